@@ -1,0 +1,47 @@
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: run test bench chaos lint lock clean
+.DEFAULT_GOAL := run
+
+run: .venv/run  ## draws from end to end on an embedded default: no server, no root
+	@$(BIN)/tombola up $(ARGS)
+
+test: .venv/dev lint  ## everything; finds or starts the servers it needs
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/dev  ## the figures of the README, and its chart
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+chaos: .venv/dev  ## the longer fault runs
+	$(BIN)/python -m pytest -m chaos $(ARGS)
+
+lock:  ## resolve the dependencies anew, with hashes; needs uv
+	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --extra embedded pyproject.toml -o requirements.lock
+	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --extra embedded --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("tombola needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+# Hashes cannot be checked for a folder: the project itself comes second, without dependencies of its own.
+.venv/run: .venv/bin/python requirements.lock pyproject.toml
+	@test -e .venv/dev || $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+.venv/dev: .venv/bin/python requirements-dev.lock pyproject.toml
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

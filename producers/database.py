@@ -1,0 +1,353 @@
+"""The database as every room sees it: engines, exact column types, transactions, and which errors mean "again".
+
+The settle path runs several thousand draws a second through a handful of multi-row statements, so it talks to the
+driver itself through `Transaction`; everything else uses SQLAlchemy Core on the same engine.
+"""
+
+from __future__ import annotations
+
+import enum
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+import pymysql
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Dialect,
+    Engine,
+    Integer,
+    Numeric,
+    String,
+    Text,
+    TypeDecorator,
+    create_engine,
+    event,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.types import TypeEngine
+
+from producers.errors import ConfigurationError, DrawError, ServiceUnavailable
+
+Value = str | int | None
+CENT: Final = Decimal("0.01")
+
+SQL_MODE: Final = (
+    "STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
+)
+READ_TIMEOUT_S: Final = 30  # a server that says nothing for so long is gone; the keys tell what it had done
+CONNECT_TIMEOUT_S: Final = 5
+
+# ---- column types ----------------------------------------------------------------------------------------------------
+
+
+def Key(length: int) -> String:
+    """A string that compares byte by byte: MySQL's default collations hold `ABC` and `abc` for equal."""
+    return String(length).with_variant(
+        mysql.VARCHAR(length, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
+    )
+
+
+def Body() -> Text:
+    """Text up to 16 MB in the bytes it came in."""
+    return Text().with_variant(
+        mysql.MEDIUMTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+    )
+
+
+# SQLite counts rows up only in a column of type INTEGER.
+Identity = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Money(TypeDecorator[Decimal]):
+    """DECIMAL(10,2). SQLite would keep that as a float: there it is a whole number of hundredths, exact in SUM too."""
+
+    impl = Numeric(10, 2)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(BigInteger() if dialect.name == "sqlite" else Numeric(10, 2))
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        amount = Decimal(value)
+        if amount != amount.quantize(CENT):
+            raise ValueError(f"an amount has at most two decimals: {value}")
+        return int(amount.scaleb(2)) if dialect.name == "sqlite" else amount
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+        if value is None:
+            return None
+        return Decimal(value).scaleb(-2) if dialect.name == "sqlite" else Decimal(value)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware datetime in Python, UTC with microseconds in the database."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(
+            mysql.DATETIME(fsp=6) if dialect.name in ("mysql", "mariadb") else DateTime()
+        )
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+def time_text(moment: datetime) -> str:
+    """`moment` as both databases write it: UTC, `YYYY-MM-DD HH:MM:SS.ffffff`."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
+
+
+def utc_now() -> datetime:
+    """Now, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+# ---- engines ---------------------------------------------------------------------------------------------------------
+
+
+def open_engine(url: str, *, lock_wait_s: int = 2) -> Engine:
+    """An engine whose sessions do not trust the server's defaults. It connects at first use.
+
+    READ COMMITTED is a rule, not a taste: at REPEATABLE READ batched inserts deadlock, and a repeat would not see
+    what another worker has just settled (DESIGN, The transaction).
+    """
+    if url.startswith("sqlite"):
+        engine = create_engine(url, connect_args={"timeout": lock_wait_s * 5, "check_same_thread": False})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    engine = create_engine(
+        url,
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        pool_recycle=3600,
+        connect_args={
+            "charset": "utf8mb4",
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "write_timeout": READ_TIMEOUT_S,
+            "init_command": (
+                f"SET SESSION sql_mode='{SQL_MODE}', time_zone='+00:00', innodb_lock_wait_timeout={lock_wait_s}"
+            ),
+        },
+    )
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own transaction handling opens them too late: we say BEGIN ourselves.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Any) -> None:
+    # IMMEDIATE: a reader that turns writer half-way is refused at once, without waiting for its turn.
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+# ---- transactions on the driver --------------------------------------------------------------------------------------
+
+
+class Transaction:
+    """One open transaction and the few multi-row statements the settle path is made of.
+
+    Statements use `?` for a parameter and `??` for a list of them. Values are str, int or None; amounts travel as
+    text and are exact in both databases.
+    """
+
+    def __init__(self, connection: Any, *, is_sqlite: bool) -> None:
+        self._connection = connection
+        self._cursor = connection.cursor()
+        self._is_sqlite = is_sqlite
+
+    def select(
+        self, statement: str, keys: Sequence[Value], *, lock: bool = False
+    ) -> Sequence[tuple[Any, ...]]:
+        """Rows of `statement`, whose `??` stands for `keys`; `lock` holds them until the end (FOR UPDATE)."""
+        if lock and not self._is_sqlite:  # SQLite has one writer at a time: BEGIN IMMEDIATE is its lock
+            statement += " FOR UPDATE"
+        if self._is_sqlite:
+            self._cursor.execute(statement.replace("??", ",".join("?" * len(keys))), keys)
+        else:
+            self._cursor.execute(statement.replace("??", ",".join(self._literals(keys))))
+        rows: Sequence[tuple[Any, ...]] = self._cursor.fetchall()
+        return rows
+
+    def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
+        """Insert all `rows` in one statement, in their order."""
+        if not rows:
+            return
+        head = f"INSERT INTO {table} ({','.join(columns)}) VALUES "
+        if self._is_sqlite:
+            self._cursor.executemany(f"{head}({','.join('?' * len(columns))})", rows)
+            return
+        literals = self._literals([value for row in rows for value in row])
+        width = len(columns)
+        self._cursor.execute(
+            head
+            + ",".join([f"({','.join(literals[i : i + width])})" for i in range(0, len(literals), width)])
+        )
+
+    def update(self, table: str, key: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
+        """Set `columns` of the rows whose `key` is the first value of each of `rows`, all in one statement."""
+        if not rows:
+            return
+        if self._is_sqlite:
+            assignments = ",".join(f"{column}=?" for column in columns)
+            self._cursor.executemany(
+                f"UPDATE {table} SET {assignments} WHERE {key}=?", [(*row[1:], row[0]) for row in rows]
+            )
+            return
+        keys, *by_column = [self._literals(values) for values in zip(*rows, strict=True)]
+        cases = [
+            f"{column}={_case(key, keys, values)}" for column, values in zip(columns, by_column, strict=True)
+        ]
+        self._cursor.execute(f"UPDATE {table} SET {','.join(cases)} WHERE {key} IN ({','.join(keys)})")
+
+    def money(self, amount: Decimal) -> Value:
+        """`amount` as this database stores it (see Money)."""
+        return int(amount.scaleb(2)) if self._is_sqlite else str(amount)
+
+    def moment(self, stored: Any) -> datetime:
+        """The aware datetime behind a stored UTC time."""
+        naive = datetime.fromisoformat(stored) if self._is_sqlite else stored
+        moment: datetime = naive.replace(tzinfo=UTC)
+        return moment
+
+    def amount(self, stored: Any) -> Decimal:
+        """The Decimal behind a stored amount, two decimals."""
+        return Decimal(stored).scaleb(-2) if self._is_sqlite else stored.quantize(CENT)
+
+    def _literals(self, values: Sequence[Value]) -> list[str]:
+        """`values` as SQL literals.
+
+        Inside quotes MySQL needs just two characters escaped, the backslash and the quote itself (manual, String
+        Literals); our sessions set the mode and the character set in which that holds. All values are escaped at once,
+        joined by a control character that none may hold: the driver's way, a call and a table look-up for each
+        character, takes longer than all the rest of a draw's Python.
+        """
+        texts = ["" if value is None else str(value) for value in values]
+        escaped = _UNIT.join(texts).replace("\\", "\\\\").replace("'", "\\'").split(_UNIT)
+        if len(escaped) != len(texts):
+            raise ValueError("a value holds the control character U+001F")
+        return [
+            "NULL" if value is None else text if type(value) is int else f"'{text}'"
+            for value, text in zip(values, escaped, strict=True)
+        ]
+
+
+_UNIT: Final = "\x1f"
+
+
+def _case(key: str, keys: Sequence[str], values: Sequence[str]) -> str:
+    if values.count(values[0]) == len(values):
+        return values[0]
+    return f"CASE {key} {' '.join([f'WHEN {k} THEN {v}' for k, v in zip(keys, values, strict=True)])} END"
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Transaction]:
+    """A transaction on the driver's own connection: committed at the end, or rolled back whole.
+
+    After an error the connection is thrown away, not returned: whatever state it is in, nobody meets it again.
+    """
+    proxy = engine.raw_connection()
+    try:
+        connection: Any = proxy.driver_connection
+        is_sqlite = engine.dialect.name == "sqlite"
+        open_transaction = Transaction(connection, is_sqlite=is_sqlite)
+        if is_sqlite:
+            connection.execute("BEGIN IMMEDIATE")
+        else:
+            connection.begin()
+        yield open_transaction
+        connection.commit()
+    except BaseException:
+        try:
+            proxy.driver_connection.rollback()  # type: ignore[union-attr]
+        except Exception:  # noqa: S110 - a lost connection has rolled back by itself
+            pass
+        proxy.invalidate()
+        raise
+    finally:
+        proxy.close()
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+class Fault(enum.Enum):
+    """What a database error asks for."""
+
+    CONFLICT = "run the whole transaction again: it met another one"
+    OUTAGE = "the database cannot be used now: nothing is wrong with the draws, wait"
+    REFUSED = "the database refuses these values, and will again"
+
+
+# 1020 record changed (snapshot isolation), 1062 duplicate key, 1180 error during COMMIT, 1205 lock wait, 1213 deadlock
+# (on Galera also at COMMIT), 3101 group replication conflict.
+_CONFLICTS: Final = frozenset({1020, 1062, 1180, 1205, 1213, 3101})
+# Not classed as DataError or IntegrityError by the driver: CHECK violated (MySQL, MariaDB), out of range.
+_REFUSALS: Final = frozenset({3819, 4025, 1264, 1690})
+_ASKS_FOR_VALUES = (pymysql.DataError, pymysql.IntegrityError, sqlite3.DataError, sqlite3.IntegrityError)
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Say what an error inside a transaction asks for.
+
+    Whatever the database says that is not known to be about the values is an outage: an outage never dead-letters a
+    draw. What is no database error at all is our own mistake with these draws, and must not stop the others.
+    """
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+    code = error.args[0] if isinstance(error, pymysql.MySQLError) and error.args else None
+    if code in _CONFLICTS or (isinstance(error, sqlite3.IntegrityError) and "UNIQUE" in str(error)):
+        return Fault.CONFLICT
+    if code in _REFUSALS or isinstance(error, _ASKS_FOR_VALUES):
+        return Fault.REFUSED
+    if isinstance(error, pymysql.MySQLError | sqlite3.Error | SQLAlchemyError | OSError | DrawError):
+        return Fault.OUTAGE
+    return Fault.REFUSED
+
+
+def is_lock_conflict(error: BaseException) -> bool:
+    """Whether another transaction's lock is to blame, so that the draw itself is above suspicion."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+    return (
+        isinstance(error, pymysql.MySQLError)
+        and error.args[:1] != (1062,)
+        and fault_of(error) is Fault.CONFLICT
+    )
+
+
+def explain(error: BaseException) -> ServiceUnavailable | ConfigurationError:
+    """A database error as one sentence that says what to do."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+    code = error.args[0] if error.args else None
+    text = " ".join(str(error.args[-1] if error.args else error).split())
+    if code == 1146 or "no such table" in text or code == 1054 or "no such column" in text:
+        return ConfigurationError(f"the database is not migrated ({text}): run `alembic upgrade head`")
+    if code in (1044, 1045, 1049):
+        return ConfigurationError(f"the database refuses us ({text}): check TOMBOLA_DATABASE_URL")
+    if "unable to open database file" in text:
+        return ConfigurationError(
+            "the SQLite file cannot be opened: check the folder in TOMBOLA_DATABASE_URL"
+        )
+    return ServiceUnavailable(f"the database does not answer: {text}")

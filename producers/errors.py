@@ -1,0 +1,62 @@
+"""Every error that tombola raises on purpose.
+
+    DrawError
+    ├── ConfigurationError       a setting is wrong, a server is of the wrong kind, a schema is not migrated
+    ├── InvalidRequest           the draw cannot be expressed: the caller must change it
+    │   ├── InvalidKey           a request key, session id or derived key that is not safe to use
+    │   └── UnknownVersion       a contract version that this release does not speak
+    ├── IdempotencyKeyReused     the key is known, with another request behind it
+    ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
+    ├── ResultNotReady           nothing is known of that session yet
+    └── ServiceUnavailable       a server did not answer: nothing is wrong with the draw, try again
+        └── PublishFailed        the broker did not confirm: the draw may or may not be queued
+
+A docstring is the default message, so that every one of them says something when it reaches a terminal.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+
+class DrawError(Exception):
+    """The draw could not be handled."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or inspect.getdoc(type(self)) or "")
+
+
+class ConfigurationError(DrawError):
+    """Tombola is not set up right."""
+
+
+class InvalidRequest(DrawError):
+    """This is not a valid draw request."""
+
+
+class InvalidKey(InvalidRequest):
+    """A key is 1 to 64 characters of A-Z a-z 0-9 . _ and -."""
+
+
+class UnknownVersion(InvalidRequest):
+    """This message speaks a contract version that this release does not know."""
+
+
+class IdempotencyKeyReused(DrawError):
+    """This idempotency key was already used with a different request."""
+
+
+class AccountNotFound(DrawError):
+    """There is no such account."""
+
+
+class ResultNotReady(DrawError):
+    """No result is known for this lottery session yet."""
+
+
+class ServiceUnavailable(DrawError):
+    """A server did not answer. Nothing is wrong with the draw: try again."""
+
+
+class PublishFailed(ServiceUnavailable):
+    """The broker did not confirm the message. Publish it again: a second copy does no harm."""

@@ -1,0 +1,216 @@
+"""Settings: TOMBOLA_* from the environment, parsed once, checked against each other, frozen and passed on."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from producers.errors import ConfigurationError
+
+PREFIX = "TOMBOLA_"
+SEED_BYTES_MIN = 16
+
+
+class Settings(BaseSettings):
+    """One field per TOMBOLA_* variable. URLs and the seed are secrets: they never show in a repr or a log.
+
+    Build it with `Settings.from_env()`, which turns every mistake into one ConfigurationError.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    database_url: SecretStr = Field(
+        default=SecretStr(""), description="SQLAlchemy URL of the ledger, mysql+pymysql://… or sqlite:///…"
+    )
+    broker_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="where draws are queued: redis://… (a Stream) or amqp://… (a quorum queue)",
+    )
+    result_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="where results are kept, redis://…; default: the broker, if that is Redis",
+    )
+    seed: SecretStr = Field(
+        default=SecretStr(""),
+        description="the draws' secret seed, at least 32 hex digits; workers and audits need it",
+    )
+    batch_size_max: Annotated[int, Field(ge=1, le=900)] = Field(
+        default=500, description="draws in one transaction at most (above 900 MariaDB loses the lock order)"
+    )
+    claim_after_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        default=15.0,
+        description="after this long without a sign of life a worker's draws are taken over (Redis)",
+    )
+    lock_wait_s: Annotated[int, Field(ge=1, le=50)] = Field(
+        default=1, description="how long a statement may wait for a row lock"
+    )
+    tries_max: Annotated[int, Field(ge=1, le=20)] = Field(
+        default=3, description="how often a batch is tried as a whole before it is split"
+    )
+    deliveries_max: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=5, description="a draw delivered more often is handled alone, and parked if it fails"
+    )
+    lanes: Annotated[int, Field(ge=1, le=16)] = Field(
+        default=2,
+        description="batches under way at once in one worker process, each with its own connections",
+    )
+    result_ttl_s: Annotated[int, Field(ge=1)] = Field(
+        default=86_400,
+        description="how long Redis keeps a result; afterwards it is rebuilt from the database",
+    )
+    publish_timeout_s: Annotated[float, Field(gt=0, le=300)] = Field(
+        default=10.0, description="how long the broker may take to confirm a message"
+    )
+    remote_control: bool = Field(
+        default=True, description="let `celery inspect` and `celery control` reach the workers"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # from_env() hands over the variables itself, so that a mapping other than os.environ works as well.
+        return (init_settings,)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Self:
+        """Read TOMBOLA_* from `env` (default: the process's environment).
+
+        Raises ConfigurationError for an unknown name, a value out of range, or values that do not fit together.
+        """
+        env = os.environ if env is None else env
+        values = {
+            name: value for name, value in env.items() if name.startswith(PREFIX) and name != HOME_VARIABLE
+        }
+        known = {PREFIX + name.upper(): name for name in cls.model_fields}
+        for name in values:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+                raise ConfigurationError(f"unknown setting {name}{hint}")
+        try:
+            return cls(**{known[name]: value for name, value in values.items()})
+        except ValidationError as error:
+            raise ConfigurationError("; ".join(map(_one_line, error.errors()))) from None
+
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value():
+            return value
+        try:
+            url = make_url(value.get_secret_value())
+        except ArgumentError:
+            raise ValueError(
+                "not a SQLAlchemy URL, such as mysql+pymysql://user:password@host/name"
+            ) from None
+        if url.drivername in ("mysql", "mariadb"):
+            url = url.set(drivername="mysql+pymysql")
+        if url.drivername == "mariadb+pymysql":
+            url = url.set(drivername="mysql+pymysql")
+        if url.drivername not in ("mysql+pymysql", "sqlite", "sqlite+pysqlite"):
+            raise ValueError(
+                f"{url.drivername} is not supported: use mysql+pymysql:// (also for MariaDB) or sqlite:///"
+            )
+        if url.get_backend_name() == "sqlite" and not url.database:
+            raise ValueError("an in-memory SQLite cannot be shared between processes: name a file")
+        return SecretStr(url.render_as_string(hide_password=False))
+
+    @field_validator("broker_url")
+    @classmethod
+    def _broker(cls, value: SecretStr) -> SecretStr:
+        _check_scheme(value, ("redis", "rediss", "amqp", "amqps"))
+        return value
+
+    @field_validator("result_url")
+    @classmethod
+    def _result(cls, value: SecretStr) -> SecretStr:
+        _check_scheme(value, ("redis", "rediss"))
+        return value
+
+    @field_validator("seed")
+    @classmethod
+    def _seed(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        try:
+            long_enough = not text or len(bytes.fromhex(text)) >= SEED_BYTES_MIN
+        except ValueError:
+            long_enough = False
+        if not long_enough:
+            raise ValueError(
+                f"at least {2 * SEED_BYTES_MIN} hex digits; make one with `openssl rand -hex 32`"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.claim_after_s <= self.batch_time_s_max:
+            raise ValueError(
+                f"TOMBOLA_CLAIM_AFTER_S ({self.claim_after_s:g}) must be longer than a batch can take: "
+                f"{self.batch_time_s_max:g}, from TOMBOLA_LOCK_WAIT_S, TOMBOLA_TRIES_MAX and TOMBOLA_BATCH_SIZE_MAX; "
+                "or its draws are taken over while their worker is still at it"
+            )
+        return self
+
+    @property
+    def batch_time_s_max(self) -> float:
+        """How long one batch can take while the database is up.
+
+        Every try waits its full time for a lock, and so does each halving on the way to the one draw in the way.
+        """
+        return float(self.lock_wait_s * (self.tries_max + self.batch_size_max.bit_length()))
+
+    @property
+    def seed_bytes(self) -> bytes:
+        """The seed; raises ConfigurationError when there is none."""
+        return bytes.fromhex(self.need("seed"))
+
+    def need(self, name: str) -> str:
+        """The secret called `name` in the clear; raises ConfigurationError when it is not set."""
+        secret: SecretStr = getattr(self, name)
+        value = secret.get_secret_value()
+        if not value and name == "result_url" and self.broker_url.get_secret_value().startswith("redis"):
+            return self.need("broker_url")
+        if not value:
+            raise ConfigurationError(
+                f"{PREFIX}{name.upper()} is not set: {type(self).model_fields[name].description}"
+            )
+        return value
+
+    def has(self, name: str) -> bool:
+        """Whether `need(name)` would answer."""
+        try:
+            return bool(self.need(name))
+        except ConfigurationError:
+            return False
+
+
+# Where embedded mode keeps its state. Not a setting of the system: it names where settings are found.
+HOME_VARIABLE = "TOMBOLA_HOME"
+
+
+def _check_scheme(value: SecretStr, schemes: tuple[str, ...]) -> None:
+    text = value.get_secret_value()
+    if text and text.partition("://")[0] not in schemes:
+        # The value may hold a password: it is not repeated.
+        raise ValueError(f"must begin with {' or '.join(scheme + '://' for scheme in schemes)}")
+
+
+def _one_line(error: object) -> str:
+    assert isinstance(error, dict)
+    where = "".join(f"{PREFIX}{str(part).upper()}: " for part in error["loc"])
+    return where + str(error["msg"]).removeprefix("Value error, ")

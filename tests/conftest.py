@@ -1,0 +1,118 @@
+"""Servers for the tests that need them, and an environment without the developer's own settings.
+
+Servers start at first use and serve the whole run; databases, key spaces and virtual hosts are per test.
+A test that ends servers takes one of its own: `with servers.redis(private=True) as server`. Wherever
+`Unavailable` comes up, in a fixture or in a test, the test is skipped with its reason, but fails where
+CI=true: a CI job that lost its servers must not look like one that passed.
+"""
+
+import itertools
+import os
+import secrets
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+from redis import Redis
+from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from tests import servers
+
+_redis_databases = itertools.cycle(range(16))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """List skips with their reasons, asked (-rs) or not."""
+    if not set("sAa") & set(config.option.reportchars):
+        config.option.reportchars += "s"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    return (yield from _skip_unavailable())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    return (yield from _skip_unavailable())
+
+
+def _skip_unavailable() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except servers.Unavailable as unavailable:
+        reason = str(unavailable)
+    # Out here, as from inside the clause the report would show the whole chain of errors.
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"would be skipped, but CI=true: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def no_tombola_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may pass or fail by a TOMBOLA_* variable of the shell it was started from."""
+    for variable in [name for name in os.environ if name.startswith("TOMBOLA_")]:
+        monkeypatch.delenv(variable)
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[servers.Server]:
+    with servers.mariadb() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[servers.Server]:
+    with servers.redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server() -> Iterator[servers.RabbitMQ]:
+    with servers.rabbitmq() as server:
+        yield server
+
+
+@pytest.fixture
+def mariadb_url(mariadb_server: servers.Server) -> Iterator[str]:
+    """A new database, in latin1: the application must name its character set, not trust the server's."""
+    name = f"test_{secrets.token_hex(6)}"
+    engine = create_engine(mariadb_server.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} CHARACTER SET latin1"))
+    yield _with_path(mariadb_server.url, name)
+    with engine.connect() as connection:
+        # A transaction that a failed test left open would make the drop wait for a day.
+        left = text("SELECT id FROM information_schema.processlist WHERE db = :name")
+        for thread_id in connection.execute(left, {"name": name}).scalars().all():
+            with suppress(DBAPIError):  # it may have ended by itself since
+                connection.execute(text(f"KILL {thread_id}"))
+        connection.execute(text(f"DROP DATABASE {name}"))
+
+
+@pytest.fixture
+def redis_url(redis_server: servers.Server) -> Iterator[str]:
+    """An empty logical database. In turn, so that what an earlier test left running writes elsewhere; but
+    pub/sub is the server's, not the database's. A server that TEST_REDIS_URL names is emptied as well."""
+    url = _with_path(redis_server.url, str(next(_redis_databases)))
+    with Redis.from_url(url) as client:
+        client.flushdb()
+        yield url
+        client.flushdb()
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq_server: servers.RabbitMQ) -> Iterator[str]:
+    """A new virtual host; on a server that TEST_RABBITMQ_URL names, the one in its URL, for all tests."""
+    if rabbitmq_server.launch is None:
+        yield rabbitmq_server.url
+        return
+    name = f"test_{secrets.token_hex(6)}"
+    yield rabbitmq_server.add_vhost(name)
+    rabbitmq_server.delete_vhost(name)
+
+
+def _with_path(url: str, path: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{path}"))

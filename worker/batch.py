@@ -1,0 +1,241 @@
+"""THE transaction: settle a batch of draws so that each is charged once, however often it is delivered.
+
+    lock the accounts ─► who is settled already? ─► draw ─► post ─► move balances ─► finish requests ─► commit
+
+Only then come results, and only then acks (worker.consumer). One request key belongs to one account, so two deliveries
+of a request meet at that account's lock, and the second one finds the first one's row. The unique constraints on
+`idempotency_key` and `request_key` are the proof that this is so: where they object, the whole transaction runs again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Final, Literal
+
+from sqlalchemy import Engine
+
+from producers import keys, requests
+from producers.contract import (
+    ACCOUNT_NOT_FOUND,
+    DUPLICATE_REQUEST_IDEMPOTENT,
+    INSUFFICIENT_BALANCE,
+    DrawRequest,
+    DrawResult,
+    LedgerRow,
+)
+from producers.database import Fault, Transaction, explain, fault_of, is_lock_conflict, transaction, utc_now
+from producers.requests import Finished, Known
+from worker import ledger
+from worker.draw import Wheel
+from worker.ledger import CONSUME, REWARD, Entry
+
+Wheels = Mapping[str, Wheel]
+NO_PRIZE: Final = "0.00"
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The draw has an outcome, now or since earlier: `result` is the first one's bytes."""
+
+    request: DrawRequest
+    result: bytes
+    settled_at: datetime
+    is_repeat: bool = False
+
+    @property
+    def reason(self) -> str | None:
+        """DUPLICATE_REQUEST_IDEMPOTENT for a repeat; why it was rejected is in the result."""
+        return DUPLICATE_REQUEST_IDEMPOTENT if self.is_repeat else None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The draw cannot be settled, now or later: a dead letter."""
+
+    request: DrawRequest
+    cause: Literal["fingerprint mismatch", "unknown campaign", "failed alone"]
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Somebody holds a lock for longer than we wait. Nothing is wrong with the draw: leave it unacked."""
+
+    request: DrawRequest
+    error: str
+
+
+Answer = Settled | Refused | Deferred
+
+
+def settle(
+    engine: Engine,
+    draws: Sequence[DrawRequest],
+    wheels: Wheels,
+    *,
+    tries_max: int,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[Answer]:
+    """Settle `draws` in one transaction; return an answer for each, in their order.
+
+    After a conflict the whole transaction runs again, up to `tries_max` times; a batch that still fails is halved, so
+    that one bad draw is found and the others go through. Raises ServiceUnavailable or ConfigurationError when the
+    database cannot be used: then nothing is known to be settled, and the same call later finds out.
+    """
+    error: Exception | None = None
+    for attempt in range(tries_max):
+        if attempt:
+            sleep(random.uniform(0, 0.01 * 2**attempt))
+        try:
+            with transaction(engine) as open_transaction:
+                answers = settle_in(open_transaction, draws, wheels, utc_now())
+            return answers
+        except Exception as raised:
+            error, fault = raised, fault_of(raised)
+            if fault is Fault.OUTAGE:
+                raise explain(raised) from raised
+            if fault is Fault.REFUSED:
+                break
+    assert error is not None
+    if len(draws) == 1:
+        why = f"{type(error).__name__}: {error}"
+        return [
+            Deferred(draws[0], why) if is_lock_conflict(error) else Refused(draws[0], "failed alone", why)
+        ]
+    middle = len(draws) // 2
+    return [
+        answer
+        for half in (draws[:middle], draws[middle:])
+        for answer in settle(engine, half, wheels, tries_max=1, sleep=sleep)
+    ]
+
+
+def settle_in(
+    open_transaction: Transaction, draws: Sequence[DrawRequest], wheels: Wheels, now: datetime
+) -> list[Answer]:
+    """Settle `draws` inside `open_transaction`, which the caller commits; nothing is visible before that."""
+    book = _Book(
+        accounts=ledger.lock_accounts(open_transaction, {draw.account_id for draw in draws}),
+        # Read only under the locks: what another worker settled before us is visible now, and stays so.
+        known=requests.look_up(open_transaction, [draw.request_key for draw in draws]),
+        wheels=wheels,
+        now=now,
+    )
+    unknown = [draw.request_key for draw in draws if draw.request_key not in book.known]
+    book.charged = ledger.charged_sessions(open_transaction, [f"{key}:{CONSUME_TYPE}" for key in unknown])
+    answers = [book.settle(draw) for draw in draws]
+    ledger.post(open_transaction, book.entries, now)
+    ledger.move(open_transaction, book.moved, now)
+    requests.finish(open_transaction, book.finished, now)
+    return answers
+
+
+CONSUME_TYPE: Final = "consume"
+REWARD_TYPE: Final = "reward"
+
+
+@dataclass(slots=True)
+class _Book:
+    """A batch in memory: what was read under the locks, and what is to be written."""
+
+    accounts: dict[int, ledger.Account]
+    known: dict[str, Known]
+    wheels: Wheels
+    now: datetime
+    charged: dict[str, ledger.Charged] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    moved: dict[int, Decimal] = field(default_factory=dict)
+    finished: list[Finished] = field(default_factory=list)
+
+    def settle(self, draw: DrawRequest) -> Answer:
+        fingerprint = draw.fingerprint()
+        known = self.known.get(draw.request_key)
+        if known is not None:
+            if known.fingerprint != fingerprint:
+                return Refused(draw, "fingerprint mismatch", "this request key belongs to another request")
+            if known.result is not None and known.settled_at is not None:
+                return Settled(draw, known.result.encode(), known.settled_at, is_repeat=True)
+        wheel = self.wheels.get(draw.campaign)
+        if wheel is None:
+            return Refused(draw, "unknown campaign", f"there is no campaign {draw.campaign!r} here")
+        charged = self.charged.get(f"{draw.request_key}:{CONSUME_TYPE}")
+        if charged is not None and charged.account_id != draw.account_id:
+            return Refused(draw, "fingerprint mismatch", "this request key was paid from another account")
+        result = self._draw(draw, wheel) if charged is None else _completed(draw, charged.rows)
+        body = result.encode()
+        text = body.decode()
+        self.finished.append(
+            Finished(draw, fingerprint, result.status, result.reason, text, is_accepted=known is not None)
+        )
+        # A key twice in one batch is the same case as a redelivery.
+        self.known[draw.request_key] = Known(fingerprint, result.status, text, self.now)
+        return Settled(draw, body, self.now, is_repeat=charged is not None)
+
+    def _draw(self, draw: DrawRequest, wheel: Wheel) -> DrawResult:
+        campaign = wheel.campaign
+        account = self.accounts.get(draw.account_id)
+        if account is None or account.asset_code != campaign.asset_code:
+            return _rejected(draw, ACCOUNT_NOT_FOUND, None)
+        balance = account.balance
+        if balance < campaign.cost:
+            return _rejected(draw, INSUFFICIENT_BALANCE, balance)
+        shown = []
+        prize = wheel.draw(draw.account_id, draw.request_key)
+        for entry_type, business_type, delta in (
+            (CONSUME_TYPE, CONSUME, -campaign.cost),
+            (REWARD_TYPE, REWARD, prize.amount),
+        ):
+            if not delta:
+                continue
+            entry = Entry(
+                draw.account_id,
+                draw.lottery_session_id,
+                keys.derive(draw.request_key, entry_type),
+                business_type,
+                campaign.asset_code,
+                delta,
+                balance,
+                balance + delta,
+                wheel.notes,
+            )
+            balance = entry.after
+            self.entries.append(entry)
+            shown.append(entry.shown())
+        self.accounts[draw.account_id] = account._replace(balance=balance)
+        self.moved[draw.account_id] = balance
+        return _completed(draw, shown)
+
+
+def _completed(draw: DrawRequest, rows: list[LedgerRow]) -> DrawResult:
+    """The result of a draw that went through, from its ledger rows alone: the same bytes now and in ten years."""
+    rewards = [Decimal(row.delta_amount) for row in rows if row.business_type == REWARD]
+    return DrawResult(
+        request_key=draw.request_key,
+        lottery_session_id=draw.lottery_session_id,
+        account_id=draw.account_id,
+        campaign=draw.campaign,
+        status="completed",
+        reason=None,
+        prize_amount=str(sum(rewards, Decimal(NO_PRIZE))),
+        balance_after=rows[-1].balance_after,
+        transactions=rows,
+    )
+
+
+def _rejected(draw: DrawRequest, reason: str, balance: Decimal | None) -> DrawResult:
+    return DrawResult(
+        request_key=draw.request_key,
+        lottery_session_id=draw.lottery_session_id,
+        account_id=draw.account_id,
+        campaign=draw.campaign,
+        status="rejected",
+        reason=reason,
+        prize_amount=NO_PRIZE,
+        balance_after=None if balance is None else str(balance),
+        transactions=[],
+    )

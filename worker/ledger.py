@@ -1,0 +1,215 @@
+"""The ledger: lock accounts, post entries, move balances, read a session back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Engine, insert, select, update
+
+from producers import keys
+from producers.contract import LedgerRow
+from producers.database import CENT, Transaction, time_text, utc_now
+from producers.errors import AccountNotFound, InvalidRequest
+from worker.schema import account_asset_balances as accounts
+from worker.schema import asset_transactions as transactions
+
+CONSUME: Final = "lottery_consume"
+REWARD: Final = "lottery_reward"
+RECHARGE: Final = "recharge"
+AMOUNT_MAX: Final = Decimal("99999999.99")  # decimal(10,2)
+
+_COLUMNS: Final = (
+    "account_id", "business_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code",
+    "delta_amount", "balance_before", "balance_after", "notes", "created_at", "updated_at",
+)  # fmt: skip
+
+
+class Account(NamedTuple):
+    """A locked account as the batch sees it."""
+
+    asset_code: str
+    balance: Decimal
+
+
+class Entry(NamedTuple):
+    """One ledger row to post."""
+
+    account_id: int
+    lottery_session_id: str
+    idempotency_key: str
+    business_type: str
+    asset_code: str
+    delta: Decimal
+    before: Decimal
+    after: Decimal
+    notes: str
+
+    def shown(self) -> LedgerRow:
+        """The row as a result shows it."""
+        return LedgerRow(
+            self.idempotency_key,
+            self.business_type,
+            self.asset_code,
+            str(self.delta),
+            str(self.before),
+            str(self.after),
+        )
+
+
+def lock_accounts(transaction: Transaction, account_ids: Iterable[int]) -> dict[int, Account]:
+    """Lock these accounts in the order of their ids, so that no two batches wait for each other; absent ones lack."""
+    rows = transaction.select(
+        "SELECT id, asset_code, balance FROM account_asset_balances WHERE id IN (??) ORDER BY id",
+        sorted(account_ids),
+        lock=True,
+    )
+    return {
+        account_id: Account(asset_code, transaction.amount(balance))
+        for account_id, asset_code, balance in rows
+    }
+
+
+class Charged(NamedTuple):
+    """A draw that the ledger holds: who paid, and the rows of its session."""
+
+    account_id: int
+    rows: list[LedgerRow]
+
+
+def charged_sessions(transaction: Transaction, consume_keys: Sequence[str]) -> dict[str, Charged]:
+    """The draws behind those of `consume_keys` that the ledger holds, by that key.
+
+    For requests whose own row is gone or was never there: the ledger's keys never expire.
+    """
+    if not consume_keys:
+        return {}
+    found = transaction.select(
+        "SELECT idempotency_key, account_id, lottery_session_id FROM asset_transactions WHERE idempotency_key IN (??)",
+        consume_keys,
+    )
+    if not found:
+        return {}
+    rows: dict[str, list[LedgerRow]] = {}
+    for session_id, *values, delta, before, after in transaction.select(
+        "SELECT lottery_session_id, idempotency_key, business_type, asset_code, "
+        "delta_amount, balance_before, balance_after "
+        "FROM asset_transactions WHERE lottery_session_id IN (??) ORDER BY transaction_id",
+        sorted({session_id for _, _, session_id in found}),
+    ):
+        amounts = [str(transaction.amount(amount)) for amount in (delta, before, after)]
+        rows.setdefault(session_id, []).append(LedgerRow(*values, *amounts))
+    return {
+        consume_key: Charged(account_id, rows[session_id]) for consume_key, account_id, session_id in found
+    }
+
+
+def post(transaction: Transaction, entries: Sequence[Entry], now: datetime) -> None:
+    """Insert `entries` in one statement.
+
+    In the order in which the draws were made: under an account's lock the auto-increment id is then the order of its
+    chain of balances, which is what old readers and the audit go by.
+    """
+    money, moment = transaction.money, time_text(now)
+    transaction.insert(
+        "asset_transactions",
+        _COLUMNS,
+        [
+            (
+                entry.account_id,
+                entry.lottery_session_id,
+                entry.lottery_session_id,
+                entry.idempotency_key,
+                entry.business_type,
+                entry.asset_code,
+                money(entry.delta),
+                money(entry.before),
+                money(entry.after),
+                entry.notes,
+                moment,
+                moment,
+            )
+            for entry in entries
+        ],
+    )
+
+
+def move(transaction: Transaction, balances: Mapping[int, Decimal], now: datetime) -> None:
+    """Set the balances of locked accounts, all in one statement."""
+    moment = time_text(now)
+    transaction.update(
+        "account_asset_balances",
+        "id",
+        ("balance", "updated_at"),
+        [(account_id, transaction.money(balance), moment) for account_id, balance in balances.items()],
+    )
+
+
+def get_lottery_session_transactions(lottery_session_id: str, *, engine: Engine) -> list[dict[str, Any]]:
+    """All ledger rows of a session, by `transaction_id`: a dict per row, by column name."""
+    with engine.connect().execution_options(read_only=True) as connection:
+        rows = connection.execute(
+            select(transactions)
+            .where(transactions.c.lottery_session_id == lottery_session_id)
+            .order_by(transactions.c.transaction_id)
+        )
+        return [dict(row) for row in rows.mappings()]
+
+
+def open_account(
+    engine: Engine, *, user_id: int, asset_code: str = "POINT", balance: Decimal = Decimal(0)
+) -> int:
+    """Open an account and recharge it with `balance`; return its id. The books begin at zero, so they add up."""
+    now = utc_now()
+    with engine.begin() as connection:
+        result = connection.execute(
+            insert(accounts).values(
+                user_id=user_id, asset_code=asset_code, balance=Decimal(0), created_at=now, updated_at=now
+            )
+        )
+        (account_id,) = result.inserted_primary_key or (0,)
+    if balance:
+        recharge(engine, account_id, balance)
+    return int(account_id)
+
+
+def recharge(engine: Engine, account_id: int, amount: Decimal) -> Decimal:
+    """Add `amount` to an account under a standalone key; return the new balance.
+
+    Raises AccountNotFound, or InvalidRequest for an amount that is not positive, not in cents or too large.
+    """
+    if not 0 < amount <= AMOUNT_MAX or amount != amount.quantize(CENT):
+        raise InvalidRequest(
+            f"an amount is above 0, at most {AMOUNT_MAX:,} and has two decimals at most: {amount}"
+        )
+    now, key = utc_now(), keys.make_standalone_key(RECHARGE, account_id)
+    with engine.begin() as connection:
+        row = connection.execute(
+            select(accounts).where(accounts.c.id == account_id).with_for_update()
+        ).first()
+        if row is None:
+            raise AccountNotFound(f"there is no account {account_id}")
+        after: Decimal = row.balance + amount
+        if after > AMOUNT_MAX:
+            raise InvalidRequest(f"account {account_id} would hold more than {AMOUNT_MAX:,}")
+        connection.execute(
+            insert(transactions).values(
+                account_id=account_id,
+                business_id=key,
+                lottery_session_id=key,
+                idempotency_key=key,
+                business_type=RECHARGE,
+                asset_code=row.asset_code,
+                delta_amount=amount,
+                balance_before=row.balance,
+                balance_after=after,
+                created_at=now,
+                updated_at=now,
+            )
+        )
+        connection.execute(
+            update(accounts).where(accounts.c.id == account_id).values(balance=after, updated_at=now)
+        )
+    return after
