@@ -52,19 +52,13 @@ class DrawRequest(msgspec.Struct, frozen=True, kw_only=True):
         elif self.lottery_session_id != self.request_key:
             keys.check_session_id(self.lottery_session_id)
         if not 1 <= self.account_id <= ACCOUNT_ID_MAX:
-            raise InvalidRequest(
-                f"account_id is an integer from 1 to {ACCOUNT_ID_MAX}, not {self.account_id!r:.40}"
-            )
+            raise InvalidRequest(f"account_id is an integer from 1 to {ACCOUNT_ID_MAX}, not {self.account_id!r:.40}")
         if self.campaign != CAMPAIGN_DEFAULT and not _is_campaign(self.campaign):
-            raise InvalidRequest(
-                f"campaign is 1 to 64 characters of A-Z a-z 0-9 . _ and -: {self.campaign!r:.80}"
-            )
+            raise InvalidRequest(f"campaign is 1 to 64 characters of A-Z a-z 0-9 . _ and -: {self.campaign!r:.80}")
 
     def encode(self) -> bytes:
         """The canonical body: JSON without blanks, fields in the contract's order."""
-        return _encode(
-            _RequestV1(VERSION, self.request_key, self.lottery_session_id, self.account_id, self.campaign)
-        )
+        return _encode(_RequestV1(VERSION, self.request_key, self.lottery_session_id, self.account_id, self.campaign))
 
     def fingerprint(self) -> str:
         """SHA-256 of the canonical body, 64 hex digits: two requests under one key are the same or a conflict."""
@@ -127,9 +121,7 @@ def parse_request(body: bytes) -> DrawRequest:
     Raises InvalidRequest with what is wrong and where, UnknownVersion for a version this release does not speak.
     """
     if len(body) > BODY_BYTES_MAX:
-        raise InvalidRequest(
-            f"a draw request has at most {BODY_BYTES_MAX:,} bytes, this one has {len(body):,}"
-        )
+        raise InvalidRequest(f"a draw request has at most {BODY_BYTES_MAX:,} bytes, this one has {len(body):,}")
     try:
         wire = _decode_request(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -37,9 +37,7 @@ from producers.errors import ConfigurationError, DrawError, ServiceUnavailable
 Value = str | int | None
 CENT: Final = Decimal("0.01")
 
-SQL_MODE: Final = (
-    "STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
-)
+SQL_MODE: Final = "STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
 READ_TIMEOUT_S: Final = 30  # a server that says nothing for so long is gone; the keys tell what it had done
 CONNECT_TIMEOUT_S: Final = 5
 
@@ -55,9 +53,7 @@ def Key(length: int) -> String:
 
 def Body() -> Text:
     """Text up to 16 MB in the bytes it came in."""
-    return Text().with_variant(
-        mysql.MEDIUMTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
-    )
+    return Text().with_variant(mysql.MEDIUMTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 
 
 # SQLite counts rows up only in a column of type INTEGER.
@@ -94,9 +90,7 @@ class UtcTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return dialect.type_descriptor(
-            mysql.DATETIME(fsp=6) if dialect.name in ("mysql", "mariadb") else DateTime()
-        )
+        return dialect.type_descriptor(mysql.DATETIME(fsp=6) if dialect.name in ("mysql", "mariadb") else DateTime())
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
@@ -129,7 +123,7 @@ def open_engine(url: str, *, lock_wait_s: int = 2) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    engine = create_engine(
+    return create_engine(
         url,
         isolation_level="READ COMMITTED",
         pool_pre_ping=True,
@@ -144,7 +138,6 @@ def open_engine(url: str, *, lock_wait_s: int = 2) -> Engine:
             ),
         },
     )
-    return engine
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
@@ -175,9 +168,7 @@ class Transaction:
         self._cursor = connection.cursor()
         self._is_sqlite = is_sqlite
 
-    def select(
-        self, statement: str, keys: Sequence[Value], *, lock: bool = False
-    ) -> Sequence[tuple[Any, ...]]:
+    def select(self, statement: str, keys: Sequence[Value], *, lock: bool = False) -> Sequence[tuple[Any, ...]]:
         """Rows of `statement`, whose `??` stands for `keys`; `lock` holds them until the end (FOR UPDATE)."""
         if lock and not self._is_sqlite:  # SQLite has one writer at a time: BEGIN IMMEDIATE is its lock
             statement += " FOR UPDATE"
@@ -199,8 +190,7 @@ class Transaction:
         literals = self._literals([value for row in rows for value in row])
         width = len(columns)
         self._cursor.execute(
-            head
-            + ",".join([f"({','.join(literals[i : i + width])})" for i in range(0, len(literals), width)])
+            head + ",".join([f"({','.join(literals[i : i + width])})" for i in range(0, len(literals), width)])
         )
 
     def update(self, table: str, key: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
@@ -214,9 +204,7 @@ class Transaction:
             )
             return
         keys, *by_column = [self._literals(values) for values in zip(*rows, strict=True)]
-        cases = [
-            f"{column}={_case(key, keys, values)}" for column, values in zip(columns, by_column, strict=True)
-        ]
+        cases = [f"{column}={_case(key, keys, values)}" for column, values in zip(columns, by_column, strict=True)]
         self._cursor.execute(f"UPDATE {table} SET {','.join(cases)} WHERE {key} IN ({','.join(keys)})")
 
     def money(self, amount: Decimal) -> Value:
@@ -278,10 +266,8 @@ def transaction(engine: Engine) -> Iterator[Transaction]:
         yield open_transaction
         connection.commit()
     except BaseException:
-        try:
+        with suppress(Exception):  # a lost connection has rolled back by itself
             proxy.driver_connection.rollback()  # type: ignore[union-attr]
-        except Exception:  # noqa: S110 - a lost connection has rolled back by itself
-            pass
         proxy.invalidate()
         raise
     finally:
@@ -329,11 +315,7 @@ def is_lock_conflict(error: BaseException) -> bool:
     """Whether another transaction's lock is to blame, so that the draw itself is above suspicion."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
-    return (
-        isinstance(error, pymysql.MySQLError)
-        and error.args[:1] != (1062,)
-        and fault_of(error) is Fault.CONFLICT
-    )
+    return isinstance(error, pymysql.MySQLError) and error.args[:1] != (1062,) and fault_of(error) is Fault.CONFLICT
 
 
 def explain(error: BaseException) -> ServiceUnavailable | ConfigurationError:
@@ -347,7 +329,5 @@ def explain(error: BaseException) -> ServiceUnavailable | ConfigurationError:
     if code in (1044, 1045, 1049):
         return ConfigurationError(f"the database refuses us ({text}): check TOMBOLA_DATABASE_URL")
     if "unable to open database file" in text:
-        return ConfigurationError(
-            "the SQLite file cannot be opened: check the folder in TOMBOLA_DATABASE_URL"
-        )
+        return ConfigurationError("the SQLite file cannot be opened: check the folder in TOMBOLA_DATABASE_URL")
     return ServiceUnavailable(f"the database does not answer: {text}")

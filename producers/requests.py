@@ -54,9 +54,7 @@ def look_up(transaction: Transaction, request_keys: Sequence[str]) -> dict[str, 
         request_keys,
     )
     return {
-        key: Known(
-            fingerprint, status, result, None if settled_at is None else transaction.moment(settled_at)
-        )
+        key: Known(fingerprint, status, result, None if settled_at is None else transaction.moment(settled_at))
         for key, fingerprint, status, result, settled_at in rows
     }
 
@@ -88,11 +86,7 @@ def finish(transaction: Transaction, finished: Sequence[Finished], now: datetime
         _TABLE,
         "request_key",
         _OUTCOME,
-        [
-            (it.request.request_key, it.status, it.reason, it.result, moment)
-            for it in finished
-            if it.is_accepted
-        ],
+        [(it.request.request_key, it.status, it.reason, it.result, moment) for it in finished if it.is_accepted],
     )
 
 

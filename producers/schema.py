@@ -27,7 +27,7 @@ metadata = MetaData(
 )
 
 # Every table says its engine and character set: the server's default may be latin1, or compare without case.
-TABLE_OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+TABLE_OPTIONS: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
 api_idempotency_requests = Table(
     "api_idempotency_requests",

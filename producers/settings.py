@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -24,9 +24,7 @@ class Settings(BaseSettings):
     Build it with `Settings.from_env()`, which turns every mistake into one ConfigurationError.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     database_url: SecretStr = Field(
         default=SecretStr(""), description="SQLAlchemy URL of the ledger, mysql+pymysql://… or sqlite:///…"
@@ -93,9 +91,7 @@ class Settings(BaseSettings):
         Raises ConfigurationError for an unknown name, a value out of range, or values that do not fit together.
         """
         env = os.environ if env is None else env
-        values = {
-            name: value for name, value in env.items() if name.startswith(PREFIX) and name != HOME_VARIABLE
-        }
+        values = {name: value for name, value in env.items() if name.startswith(PREFIX) and name != HOME_VARIABLE}
         known = {PREFIX + name.upper(): name for name in cls.model_fields}
         for name in values:
             if name not in known:
@@ -103,7 +99,9 @@ class Settings(BaseSettings):
                 hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
                 raise ConfigurationError(f"unknown setting {name}{hint}")
         try:
-            return cls(**{known[name]: value for name, value in values.items()})
+            # Strings, each parsed by its field.
+            parsed: dict[str, Any] = {known[name]: value for name, value in values.items()}
+            return cls(**parsed)
         except ValidationError as error:
             raise ConfigurationError("; ".join(map(_one_line, error.errors()))) from None
 
@@ -115,9 +113,7 @@ class Settings(BaseSettings):
         try:
             url = make_url(value.get_secret_value())
         except ArgumentError:
-            raise ValueError(
-                "not a SQLAlchemy URL, such as mysql+pymysql://user:password@host/name"
-            ) from None
+            raise ValueError("not a SQLAlchemy URL, such as mysql+pymysql://user:password@host/name") from None
         if url.drivername in ("mysql", "mariadb"):
             url = url.set(drivername="mysql+pymysql")
         if url.drivername == "mariadb+pymysql":
@@ -151,9 +147,7 @@ class Settings(BaseSettings):
         except ValueError:
             long_enough = False
         if not long_enough:
-            raise ValueError(
-                f"at least {2 * SEED_BYTES_MIN} hex digits; make one with `openssl rand -hex 32`"
-            )
+            raise ValueError(f"at least {2 * SEED_BYTES_MIN} hex digits; make one with `openssl rand -hex 32`")
         return value
 
     @model_validator(mode="after")
@@ -186,9 +180,7 @@ class Settings(BaseSettings):
         if not value and name == "result_url" and self.broker_url.get_secret_value().startswith("redis"):
             return self.need("broker_url")
         if not value:
-            raise ConfigurationError(
-                f"{PREFIX}{name.upper()} is not set: {type(self).model_fields[name].description}"
-            )
+            raise ConfigurationError(f"{PREFIX}{name.upper()} is not set: {type(self).model_fields[name].description}")
         return value
 
     def has(self, name: str) -> bool:

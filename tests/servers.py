@@ -486,9 +486,7 @@ def _apt_get(*arguments: str) -> str:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     command = ["apt-get", "-o", "DPkg::Lock::Timeout=120", *arguments]
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return f"apt-get {arguments[0]} took more than {INSTALL_TIMEOUT_S:g} s"
     return f"apt-get {arguments[0]} failed: {done.stderr.strip()[-1000:]}" if done.returncode else ""

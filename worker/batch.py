@@ -104,9 +104,7 @@ def settle(
     assert error is not None
     if len(draws) == 1:
         why = f"{type(error).__name__}: {error}"
-        return [
-            Deferred(draws[0], why) if is_lock_conflict(error) else Refused(draws[0], "failed alone", why)
-        ]
+        return [Deferred(draws[0], why) if is_lock_conflict(error) else Refused(draws[0], "failed alone", why)]
     middle = len(draws) // 2
     return [
         answer

@@ -39,14 +39,8 @@ class Campaign:
     weight_sum: int = field(init=False)
 
     def __post_init__(self) -> None:
-        if (
-            not self.prizes
-            or any(prize.weight < 1 or prize.amount < 0 for prize in self.prizes)
-            or self.cost < 0
-        ):
-            raise ValueError(
-                f"campaign {self.name}: every prize needs a weight of at least 1, no amount is negative"
-            )
+        if not self.prizes or any(prize.weight < 1 or prize.amount < 0 for prize in self.prizes) or self.cost < 0:
+            raise ValueError(f"campaign {self.name}: every prize needs a weight of at least 1, no amount is negative")
         odds = [f"{prize.weight}x{prize.amount:.2f}" for prize in self.prizes]
         text = ",".join([self.name, self.asset_code, f"{self.cost:.2f}", *odds])
         object.__setattr__(self, "odds_hash", hashlib.sha256(text.encode()).hexdigest())
@@ -74,9 +68,7 @@ class Wheel:
 
     def __post_init__(self) -> None:
         campaign = self.campaign
-        prefix = (
-            _field(DRAW_VERSION) + _field(campaign.name.encode()) + _field(bytes.fromhex(campaign.odds_hash))
-        )
+        prefix = _field(DRAW_VERSION) + _field(campaign.name.encode()) + _field(bytes.fromhex(campaign.odds_hash))
         object.__setattr__(self, "_prefix", prefix)
         # Values from here on would give the first outcomes one chance more: they are drawn again.
         object.__setattr__(self, "_limit", (2**64 // campaign.weight_sum) * campaign.weight_sum)
@@ -89,12 +81,7 @@ class Wheel:
 
     def draw(self, account_id: int, request_key: str, client_nonce: bytes = b"") -> Prize:
         """The prize of this request: always the same one."""
-        message = (
-            self._prefix
-            + _field(str(account_id).encode())
-            + _field(request_key.encode())
-            + _field(client_nonce)
-        )
+        message = self._prefix + _field(str(account_id).encode()) + _field(request_key.encode()) + _field(client_nonce)
         counter = 0
         while True:
             digest = hmac.digest(self.seed, message + _field(counter.to_bytes(8, "big")), "sha256")

@@ -66,10 +66,7 @@ def lock_accounts(transaction: Transaction, account_ids: Iterable[int]) -> dict[
         sorted(account_ids),
         lock=True,
     )
-    return {
-        account_id: Account(asset_code, transaction.amount(balance))
-        for account_id, asset_code, balance in rows
-    }
+    return {account_id: Account(asset_code, transaction.amount(balance)) for account_id, asset_code, balance in rows}
 
 
 class Charged(NamedTuple):
@@ -101,9 +98,7 @@ def charged_sessions(transaction: Transaction, consume_keys: Sequence[str]) -> d
     ):
         amounts = [str(transaction.amount(amount)) for amount in (delta, before, after)]
         rows.setdefault(session_id, []).append(LedgerRow(*values, *amounts))
-    return {
-        consume_key: Charged(account_id, rows[session_id]) for consume_key, account_id, session_id in found
-    }
+    return {consume_key: Charged(account_id, rows[session_id]) for consume_key, account_id, session_id in found}
 
 
 def post(transaction: Transaction, entries: Sequence[Entry], now: datetime) -> None:
@@ -158,9 +153,7 @@ def get_lottery_session_transactions(lottery_session_id: str, *, engine: Engine)
         return [dict(row) for row in rows.mappings()]
 
 
-def open_account(
-    engine: Engine, *, user_id: int, asset_code: str = "POINT", balance: Decimal = Decimal(0)
-) -> int:
+def open_account(engine: Engine, *, user_id: int, asset_code: str = "POINT", balance: Decimal = Decimal(0)) -> int:
     """Open an account and recharge it with `balance`; return its id. The books begin at zero, so they add up."""
     now = utc_now()
     with engine.begin() as connection:
@@ -181,14 +174,10 @@ def recharge(engine: Engine, account_id: int, amount: Decimal) -> Decimal:
     Raises AccountNotFound, or InvalidRequest for an amount that is not positive, not in cents or too large.
     """
     if not 0 < amount <= AMOUNT_MAX or amount != amount.quantize(CENT):
-        raise InvalidRequest(
-            f"an amount is above 0, at most {AMOUNT_MAX:,} and has two decimals at most: {amount}"
-        )
+        raise InvalidRequest(f"an amount is above 0, at most {AMOUNT_MAX:,} and has two decimals at most: {amount}")
     now, key = utc_now(), keys.make_standalone_key(RECHARGE, account_id)
     with engine.begin() as connection:
-        row = connection.execute(
-            select(accounts).where(accounts.c.id == account_id).with_for_update()
-        ).first()
+        row = connection.execute(select(accounts).where(accounts.c.id == account_id).with_for_update()).first()
         if row is None:
             raise AccountNotFound(f"there is no account {account_id}")
         after: Decimal = row.balance + amount
@@ -209,7 +198,5 @@ def recharge(engine: Engine, account_id: int, amount: Decimal) -> Decimal:
                 updated_at=now,
             )
         )
-        connection.execute(
-            update(accounts).where(accounts.c.id == account_id).values(balance=after, updated_at=now)
-        )
+        connection.execute(update(accounts).where(accounts.c.id == account_id).values(balance=after, updated_at=now))
     return after

@@ -154,9 +154,7 @@ def test_servers_end_with_a_run_that_is_killed() -> None:
 def test_a_server_outlives_the_thread_that_started_it() -> None:
     with ExitStack() as stack:
         started: list[servers.Server] = []
-        starter = threading.Thread(
-            target=lambda: started.append(stack.enter_context(servers.redis(private=True)))
-        )
+        starter = threading.Thread(target=lambda: started.append(stack.enter_context(servers.redis(private=True))))
         starter.start()
         starter.join()
         time.sleep(0.1)
