@@ -1,0 +1,49 @@
+"""The schema's history, for Alembic; `alembic upgrade head` runs it from a clone, `upgrade()` from an installed wheel.
+
+A revision is frozen once released: it spells its column types out, so that a later change of producers.database does
+not change what an old revision builds. A change of the schema is a revision of its own, in two steps where workers of
+the previous release go on writing meanwhile: expand before the deploy, contract after it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine
+
+
+def upgrade(engine_or_url: Engine | str, revision: str = "head") -> None:
+    """Bring the schema to `revision`.
+
+    An engine keeps its own timeouts; with a URL a statement may take as long as a large table needs.
+    Raises alembic.util.CommandError with one sentence that says why not.
+    """
+    command.upgrade(alembic_config(engine_or_url), revision)
+
+
+def head_revision() -> str:
+    """The newest revision that this release brings."""
+    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    assert head is not None
+    return head
+
+
+def current_revision(connection: Connection) -> str | None:
+    """The revision that this database is at; None if it was never migrated."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def alembic_config(engine_or_url: Engine | str | None = None) -> Config:
+    """What alembic.command's functions take. It finds the scripts beside this file, whatever the working directory.
+
+    Without an engine or a URL the database is TOMBOLA_DATABASE_URL's.
+    """
+    config = Config()
+    # A ConfigParser holds the options: a % in a folder's name would begin an interpolation.
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["engine_or_url"] = engine_or_url
+    return config

@@ -51,7 +51,8 @@ class DrawRequest(msgspec.Struct, frozen=True, kw_only=True):
             fill(self, "lottery_session_id", self.request_key)
         elif self.lottery_session_id != self.request_key:
             keys.check_session_id(self.lottery_session_id)
-        if not 1 <= self.account_id <= ACCOUNT_ID_MAX:
+        # The exact type: True and 6.0 compare like integers, but would travel as `true` and `6.0`.
+        if type(self.account_id) is not int or not 1 <= self.account_id <= ACCOUNT_ID_MAX:
             raise InvalidRequest(f"account_id is an integer from 1 to {ACCOUNT_ID_MAX}, not {self.account_id!r:.40}")
         if self.campaign != CAMPAIGN_DEFAULT and not _is_campaign(self.campaign):
             raise InvalidRequest(f"campaign is 1 to 64 characters of A-Z a-z 0-9 . _ and -: {self.campaign!r:.80}")
@@ -130,7 +131,7 @@ def parse_request(body: bytes) -> DrawRequest:
             raise UnknownVersion(
                 f"contract version {version!r:.40} is not known here, only {VERSION}: upgrade the workers, then replay"
             ) from None
-        raise InvalidRequest(f"not a draw request: {error}") from None
+        raise InvalidRequest(f"not a draw request: {_shown(error)}") from None
     return DrawRequest(
         account_id=wire.account_id,
         request_key=wire.request_key,
@@ -144,7 +145,13 @@ def parse_result(body: bytes) -> DrawResult:
     try:
         return _decode_result(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DrawError(f"not a draw result: {error}") from None
+        raise DrawError(f"not a draw result: {_shown(error)}") from None
+
+
+def _shown(error: Exception) -> str:
+    """What the parser says, fit for a line of a log: it quotes names of fields, which are the sender's own words."""
+    text = str(error)[:200]
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _version_of(body: bytes) -> Any:

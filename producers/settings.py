@@ -95,8 +95,13 @@ class Settings(BaseSettings):
         known = {PREFIX + name.upper(): name for name in cls.model_fields}
         for name in values:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+                # Without the prefix, which would make every name look like every other.
+                close = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), known.values(), n=1)
+                hint = (
+                    f"; did you mean {PREFIX}{close[0].upper()}?"
+                    if close
+                    else f"; known are {', '.join(sorted(known))}"
+                )
                 raise ConfigurationError(f"unknown setting {name}{hint}")
         try:
             # Strings, each parsed by its field.
@@ -112,7 +117,7 @@ class Settings(BaseSettings):
             return value
         try:
             url = make_url(value.get_secret_value())
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the latter quotes what stands for the port: perhaps a password's end
             raise ValueError("not a SQLAlchemy URL, such as mysql+pymysql://user:password@host/name") from None
         if url.drivername in ("mysql", "mariadb"):
             url = url.set(drivername="mysql+pymysql")
@@ -122,8 +127,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{url.drivername} is not supported: use mysql+pymysql:// (also for MariaDB) or sqlite:///"
             )
-        if url.get_backend_name() == "sqlite" and not url.database:
+        if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
             raise ValueError("an in-memory SQLite cannot be shared between processes: name a file")
+        if not url.database:
+            raise ValueError("name the database, too: mysql+pymysql://user:password@host/name")
         return SecretStr(url.render_as_string(hide_password=False))
 
     @field_validator("broker_url")

@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -90,6 +91,15 @@ def mariadb_url(mariadb_server: servers.Server) -> Iterator[str]:
             with suppress(DBAPIError):  # it may have ended by itself since
                 connection.execute(text(f"KILL {thread_id}"))
         connection.execute(text(f"DROP DATABASE {name}"))
+
+
+@pytest.fixture(params=["sqlite", "mariadb"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind in turn: what is said of the ledger must hold on both."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.db"
+    url: str = request.getfixturevalue("mariadb_url")
+    return url
 
 
 @pytest.fixture

@@ -93,8 +93,7 @@ def settle(
             sleep(random.uniform(0, 0.01 * 2**attempt))
         try:
             with transaction(engine) as open_transaction:
-                answers = settle_in(open_transaction, draws, wheels, utc_now())
-            return answers
+                return settle_in(open_transaction, draws, wheels, utc_now())
         except Exception as raised:
             error, fault = raised, fault_of(raised)
             if fault is Fault.OUTAGE:

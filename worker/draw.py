@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Final
 
 DRAW_VERSION: Final = b"tombola-draw-1"
+WEIGHT_SUM_MAX: Final = 2**32  # far below 2**64, so that drawing again stays the rare exception
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,20 @@ class Campaign:
     weight_sum: int = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.prizes or any(prize.weight < 1 or prize.amount < 0 for prize in self.prizes) or self.cost < 0:
-            raise ValueError(f"campaign {self.name}: every prize needs a weight of at least 1, no amount is negative")
+        if not self.prizes or any(prize.weight < 1 or prize.amount < 0 for prize in self.prizes) or self.cost <= 0:
+            raise ValueError(
+                f"campaign {self.name}: a draw costs more than 0, every prize needs a weight of at least 1, "
+                "no amount is negative"
+            )
+        # An amount in the ledger's own digits: `5` in a result would read `5.00` when it is rebuilt from the ledger.
+        object.__setattr__(self, "cost", _cents(self.cost))
+        object.__setattr__(self, "prizes", tuple(Prize(prize.weight, _cents(prize.amount)) for prize in self.prizes))
         odds = [f"{prize.weight}x{prize.amount:.2f}" for prize in self.prizes]
         text = ",".join([self.name, self.asset_code, f"{self.cost:.2f}", *odds])
         object.__setattr__(self, "odds_hash", hashlib.sha256(text.encode()).hexdigest())
         object.__setattr__(self, "weight_sum", sum(prize.weight for prize in self.prizes))
+        if self.weight_sum > WEIGHT_SUM_MAX:
+            raise ValueError(f"campaign {self.name}: the weights add up to more than {WEIGHT_SUM_MAX}")
 
 
 # The owner's default: 1 POINT buys a 30 % chance of 5 POINT.
@@ -97,6 +106,13 @@ class Wheel:
                 return prize
             ticket -= prize.weight
         raise ValueError("a ticket is below the sum of the weights")
+
+
+def _cents(amount: Decimal) -> Decimal:
+    cents = amount.quantize(Decimal("0.01"))
+    if cents != amount:
+        raise ValueError(f"an amount has at most two decimals: {amount}")
+    return cents
 
 
 def _field(value: bytes) -> bytes:

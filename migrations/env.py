@@ -1,0 +1,123 @@
+"""Alembic runs this file for every command: which database, and how it is talked to."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any, NoReturn
+
+from alembic import context
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DBAPIError
+
+import worker.schema  # noqa: F401
+from producers.database import explain, open_engine
+from producers.errors import DrawError
+from producers.schema import metadata
+from producers.settings import Settings
+
+# A statement that changes a table waits for whoever reads it, and everybody else queues up behind it: rather fail, and
+# try again later, than hold the service up. The server's own default is a day.
+TABLE_LOCK_WAIT_S = 10
+# Of two upgrades at once the second one waits for the first one, and then finds its work done.
+TURN_WAIT_S = 60
+
+OPTIONS: dict[str, Any] = {
+    # All of them: worker.schema, imported above, adds the tables behind the broker.
+    "target_metadata": metadata,
+    "compare_server_default": True,
+}
+
+
+def _configured() -> Engine | str:
+    given: Engine | str | None = context.config.attributes.get("engine_or_url")
+    if given is not None:
+        return given
+    try:
+        return Settings.from_env().need("database_url")
+    except DrawError as error:
+        raise CommandError(str(error)) from None
+
+
+def _url(engine_or_url: Engine | str) -> str:
+    if isinstance(engine_or_url, Engine):
+        return engine_or_url.url.render_as_string(hide_password=False)
+    return engine_or_url
+
+
+def _patient_engine(url: str) -> Engine:
+    """An engine for statements that rewrite a large table, during which the server says nothing for long."""
+    engine = open_engine(url, lock_wait_s=TURN_WAIT_S // 5)  # on SQLite it waits five times as long
+    if engine.dialect.name != "sqlite":
+
+        @event.listens_for(engine, "do_connect")
+        def without_read_timeout(_dialect: Any, _record: Any, _args: Any, keywords: dict[str, Any]) -> None:
+            keywords["read_timeout"] = None
+
+    return engine
+
+
+def _run_offline(url: str) -> None:
+    context.configure(url=url, literal_binds=True, transactional_ddl=url.startswith("sqlite"), **OPTIONS)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _run_online(connection: Connection) -> None:
+    connection.detach()  # what is set here must not go back to the pool of an engine that we were given
+    _take_turn(connection)
+    context.configure(
+        connection=connection,
+        # open_engine says BEGIN itself, so that on SQLite an upgrade happens whole or not at all.
+        transactional_ddl=connection.dialect.name == "sqlite",
+        on_version_apply=_report,
+        **OPTIONS,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _take_turn(connection: Connection) -> None:
+    """One upgrade at a time, until this connection ends. On SQLite BEGIN IMMEDIATE takes the turn."""
+    if connection.dialect.name == "sqlite":
+        return
+    connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {TABLE_LOCK_WAIT_S}")
+    name = "CONCAT('tombola_', SHA1(DATABASE()))"  # names are the whole server's, and at most 64 characters long
+    if connection.exec_driver_sql(f"SELECT GET_LOCK({name}, {TURN_WAIT_S})").scalar() != 1:
+        raise CommandError(f"another upgrade of this database has been at it for {TURN_WAIT_S} s: try again")
+    connection.commit()
+
+
+def _report(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
+    # cmd_opts: only to somebody who typed the command.
+    if context.config.cmd_opts is not None and not getattr(context.config.cmd_opts, "quiet", False):
+        verb = "upgraded to" if step.is_upgrade else "downgraded from"
+        context.config.print_stdout(f"{verb} {step.up_revision_id}: {step.up_revision.doc}")
+
+
+def _refuse(error: DBAPIError) -> NoReturn:
+    code, text = (error.orig.args[0], str(error.orig.args[-1])) if error.orig and error.orig.args else (None, "")
+    if code == 1050 or "already exists" in text:
+        raise CommandError(
+            f"{text}: these tables were not made by this history, or an earlier upgrade broke off half-way"
+        ) from error
+    raise CommandError(str(explain(error))) from error
+
+
+def _main() -> None:
+    engine_or_url = _configured()
+    if context.is_offline_mode():
+        _run_offline(_url(engine_or_url))
+        return
+    engine = engine_or_url if isinstance(engine_or_url, Engine) else _patient_engine(engine_or_url)
+    try:
+        with closing(engine.connect()) as connection:
+            _run_online(connection)
+    except DBAPIError as error:
+        _refuse(error)
+    finally:
+        if engine is not engine_or_url:
+            engine.dispose()
+
+
+_main()

@@ -1,0 +1,165 @@
+"""Results by lottery session id, in the layout of Celery's Redis backend, with the database behind them.
+
+Key `celery-task-meta-{lottery_session_id}`, Celery's envelope, SETEX and PUBLISH (celery/backends/redis.py): so
+`AsyncResult(lottery_session_id).get(timeout=2)` works in any Celery shop. The envelope is made of the stored first
+result and the time it settled, nothing else: what Redis forgets is rebuilt to the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import redis
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from producers import requests
+from producers.broker import open_redis
+from producers.contract import DrawResult, parse_result
+from producers.database import explain
+from producers.errors import DrawError, ResultNotReady, ServiceUnavailable
+
+KEY_PREFIX: Final = "celery-task-meta-"
+
+# One command for a whole batch: the client packs each value once, and Redis does the rest in one go.
+_PUT: Final = """
+local ttl = ARGV[#KEYS + 1]
+for i = 1, #KEYS do
+  redis.call('SETEX', KEYS[i], ttl, ARGV[i])
+  redis.call('PUBLISH', KEYS[i], ARGV[i])
+end
+return #KEYS
+"""
+
+
+class StoredResult(NamedTuple):
+    """A result as it is to be stored: `task_id` is the lottery session id, `body` the result's first bytes."""
+
+    task_id: str
+    body: bytes
+    settled_at: datetime
+
+    def envelope(self) -> bytes:
+        """Celery's envelope around the result, the same bytes whenever and by whomever it is made."""
+        return b'{"status":"SUCCESS","result":%b,"traceback":null,"children":[],"date_done":"%b","task_id":"%b"}' % (
+            self.body,
+            self.settled_at.isoformat(timespec="microseconds").encode(),
+            self.task_id.encode(),
+        )
+
+
+class ResultStore:
+    """Puts results where frontends look, and finds them again. Safe to share between threads."""
+
+    def __init__(self, client: redis.Redis, *, ttl_s: int, engine: Engine | None = None) -> None:
+        self._client = client
+        self._ttl_s = ttl_s
+        self._engine = engine
+        self._put = client.register_script(_PUT)
+
+    @classmethod
+    def open(cls, url: str, *, ttl_s: int, engine: Engine | None = None) -> ResultStore:
+        """The store behind a redis:// URL; it connects at first use. Without `engine` it cannot rebuild."""
+        return cls(open_redis(url), ttl_s=ttl_s, engine=engine)
+
+    def put(self, results: Sequence[StoredResult]) -> None:
+        """Store and announce `results`; raises ServiceUnavailable when Redis does not take them."""
+        if not results:
+            return
+        try:
+            self._put(
+                keys=[KEY_PREFIX + result.task_id for result in results],
+                args=[*[result.envelope() for result in results], self._ttl_s],
+            )
+        except redis.RedisError as error:
+            raise ServiceUnavailable(f"the result store does not answer: {error}") from error
+
+    def get(self, lottery_session_id: str) -> bytes:
+        """The first result's bytes, from Redis or else from the database, which is then put back into Redis.
+
+        Raises ResultNotReady when neither knows one, ServiceUnavailable when neither can be asked.
+        """
+        body, outage = self._from_redis(lottery_session_id)
+        if body is None and self._engine is not None:
+            body = self._rebuild(lottery_session_id)
+        if body is not None:
+            return body
+        if outage is not None:
+            raise outage
+        raise ResultNotReady(f"no result is known for lottery session {lottery_session_id} yet")
+
+    def peek(self, lottery_session_id: str) -> bytes | None:
+        """The first result's bytes if Redis has them at hand; None otherwise, also when Redis does not answer."""
+        return self._from_redis(lottery_session_id)[0]
+
+    def wait(self, lottery_session_id: str, *, timeout_s: float) -> DrawResult:
+        """Wait for a result; raises ResultNotReady when there is none after `timeout_s`.
+
+        It listens before it looks, so a result that comes in between is not missed.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
+                subscription.subscribe(KEY_PREFIX + lottery_session_id)
+                subscription.get_message(timeout=timeout_s)
+                body, _ = self._from_redis(lottery_session_id)
+                while body is None and (left_s := deadline - time.monotonic()) > 0:
+                    message = subscription.get_message(timeout=left_s)
+                    body = None if message is None else _unwrap(message["data"])
+        except redis.RedisError:
+            body = self._poll_database(lottery_session_id, deadline)
+        return parse_result(self.get(lottery_session_id) if body is None else body)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
+    def _from_redis(self, lottery_session_id: str) -> tuple[bytes | None, ServiceUnavailable | None]:
+        try:
+            stored: Any = self._client.get(KEY_PREFIX + lottery_session_id)
+        except redis.RedisError as error:
+            return None, ServiceUnavailable(f"the result store does not answer: {error}")
+        return (None if stored is None else _unwrap(stored)), None
+
+    def _rebuild(self, lottery_session_id: str) -> bytes | None:
+        assert self._engine is not None
+        try:
+            with self._engine.connect().execution_options(read_only=True) as connection:
+                found = requests.result_of_session(connection, lottery_session_id)
+        except SQLAlchemyError as error:
+            raise explain(error) from error
+        if found is None:
+            return None
+        with suppress(ServiceUnavailable):  # the answer does not depend on Redis
+            self.put([StoredResult(lottery_session_id, *found)])
+        return found[0]
+
+    def _poll_database(self, lottery_session_id: str, deadline: float) -> bytes | None:
+        while self._engine is not None and time.monotonic() < deadline:
+            if (body := self._rebuild(lottery_session_id)) is not None:
+                return body
+            time.sleep(min(0.25, max(0.0, deadline - time.monotonic())))
+        return None
+
+
+class _Envelope(msgspec.Struct):
+    status: str
+    result: msgspec.Raw
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+
+
+def _unwrap(envelope: bytes) -> bytes | None:
+    """The result inside an envelope; None for anything that is no result of ours, as if it were not there."""
+    try:
+        body = bytes(_decode_envelope(envelope).result)
+        parse_result(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, DrawError):
+        return None
+    return body

@@ -1,0 +1,467 @@
+"""The migrations build what the code declares, on both databases, and what SPEC.md asks for besides.
+
+Alembic's own comparison sees neither CHECK constraints nor character sets nor a table's options: the databases' own
+words for their tables are compared as well.
+"""
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
+from sqlalchemy import Engine, insert, inspect, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+import migrations
+from producers.database import fault_of, open_engine, utc_now
+from producers.schema import api_idempotency_requests, metadata
+from tests import servers
+from worker.ledger import open_account
+from worker.schema import account_asset_balances, asset_transactions, dead_letters
+
+PROJECT = Path(__file__).parents[2]
+TABLES = {"account_asset_balances", "api_idempotency_requests", "asset_transactions", "dead_letters"}
+
+# SPEC, Tables: name, type, nullable. `text` and `datetime` without the precision that we may choose.
+OWNERS_LEDGER = [
+    ("transaction_id", "bigint", "NO"),
+    ("account_id", "bigint", "NO"),
+    ("business_id", "varchar(100)", "NO"),
+    ("lottery_session_id", "varchar(100)", "NO"),
+    ("idempotency_key", "varchar(100)", "NO"),
+    ("business_type", "varchar(50)", "NO"),
+    ("asset_code", "varchar(50)", "NO"),
+    ("delta_amount", "decimal(10,2)", "NO"),
+    ("balance_before", "decimal(10,2)", "NO"),
+    ("balance_after", "decimal(10,2)", "NO"),
+    ("notes", "text", "YES"),
+    ("created_at", "datetime", "NO"),
+    ("updated_at", "datetime", "NO"),
+]
+OWNERS_INDEXES = {
+    "uk_idempotency_key": (["idempotency_key"], True),
+    "idx_lottery_session_id": (["lottery_session_id"], False),
+    "idx_account_created": (["account_id", "created_at"], False),
+}
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = open_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+def definitions(engine: Engine) -> dict[str, str]:
+    """Every table and index but Alembic's own in the database's words, by name."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            found = connection.execute(
+                text("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'")
+            )
+            named = {str(name): str(sql) for name, sql in found}
+        else:
+            tables = connection.execute(text("SHOW TABLES")).scalars().all()
+            named = {name: connection.execute(text(f"SHOW CREATE TABLE {name}")).one()[1] for name in tables}
+    return {name: _in_order(sql) for name, sql in named.items() if name != "alembic_version"}
+
+
+def _in_order(sql: str) -> str:
+    """Columns in their order, then the rest sorted: create_all makes indexes in the order of a set, that is in none."""
+    lines = [line.strip().rstrip(",") for line in re.sub(r" AUTO_INCREMENT=\d+", "", sql).splitlines()]
+    keys = [line for line in lines if re.match(r"(UNIQUE |PRIMARY )?KEY|CONSTRAINT", line)]
+    return "\n".join([line for line in lines if line not in keys] + sorted(keys))
+
+
+def tables_of(engine: Engine) -> set[str]:
+    return set(inspect(engine).get_table_names()) - {"alembic_version"}
+
+
+def alembic(*arguments: str, url: str | None, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", *arguments],
+        cwd=cwd,
+        env=environment(url),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def environment(url: str | None) -> dict[str, str]:
+    return os.environ | ({} if url is None else {"TOMBOLA_DATABASE_URL": url})
+
+
+# ---- what they build -------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_database_goes_to_head_and_back_and_again(engine: Engine) -> None:
+    migrations.upgrade(engine)
+    assert tables_of(engine) == TABLES
+    first = definitions(engine)
+    with engine.connect() as connection:
+        assert migrations.current_revision(connection) == migrations.head_revision()
+
+    command.downgrade(migrations.alembic_config(engine), "base")
+    assert tables_of(engine) == set()
+    with engine.connect() as connection:
+        assert migrations.current_revision(connection) is None
+
+    migrations.upgrade(engine)
+    migrations.upgrade(engine)  # at head there is nothing to do
+    assert definitions(engine) == first
+
+
+def test_a_database_that_was_never_migrated_has_no_revision(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert migrations.current_revision(connection) is None
+
+
+def test_alembic_finds_no_difference_to_the_code(engine: Engine) -> None:
+    migrations.upgrade(engine)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_the_databases_words_are_those_for_tables_made_by_the_code(engine: Engine) -> None:
+    migrations.upgrade(engine)
+    migrated = definitions(engine)
+    metadata.drop_all(engine)
+    assert tables_of(engine) == set()
+    metadata.create_all(engine)
+    assert migrated == definitions(engine)
+    # and these words do show what alembic's comparison does not
+    everything = " ".join(migrated.values())
+    for name in ("ck_account_asset_balances_balance", "ck_asset_transactions_balance", *OWNERS_INDEXES):
+        assert name in everything
+    assert ("ascii_bin" in everything) == (engine.dialect.name == "mysql")
+
+
+def test_the_owners_indexes_have_the_owners_names(engine: Engine) -> None:
+    migrations.upgrade(engine)
+    found = {
+        index["name"]: (index["column_names"], bool(index["unique"]))
+        for index in inspect(engine).get_indexes("asset_transactions")
+    }
+    assert {name: found.get(name) for name in OWNERS_INDEXES} == OWNERS_INDEXES
+
+
+def test_the_ledger_has_the_owners_columns(mariadb_url: str) -> None:
+    migrations.upgrade(mariadb_url)
+    with open_engine(mariadb_url).connect() as connection:
+        found = connection.execute(
+            text(
+                "SELECT column_name, column_type, is_nullable FROM information_schema.columns "
+                "WHERE table_schema = DATABASE() AND table_name = 'asset_transactions' ORDER BY ordinal_position"
+            )
+        ).all()
+    plain = [(name, re.sub(r"(bigint|datetime)\(\d+\)", r"\1", type_), nullable) for name, type_, nullable in found]
+    assert plain == OWNERS_LEDGER
+
+
+def test_key_columns_compare_bytes_whatever_the_servers_default(mariadb_url: str) -> None:
+    migrations.upgrade(mariadb_url)
+    with open_engine(mariadb_url).connect() as connection:
+        assert connection.execute(text("SELECT @@character_set_database")).scalar_one() == "latin1"
+        collations: dict[tuple[str, str], str] = {
+            (table, column): collation
+            for table, column, collation in connection.execute(
+                text(
+                    "SELECT table_name, column_name, collation_name FROM information_schema.columns "
+                    "WHERE table_schema = DATABASE() AND collation_name IS NOT NULL"
+                )
+            )
+        }
+        engines = connection.execute(
+            text(
+                "SELECT DISTINCT engine, table_collation FROM information_schema.tables "
+                "WHERE table_schema = DATABASE() AND table_name <> 'alembic_version'"
+            )
+        ).all()
+    for table in ("asset_transactions", "api_idempotency_requests", "account_asset_balances", "dead_letters"):
+        for column in (
+            *("request_key", "idempotency_key", "lottery_session_id", "business_id", "business_type", "asset_code"),
+            *("fingerprint", "status", "campaign", "body_sha256", "cause"),
+        ):
+            assert collations.get((table, column), "ascii_bin") == "ascii_bin", (table, column)
+    assert collations["asset_transactions", "idempotency_key"] == "ascii_bin"
+    assert collations["api_idempotency_requests", "result"] == "utf8mb4_bin"
+    assert [tuple(row) for row in engines] == [("InnoDB", "utf8mb4_bin")]
+
+
+# ---- what they refuse ------------------------------------------------------------------------------------------------
+
+
+def ledger_row(account_id: int, **changes: Any) -> dict[str, Any]:
+    now = utc_now()
+    row = {
+        "account_id": account_id,
+        "business_id": "s1",
+        "lottery_session_id": "s1",
+        "idempotency_key": "k1:consume",
+        "business_type": "lottery_consume",
+        "asset_code": "POINT",
+        "delta_amount": Decimal("-1.00"),
+        "balance_before": Decimal("1.00"),
+        "balance_after": Decimal("0.00"),
+        "created_at": now,
+        "updated_at": now,
+    }
+    return row | changes
+
+
+def post(engine: Engine, *rows: dict[str, Any]) -> None:
+    with engine.begin() as connection:
+        for row in rows:
+            connection.execute(insert(asset_transactions), row)
+
+
+@pytest.fixture
+def account_id(engine: Engine) -> int:
+    migrations.upgrade(engine)
+    return open_account(engine, user_id=1)
+
+
+def test_a_negative_balance_is_refused(engine: Engine, account_id: int) -> None:
+    with pytest.raises(DBAPIError, match="ck_account_asset_balances_balance"), engine.begin() as connection:
+        connection.execute(account_asset_balances.update().values(balance=Decimal("-0.01")))
+    for column in ("balance_before", "balance_after"):
+        with pytest.raises(DBAPIError, match="ck_asset_transactions_balance"):
+            post(engine, ledger_row(account_id, **{column: Decimal("-0.01")}))
+    post(engine, ledger_row(account_id))
+
+
+def test_a_key_is_taken_once_and_case_counts(engine: Engine, account_id: int) -> None:
+    post(engine, ledger_row(account_id, idempotency_key="ABC"), ledger_row(account_id, idempotency_key="abc"))
+    with pytest.raises(IntegrityError) as refused:
+        post(engine, ledger_row(account_id, idempotency_key="abc"))
+    assert "idempotency_key" in str(refused.value)
+
+
+def test_a_ledger_row_needs_an_account(engine: Engine, account_id: int) -> None:
+    with pytest.raises(IntegrityError, match=r"(?i)foreign key"):
+        post(engine, ledger_row(account_id + 1))
+
+
+def test_a_key_too_long_for_its_column_is_refused_not_cut(mariadb_url: str) -> None:
+    engine = open_engine(mariadb_url)
+    migrations.upgrade(engine)
+    account_id = open_account(engine, user_id=1)
+    post(engine, ledger_row(account_id, idempotency_key="k" * 100))
+    with pytest.raises(DBAPIError, match="Data too long"):
+        post(engine, ledger_row(account_id, idempotency_key="x" * 101))
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT idempotency_key FROM asset_transactions")).scalars().all() == ["k" * 100]
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("status", "result", "fits"),
+    [
+        ("accepted", None, True),
+        ("completed", "{}", True),
+        ("rejected", "{}", True),
+        ("accepted", "{}", False),
+        ("completed", None, False),
+        ("unheard", "{}", False),
+    ],
+)
+def test_a_request_has_a_result_exactly_when_it_has_settled(
+    engine: Engine, status: str, result: str | None, fits: bool
+) -> None:
+    migrations.upgrade(engine)
+
+    def add() -> None:
+        with engine.begin() as connection:
+            connection.execute(
+                insert(api_idempotency_requests).values(
+                    request_key="k",
+                    lottery_session_id="k",
+                    account_id=1,
+                    campaign="default",
+                    fingerprint="f",
+                    status=status,
+                    result=result,
+                    created_at=utc_now(),
+                )
+            )
+
+    if fits:
+        add()
+    else:
+        with pytest.raises(DBAPIError, match="ck_api_idempotency_requests"):
+            add()
+
+
+def test_times_keep_their_microseconds_and_bodies_their_bytes(engine: Engine) -> None:
+    migrations.upgrade(engine)
+    moment = utc_now().replace(microsecond=123456)
+    letter = {
+        "body_sha256": "0" * 64,
+        "cause": "invalid",
+        "error": "unlesbar: 🎲",
+        "body": bytes(range(256)) * 300,  # longer than a BLOB's 64 KB
+        "body_bytes": 256 * 300,
+        "queue": "draws",
+        "deliveries": 1,
+        "times_parked": 1,
+        "first_parked_at": moment,
+        "last_parked_at": moment,
+    }
+    with engine.begin() as connection:
+        connection.execute(insert(dead_letters), letter)
+        row = connection.execute(dead_letters.select()).mappings().one()
+    assert {name: row[name] for name in letter} == letter
+
+
+def test_a_ledger_in_use_is_not_dropped(engine: Engine, account_id: int) -> None:
+    post(engine, ledger_row(account_id))
+    with pytest.raises(CommandError, match="a ledger is not dropped"):
+        command.downgrade(migrations.alembic_config(engine), "base")
+    assert tables_of(engine) == TABLES
+    with engine.connect() as connection:
+        assert migrations.current_revision(connection) == migrations.head_revision()
+
+
+# ---- scripts ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_sql_script_of_sqlite_builds_the_same(tmp_path: Path) -> None:
+    done = alembic("upgrade", "head", "--sql", url=f"sqlite:///{tmp_path}/never.db")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "never.db").exists()
+    by_script, by_upgrade = tmp_path / "script.db", tmp_path / "upgrade.db"
+    with sqlite3.connect(by_script) as connection:
+        connection.executescript(done.stdout)
+    connection.close()
+    migrations.upgrade(f"sqlite:///{by_upgrade}")
+    built, expected = (open_engine(f"sqlite:///{path}") for path in (by_script, by_upgrade))
+    assert definitions(built) == definitions(expected)
+    with built.connect() as built_connection:
+        assert migrations.current_revision(built_connection) == migrations.head_revision()
+
+
+def test_the_sql_script_of_mariadb_builds_the_same(mariadb_url: str) -> None:
+    # A port where nobody listens: the script is made without a connection.
+    done = alembic("upgrade", "head", "--sql", url="mysql+pymysql://nobody@127.0.0.1:1/nothing")
+    assert done.returncode == 0, done.stderr
+    engine = open_engine(mariadb_url)
+    with engine.begin() as connection:
+        for statement in done.stdout.split(";\n"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+        assert migrations.current_revision(connection) == migrations.head_revision()
+    by_script = definitions(engine)
+    metadata.drop_all(engine)
+    metadata.create_all(engine)
+    assert by_script == definitions(engine)
+    engine.dispose()
+
+
+# ---- from the command line -------------------------------------------------------------------------------------------
+
+
+def test_the_command_takes_its_database_from_the_environment(database_url: str) -> None:
+    done = alembic("upgrade", "head", url=database_url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"upgraded to {migrations.head_revision()}" in done.stdout
+    engine = open_engine(database_url)
+    assert tables_of(engine) == TABLES
+    engine.dispose()
+    checked = alembic("check", url=database_url)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (None, "TOMBOLA_DATABASE_URL is not set"),
+        ("nonsense", "TOMBOLA_DATABASE_URL: not a SQLAlchemy URL"),
+        ("postgresql://me:hidden@127.0.0.1/x", "TOMBOLA_DATABASE_URL: postgresql is not supported"),
+        ("mysql+pymysql://me:hidden@127.0.0.1:1/x", "the database does not answer: Can't connect"),
+        ("sqlite:////no/such/folder/x.db", "the SQLite file cannot be opened"),
+    ],
+)
+def test_what_cannot_be_migrated_is_told_in_one_line(url: str | None, words: str) -> None:
+    done = alembic("upgrade", "head", url=url)
+    assert done.returncode != 0
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "hidden" not in done.stdout + done.stderr
+    assert len((done.stdout + done.stderr).strip().splitlines()) == 1
+
+
+def test_a_wrong_password_is_told_in_one_line(mariadb_server: servers.Server) -> None:
+    done = alembic("upgrade", "head", url=mariadb_server.url.replace("root@", "root:hidden@") + "mysql")
+    assert done.returncode != 0
+    assert "the database refuses us" in done.stdout + done.stderr
+    assert "hidden" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_tables_of_another_history_are_left_alone(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE asset_transactions (transaction_id INTEGER PRIMARY KEY)"))
+    with pytest.raises(CommandError, match=r"asset_transactions.*already exists.*not made by this history"):
+        migrations.upgrade(engine)
+    assert [column["name"] for column in inspect(engine).get_columns("asset_transactions")] == ["transaction_id"]
+    if engine.dialect.name == "sqlite":  # where DDL is transactional: whole or not at all
+        assert tables_of(engine) == {"asset_transactions"}
+
+
+def test_two_upgrades_at_once_take_turns(database_url: str) -> None:
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "alembic", "upgrade", "head"],
+            cwd=PROJECT,
+            env=environment(database_url),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sum("upgraded to" in output for output in outputs) == 1
+
+
+def test_it_works_from_elsewhere_without_the_project_files(tmp_path: Path) -> None:
+    """As from an installed wheel: no pyproject.toml in sight, logging left alone, in a folder with a % in its name."""
+    home = tmp_path / "50%(off)s"
+    home.mkdir()
+    script = (
+        "import logging, migrations\n"
+        "before = (logging.root.level, list(logging.root.handlers))\n"
+        f"migrations.upgrade('sqlite:///{home}/x.db')\n"
+        "assert before == (logging.root.level, list(logging.root.handlers))\n"
+        "print(migrations.head_revision())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        cwd=home,
+        env=environment(None),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == (f"{migrations.head_revision()}\n", "")
+    assert tables_of(open_engine(f"sqlite:///{home}/x.db")) == TABLES
+
+
+def test_refusals_are_no_outages(engine: Engine, account_id: int) -> None:
+    """A violated CHECK must cost one draw, not stop the worker: the driver files it under an operational error."""
+    with pytest.raises(DBAPIError) as refused:
+        post(engine, ledger_row(account_id, balance_after=Decimal("-0.01")))
+    assert fault_of(refused.value).name == "REFUSED"
