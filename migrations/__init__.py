@@ -47,3 +47,9 @@ def alembic_config(engine_or_url: Engine | str | None = None) -> Config:
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["engine_or_url"] = engine_or_url
     return config
+
+
+def knows(revision: str) -> bool:
+    """Whether this release brings `revision`; one it does not know was made by a newer release."""
+    scripts = ScriptDirectory.from_config(alembic_config())
+    return revision in {script.revision for script in scripts.walk_revisions()}

@@ -163,7 +163,7 @@ class _Book:
         charged = self.charged.get(f"{draw.request_key}:{CONSUME_TYPE}")
         if charged is not None and charged.account_id != draw.account_id:
             return Refused(draw, "fingerprint mismatch", "this request key was paid from another account")
-        result = self._draw(draw, wheel) if charged is None else _completed(draw, charged.rows)
+        result = self._draw(draw, wheel) if charged is None else completed(draw, charged.rows)
         body = result.encode()
         text = body.decode()
         self.finished.append(
@@ -205,10 +205,10 @@ class _Book:
             shown.append(entry.shown())
         self.accounts[draw.account_id] = account._replace(balance=balance)
         self.moved[draw.account_id] = balance
-        return _completed(draw, shown)
+        return completed(draw, shown)
 
 
-def _completed(draw: DrawRequest, rows: list[LedgerRow]) -> DrawResult:
+def completed(draw: DrawRequest, rows: list[LedgerRow]) -> DrawResult:
     """The result of a draw that went through, from its ledger rows alone: the same bytes now and in ten years."""
     rewards = [Decimal(row.delta_amount) for row in rows if row.business_type == REWARD]
     return DrawResult(

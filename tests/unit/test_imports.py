@@ -1,0 +1,115 @@
+"""The boundary is the broker: what stands before it never needs what stands behind it, and the pure stays pure."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+PRODUCERS = sorted((PROJECT / "producers").rglob("*.py"))
+WORKER = sorted((PROJECT / "worker").rglob("*.py"))
+
+# A web process that only asks for draws must not carry a task queue, nor a way to settle.
+BEHIND_THE_BROKER = {"worker", "celery", "billiard", "migrations", "alembic", "tests"}
+# Whoever opens a socket, a file or a database: neither a key nor a draw may hang on one.
+OUTWARD = {
+    *("sqlalchemy", "redis", "pymysql", "kombu", "amqp", "celery", "pydantic", "alembic", "worker.ledger"),
+    *("socket", "ssl", "asyncio", "http", "urllib.request", "subprocess", "sqlite3", "multiprocessing"),
+}
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Every module that a file imports, anywhere in it: line and full name."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative imports are not followed here"
+            assert node.module is not None
+            yield node.lineno, node.module
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in ("__import__", "importlib.import_module", "import_module"):
+                yield node.lineno, ast.literal_eval(node.args[0])
+
+
+def python(script: str) -> list[str]:
+    """The words that `script` prints in an interpreter of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT, env={**os.environ}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert {path.name for path in PRODUCERS} >= {"keys.py", "contract.py", "requests.py"}
+    assert {path.name for path in WORKER} >= {"batch.py", "draw.py"}
+    assert ("sqlalchemy" in {name for _, name in imported(PROJECT / "producers" / "database.py")}) is True
+
+
+@pytest.mark.parametrize("path", PRODUCERS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_producers_import_nothing_from_behind_the_broker(path: Path) -> None:
+    wrong = [(line, name) for line, name in imported(path) if name.partition(".")[0] in BEHIND_THE_BROKER]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", ["producers", "producers.client", "producers.outbox", "producers.gateway"])
+def test_a_web_process_loads_no_celery(module: str) -> None:
+    """Nor does any library that producers use bring it along."""
+    relative = Path(*module.split("."))
+    if not any((PROJECT / relative).with_suffix(suffix).exists() for suffix in ("", ".py")):
+        pytest.skip(f"{module} is not there yet")
+    loaded = python(f"import sys, {module}\nprint(*{{name.partition('.')[0] for name in sys.modules}})")
+    assert "producers" in loaded
+    assert BEHIND_THE_BROKER.isdisjoint(loaded)
+
+
+PURE = ["producers.keys", "producers.errors", "worker.draw"]
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_the_pure_modules_load_nothing_that_reaches_outside(module: str) -> None:
+    """By themselves: their package's __init__ offers public names, which is its job, and is left out here."""
+    script = (
+        "import sys, types\n"
+        "before = set(sys.modules)\n"
+        "for name in ('producers', 'worker'):\n"
+        "    package = sys.modules[name] = types.ModuleType(name)\n"
+        "    package.__path__ = [name]\n"
+        f"import {module}\n"
+        "print(*set(sys.modules) - before)\n"
+    )
+    loaded = set(python(script))
+    assert module in loaded
+    assert {name for name in loaded if name in OUTWARD or name.partition(".")[0] in OUTWARD} == set()
+    # of the project just the other pure ones
+    assert {name for name in loaded if name.startswith(("producers.", "worker."))} <= set(PURE)
+
+
+def test_what_reaches_outside_would_be_noticed() -> None:
+    loaded = python("import sys\nimport producers.database\nprint(*sys.modules)")
+    assert {"sqlalchemy", "pymysql", "socket"} <= set(loaded)
+
+
+def test_nobody_imports_the_command_line() -> None:
+    """It stands on top of everything else: whoever needs something from it wants it moved."""
+    for path in [*PRODUCERS, *WORKER]:
+        if path.name not in ("cli.py", "__main__.py"):
+            assert [name for _, name in imported(path) if name.startswith("worker.cli")] == [], path
+
+
+@pytest.mark.parametrize("path", [*PRODUCERS, *WORKER], ids=lambda path: str(path.relative_to(PROJECT)))
+def test_no_engine_is_made_at_import(path: Path) -> None:
+    """An import that opens connections cannot be configured, and shares them across forks."""
+    makers = {"open_engine", "create_engine", "Redis", "from_url", "Settings.from_env", "Connection"}
+    tree = ast.parse(path.read_text())
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign | ast.Expr) and statement.value is not None:
+            called = {ast.unparse(node.func) for node in ast.walk(statement.value) if isinstance(node, ast.Call)}
+            assert not {name for name in called if name in makers or name.rpartition(".")[2] in makers}, path
