@@ -27,7 +27,7 @@ from worker import batch
 from worker.batch import Deferred, Refused
 from worker.consumer import Consumer
 from worker.deliveries.streams import forget_consumers
-from worker.draw import DEFAULT_CAMPAIGN, Wheel
+from worker.draw import Wheel, wheels
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def make_app(settings: Settings) -> DrawsApp:
 
 def wheels_of(settings: Settings) -> dict[str, Wheel]:
     """Every campaign this release knows, under the deployment's seed."""
-    return {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, settings.seed_bytes)}
+    return wheels(settings.seed_bytes)
 
 
 class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]

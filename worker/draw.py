@@ -17,6 +17,13 @@ DRAW_VERSION: Final = b"tombola-draw-1"
 WEIGHT_SUM_MAX: Final = 2**32  # far below 2**64, so that drawing again stays the rare exception
 
 
+def _cents(amount: Decimal) -> Decimal:
+    cents = amount.quantize(Decimal("0.01"))
+    if cents != amount:
+        raise ValueError(f"an amount has at most two decimals: {amount}")
+    return cents
+
+
 @dataclass(frozen=True, slots=True)
 class Prize:
     """One possible outcome; `amount` 0 is no prize. Its chance is `weight` in the sum of all weights."""
@@ -108,11 +115,9 @@ class Wheel:
         raise ValueError("a ticket is below the sum of the weights")
 
 
-def _cents(amount: Decimal) -> Decimal:
-    cents = amount.quantize(Decimal("0.01"))
-    if cents != amount:
-        raise ValueError(f"an amount has at most two decimals: {amount}")
-    return cents
+def wheels(seed: bytes) -> dict[str, Wheel]:
+    """Every campaign this release knows, under the deployment's seed, by name."""
+    return {campaign.name: Wheel(campaign, seed) for campaign in (DEFAULT_CAMPAIGN,)}
 
 
 def _field(value: bytes) -> bytes:

@@ -50,7 +50,7 @@ def python(script: str) -> list[str]:
 def test_there_is_something_to_look_at() -> None:
     assert {path.name for path in PRODUCERS} >= {"keys.py", "contract.py", "requests.py"}
     assert {path.name for path in WORKER} >= {"batch.py", "draw.py"}
-    assert ("sqlalchemy" in {name for _, name in imported(PROJECT / "producers" / "database.py")}) is True
+    assert "sqlalchemy" in {name for _, name in imported(PROJECT / "producers" / "database.py")}
 
 
 @pytest.mark.parametrize("path", PRODUCERS, ids=lambda path: str(path.relative_to(PROJECT)))
@@ -67,7 +67,8 @@ def test_a_web_process_loads_no_celery(module: str) -> None:
         pytest.skip(f"{module} is not there yet")
     loaded = python(f"import sys, {module}\nprint(*{{name.partition('.')[0] for name in sys.modules}})")
     assert "producers" in loaded
-    assert BEHIND_THE_BROKER.isdisjoint(loaded)
+    # billiard comes with kombu, which imports it where it is installed
+    assert BEHIND_THE_BROKER & set(loaded) <= {"billiard"}
 
 
 PURE = ["producers.keys", "producers.errors", "worker.draw"]

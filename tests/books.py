@@ -1,0 +1,120 @@
+"""Whether the books are right, looked up in plain SQL: no code that wrote them has a say here."""
+
+import json
+from collections import Counter, defaultdict
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+Row = dict[str, Any]
+
+# What a draw may write, by the type in its derived key; anything else in the ledger has a standalone key.
+BUSINESS_TYPES = {"consume": "lottery_consume", "reward": "lottery_reward"}
+
+
+def assert_books(engine: Engine) -> None:
+    """The ledger's invariants (FAULTS.md), for however many draws have been settled.
+
+    Requests whose row was archived leave their ledger rows behind; nothing else may be there without the other.
+    """
+    accounts = {row["id"]: row for row in table(engine, "account_asset_balances")}
+    ledger = sorted(table(engine, "asset_transactions"), key=lambda row: row["transaction_id"])
+    requests = table(engine, "api_idempotency_requests")
+    _keys_are_taken_once(ledger)
+    _balances_continue(accounts, ledger)
+    _sessions_are_whole(accounts, ledger)
+    _requests_match(requests, ledger)
+
+
+def table(engine: Engine, name: str) -> list[Row]:
+    """All rows, with amounts in hundredths: whole numbers in both databases, and nothing to round."""
+    with engine.connect().execution_options(read_only=True) as connection:
+        rows = [dict(row) for row in connection.execute(text(f"SELECT * FROM {name}")).mappings()]
+    for row in rows:
+        for column in row.keys() & {"balance", "delta_amount", "balance_before", "balance_after"}:
+            stored = row[column] if engine.dialect.name == "sqlite" else row[column] * 100
+            row[column] = int(stored)
+            assert row[column] == stored, f"a fraction of a cent in {column}: {row}"
+    return rows
+
+
+def _keys_are_taken_once(ledger: list[Row]) -> None:
+    assert len({row["idempotency_key"] for row in ledger}) == len(ledger)
+    assert len({row["transaction_id"] for row in ledger}) == len(ledger)
+
+
+def _balances_continue(accounts: dict[int, Row], ledger: list[Row]) -> None:
+    chains: dict[int, list[Row]] = defaultdict(list)
+    for row in ledger:
+        assert row["balance_after"] == row["balance_before"] + row["delta_amount"], row
+        assert row["balance_before"] >= 0, row
+        assert row["balance_after"] >= 0, row
+        chains[row["account_id"]].append(row)
+    assert chains.keys() <= accounts.keys()
+    for account_id, account in accounts.items():
+        chain = chains[account_id]
+        assert account["balance"] >= 0, account
+        assert account["balance"] == sum(row["delta_amount"] for row in chain), account
+        if chain:
+            assert chain[0]["balance_before"] == 0, chain[0]
+            assert chain[-1]["balance_after"] == account["balance"], account
+        for before, after in pairwise(chain):
+            assert after["balance_before"] == before["balance_after"], (before, after)
+
+
+def _sessions_are_whole(accounts: dict[int, Row], ledger: list[Row]) -> None:
+    sessions: dict[str, list[Row]] = defaultdict(list)
+    for row in ledger:
+        assert row["business_id"] == row["lottery_session_id"], row
+        assert row["asset_code"] == accounts[row["account_id"]]["asset_code"], row
+        sessions[row["lottery_session_id"]].append(row)
+    for rows in sessions.values():
+        types = [row["business_type"] for row in rows]
+        if len(rows) == 1 and types[0] not in BUSINESS_TYPES.values():
+            continue  # belongs to no request
+        # One charge, first; then what it won, at most once, on the same account and under the same request key.
+        assert types in (["lottery_consume"], ["lottery_consume", "lottery_reward"]), rows
+        assert len({row["account_id"] for row in rows}) == 1, rows
+        assert len({row["idempotency_key"].partition(":")[0] for row in rows}) == 1, rows
+        for row in rows:
+            assert BUSINESS_TYPES[row["idempotency_key"].partition(":")[2]] == row["business_type"], row
+            assert (row["delta_amount"] < 0) == (row["business_type"] == "lottery_consume"), row
+
+
+def _requests_match(requests: list[Row], ledger: list[Row]) -> None:
+    by_request: dict[str, list[Row]] = defaultdict(list)
+    for row in ledger:
+        by_request[row["idempotency_key"].partition(":")[0]].append(row)
+    counted = Counter(row["request_key"] for row in requests)
+    assert not counted or max(counted.values()) == 1
+    for request in requests:
+        rows = by_request.get(request["request_key"], [])
+        consumed = [row for row in rows if row["idempotency_key"] == f"{request['request_key']}:consume"]
+        assert len(consumed) == (request["status"] == "completed"), request
+        assert rows == [] or request["status"] == "completed", request
+        assert (request["result"] is None) == (request["status"] == "accepted"), request
+        assert (request["settled_at"] is None) == (request["status"] == "accepted"), request
+        if request["result"] is None:
+            continue
+        # The kept result says what the ledger says.
+        result = json.loads(request["result"])
+        for name in ("request_key", "lottery_session_id", "account_id", "campaign", "status", "reason"):
+            assert result[name] == request[name], (name, request)
+        assert [_shown(row) for row in rows] == result["transactions"], request
+        assert all(row["lottery_session_id"] == request["lottery_session_id"] for row in rows), request
+        assert all(row["account_id"] == request["account_id"] for row in rows), request
+        won = sum(row["delta_amount"] for row in rows if row["business_type"] == "lottery_reward")
+        assert result["prize_amount"] == _amount(won), request
+        if rows:
+            assert result["balance_after"] == _amount(rows[-1]["balance_after"]), request
+
+
+def _shown(row: Row) -> dict[str, str]:
+    texts = {name: row[name] for name in ("idempotency_key", "business_type", "asset_code")}
+    return texts | {name: _amount(row[name]) for name in ("delta_amount", "balance_before", "balance_after")}
+
+
+def _amount(hundredths: int) -> str:
+    return f"{Decimal(hundredths) / 100:.2f}"

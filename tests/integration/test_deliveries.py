@@ -1,0 +1,594 @@
+"""What a source of deliveries promises, on a real Redis and a real RabbitMQ: one contract, asked of both."""
+
+import itertools
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from threading import Thread
+from typing import Any, ClassVar
+
+import pytest
+from redis import Redis
+
+from producers.broker import (
+    GROUP,
+    QUEUE,
+    Broker,
+    declare_group,
+    declare_queues,
+    open_amqp,
+    open_broker,
+    open_redis,
+)
+from producers.errors import PublishFailed, ServiceUnavailable
+from tests import servers
+from worker.deliveries import Deliveries, Delivery, open_deliveries
+from worker.deliveries.queues import QueueDeliveries
+from worker.deliveries.streams import StreamDeliveries, forget_consumers
+
+CLAIM_AFTER_S = 0.5
+NEVER_S = 3600.0
+DEADLINE_S = 20.0
+PREFETCH = 100
+
+
+class Source:
+    """One broker with the queue `draws` on it, and everything that was opened on it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._opened: list[Deliveries | Broker] = []
+
+    def consumer(self, *, claim_after_s: float = NEVER_S, prefetch: int = PREFETCH) -> Deliveries:
+        opened = open_deliveries(self.url, claim_after_s=claim_after_s, prefetch=prefetch)
+        self._opened.append(opened)
+        return opened
+
+    def producer(self, *, publish_timeout_s: float = 5.0) -> Broker:
+        opened = open_broker(self.url, publish_timeout_s=publish_timeout_s)
+        self._opened.append(opened)
+        return opened
+
+    def publish(self, *bodies: bytes) -> None:
+        producer = open_broker(self.url, publish_timeout_s=5)
+        producer.publish(bodies)
+        producer.close()
+
+    def close(self) -> None:
+        for opened in self._opened:
+            with suppress(Exception):
+                opened.close()
+
+
+def bodies(count: int, start: int = 0) -> list[bytes]:
+    return [b"draw %d" % number for number in range(start, start + count)]
+
+
+def said(deliveries: Sequence[Delivery]) -> list[bytes]:
+    return [delivery.body for delivery in deliveries]
+
+
+def fetch_all(consumer: Deliveries, count: int, *, within_s: float = DEADLINE_S) -> list[Delivery]:
+    """`count` deliveries, however many fetches they take; fewer when the time is up."""
+    fetched: list[Delivery] = []
+    deadline = time.monotonic() + within_s
+    while len(fetched) < count and time.monotonic() < deadline:
+        fetched += consumer.fetch(count - len(fetched), wait_s=0.2)
+    return fetched
+
+
+def eventually(condition: Callable[[], bool], *, within_s: float = DEADLINE_S) -> bool:
+    deadline = time.monotonic() + within_s
+    while not (met := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return met
+
+
+def nothing_comes(consumer: Deliveries, *, for_s: float) -> bool:
+    deadline = time.monotonic() + for_s
+    while time.monotonic() < deadline:
+        if consumer.fetch(10, wait_s=0.1):
+            return False
+    return True
+
+
+class DeliveriesContract:
+    """Subclasses say which broker, and how a process dies on it."""
+
+    # What a claim takes on this broker at most, once its consumer is dead.
+    claim_after_s: ClassVar[float]
+
+    @pytest.fixture
+    def source(self) -> Iterator[Source]:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def own_server(self) -> Iterator[servers.Server]:
+        raise NotImplementedError
+
+    def kill(self, consumer: Deliveries) -> None:
+        """Take the process away from under a consumer: nobody closes anything."""
+        raise NotImplementedError
+
+    def declare_as_worker(self, url: str) -> None:
+        raise NotImplementedError
+
+    # ---- fetch
+
+    def test_fetch_takes_what_is_waiting_up_to_its_limit(self, source: Source) -> None:
+        source.publish(*bodies(5))
+        consumer = source.consumer()
+        first = fetch_all(consumer, 3)
+        assert said(first) == bodies(3)
+        assert len(consumer.fetch(3, wait_s=5)) == 2
+        assert [delivery.count for delivery in first] == [1, 1, 1]
+
+    def test_fetch_does_not_wait_for_a_batch_to_fill(self, source: Source) -> None:
+        consumer = source.consumer()
+        assert consumer.fetch(10, wait_s=0) == []
+        source.publish(*bodies(2))
+        began = time.monotonic()
+        assert said(fetch_all(consumer, 2)) == bodies(2)
+        assert consumer.fetch(10, wait_s=0) == []
+        assert time.monotonic() - began < 4
+
+    def test_fetch_of_a_few_returns_long_before_its_wait_is_over(self, source: Source) -> None:
+        consumer = source.consumer()
+        consumer.fetch(1, wait_s=0)
+        source.publish(b"only one")
+        began = time.monotonic()
+        assert said(consumer.fetch(100, wait_s=10)) == [b"only one"]
+        assert time.monotonic() - began < 5
+
+    def test_fetch_waits_for_the_first_to_come(self, source: Source) -> None:
+        consumer = source.consumer()
+        consumer.fetch(1, wait_s=0)
+        fetched: list[Delivery] = []
+        thread = Thread(target=lambda: fetched.extend(consumer.fetch(10, wait_s=15)), daemon=True)
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive(), "it returned before anything came"
+        source.publish(b"late")
+        thread.join(5)
+        assert said(fetched) == [b"late"]
+
+    def test_fetch_gives_up_when_nothing_comes(self, source: Source) -> None:
+        consumer = source.consumer()
+        consumer.fetch(1, wait_s=0)
+        began = time.monotonic()
+        assert consumer.fetch(10, wait_s=0.3) == []
+        assert 0.25 < time.monotonic() - began < 5
+
+    def test_bodies_arrive_byte_for_byte(self, source: Source) -> None:
+        odd = [b"\x00\xff\xfe not UTF-8", "größer 🎟".encode(), b"x" * 1_000_000, b"", b'{"v":1}']
+        source.publish(*odd)
+        assert said(fetch_all(source.consumer(), len(odd))) == odd
+
+    # ---- ack, give back
+
+    def test_what_was_acked_never_comes_back(self, source: Source) -> None:
+        source.publish(*bodies(4))
+        consumer = source.consumer(claim_after_s=self.claim_after_s)
+        taken = fetch_all(consumer, 4)
+        consumer.ack(taken[:2])
+        consumer.give_back(taken[2:])
+        consumer.close()
+        other = source.consumer(claim_after_s=self.claim_after_s)
+        again = fetch_all(other, 2)
+        assert sorted(said(again)) == sorted(said(taken[2:]))
+        other.ack(again)
+        assert nothing_comes(other, for_s=3 * self.claim_after_s)
+
+    def test_an_ack_after_a_give_back_spares_what_was_given_back(self, source: Source) -> None:
+        """The consumer leaves one draw in the middle for later, and acks those around it."""
+        source.publish(*bodies(3))
+        consumer = source.consumer(claim_after_s=self.claim_after_s)
+        first, middle, last = fetch_all(consumer, 3)
+        consumer.give_back([middle])
+        consumer.ack([first, last])
+        (again,) = fetch_all(consumer, 1)
+        assert again.body == middle.body
+        assert again.count == 2
+        consumer.ack([again])
+        consumer.close()
+        assert nothing_comes(source.consumer(claim_after_s=self.claim_after_s), for_s=3 * self.claim_after_s)
+
+    def test_what_was_given_back_comes_to_others_too(self, source: Source) -> None:
+        source.publish(b"not now")
+        consumer = source.consumer(claim_after_s=self.claim_after_s)
+        taken = fetch_all(consumer, 1)
+        other = source.consumer(claim_after_s=self.claim_after_s)
+        consumer.give_back(taken)
+        deadline = time.monotonic() + DEADLINE_S
+        again: list[Delivery] = []
+        while not again and time.monotonic() < deadline:
+            again = other.fetch(1, wait_s=0.1) or consumer.fetch(1, wait_s=0.1)
+        assert said(again) == [b"not now"]
+        assert again[0].count == 2
+
+    def test_nothing_to_ack_or_to_give_back_is_no_error(self, source: Source) -> None:
+        consumer = source.consumer()
+        consumer.ack([])
+        consumer.give_back([])
+        consumer.fetch(1, wait_s=0)
+        consumer.ack([])
+        consumer.give_back([])
+
+    # ---- consumers that end
+
+    def test_what_a_closed_consumer_held_comes_to_another_at_once(self, source: Source) -> None:
+        source.publish(*bodies(3))
+        consumer = source.consumer(claim_after_s=60)
+        other = source.consumer(claim_after_s=60)
+        taken = fetch_all(consumer, 3)
+        consumer.ack(taken[:1])
+        consumer.close()
+        again = fetch_all(other, 2, within_s=10)
+        assert sorted(said(again)) == sorted(said(taken[1:]))
+        assert [delivery.count for delivery in again] == [2, 2]
+
+    def test_close_again_and_close_unused_are_no_error(self, source: Source) -> None:
+        consumer = source.consumer()
+        consumer.close()
+        consumer.close()
+
+    def test_what_a_killed_consumer_held_comes_back_with_its_count(self, source: Source) -> None:
+        source.publish(*bodies(3))
+        for count in (1, 2, 3):
+            consumer = source.consumer(claim_after_s=self.claim_after_s)
+            taken = fetch_all(consumer, 3)
+            assert sorted(said(taken)) == bodies(3)
+            assert [delivery.count for delivery in taken] == [count] * 3
+            self.kill(consumer)
+
+    def test_what_is_in_hand_is_not_taken_from_the_living(self, source: Source) -> None:
+        source.publish(*bodies(3))
+        consumer = source.consumer(claim_after_s=NEVER_S)
+        taken = fetch_all(consumer, 3)
+        assert nothing_comes(source.consumer(claim_after_s=NEVER_S), for_s=0.5)
+        consumer.ack(taken)
+
+    def test_consumers_share_without_overlap(self, source: Source) -> None:
+        source.publish(*bodies(100))
+        pair = [source.consumer(prefetch=10), source.consumer(prefetch=10)]
+        for consumer in pair:
+            consumer.fetch(0, wait_s=0) if isinstance(consumer, QueueDeliveries) else None
+        got: list[list[bytes]] = [[], []]
+        deadline = time.monotonic() + DEADLINE_S
+        while sum(map(len, got)) < 100 and time.monotonic() < deadline:
+            for mine, consumer in zip(got, pair, strict=True):
+                taken = consumer.fetch(7, wait_s=0.1)
+                mine += said(taken)
+                consumer.ack(taken)
+        assert sorted(got[0] + got[1]) == sorted(bodies(100))
+        assert len(got[0]) > 7
+        assert len(got[1]) > 7
+
+    # ---- topology
+
+    @pytest.mark.parametrize("order", ["producer first", "worker first"])
+    def test_either_side_may_declare_first(self, source: Source, order: str) -> None:
+        consumer, producer = source.consumer(), source.producer()
+        if order == "worker first":
+            assert consumer.fetch(1, wait_s=0) == []
+            producer.publish([b"hello"])
+        else:
+            producer.publish([b"hello"])
+        assert said(fetch_all(consumer, 1)) == [b"hello"]
+        # And again on what is there already.
+        self.declare_as_worker(source.url)
+        producer.publish([b"again"])
+        assert said(fetch_all(consumer, 1)) == [b"again"]
+
+    # ---- outages
+
+    def test_a_broker_that_is_not_there(self) -> None:
+        with socket.socket() as holder:
+            holder.bind((servers.HOST, 0))  # bound, and nobody listens
+            source = Source(self.url_at(holder.getsockname()[1]))
+            consumer, producer = source.consumer(), source.producer()
+            with pytest.raises(ServiceUnavailable):
+                consumer.fetch(1, wait_s=0.1)
+            with pytest.raises(PublishFailed):
+                producer.publish([b"x"])
+            consumer.close()
+            producer.close()
+
+    def url_at(self, port: int) -> str:
+        raise NotImplementedError
+
+    def test_a_broker_that_restarts_loses_nothing(self, own_server: servers.Server) -> None:
+        source = Source(own_server.url)
+        try:
+            consumer, producer = source.consumer(claim_after_s=CLAIM_AFTER_S), source.producer()
+            producer.publish(bodies(6))
+            taken = fetch_all(consumer, 4)
+            consumer.ack(taken[:2])
+            own_server.kill()
+            with pytest.raises(ServiceUnavailable):
+                consumer.fetch(1, wait_s=0.1)
+            with pytest.raises(PublishFailed):
+                producer.publish([b"lost, and said so"])
+            own_server.restart()
+            producer.publish(bodies(2, start=6))
+            again = fetch_all(consumer, 6)
+            assert sorted(said(again)) == bodies(6, start=2)
+            assert {delivery.body: delivery.count for delivery in again}[b"draw 2"] == 2
+            consumer.ack(again)
+            assert nothing_comes(consumer, for_s=3 * CLAIM_AFTER_S)
+        finally:
+            source.close()
+
+    def test_an_ack_on_a_broken_connection_says_so_or_leaves_it_queued(self, own_server: servers.Server) -> None:
+        source = Source(own_server.url)
+        try:
+            consumer = source.consumer(claim_after_s=CLAIM_AFTER_S)
+            source.publish(b"kept")
+            taken = fetch_all(consumer, 1)
+            own_server.kill()
+            # A write into a dying socket may still succeed: only the redelivery tells.
+            with suppress(ServiceUnavailable):
+                consumer.ack(taken)
+            own_server.restart()
+            with suppress(ServiceUnavailable):
+                consumer.fetch(1, wait_s=0)
+            again = fetch_all(consumer, 1)
+            assert said(again) == [b"kept"]
+        finally:
+            source.close()
+
+
+class TestStreams(DeliveriesContract):
+    claim_after_s = CLAIM_AFTER_S
+
+    @pytest.fixture
+    def source(self, redis_url: str) -> Iterator[Source]:
+        source = Source(redis_url)
+        yield source
+        source.close()
+
+    @pytest.fixture
+    def own_server(self) -> Iterator[servers.Server]:
+        with servers.redis(private=True, appendonly=True, appendfsync="always") as server:
+            yield server
+
+    @pytest.fixture
+    def client(self, redis_url: str) -> Iterator[Redis]:
+        with Redis.from_url(redis_url) as client:
+            yield client
+
+    def kill(self, consumer: Deliveries) -> None:
+        assert isinstance(consumer, StreamDeliveries)
+        consumer._client.connection_pool.disconnect()
+
+    def declare_as_worker(self, url: str) -> None:
+        with open_redis(url) as client:
+            declare_group(client)
+
+    def url_at(self, port: int) -> str:
+        return f"redis://{servers.HOST}:{port}/0"
+
+    def test_flushall_takes_the_group_and_it_is_made_anew(self, source: Source, client: Redis) -> None:
+        consumer, producer = source.consumer(), source.producer()
+        producer.publish([b"before"])
+        assert len(fetch_all(consumer, 1)) == 1
+        client.flushdb()
+        producer.publish([b"after"])  # its XADD makes a Stream that has no group
+        with pytest.raises(ServiceUnavailable, match="NOGROUP"):
+            consumer.fetch(1, wait_s=0.1)
+        assert said(fetch_all(consumer, 1)) == [b"after"]
+
+    def test_an_entry_without_a_body_has_an_empty_one(self, source: Source, client: Redis) -> None:
+        source.publish(b"good")
+        client.xadd(QUEUE, {b"something": b"else", b"and": b"more"})
+        client.xadd(QUEUE, {b"other": b"x", b"body": b"behind another field"})
+        taken = fetch_all(source.consumer(), 3)
+        assert said(taken) == [b"good", b"", b"behind another field"]
+
+    def test_the_stream_forgets_what_was_acked(self, source: Source, client: Redis) -> None:
+        source.publish(*bodies(10))
+        consumer = source.consumer()
+        consumer.ack(fetch_all(consumer, 10))
+        assert client.xlen(QUEUE) == 0
+        assert self.pending(client) == 0
+
+    def test_a_closed_consumer_is_forgotten(self, source: Source, client: Redis) -> None:
+        source.publish(b"x")
+        consumer = source.consumer()
+        consumer.ack(fetch_all(consumer, 1))
+        assert len(self.consumers(client)) == 1
+        consumer.close()
+        assert self.consumers(client) == {}
+
+    def test_a_consumer_that_holds_messages_is_never_forgotten(self, source: Source, client: Redis) -> None:
+        """XGROUP DELCONSUMER would take its pending list along: the messages would never be delivered again."""
+        source.publish(b"held")
+        consumer = source.consumer(claim_after_s=60)
+        fetch_all(consumer, 1)
+        assert forget_consumers(client, idle_s=0) == 0
+        consumer.close()
+        assert forget_consumers(client, idle_s=0) == 0
+        assert self.pending(client) == 1
+        other = source.consumer(claim_after_s=60)
+        other.ack(fetch_all(other, 1))
+        assert self.pending(client) == 0
+
+    def test_idle_consumers_that_hold_nothing_are_forgotten(self, source: Source, client: Redis) -> None:
+        source.publish(b"x")
+        for _ in range(3):
+            killed = source.consumer()
+            killed.fetch(1, wait_s=0)
+            self.kill(killed)
+        assert len(self.consumers(client)) == 3
+        assert forget_consumers(client, idle_s=3600) == 0
+        assert forget_consumers(client, idle_s=0) == 2
+        assert self.pending(client) == 1
+
+    def test_to_forget_consumers_where_there_is_no_stream(self, client: Redis) -> None:
+        assert forget_consumers(client, idle_s=0) == 0
+
+    def test_more_than_a_batch_of_abandoned_messages_is_claimed(self, source: Source, client: Redis) -> None:
+        source.publish(*bodies(25))
+        dead = source.consumer(claim_after_s=CLAIM_AFTER_S)
+        assert len(fetch_all(dead, 25)) == 25
+        self.kill(dead)
+        heir = source.consumer(claim_after_s=CLAIM_AFTER_S)
+        taken: list[Delivery] = []
+        deadline = time.monotonic() + DEADLINE_S
+        while len(taken) < 25 and time.monotonic() < deadline:
+            batch = heir.fetch(10, wait_s=0.1)
+            assert len(batch) <= 10
+            heir.ack(batch)
+            taken += batch
+        assert sorted(said(taken)) == sorted(bodies(25))
+        assert {delivery.count for delivery in taken} == {2}
+        assert self.pending(client) == 0
+
+    def test_two_heirs_never_claim_the_same(self, source: Source) -> None:
+        source.publish(*bodies(40))
+        dead = source.consumer(claim_after_s=CLAIM_AFTER_S)
+        fetch_all(dead, 40)
+        self.kill(dead)
+        taken: list[Delivery] = []
+
+        def claim() -> None:
+            # Its claims stay fresh for longer than this test takes.
+            heir = source.consumer(claim_after_s=CLAIM_AFTER_S)
+            deadline = time.monotonic() + DEADLINE_S
+            while len(taken) < 40 and time.monotonic() < deadline:
+                batch = heir.fetch(5, wait_s=0.05)
+                heir.ack(batch)
+                taken.extend(batch)
+
+        heirs = [Thread(target=claim) for _ in range(2)]
+        for heir in heirs:
+            heir.start()
+        for heir in heirs:
+            heir.join()
+        assert sorted(said(taken)) == sorted(bodies(40))
+
+    def test_a_redis_that_is_out_of_memory_is_a_failed_publish(self, own_server: servers.Server) -> None:
+        with Redis.from_url(own_server.url) as client:
+            client.config_set("maxmemory", "1mb")
+        producer = open_broker(own_server.url, publish_timeout_s=5)
+        with pytest.raises(PublishFailed):
+            producer.publish([b"x" * 2_000_000] * 4)
+        producer.close()
+
+    def test_a_silent_redis_is_a_failed_publish_in_time(self, own_server: servers.Server) -> None:
+        producer = open_broker(own_server.url, publish_timeout_s=0.5)
+        producer.publish([b"declared"])
+        with Redis.from_url(own_server.url) as client:
+            client.execute_command("CLIENT", "PAUSE", 20_000, "ALL")
+        began = time.monotonic()
+        with pytest.raises(PublishFailed):
+            producer.publish([b"x"])
+        assert time.monotonic() - began < 10
+        producer.close()
+
+    def consumers(self, client: Redis) -> dict[Any, Any]:
+        found: Any = client.xinfo_consumers(QUEUE, GROUP)
+        return {consumer["name"]: consumer["pending"] for consumer in found}
+
+    def pending(self, client: Redis) -> int:
+        summary: Any = client.xpending(QUEUE, GROUP)
+        return int(summary["pending"])
+
+
+class TestQueues(DeliveriesContract):
+    claim_after_s = CLAIM_AFTER_S  # the broker sees a broken connection at once; here only a measure of patience
+
+    @pytest.fixture
+    def source(self, rabbitmq_url: str) -> Iterator[Source]:
+        source = Source(rabbitmq_url)
+        yield source
+        source.close()
+
+    @pytest.fixture
+    def own_server(self) -> Iterator[servers.Server]:
+        with servers.rabbitmq(private=True) as server:
+            yield server
+
+    def kill(self, consumer: Deliveries) -> None:
+        assert isinstance(consumer, QueueDeliveries)
+        assert consumer._connection is not None
+        consumer._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+
+    def declare_as_worker(self, url: str) -> None:
+        with open_amqp(url) as connection:
+            declare_queues(connection.channel())
+
+    def url_at(self, port: int) -> str:
+        return f"amqp://guest:guest@{servers.HOST}:{port}//"
+
+    def test_a_queue_that_is_gone_is_a_failed_publish(self, source: Source) -> None:
+        producer = source.producer()
+        producer.publish([b"declared"])
+        with open_amqp(source.url) as connection:
+            connection.channel().queue_delete(QUEUE)
+        with pytest.raises(PublishFailed, match="could not be routed"):
+            producer.publish([b"into the void"])
+        # The next one declares it again.
+        producer.publish([b"arrives"])
+        assert said(fetch_all(source.consumer(), 1)) == [b"arrives"]
+
+    def test_an_exchange_that_is_gone_is_a_failed_publish(self, source: Source) -> None:
+        producer = source.producer()
+        producer.publish([b"declared"])
+        with open_amqp(source.url) as connection:
+            connection.channel().exchange_delete(QUEUE)
+        with pytest.raises(PublishFailed):
+            producer.publish([b"into the void"])
+        producer.publish([b"arrives"])
+        assert said(fetch_all(source.consumer(), 2)) == [b"declared", b"arrives"]
+
+    def test_a_queue_that_is_deleted_under_a_consumer_is_declared_again(self, source: Source) -> None:
+        consumer = source.consumer()
+        consumer.fetch(1, wait_s=0)
+        with open_amqp(source.url) as connection:
+            connection.channel().queue_delete(QUEUE)
+        source.publish(b"to the new queue")
+        deadline = time.monotonic() + DEADLINE_S
+        taken: list[Delivery] = []
+        while not taken and time.monotonic() < deadline:
+            with suppress(ServiceUnavailable):
+                taken = consumer.fetch(1, wait_s=0.2)
+        assert said(taken) == [b"to the new queue"]
+
+    def test_a_large_publish_is_confirmed_whole(self, source: Source) -> None:
+        sent = bodies(3000)
+        source.producer().publish(sent)
+        assert self.depth(source.url) == 3000
+
+    def test_messages_are_persistent(self, source: Source) -> None:
+        source.publish(b"x")
+        with open_amqp(source.url) as connection:
+            message = connection.channel().basic_get(QUEUE)
+            assert message.properties["delivery_mode"] == 2
+
+    def test_the_broker_pushes_no_more_than_the_prefetch(self, source: Source) -> None:
+        source.publish(*bodies(50))
+        consumer = source.consumer(prefetch=10)
+        first = fetch_all(consumer, 5)
+        assert eventually(lambda: self.depth(source.url) == 40)
+        consumer.ack(first)
+        assert eventually(lambda: self.depth(source.url) == 35)
+
+    def test_a_closed_connection_is_said_and_opened_again(self, source: Source) -> None:
+        source.publish(*bodies(2))
+        consumer = source.consumer()
+        taken = fetch_all(consumer, 1)
+        self.kill(consumer)
+        with pytest.raises(ServiceUnavailable):
+            for _ in itertools.repeat(None, 100):
+                consumer.fetch(1, wait_s=0.1)
+        consumer.ack(taken)  # their channel is gone: no error, and no ack of anything on the next one
+        again = fetch_all(consumer, 2)
+        assert sorted(said(again)) == bodies(2)
+
+    def depth(self, url: str) -> int:
+        with open_amqp(url) as connection:
+            return int(connection.channel().queue_declare(QUEUE, passive=True).message_count)
+
+

