@@ -12,7 +12,6 @@ from importlib.metadata import version
 from types import FrameType
 from typing import Annotated
 
-import click
 import msgspec
 import typer
 from alembic.util import CommandError
@@ -266,7 +265,7 @@ def _amount(text: str) -> Decimal:
     try:
         amount = Decimal(text)
     except InvalidOperation:
-        raise click.BadParameter(f"not an amount: {text}") from None
+        raise typer.BadParameter(f"not an amount: {text}") from None
     if not amount.is_finite() or amount < 0:
-        raise click.BadParameter(f"an amount is 0 or more: {text}")
+        raise typer.BadParameter(f"an amount is 0 or more: {text}")
     return amount

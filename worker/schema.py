@@ -31,6 +31,8 @@ account_asset_balances = Table(
     Column("updated_at", UtcTime, nullable=False),
     UniqueConstraint("user_id", "asset_code", name="uk_user_asset"),
     CheckConstraint("balance >= 0", name="balance"),
+    # DECIMAL(10,2) ends there by itself; in hundredths SQLite would go on counting.
+    CheckConstraint("balance <= 9999999999", name="balance_max").ddl_if(dialect="sqlite"),
     sqlite_autoincrement=True,
     **TABLE_OPTIONS,
 )

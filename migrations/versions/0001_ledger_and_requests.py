@@ -41,6 +41,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_account_asset_balances")),
         sa.UniqueConstraint("user_id", "asset_code", name=op.f("uk_user_asset")),
         sa.CheckConstraint("balance >= 0", name=op.f("ck_account_asset_balances_balance")),
+        # DECIMAL(10,2) ends there by itself; in hundredths SQLite would go on counting.
+        sa.CheckConstraint("balance <= 9999999999", name=op.f("ck_account_asset_balances_balance_max")).ddl_if(
+            dialect="sqlite"
+        ),
         sqlite_autoincrement=True,
         **TABLE_OPTIONS,
     )

@@ -23,7 +23,7 @@ from sqlalchemy import Engine, insert, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 import migrations
-from producers.database import fault_of, open_engine, utc_now
+from producers.database import Fault, fault_of, open_engine, utc_now
 from producers.schema import api_idempotency_requests, metadata
 from tests import servers
 from worker.ledger import open_account
@@ -240,6 +240,17 @@ def test_a_negative_balance_is_refused(engine: Engine, account_id: int) -> None:
         with pytest.raises(DBAPIError, match="ck_asset_transactions_balance"):
             post(engine, ledger_row(account_id, **{column: Decimal("-0.01")}))
     post(engine, ledger_row(account_id))
+
+
+def test_a_balance_ends_where_its_column_does_on_both(engine: Engine, account_id: int) -> None:
+    def set_balance(balance: str) -> None:
+        with engine.begin() as connection:
+            connection.execute(account_asset_balances.update().values(balance=Decimal(balance)))
+
+    set_balance("99999999.99")
+    with pytest.raises(DBAPIError) as refused:
+        set_balance("100000000.00")
+    assert fault_of(refused.value) is Fault.REFUSED
 
 
 def test_a_key_is_taken_once_and_case_counts(engine: Engine, account_id: int) -> None:
@@ -464,4 +475,4 @@ def test_refusals_are_no_outages(engine: Engine, account_id: int) -> None:
     """A violated CHECK must cost one draw, not stop the worker: the driver files it under an operational error."""
     with pytest.raises(DBAPIError) as refused:
         post(engine, ledger_row(account_id, balance_after=Decimal("-0.01")))
-    assert fault_of(refused.value).name == "REFUSED"
+    assert fault_of(refused.value) is Fault.REFUSED

@@ -22,6 +22,7 @@ from producers.errors import ServiceUnavailable
 from worker.deliveries import Delivery
 
 READ_TIMEOUT_S: Final = 10.0
+NO_BLOCK_PAUSE_S: Final = 0.01  # for a server that does not know how to BLOCK (fakeredis): do not spin
 CLAIM_LOOKS_PER_TERM: Final = 5  # how often within claim_after_s a consumer looks for what others left behind
 
 # A consumer that still holds messages must not be deleted: its pending list would go with it.
@@ -107,10 +108,13 @@ class StreamDeliveries:
 
     def _read(self, count_max: int, wait_s: float) -> list[Delivery]:
         block = ("BLOCK", max(1, int(wait_s * 1000))) if wait_s > 0 else ()
+        asked_at = time.monotonic()
         reply: Any = self._client.execute_command(
             "XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", count_max, *block, "STREAMS", QUEUE, ">"
         )
         if not reply:
+            if time.monotonic() - asked_at < wait_s / 2:
+                time.sleep(NO_BLOCK_PAUSE_S)
             return []
         entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
         return [Delivery(_body(fields), tag) for tag, fields in entries]
