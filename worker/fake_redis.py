@@ -55,7 +55,7 @@ def main(port: int) -> None:
 
         self.current_client.read_response = read_response_or_error
 
-    handler.setup = setup  # type: ignore[method-assign]
+    handler.setup = setup
     server.serve_forever()
 
 

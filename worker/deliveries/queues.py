@@ -56,7 +56,7 @@ class QueueDeliveries:
             return
         try:
             for delivery in deliveries:
-                self._channel.basic_nack(int(delivery.tag), requeue=True)
+                self._channel.basic_reject(int(delivery.tag), requeue=True)
         except (*AMQP_ERRORS, *_recoverable(self._connection)) as error:
             self._forget()
             raise ServiceUnavailable(f"the queue cannot be given back to: {error or type(error).__name__}") from error

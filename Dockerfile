@@ -1,0 +1,19 @@
+FROM python:3.13-slim AS build
+COPY requirements.lock /src/
+RUN python -m venv /opt/tombola && /opt/tombola/bin/pip install --no-cache-dir --require-hashes -r /src/requirements.lock
+COPY pyproject.toml README.md LICENSE /src/
+COPY producers /src/producers
+COPY worker /src/worker
+COPY migrations /src/migrations
+RUN /opt/tombola/bin/pip install --no-cache-dir --no-deps /src
+
+FROM python:3.13-slim
+RUN useradd --system --no-create-home tombola
+COPY --from=build /opt/tombola /opt/tombola
+# Alembic reads where the migrations are from here.
+COPY pyproject.toml /app/
+COPY migrations /app/migrations
+ENV PATH=/opt/tombola/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /app
+USER tombola
+CMD ["celery", "-A", "worker", "worker", "--loglevel=INFO"]
