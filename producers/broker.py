@@ -151,6 +151,9 @@ class QueueBroker:
         except PublishFailed:
             self.close()
             raise
+        except ServiceUnavailable as error:  # there is no connection to be had
+            self.close()
+            raise PublishFailed(str(error)) from error
         except AMQP_ERRORS as error:
             self.close()
             raise PublishFailed(f"RabbitMQ did not confirm the draws: {error or type(error).__name__}") from error
@@ -217,7 +220,7 @@ def open_amqp(url: str) -> kombu.Connection:
     )
     try:
         connection.connect()
-    except (*AMQP_ERRORS, connection.connection_errors) as error:
+    except (*AMQP_ERRORS, *connection.connection_errors) as error:
         connection.release()
         raise ServiceUnavailable(f"RabbitMQ does not answer: {error or type(error).__name__}") from error
     return connection

@@ -160,6 +160,6 @@ def _unwrap(envelope: bytes) -> bytes | None:
     try:
         body = bytes(_decode_envelope(envelope).result)
         parse_result(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, DrawError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, DrawError):
         return None
     return body

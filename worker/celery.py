@@ -79,7 +79,10 @@ def make_app(settings: Settings) -> DrawsApp:
         },
     )
     app.steps["worker"].add(DrawsStep)
-    app.task(draw, name="tombola.draw", bind=True, max_retries=None, ignore_result=True)
+    # It stores its result itself; a caller that waits must hear of a refusal all the same.
+    app.task(
+        draw, name="tombola.draw", bind=True, max_retries=None, ignore_result=True, store_errors_even_if_ignored=True
+    )
     app.task(run_audit, name="tombola.audit", bind=True)
     app.task(run_forget_consumers, name="tombola.forget_consumers", bind=True)
     return app
@@ -220,6 +223,10 @@ def _app_from_env() -> DrawsApp:
     try:
         return make_app(Settings.from_env())
     except ConfigurationError as error:
+        if click.get_current_context(silent=True) is not None:
+            # Under a command line: what is raised while it imports us, `celery` prints with its whole traceback.
+            click.echo(f"Error: {error}", err=True)
+            raise SystemExit(1) from None
         raise Misconfigured(str(error)) from None
 
 
