@@ -101,6 +101,7 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, worker: Any, **_options: Any) -> None:
         self._settings: Settings = worker.app.draw_settings
         self._engine = open_engine(self._settings.need("database_url"), lock_wait_s=self._settings.lock_wait_s)
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # it greets whoever asks for the revision
         try:
             check(self._settings, self._engine)
         except DrawError as error:

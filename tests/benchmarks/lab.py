@@ -24,7 +24,7 @@ from typing import Any, Final
 import kombu
 import redis
 from amqp.exceptions import NotFound
-from sqlalchemy import Engine, create_engine, func, select, text
+from sqlalchemy import ColumnElement, Engine, create_engine, func, select, text
 from sqlalchemy.engine import make_url
 
 import migrations
@@ -35,12 +35,13 @@ from producers.schema import api_idempotency_requests as requests
 from tests import servers
 from tests.benchmarks import baseline
 from worker import audit
-from worker.celery import wheels_of
+from worker.draw import DEFAULT_CAMPAIGN, Wheel
 
 ROOT: Final = Path(__file__).parents[2]
 ACCOUNTS: Final = 10_000
 SEED: Final = "5eed" * 16
 DATABASE: Final = "tombola"
+WHEELS: Final = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, bytes.fromhex(SEED))}
 LEAD_IN, LEAD_OUT = 0.05, 0.95
 POLL_S: Final = 0.02
 STOP_S_MAX: Final = 30.0
@@ -150,30 +151,29 @@ class Lab:
             with suppress(NotFound), kombu.Connection(self.rabbitmq.url) as connection:
                 connection.channel().queue_purge(queue)
 
-    def settled(self) -> int:
-        """How many draws are settled."""
+    def settled(self, draws: Sequence[DrawRequest]) -> int:
+        """How many of `draws` are settled."""
         with self.engine.connect() as connection:
-            return connection.execute(select(func.count()).select_from(requests)).scalar_one()
+            return connection.execute(select(func.count()).select_from(requests).where(_are(draws))).scalar_one()
 
-    def settle_rate(self, newest: int) -> float:
-        """Draws per second among the `newest` settled draws (see above)."""
+    def settle_rate(self, draws: Sequence[DrawRequest]) -> float:
+        """At how many a second `draws` were settled (see above)."""
         with self.engine.connect() as connection:
             batches = connection.execute(
                 select(requests.c.settled_at, func.count())
-                .where(requests.c.request_key.in_(_newest_keys(newest)))
+                .where(_are(draws))
                 .group_by(requests.c.settled_at)
                 .order_by(requests.c.settled_at)
             ).all()
-        seconds, done, total = [], [], 0
+        seen, done = [], 0
         for moment, count in batches:
-            seconds.append(moment.timestamp())
-            done.append(total)
-            total += count
-        return rate(list(zip(seconds, done, strict=True)), total)
+            seen.append((moment.timestamp(), done))  # what was done when this batch began
+            done += count
+        return rate(seen, done)
 
     def check_books(self, draws: int) -> None:
         """Same work everywhere: every draw is settled, and the audit finds nothing. Raises BenchmarkFailed."""
-        report = audit.audit(self.engine, wheels_of(self.settings(self.redis.url)))
+        report = audit.audit(self.engine, WHEELS)
         if report.requests != draws or not report.is_clean:
             violations = "; ".join(map(str, report.violations[:3]))
             raise BenchmarkFailed(
@@ -189,7 +189,7 @@ class Lab:
 
     def queue(self) -> Contestant:
         url = self.rabbitmq.url
-        backlog = partial(_queue_backlog, url, QUEUE)
+        backlog = partial(_queue_backlog, kombu.Connection(url), QUEUE)
         return Contestant("queue", "tombola, RabbitMQ", url, "worker", partial(self._enqueue, url), backlog)
 
     def celery_redis(self, *options: str) -> Contestant:
@@ -199,7 +199,7 @@ class Lab:
 
     def celery_rabbitmq(self, *options: str) -> Contestant:
         url = self.rabbitmq.url
-        backlog = partial(_queue_backlog, url, "celery")
+        backlog = partial(_queue_backlog, kombu.Connection(url), "celery")
         return self._celery("celery-rabbitmq", "Celery task per draw, RabbitMQ", url, backlog, options)
 
     def _celery(
@@ -283,6 +283,19 @@ def rate(seen: Sequence[tuple[float, int]], total: int) -> float:
     return (last[1] - first[1]) / (last[0] - first[0])
 
 
+def busy_share(seconds: float = 1.0) -> float:
+    """How much of this machine's CPU is in use, by whomever: while we idle, it is by others."""
+    before = _cpu_ticks()
+    time.sleep(seconds)
+    (idle, total), (idle_before, total_before) = _cpu_ticks(), before
+    return 1 - (idle - idle_before) / max(1, total - total_before)
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    return ticks[3] + ticks[4], sum(ticks)  # idle, and idle because of I/O
+
+
 def make_draws(count: int) -> list[DrawRequest]:
     """`count` new draws on uniformly random accounts, with time-ordered keys."""
     return [DrawRequest(account_id=random.randint(1, ACCOUNTS)) for _ in range(count)]
@@ -302,21 +315,19 @@ def open_lab() -> Iterator[Lab]:
         yield lab
 
 
-def _newest_keys(count: int) -> Any:
-    # A derived table, as MariaDB takes no LIMIT in a subquery of IN.
-    newest = select(requests.c.request_key).order_by(requests.c.request_key.desc()).limit(count).subquery()
-    return select(newest.c.request_key)
+def _are(draws: Sequence[DrawRequest]) -> ColumnElement[bool]:
+    # Keys of one process sort by the time they were made, so a range holds these and no others.
+    return requests.c.request_key.between(draws[0].request_key, draws[-1].request_key)
 
 
 def _stream_backlog(client: redis.Redis) -> int:
-    return int(client.xlen(QUEUE))  # type: ignore[arg-type]
+    return int(client.xlen(QUEUE))
 
 
 def _list_backlog(client: redis.Redis) -> int:
-    return int(client.llen("celery")) + int(client.hlen("unacked"))  # type: ignore[arg-type]
+    return int(client.llen("celery")) + int(client.hlen("unacked"))
 
 
-def _queue_backlog(url: str, queue: str) -> int:
-    """Messages ready; those that a consumer holds are not counted."""
-    with kombu.Connection(url) as connection:
-        return int(connection.channel().queue_declare(queue, passive=True).message_count)
+def _queue_backlog(connection: kombu.Connection, queue: str) -> int:
+    """Messages ready; those that a consumer holds are not counted. One connection for all looks: opening costs CPU."""
+    return int(connection.default_channel.queue_declare(queue, passive=True).message_count)

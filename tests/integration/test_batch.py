@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, insert, select, text
 
 import migrations
+from producers import requests
 from producers.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, parse_result
-from producers.database import fault_of, open_engine, utc_now
+from producers.database import fault_of, open_engine, transaction, utc_now
 from producers.errors import ConfigurationError, ServiceUnavailable
 from producers.schema import api_idempotency_requests
 from tests.books import Row, assert_books, table
-from worker import batch
+from worker import batch, ledger
 from worker.batch import Answer, Deferred, Refused, Settled
 from worker.draw import DEFAULT_CAMPAIGN, Campaign, Prize, Wheel
 from worker.ledger import AMOUNT_MAX, get_lottery_session_transactions, open_account, recharge
@@ -44,6 +45,8 @@ SPRING = Campaign(
 COINS = Campaign(name="coins", asset_code="COIN", cost=Decimal("1.00"), prizes=(Prize(1, Decimal("1.00")),))
 WHEELS = {campaign.name: Wheel(campaign, SEED) for campaign in (DEFAULT_CAMPAIGN, SPRING, COINS)}
 NO_ACCOUNT = 2**62
+# So long that nobody gives up on a slow machine; tests that want a lock wait to end say so.
+LOCK_WAIT_S = 10
 TABLES = ("account_asset_balances", "asset_transactions", "api_idempotency_requests")
 
 
@@ -60,7 +63,7 @@ def mariadb(mariadb_url: str) -> Iterator[Engine]:
 
 def _engine(url: str) -> Iterator[Engine]:
     migrations.upgrade(url)
-    engine = open_engine(url, lock_wait_s=1)
+    engine = open_engine(url, lock_wait_s=LOCK_WAIT_S)
     yield engine
     assert_books(engine)
     engine.dispose()
@@ -498,14 +501,14 @@ def test_a_draw_that_makes_our_own_code_fail_is_found(
 ) -> None:
     account_id = open_account(engine, user_id=1, balance=Decimal(50))
     draws = [DrawRequest(account_id=account_id, request_key=f"k{number}") for number in range(13)]
-    finish = batch.requests.finish
+    finish = requests.finish
 
-    def fail_on_one(transaction: Any, finished: Sequence[Any], now: Any) -> None:
-        finish(transaction, finished, now)
+    def fail_on_one(open_transaction: Any, finished: Sequence[Any], now: Any) -> None:
+        finish(open_transaction, finished, now)
         if any(it.request.request_key == f"k{poisoned}" for it in finished):
             raise ArithmeticError("a bug of ours")
 
-    monkeypatch.setattr(batch.requests, "finish", fail_on_one)
+    monkeypatch.setattr(requests, "finish", fail_on_one)
     answers = settle(engine, *draws)
     assert [number for number, answer in enumerate(answers) if not isinstance(answer, Settled)] == [poisoned]
     refused = answers[poisoned]
@@ -562,12 +565,12 @@ class Died(BaseException):
 
 
 STEPS: list[tuple[Any, str]] = [
-    (batch.ledger, "lock_accounts"),
-    (batch.requests, "look_up"),
-    (batch.ledger, "charged_sessions"),
-    (batch.ledger, "post"),
-    (batch.ledger, "move"),
-    (batch.requests, "finish"),
+    (ledger, "lock_accounts"),
+    (requests, "look_up"),
+    (ledger, "charged_sessions"),
+    (ledger, "post"),
+    (ledger, "move"),
+    (requests, "finish"),
 ]
 
 
@@ -609,7 +612,7 @@ def test_a_database_that_is_down_is_an_outage() -> None:
 
 @pytest.mark.xfail(strict=True, reason="on MariaDB an empty list fails, and splits into empty lists")
 def test_no_draws_need_no_transaction(mariadb: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    transaction, opened = batch.transaction, itertools.count(1)
+    opened = itertools.count(1)
 
     def count(engine: Engine) -> Any:
         if next(opened) > 3:
@@ -644,10 +647,61 @@ def test_workers_that_are_handed_the_same_draws_charge_them_once(engine: Engine)
     assert sum(not answer.is_repeat for answer in everything) == 60
 
 
+def test_workers_with_different_draws_on_the_same_accounts_lose_no_charge(engine: Engine) -> None:
+    """Where each worker wrote back the balance that it read before the others had written theirs."""
+    accounts = [open_account(engine, user_id=number, balance=Decimal(1000)) for number in (1, 2)]
+    draws = [DrawRequest(account_id=accounts[number % 2], request_key=f"k{number}") for number in range(120)]
+
+    def work(number: int) -> None:
+        mine = draws[number::4]
+        for start in range(0, len(mine), 3):
+            settled(engine, *mine[start : start + 3])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    for account_id in accounts:
+        won = sum(
+            WHEELS["default"].draw(account_id, draw.request_key).amount
+            for draw in draws
+            if draw.account_id == account_id
+        )
+        assert balance_of(engine, account_id) == 1000 - 60 + won
+
+
+def test_a_balance_is_read_under_its_lock(mariadb: Engine) -> None:
+    """A recharge is under way: the draw waits for it, and then has its points."""
+    account_id = open_account(mariadb, user_id=1)
+    draw = DrawRequest(account_id=account_id, request_key=key_that(account_id, wins=False))
+    with mariadb.connect() as recharging, ThreadPoolExecutor(1) as pool:
+        now = utc_now()
+        recharging.execute(account_asset_balances.update().values(balance=Decimal(1)))
+        recharging.execute(
+            insert(asset_transactions).values(
+                account_id=account_id,
+                business_id="recharge",
+                lottery_session_id="recharge",
+                idempotency_key="recharge",
+                business_type="recharge",
+                asset_code="POINT",
+                delta_amount=Decimal(1),
+                balance_before=Decimal(0),
+                balance_after=Decimal(1),
+                created_at=now,
+                updated_at=now,
+            )
+        )
+        settling = pool.submit(settle, mariadb, draw)
+        await_lock_wait(mariadb)
+        recharging.commit()
+        (answer,) = settling.result(timeout=30)
+    assert isinstance(answer, Settled)
+    assert parse_result(answer.result).status == "completed"
+
+
 def test_one_key_many_times_in_parallel_is_charged_once(engine: Engine) -> None:
     account_id = open_account(engine, user_id=1, balance=Decimal(10))
     draw = DrawRequest(account_id=account_id, request_key="k")
-    barrier = threading.Barrier(5)
+    barrier = threading.Barrier(5, timeout=60)
 
     def click(_: int) -> Settled:
         barrier.wait()
@@ -662,7 +716,7 @@ def test_one_key_many_times_in_parallel_is_charged_once(engine: Engine) -> None:
 def test_one_key_for_two_accounts_in_parallel_is_charged_to_one(mariadb: Engine) -> None:
     """They share no account's lock: here the unique constraint itself decides."""
     accounts = [open_account(mariadb, user_id=number, balance=Decimal(100)) for number in range(1, 5)]
-    barrier = threading.Barrier(4)
+    barrier = threading.Barrier(4, timeout=60)
 
     def click(account_id: int) -> list[Answer]:
         answers = []
@@ -722,19 +776,17 @@ def test_a_deadlock_runs_the_whole_transaction_again(mariadb: Engine, monkeypatc
     first_id, second_id = (open_account(mariadb, user_id=number, balance=Decimal(10)) for number in (1, 2))
     draws = [DrawRequest(account_id=account_id, request_key=f"k{account_id}") for account_id in (first_id, second_id)]
     codes = record_errors(monkeypatch)
-    patient = open_engine(mariadb.url.render_as_string(hide_password=False), lock_wait_s=20)
-    with patient.connect() as other, ThreadPoolExecutor(1) as pool:
+    with mariadb.connect() as other, ThreadPoolExecutor(1) as pool:
         lock = text("SELECT balance FROM account_asset_balances WHERE id = :id FOR UPDATE")
         # Work that makes the other transaction the heavier one, so that ours is chosen as the victim.
         other.execute(text("CREATE TEMPORARY TABLE heavy (id INT) ENGINE=InnoDB"))
         other.execute(text("INSERT INTO heavy SELECT seq FROM seq_1_to_500"))
         other.execute(lock, {"id": second_id})
-        settling = pool.submit(settle, patient, *draws)
+        settling = pool.submit(settle, mariadb, *draws)
         await_lock_wait(mariadb)
         other.execute(lock, {"id": first_id})
         other.commit()
         answers = settling.result(timeout=30)
-    patient.dispose()
     assert 1213 in codes
     assert [isinstance(answer, Settled) and not answer.is_repeat for answer in answers] == [True, True]
 
@@ -745,11 +797,13 @@ def test_a_draw_whose_account_stays_locked_is_deferred_and_the_others_settle(
     accounts = [open_account(mariadb, user_id=number, balance=Decimal(10)) for number in range(1, 5)]
     draws = [DrawRequest(account_id=account_id, request_key=f"k{account_id}") for account_id in accounts]
     held = accounts[2]
+    impatient = open_engine(mariadb.url.render_as_string(hide_password=False), lock_wait_s=1)
     codes = record_errors(monkeypatch)
     with mariadb.connect() as other:
         other.execute(text("SELECT 1 FROM account_asset_balances WHERE id = :id FOR UPDATE"), {"id": held})
-        answers = settle(mariadb, *draws, tries_max=1)
+        answers = settle(impatient, *draws, tries_max=1)
         other.rollback()
+    impatient.dispose()
     assert [type(answer) for answer in answers] == [Settled, Settled, Deferred, Settled]
     assert set(codes) == {1205}
     assert session_of(mariadb, f"k{held}") == []
@@ -868,14 +922,14 @@ def test_crashes_do_not_roll_the_dice_again(mariadb: Engine) -> None:
     account_id = open_account(mariadb, user_id=1, balance=Decimal(100))
     draws = [DrawRequest(account_id=account_id, request_key=f"k{number}") for number in range(30)]
     attempts: list[list[str]] = []
-    post = batch.ledger.post
+    post = ledger.post
 
-    def remember(transaction: Any, entries: Sequence[Any], now: Any) -> None:
+    def remember(open_transaction: Any, entries: Sequence[Any], now: Any) -> None:
         attempts.append([f"{entry.idempotency_key} {entry.delta}" for entry in entries])
-        post(transaction, entries, now)
+        post(open_transaction, entries, now)
 
     with pytest.MonkeyPatch.context() as patch, at_commit(galera_conflict, galera_conflict):
-        patch.setattr(batch.ledger, "post", remember)
+        patch.setattr(ledger, "post", remember)
         batch.settle(mariadb, draws, WHEELS, tries_max=3, sleep=lambda _: None)
     assert len(attempts) == 3
     assert attempts[0] == attempts[1] == attempts[2]
@@ -892,7 +946,7 @@ def test_a_session_does_not_trust_the_servers_defaults(mariadb: Engine) -> None:
     assert isolation == "READ-COMMITTED"
     assert "STRICT_TRANS_TABLES" in mode
     assert "NO_BACKSLASH_ESCAPES" not in mode
-    assert (zone, wait_s, charset) == ("+00:00", 1, "utf8mb4")
+    assert (zone, wait_s, charset) == ("+00:00", LOCK_WAIT_S, "utf8mb4")
 
 
 # ---- any mix, in any batching, equals one draw at a time -------------------------------------------------------------
@@ -913,7 +967,8 @@ class Step(NamedTuple):
     delivered: list[Spec]
 
 
-BALANCES = {"rich": "60.00", "middling": "3.00", "poor": "0.50", "coins": "9.00"}
+# In this order their ids are 1, 2, …: the same in every example, as outcomes depend on them.
+BALANCES = {"rich": "60.00", "middling": "3.50", "poor": "1.00", "coins": "9.00"}
 RECHARGE = Decimal("1.25")
 
 
@@ -1074,9 +1129,9 @@ def test_any_mix_in_any_batching_equals_one_draw_at_a_time(
     ] == model.rows
     balances = {row["id"]: Decimal(row["balance"]) / 100 for row in table(engine, "account_asset_balances")}
     assert balances == model.balances
-    requests = {row["request_key"]: row for row in table(engine, "api_idempotency_requests")}
-    assert requests.keys() == model.asked.keys()
-    for key, row in requests.items():
+    recorded = {row["request_key"]: row for row in table(engine, "api_idempotency_requests")}
+    assert recorded.keys() == model.asked.keys()
+    for key, row in recorded.items():
         assert (row["result"] and row["result"].encode()) == model.answered.get(key)
         assert row["lottery_session_id"] == model.asked[key].lottery_session_id
     assert_books(engine)
@@ -1098,25 +1153,23 @@ def fresh_accounts(engine: Engine) -> dict[str, int]:
     with engine.begin() as connection:
         for emptied in (api_idempotency_requests, asset_transactions, account_asset_balances):
             connection.execute(delete(emptied))
-        made: dict[str, int] = {}
-        for number, (name, balance) in enumerate(BALANCES.items()):
-            asset = "COIN" if name == "coins" else "POINT"
-            times = {"created_at": now, "updated_at": now}
-            account = {"user_id": number, "asset_code": asset, "balance": Decimal(balance)}
-            inserted = connection.execute(insert(account_asset_balances).values(**account, **times))
-            assert inserted.inserted_primary_key is not None
-            made[name] = inserted.inserted_primary_key[0]
+        made = {name: number for number, name in enumerate(BALANCES, start=1)}
+        times = {"created_at": now, "updated_at": now}
+        for name, account_id in made.items():
+            asset, balance = "COIN" if name == "coins" else "POINT", Decimal(BALANCES[name])
+            account = {"id": account_id, "user_id": account_id, "asset_code": asset, "balance": balance}
+            connection.execute(insert(account_asset_balances).values(**account, **times))
             connection.execute(
                 insert(asset_transactions).values(
-                    account_id=made[name],
+                    account_id=account_id,
                     business_id=f"initial_{name}",
                     lottery_session_id=f"initial_{name}",
                     idempotency_key=f"initial_{name}",
                     business_type="recharge",
                     asset_code=asset,
-                    delta_amount=Decimal(balance),
+                    delta_amount=balance,
                     balance_before=Decimal(0),
-                    balance_after=Decimal(balance),
+                    balance_after=balance,
                     **times,
                 )
             )

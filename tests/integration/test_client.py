@@ -1,0 +1,199 @@
+"""DrawClient as a web frontend uses it, on both brokers."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import producers.client
+from producers import (
+    ConfigurationError,
+    DrawClient,
+    DrawError,
+    DrawRequest,
+    IdempotencyKeyReused,
+    PublishFailed,
+    ResultNotReady,
+    Settings,
+    Ticket,
+)
+from producers.contract import parse_request
+from producers.results import ResultStore, StoredResult
+from tests import servers
+from tests.processes import House, draws
+from worker import batch
+from worker.batch import Settled
+from worker.deliveries import Delivery, open_deliveries
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def broker_url(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+def house(tmp_path: Path, broker_url: str, redis_url: str) -> Iterator[House]:
+    with House(f"sqlite:///{tmp_path}/ledger.db", broker_url, redis_url) as house:
+        yield house
+
+
+@pytest.fixture
+def client(house: House) -> Iterator[DrawClient]:
+    with DrawClient.from_settings(house.settings) as client:
+        yield client
+
+
+def queued(url: str, count: int) -> list[DrawRequest]:
+    """What waits on the queue: `count` requests, and nothing behind them."""
+    source = open_deliveries(url, claim_after_s=3600, prefetch=5000)
+    taken: list[Delivery] = []
+    try:
+        while len(taken) < count:
+            fetched = source.fetch(5000, wait_s=5)
+            assert fetched, f"{len(taken)} of {count}"
+            taken += fetched
+        assert source.fetch(1, wait_s=0.2) == []
+    finally:
+        source.close()
+    return [parse_request(delivery.body) for delivery in taken]
+
+
+def settle(house: House, *asked: DrawRequest, store: bool = True) -> list[bytes]:
+    """What a worker would do, in this process."""
+    answers = batch.settle(house.engine, asked, house.wheels, tries_max=1)
+    settled = [answer for answer in answers if isinstance(answer, Settled)]
+    assert len(settled) == len(asked)
+    if store:
+        results = ResultStore.open(house.settings.need("result_url"), ttl_s=600)
+        results.put([StoredResult(it.request.lottery_session_id, it.result, it.settled_at) for it in settled])
+        results.close()
+    return [it.result for it in settled]
+
+
+def test_enqueue_puts_the_draw_on_the_queue(client: DrawClient, broker_url: str) -> None:
+    request = DrawRequest(account_id=6)
+    ticket = client.enqueue(request)
+    assert ticket == Ticket(request.request_key, request.lottery_session_id)
+    assert ticket.reason is None
+    assert queued(broker_url, 1) == [request]
+
+
+def test_enqueue_many_publishes_all_in_order(client: DrawClient, broker_url: str) -> None:
+    asked = draws([1, 2, 3], 2500)
+    assert client.enqueue_many(asked) == 2500
+    assert queued(broker_url, 2500) == asked
+
+
+def test_enqueue_many_holds_one_chunk_in_memory(client: DrawClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producers.client, "PUBLISH_SIZE_MAX", 10)
+    made, ahead = 0, []
+    publish = client._broker.publish
+
+    def watch(bodies: list[bytes]) -> None:
+        ahead.append((made, len(bodies)))
+        publish(bodies)
+
+    def requests() -> Iterator[DrawRequest]:
+        nonlocal made
+        for draw in draws([1], 25):
+            made += 1
+            yield draw
+
+    monkeypatch.setattr(client._broker, "publish", watch)
+    assert client.enqueue_many(requests()) == 25
+    assert ahead == [(10, 10), (20, 10), (25, 5)]
+
+
+def test_enqueue_many_of_nothing(client: DrawClient) -> None:
+    assert client.enqueue_many([]) == 0
+
+
+def test_a_known_repeat_gets_the_first_result_and_is_not_sent_again(
+    house: House, client: DrawClient, broker_url: str
+) -> None:
+    (account_id,) = house.accounts(1)
+    request = DrawRequest(account_id=account_id)
+    client.enqueue(request)
+    (first,) = settle(house, request)
+    again = client.enqueue(DrawRequest(account_id=account_id, request_key=request.request_key))
+    assert again.reason == "DUPLICATE_REQUEST_IDEMPOTENT"
+    assert again.result is not None
+    assert again.result.encode() == first
+    assert queued(broker_url, 1) == [request]
+
+
+def test_a_key_with_another_request_behind_it_is_refused(house: House, client: DrawClient) -> None:
+    mine, other = house.accounts(2)
+    request = DrawRequest(account_id=mine)
+    settle(house, request)
+    with pytest.raises(IdempotencyKeyReused) as refused:
+        client.enqueue(DrawRequest(account_id=other, request_key=request.request_key))
+    assert str(mine) not in str(refused.value)
+    with pytest.raises(IdempotencyKeyReused):
+        client.enqueue(DrawRequest(account_id=mine, request_key=request.request_key, campaign="another"))
+
+
+def test_wait_for_a_result(house: House, client: DrawClient) -> None:
+    (account_id,) = house.accounts(1)
+    request = DrawRequest(account_id=account_id)
+    ticket = client.enqueue(request)
+    with pytest.raises(ResultNotReady):
+        client.wait(ticket.lottery_session_id, timeout_s=0.1)
+    with pytest.raises(ResultNotReady):
+        client.result(ticket.lottery_session_id)
+    (first,) = settle(house, request, store=False)  # the store never heard of it: the database has
+    assert client.wait(ticket.lottery_session_id, timeout_s=1).encode() == first
+    assert client.result(ticket.lottery_session_id).encode() == first
+
+
+def test_a_result_store_that_is_down_does_not_keep_a_draw_from_the_queue(house: House, broker_url: str) -> None:
+    with servers.redis(private=True) as server:
+        server.stop()
+        env = house.env | {"TOMBOLA_RESULT_URL": server.url}
+        request = DrawRequest(account_id=1)
+        with DrawClient.from_settings(Settings.from_env(env)) as client:
+            client.enqueue(request)
+        assert queued(broker_url, 1) == [request]
+
+
+def test_from_env(house: House, broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in house.env.items():
+        monkeypatch.setenv(name, value)
+    request = DrawRequest(account_id=1)
+    with DrawClient.from_env() as client:
+        client.enqueue(request)
+    assert queued(broker_url, 1) == [request]
+
+
+def test_a_client_without_a_result_store_says_so() -> None:
+    with (
+        DrawClient.from_settings(Settings.from_env({"TOMBOLA_BROKER_URL": "amqp://guest:guest@localhost//"})) as client,
+        pytest.raises(DrawError, match="TOMBOLA_RESULT_URL"),
+    ):
+        client.wait("session")
+
+
+def test_from_env_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="TOMBOLA_BROKER_URL is not set"):
+        DrawClient.from_env()
+    monkeypatch.setenv("TOMBOLA_BROKER", "redis://127.0.0.1")
+    with pytest.raises(ConfigurationError, match="did you mean TOMBOLA_BROKER_URL"):
+        DrawClient.from_env()
+
+
+@pytest.mark.parametrize("scheme", ["redis://{}/0", "amqp://guest:secret@{}//"])
+def test_a_broker_that_is_not_there_is_one_line(scheme: str) -> None:
+    with socket.socket() as holder:
+        holder.bind((servers.HOST, 0))  # bound, and nobody listens
+        url = scheme.format(f"{servers.HOST}:{holder.getsockname()[1]}")
+        client = DrawClient.from_settings(Settings.from_env({"TOMBOLA_BROKER_URL": url}))
+        with pytest.raises(PublishFailed) as failed:
+            client.enqueue(DrawRequest(account_id=1))
+        assert len(str(failed.value).splitlines()) == 1
+        assert "refused" in str(failed.value)
+        assert "secret" not in str(failed.value)
+        with pytest.raises(PublishFailed):
+            client.enqueue_many([DrawRequest(account_id=1)])
+        client.close()
