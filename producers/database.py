@@ -128,6 +128,7 @@ def open_engine(url: str, *, lock_wait_s: int = 2) -> Engine:
         isolation_level="READ COMMITTED",
         pool_pre_ping=True,
         pool_recycle=3600,
+        max_overflow=20,
         connect_args={
             "charset": "utf8mb4",
             "connect_timeout": CONNECT_TIMEOUT_S,

@@ -42,7 +42,7 @@ class Settings(BaseSettings):
         description="the draws' secret seed, at least 32 hex digits; workers and audits need it",
     )
     batch_size_max: Annotated[int, Field(ge=1, le=900)] = Field(
-        default=500, description="draws in one transaction at most (above 900 MariaDB loses the lock order)"
+        default=800, description="draws fetched at once at most (above 900 MariaDB loses the lock order)"
     )
     claim_after_s: Annotated[float, Field(gt=0, le=3600)] = Field(
         default=15.0,
@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     )
     lanes: Annotated[int, Field(ge=1, le=16)] = Field(
         default=2,
-        description="batches under way at once in one worker process, each with its own connections",
+        description="transactions that a large batch is split into, side by side, sharing no account",
     )
     result_ttl_s: Annotated[int, Field(ge=1)] = Field(
         default=86_400,

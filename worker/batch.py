@@ -116,6 +116,8 @@ def settle_in(
     open_transaction: Transaction, draws: Sequence[DrawRequest], wheels: Wheels, now: datetime
 ) -> list[Answer]:
     """Settle `draws` inside `open_transaction`, which the caller commits; nothing is visible before that."""
+    # Before the locks, what needs none: nobody waits for it.
+    fingerprints = [draw.fingerprint() for draw in draws]
     book = _Book(
         accounts=ledger.lock_accounts(open_transaction, {draw.account_id for draw in draws}),
         # Read only under the locks: what another worker settled before us is visible now, and stays so.
@@ -125,7 +127,7 @@ def settle_in(
     )
     unknown = [draw.request_key for draw in draws if draw.request_key not in book.known]
     book.charged = ledger.charged_sessions(open_transaction, [f"{key}:{CONSUME_TYPE}" for key in unknown])
-    answers = [book.settle(draw) for draw in draws]
+    answers = [book.settle(draw, fingerprint) for draw, fingerprint in zip(draws, fingerprints, strict=True)]
     ledger.post(open_transaction, book.entries, now)
     ledger.move(open_transaction, book.moved, now)
     requests.finish(open_transaction, book.finished, now)
@@ -149,8 +151,7 @@ class _Book:
     moved: dict[int, Decimal] = field(default_factory=dict)
     finished: list[Finished] = field(default_factory=list)
 
-    def settle(self, draw: DrawRequest) -> Answer:
-        fingerprint = draw.fingerprint()
+    def settle(self, draw: DrawRequest, fingerprint: str) -> Answer:
         known = self.known.get(draw.request_key)
         if known is not None:
             if known.fingerprint != fingerprint:

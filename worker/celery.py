@@ -110,9 +110,9 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._engine.dispose()
 
     def start(self, worker: Any) -> None:
-        self._consumer = Consumer(self._settings, self._engine, wheels_of(self._settings))
+        self._consumer = Consumer.open(self._settings, self._engine, wheels_of(self._settings))
         self._consumer.start()
-        log.info("consuming draws, %d lanes", self._settings.lanes)
+        log.info("consuming draws, up to %d at a time", self._settings.batch_size_max)
 
     def stop(self, worker: Any) -> None:
         if not self._consumer.stop(timeout_s=self._settings.batch_time_s_max + 5):

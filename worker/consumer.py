@@ -1,4 +1,4 @@
-"""The consumer: fetch what is waiting, settle it, put the results, ack. In a thread of its own per lane.
+"""The consumer: fetch what is waiting, settle it, put the results, ack. In a thread of its own.
 
 There is no flush timer: the batch is what piled up while the last one was under way, one draw when it is quiet and
 hundreds under load. The order is the guarantee: commit, then results, then ack. Whoever dies in between leaves the
@@ -11,8 +11,10 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Self, TypeVar
 
 from sqlalchemy import Engine
 
@@ -21,7 +23,7 @@ from producers.errors import ConfigurationError, InvalidRequest, ServiceUnavaila
 from producers.results import ResultStore, StoredResult
 from producers.settings import Settings
 from worker import batch, dead_letters
-from worker.batch import Deferred, Refused, Settled, Wheels
+from worker.batch import Answer, Deferred, Refused, Settled, Wheels
 from worker.dead_letters import TOO_MANY_DELIVERIES
 from worker.deliveries import Deliveries, Delivery, open_deliveries
 
@@ -31,6 +33,7 @@ T = TypeVar("T")
 
 IDLE_WAIT_S: Final = 1.0  # how long an idle lane waits before it looks whether it should stop
 BACKOFF_S_MAX: Final = 5.0
+SPLIT_SIZE_MIN: Final = 64  # a smaller batch is sooner done in one transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +50,51 @@ class Stopping(Exception):
     """The worker shuts down: leave what is in hand unacked."""
 
 
-@dataclass(slots=True)
-class Lane:
-    """One loop over one source of deliveries, with its own connections; a worker process has a few side by side."""
+class Consumer:
+    """One loop over one source of deliveries; a worker process has one.
 
-    deliveries: Deliveries
-    engine: Engine
-    results: ResultStore
-    wheels: Wheels
-    settings: Settings
-    stopping: threading.Event = field(default_factory=threading.Event)
+    A large batch is settled in `lanes` transactions side by side that share no account, so that they never wait for
+    each other: two batches of random accounts nearly always do.
+    """
+
+    def __init__(
+        self, deliveries: Deliveries, engine: Engine, results: ResultStore, wheels: Wheels, settings: Settings
+    ):
+        self.deliveries = deliveries
+        self.engine = engine
+        self.results = results
+        self.wheels = wheels
+        self.settings = settings
+        # SQLite has one writer at a time.
+        self._lanes = 1 if engine.dialect.name == "sqlite" else settings.lanes
+        self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix="lane")
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self.run, name="draws", daemon=True)
+
+    @classmethod
+    def open(cls, settings: Settings, engine: Engine, wheels: Wheels) -> Self:
+        """A consumer for `settings`; it connects when it starts."""
+        deliveries = open_deliveries(
+            settings.need("broker_url"), claim_after_s=settings.claim_after_s, prefetch=2 * settings.batch_size_max
+        )
+        results = ResultStore.open(settings.need("result_url"), ttl_s=settings.result_ttl_s)
+        return cls(deliveries, engine, results, wheels, settings)
+
+    def start(self) -> None:
+        """Consume in a thread of its own, so that a transaction never blocks the caller's event loop."""
+        self._thread.start()
+
+    def stop(self, *, timeout_s: float) -> bool:
+        """Take no more deliveries, finish and ack the batch in hand, give back the rest; whether that was done."""
+        self._stopping.set()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def run(self) -> None:
-        """Consume until `stopping` is set. No error ends this loop: it backs off, says so, and goes on."""
+        """Consume until told to stop. No error ends this loop: it backs off, says so, and goes on."""
         failures = 0
         try:
-            while not self.stopping.is_set():
+            while not self._stopping.is_set():
                 try:
                     self.consume_once()
                     failures = 0
@@ -108,11 +140,11 @@ class Lane:
                 failures += 1
                 log.warning("%s; the draws stay queued, trying again (%d)", error, failures)
                 self._back_off(failures)
-                if self.stopping.is_set():
+                if self._stopping.is_set():
                     raise Stopping from error
 
     def _back_off(self, failures: int) -> None:
-        self.stopping.wait(min(BACKOFF_S_MAX, 0.05 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
+        self._stopping.wait(min(BACKOFF_S_MAX, 0.05 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
 
     def _handle(self, fetched: Sequence[Delivery]) -> tuple[Report, list[Delivery]]:
         """Park, settle and answer; return what was done, and the deliveries to leave for later."""
@@ -128,7 +160,7 @@ class Lane:
         if not parsed:
             return Report(parked=parked), []
         draws = [draw for _, draw in parsed]
-        answers = batch.settle(self.engine, draws, self.wheels, tries_max=self.settings.tries_max)
+        answers = self._settle(draws)
         settled: list[Settled] = []
         deferred: list[Delivery] = []
         for (delivery, _), answer in zip(parsed, answers, strict=True):
@@ -149,6 +181,29 @@ class Lane:
             log.info("%d of %d draws were repeats, answered with their first result", repeats, len(settled))
         return Report(len(settled), repeats, parked, len(deferred)), deferred
 
+    def _settle(self, draws: Sequence[DrawRequest]) -> list[Answer]:
+        """An answer for each draw, in their order; raises what batch.settle raises, when all lanes are done."""
+        tries_max = self.settings.tries_max
+        if self._lanes == 1 or len(draws) < SPLIT_SIZE_MIN:
+            return batch.settle(self.engine, draws, self.wheels, tries_max=tries_max)
+        by_lane: dict[int, list[int]] = {}
+        for position, draw in enumerate(draws):
+            by_lane.setdefault(_lane_of(draw.account_id, self._lanes), []).append(position)
+        under_way = [
+            (
+                positions,
+                self._pool.submit(
+                    batch.settle, self.engine, [draws[i] for i in positions], self.wheels, tries_max=tries_max
+                ),
+            )
+            for positions in by_lane.values()
+        ]
+        wait([future for _, future in under_way])
+        answers: dict[int, Answer] = {}
+        for positions, future in under_way:
+            answers.update(zip(positions, future.result(), strict=True))
+        return [answers[position] for position in range(len(draws))]
+
     def _handle_suspect(self, delivery: Delivery) -> list[Delivery]:
         """Handle alone a message that has been delivered too often: it may be what kills the workers.
 
@@ -159,7 +214,13 @@ class Lane:
         if not self._persist(lambda: dead_letters.park(self.engine, delivery, TOO_MANY_DELIVERIES, why)):
             return []
         log.warning("a message was delivered %d times: handling it alone", delivery.count)
-        report, deferred = self._persist(lambda: self._handle([delivery]))
+        try:
+            report, deferred = self._persist(lambda: self._handle([delivery]))
+        except Stopping:
+            # An outage, not the message: left in the books it would not be tried again.
+            with suppress(ServiceUnavailable, ConfigurationError):
+                dead_letters.unpark(self.engine, delivery)
+            raise
         if not report.parked:
             self._persist(lambda: dead_letters.unpark(self.engine, delivery))
         return deferred
@@ -169,38 +230,6 @@ class Lane:
         log.error("parked a dead letter (%s): %s", cause, error)
 
 
-class Consumer:
-    """All lanes of a worker process: started together, stopped together."""
-
-    def __init__(self, settings: Settings, engine: Engine, wheels: Wheels) -> None:
-        self._settings = settings
-        self._engine = engine
-        self._wheels = wheels
-        self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
-
-    def start(self) -> None:
-        """Start every lane in a thread of its own."""
-        for number in range(self._settings.lanes):
-            lane = Lane(
-                deliveries=open_deliveries(
-                    self._settings.need("broker_url"),
-                    claim_after_s=self._settings.claim_after_s,
-                    prefetch=2 * self._settings.batch_size_max,
-                ),
-                engine=self._engine,
-                results=ResultStore.open(self._settings.need("result_url"), ttl_s=self._settings.result_ttl_s),
-                wheels=self._wheels,
-                settings=self._settings,
-                stopping=self._stopping,
-            )
-            thread = threading.Thread(target=lane.run, name=f"draws-{number}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
-
-    def stop(self, *, timeout_s: float) -> bool:
-        """Take no more deliveries, finish and ack the batches in hand, give back the rest; whether all were done."""
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join(timeout_s)
-        return not any(thread.is_alive() for thread in self._threads)
+def _lane_of(account_id: int, lanes: int) -> int:
+    """Always the same lane for an account, spread evenly also where ids come in steps (Galera's auto-increment)."""
+    return (account_id * 0x9E3779B1 >> 16) % lanes

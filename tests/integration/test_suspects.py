@@ -1,0 +1,81 @@
+"""A message that was delivered too often is handled alone; an outage meanwhile must not make a dead letter of it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from producers.errors import ServiceUnavailable
+from producers.results import ResultStore, StoredResult
+from tests.processes import House, draws
+from worker.consumer import Consumer, Stopping
+from worker.deliveries import Delivery
+
+
+class Handed:
+    """Hands out what it was given, once, and remembers what was acked."""
+
+    def __init__(self, *waiting: Delivery) -> None:
+        self.waiting = list(waiting)
+        self.acked: list[Delivery] = []
+
+    def fetch(self, count_max: int, *, wait_s: float) -> list[Delivery]:
+        taken, self.waiting = self.waiting[:count_max], self.waiting[count_max:]
+        return taken
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        self.acked += deliveries
+
+    def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def house(tmp_path: Path, redis_url: str) -> Iterator[House]:
+    with House(f"sqlite:///{tmp_path}/ledger.db", redis_url, redis_url) as house:
+        yield house
+
+
+@pytest.fixture
+def consumer(house: House) -> Iterator[Consumer]:
+    results = ResultStore.open(house.settings.need("result_url"), ttl_s=60)
+    yield Consumer(Handed(), house.engine, results, house.wheels, house.settings)
+    results.close()
+
+
+def suspect(house: House) -> Delivery:
+    (draw,) = draws(house.accounts(1), 1)
+    return Delivery(draw.encode(), 1, count=house.settings.deliveries_max + 1)
+
+
+def test_a_suspect_with_nothing_wrong_settles_and_is_no_dead_letter(house: House, consumer: Consumer) -> None:
+    delivery = suspect(house)
+    consumer.deliveries = source = Handed(delivery)
+    consumer.consume_once(wait_s=0)
+    assert source.acked == [delivery]
+    assert (house.settled(), house.causes()) == (1, [])
+
+
+def test_a_shutdown_while_the_result_store_is_away_parks_no_suspect(
+    house: House, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = suspect(house)
+
+    def put(_results: Sequence[StoredResult]) -> None:
+        consumer._stopping.set()
+        raise ServiceUnavailable("the result store does not answer")
+
+    with monkeypatch.context() as away:
+        away.setattr(consumer.results, "put", put)
+        consumer.deliveries = source = Handed(delivery)
+        with pytest.raises(Stopping):
+            consumer.consume_once(wait_s=0)
+        assert source.acked == []
+    consumer.deliveries = source = Handed(delivery)
+    consumer.consume_once(wait_s=0)
+    assert source.acked == [delivery]
+    assert (house.settled(), house.causes()) == (1, [])
+    assert consumer.results.peek(draws([1], 1)[0].lottery_session_id) is not None
