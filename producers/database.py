@@ -319,6 +319,11 @@ def is_lock_conflict(error: BaseException) -> bool:
     return isinstance(error, pymysql.MySQLError) and error.args[:1] != (1062,) and fault_of(error) is Fault.CONFLICT
 
 
+def is_lock_timeout(error: BaseException) -> bool:
+    """Whether the statement has waited for a lock for as long as it may."""
+    return isinstance(error, pymysql.MySQLError) and error.args[:1] == (1205,)
+
+
 def explain(error: BaseException) -> ServiceUnavailable | ConfigurationError:
     """A database error as one sentence that says what to do."""
     if isinstance(error, DBAPIError) and error.orig is not None:

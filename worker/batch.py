@@ -28,11 +28,20 @@ from producers.contract import (
     DrawResult,
     LedgerRow,
 )
-from producers.database import Fault, Transaction, explain, fault_of, is_lock_conflict, transaction, utc_now
+from producers.database import (
+    Fault,
+    Transaction,
+    explain,
+    fault_of,
+    is_lock_conflict,
+    is_lock_timeout,
+    transaction,
+    utc_now,
+)
 from producers.requests import Finished, Known
 from worker import ledger
 from worker.draw import Wheel
-from worker.ledger import CONSUME, REWARD, Entry
+from worker.ledger import CONSUME, CONSUME_TYPE, REWARD, REWARD_TYPE, Entry
 
 Wheels = Mapping[str, Wheel]
 NO_PRIZE: Final = "0.00"
@@ -87,6 +96,18 @@ def settle(
     that one bad draw is found and the others go through. Raises ServiceUnavailable or ConfigurationError when the
     database cannot be used: then nothing is known to be settled, and the same call later finds out.
     """
+    return _settle(engine, draws, wheels, tries_max, sleep, is_split=False) if draws else []
+
+
+def _settle(
+    engine: Engine,
+    draws: Sequence[DrawRequest],
+    wheels: Wheels,
+    tries_max: int,
+    sleep: Callable[[float], None],
+    *,
+    is_split: bool,
+) -> list[Answer]:
     error: Exception | None = None
     for attempt in range(tries_max):
         if attempt:
@@ -98,7 +119,8 @@ def settle(
             error, fault = raised, fault_of(raised)
             if fault is Fault.OUTAGE:
                 raise explain(raised) from raised
-            if fault is Fault.REFUSED:
+            # A part that has waited in full for a lock does not wait again: the whole batch has, and time is bounded.
+            if fault is Fault.REFUSED or (is_split and is_lock_timeout(raised)):
                 break
     assert error is not None
     if len(draws) == 1:
@@ -108,7 +130,7 @@ def settle(
     return [
         answer
         for half in (draws[:middle], draws[middle:])
-        for answer in settle(engine, half, wheels, tries_max=1, sleep=sleep)
+        for answer in _settle(engine, half, wheels, tries_max, sleep, is_split=True)
     ]
 
 
@@ -125,17 +147,14 @@ def settle_in(
         wheels=wheels,
         now=now,
     )
-    unknown = [draw.request_key for draw in draws if draw.request_key not in book.known]
-    book.charged = ledger.charged_sessions(open_transaction, [f"{key}:{CONSUME_TYPE}" for key in unknown])
+    unsettled = [draw.request_key for draw in draws if not book.is_settled(draw.request_key)]
+    # The ledger's keys never expire: a request whose own row was archived is not charged again.
+    book.charged = ledger.charged_draws(open_transaction, unsettled)
     answers = [book.settle(draw, fingerprint) for draw, fingerprint in zip(draws, fingerprints, strict=True)]
     ledger.post(open_transaction, book.entries, now)
     ledger.move(open_transaction, book.moved, now)
     requests.finish(open_transaction, book.finished, now)
     return answers
-
-
-CONSUME_TYPE: Final = "consume"
-REWARD_TYPE: Final = "reward"
 
 
 @dataclass(slots=True)
@@ -151,6 +170,10 @@ class _Book:
     moved: dict[int, Decimal] = field(default_factory=dict)
     finished: list[Finished] = field(default_factory=list)
 
+    def is_settled(self, request_key: str) -> bool:
+        known = self.known.get(request_key)
+        return known is not None and known.result is not None
+
     def settle(self, draw: DrawRequest, fingerprint: str) -> Answer:
         known = self.known.get(draw.request_key)
         if known is not None:
@@ -158,13 +181,16 @@ class _Book:
                 return Refused(draw, "fingerprint mismatch", "this request key belongs to another request")
             if known.result is not None and known.settled_at is not None:
                 return Settled(draw, known.result.encode(), known.settled_at, is_repeat=True)
+        charged = self.charged.get(draw.request_key)
         wheel = self.wheels.get(draw.campaign)
-        if wheel is None:
+        if charged is not None:
+            if (charged.account_id, charged.lottery_session_id) != (draw.account_id, draw.lottery_session_id):
+                return Refused(draw, "fingerprint mismatch", "this request key was charged for another request")
+            result = completed(draw, charged.rows)
+        elif wheel is None:
             return Refused(draw, "unknown campaign", f"there is no campaign {draw.campaign!r} here")
-        charged = self.charged.get(f"{draw.request_key}:{CONSUME_TYPE}")
-        if charged is not None and charged.account_id != draw.account_id:
-            return Refused(draw, "fingerprint mismatch", "this request key was paid from another account")
-        result = self._draw(draw, wheel) if charged is None else completed(draw, charged.rows)
+        else:
+            result = self._draw(draw, wheel)
         body = result.encode()
         text = body.decode()
         self.finished.append(

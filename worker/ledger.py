@@ -19,6 +19,9 @@ from worker.schema import asset_transactions as transactions
 CONSUME: Final = "lottery_consume"
 REWARD: Final = "lottery_reward"
 RECHARGE: Final = "recharge"
+# What a draw's rows are called in their derived keys.
+CONSUME_TYPE: Final = "consume"
+REWARD_TYPE: Final = "reward"
 AMOUNT_MAX: Final = Decimal("99999999.99")  # decimal(10,2)
 
 _COLUMNS: Final = (
@@ -70,35 +73,38 @@ def lock_accounts(transaction: Transaction, account_ids: Iterable[int]) -> dict[
 
 
 class Charged(NamedTuple):
-    """A draw that the ledger holds: who paid, and the rows of its session."""
+    """A draw that the ledger holds: whose it is, and its rows in their order."""
 
     account_id: int
+    lottery_session_id: str
     rows: list[LedgerRow]
 
 
-def charged_sessions(transaction: Transaction, consume_keys: Sequence[str]) -> dict[str, Charged]:
-    """The draws behind those of `consume_keys` that the ledger holds, by that key.
-
-    For requests whose own row is gone or was never there: the ledger's keys never expire.
-    """
-    if not consume_keys:
+def charged_draws(transaction: Transaction, request_keys: Sequence[str]) -> dict[str, Charged]:
+    """Those of these requests that the ledger has charged, by request key."""
+    if not request_keys:
         return {}
     found = transaction.select(
         "SELECT idempotency_key, account_id, lottery_session_id FROM asset_transactions WHERE idempotency_key IN (??)",
-        consume_keys,
+        [f"{key}:{CONSUME_TYPE}" for key in request_keys],
     )
     if not found:
         return {}
-    rows: dict[str, list[LedgerRow]] = {}
-    for session_id, *values, delta, before, after in transaction.select(
-        "SELECT lottery_session_id, idempotency_key, business_type, asset_code, "
-        "delta_amount, balance_before, balance_after "
+    charged = {
+        consume_key.partition(":")[0]: Charged(account_id, session_id, [])
+        for consume_key, account_id, session_id in found
+    }
+    for *values, delta, before, after in transaction.select(
+        "SELECT idempotency_key, business_type, asset_code, delta_amount, balance_before, balance_after "
         "FROM asset_transactions WHERE lottery_session_id IN (??) ORDER BY transaction_id",
         sorted({session_id for _, _, session_id in found}),
     ):
-        amounts = [str(transaction.amount(amount)) for amount in (delta, before, after)]
-        rows.setdefault(session_id, []).append(LedgerRow(*values, *amounts))
-    return {consume_key: Charged(account_id, rows[session_id]) for consume_key, account_id, session_id in found}
+        draw = charged.get(values[0].partition(":")[0])
+        if draw is not None:  # else a row of that session under another key
+            draw.rows.append(
+                LedgerRow(*values, *(str(transaction.amount(amount)) for amount in (delta, before, after)))
+            )
+    return charged
 
 
 def post(transaction: Transaction, entries: Sequence[Entry], now: datetime) -> None:

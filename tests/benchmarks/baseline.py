@@ -23,9 +23,8 @@ from producers.contract import INSUFFICIENT_BALANCE, DrawRequest
 from producers.database import open_engine, utc_now
 from producers.schema import api_idempotency_requests as requests
 from worker import batch, ledger
-from worker.batch import CONSUME_TYPE, REWARD_TYPE
 from worker.draw import DEFAULT_CAMPAIGN, Wheel
-from worker.ledger import CONSUME, REWARD, Entry
+from worker.ledger import CONSUME, CONSUME_TYPE, REWARD, REWARD_TYPE, Entry
 from worker.schema import account_asset_balances as accounts
 from worker.schema import asset_transactions as transactions
 
