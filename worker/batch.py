@@ -9,6 +9,7 @@ of a request meet at that account's lock, and the second one finds the first one
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,8 @@ from producers.requests import Finished, Known
 from worker import ledger
 from worker.draw import Wheel
 from worker.ledger import CONSUME, CONSUME_TYPE, REWARD, REWARD_TYPE, Entry
+
+log = logging.getLogger(__name__)
 
 Wheels = Mapping[str, Wheel]
 NO_PRIZE: Final = "0.00"
@@ -125,6 +128,7 @@ def _settle(
     assert error is not None
     if len(draws) == 1:
         why = f"{type(error).__name__}: {error}"
+        log.warning("draw %s does not settle: %s", draws[0].request_key, why, exc_info=error)
         return [Deferred(draws[0], why) if is_lock_conflict(error) else Refused(draws[0], "failed alone", why)]
     middle = len(draws) // 2
     return [

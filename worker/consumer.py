@@ -212,6 +212,7 @@ class Consumer:
         """
         why = f"delivered {delivery.count} times and never settled"
         if not self._persist(lambda: dead_letters.park(self.engine, delivery, TOO_MANY_DELIVERIES, why)):
+            log.error("a message was delivered %d times: it stays among the dead letters", delivery.count)
             return []
         log.warning("a message was delivered %d times: handling it alone", delivery.count)
         try:

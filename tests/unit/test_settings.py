@@ -38,7 +38,7 @@ def refusal(**env: str) -> str:
 
 def test_without_any_variable_the_defaults_hold() -> None:
     settings = Settings.from_env({})
-    assert (settings.batch_size_max, settings.tries_max, settings.remote_control) == (500, 3, True)
+    assert (settings.batch_size_max, settings.tries_max, settings.remote_control) == (800, 3, True)
     assert settings.claim_after_s > settings.batch_time_s_max
 
 
@@ -139,12 +139,12 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 def test_draws_are_not_taken_over_while_their_batch_may_still_run() -> None:
-    told = refusal(claim_after_s="12")
+    told = refusal(claim_after_s="13")
     assert all(
         name in told
         for name in ("TOMBOLA_CLAIM_AFTER_S", "TOMBOLA_LOCK_WAIT_S", "TOMBOLA_TRIES_MAX", "TOMBOLA_BATCH_SIZE_MAX")
     )
-    assert from_env(claim_after_s="12.1").claim_after_s == 12.1
+    assert from_env(claim_after_s="13.1").claim_after_s == 13.1
     # the other three lengthen a batch as well
     assert "TOMBOLA_CLAIM_AFTER_S" in refusal(lock_wait_s="2")
     assert "TOMBOLA_CLAIM_AFTER_S" in refusal(tries_max="20")
