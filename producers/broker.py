@@ -8,7 +8,8 @@ Whoever comes first declares the topology. It is written down here once, so it i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import amqp
@@ -59,6 +60,12 @@ class Broker(Protocol):
         """Publish all `bodies`; return when the broker has confirmed every one.
 
         Raises PublishFailed otherwise: some may be queued. Publish them again; a second copy does no harm.
+        """
+
+    def backlog(self) -> int:
+        """How many messages wait, those included that a worker has in hand where the broker counts them.
+
+        Raises PublishFailed when it cannot say.
         """
 
     def close(self) -> None:
@@ -114,6 +121,12 @@ class StreamBroker:
             self._declared = False
             raise PublishFailed(f"Redis did not take the draws: {error}") from error
 
+    def backlog(self) -> int:
+        try:
+            return int(self._client.xlen(QUEUE))  # what is acked is deleted as well
+        except redis.RedisError as error:
+            raise PublishFailed(f"Redis does not tell how much is queued: {error}") from error
+
     def close(self) -> None:
         self._client.close()
 
@@ -133,8 +146,7 @@ class QueueBroker:
         self._confirms = _Confirms()
 
     def publish(self, bodies: Sequence[bytes]) -> None:
-        try:
-            channel = self._open()
+        with self._open() as channel:
             for body in bodies:
                 self._confirms.sent += 1
                 channel.basic_publish(
@@ -148,6 +160,28 @@ class QueueBroker:
                 assert self._connection is not None
                 self._connection.drain_events(timeout=self._timeout_s)
             self._confirms.check()
+
+    def backlog(self) -> int:
+        with self._open() as channel:
+            return int(channel.queue_declare(QUEUE, passive=True).message_count)
+
+    def close(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            connection.release()
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        """The channel, opened if need be; whatever breaks while it is used closes it, and is a PublishFailed."""
+        try:
+            if self._channel is None:
+                self._connection = open_amqp(self._url)
+                self._channel = self._connection.channel()
+                declare_queues(self._channel)
+                self._channel.confirm_select()
+                self._confirms = _Confirms()
+                self._confirms.listen(self._channel)
+            yield self._channel
         except PublishFailed:
             self.close()
             raise
@@ -157,21 +191,6 @@ class QueueBroker:
         except AMQP_ERRORS as error:
             self.close()
             raise PublishFailed(f"RabbitMQ did not confirm the draws: {error or type(error).__name__}") from error
-
-    def close(self) -> None:
-        connection, self._connection, self._channel = self._connection, None, None
-        if connection is not None:
-            connection.release()
-
-    def _open(self) -> Any:
-        if self._channel is None:
-            self._connection = open_amqp(self._url)
-            self._channel = self._connection.channel()
-            declare_queues(self._channel)
-            self._channel.confirm_select()
-            self._confirms = _Confirms()
-            self._confirms.listen(self._channel)
-        return self._channel
 
 
 class _Confirms:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from sqlalchemy import Connection
+
 from producers.broker import Broker, open_broker
 from producers.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, DrawResult, parse_result
 from producers.database import open_engine
-from producers.errors import DrawError, IdempotencyKeyReused
+from producers.entry import Entry
+from producers.errors import DrawError, IdempotencyKeyReused, PublishFailed
+from producers.requests import Acceptance, Asked
 from producers.results import ResultStore
 from producers.settings import Settings
 
-PUBLISH_SIZE_MAX = 1000
+log = logging.getLogger(__name__)
+
+PUBLISH_SIZE_MAX = 800  # below 900, where MariaDB gives up on an IN list
+REUSED_SHOWN_MAX = 10
 
 
 class Ticket(NamedTuple):
@@ -34,12 +42,14 @@ class DrawClient:
     """Enqueues draws and waits for their results.
 
     One per thread (a broker connection is not shared), or per process where draws are made one at a time. It imports
-    no Celery and connects at first use.
+    no Celery and connects at first use. `caller` is whose keys these are, where several applications share a ledger.
     """
 
-    def __init__(self, broker: Broker, results: ResultStore | None = None) -> None:
+    def __init__(self, entry: Entry, broker: Broker, results: ResultStore | None = None, *, caller: str = "") -> None:
+        self._entry = entry
         self._broker = broker
         self._results = results
+        self._caller = caller
 
     @classmethod
     def from_env(cls) -> Self:
@@ -47,36 +57,57 @@ class DrawClient:
         return cls.from_settings(Settings.from_env())
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """A client from `settings`: results need a result store, rebuilding them a database."""
+    def from_settings(cls, settings: Settings, *, caller: str = "") -> Self:
+        """A client from `settings`: a database and a broker, and a result store to wait for results."""
+        engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
         broker = open_broker(settings.need("broker_url"), publish_timeout_s=settings.publish_timeout_s)
-        if not settings.has("result_url"):
-            return cls(broker)
-        engine = open_engine(settings.need("database_url")) if settings.has("database_url") else None
-        return cls(broker, ResultStore.open(settings.need("result_url"), ttl_s=settings.result_ttl_s, engine=engine))
+        results = None
+        if settings.has("result_url"):
+            results = ResultStore.open(settings.need("result_url"), ttl_s=settings.result_ttl_s, engine=engine)
+        return cls(Entry(engine, relay_after_s=settings.relay_after_s), broker, results, caller=caller)
 
-    def enqueue(self, request: DrawRequest) -> Ticket:
-        """Publish a draw; return its ticket when the broker has confirmed it.
+    def enqueue(self, request: DrawRequest, *, connection: Connection | None = None) -> Ticket:
+        """Accept a draw and publish it; return its ticket when it is durably accepted.
 
-        A request whose result is known already is not sent again: the ticket carries the first result, and its reason
-        is DUPLICATE_REQUEST_IDEMPOTENT. Raises IdempotencyKeyReused when that result belongs to another request,
-        PublishFailed when the broker does not confirm; enqueue the same request again then, it does no harm.
+        Accepted means it will happen: where the broker does not take it now, the relay publishes it later. A repeat
+        gets the same ticket, with the first result if there is one (reason DUPLICATE_REQUEST_IDEMPOTENT).
+
+        With `connection` the draw is accepted inside your own transaction: it happens if and only if you commit, and
+        the relay publishes it then.
+
+        Raises IdempotencyKeyReused when the key or the session belongs to another request or caller, and
+        ServiceUnavailable when the database does not answer: enqueue the same request again then, it does no harm.
         """
-        known = self._known_result(request)
-        if known is None:
-            self._broker.publish([request.encode()])
-        return Ticket(request.request_key, request.lottery_session_id, known)
+        asked = Asked(request, self._caller)
+        if connection is not None:
+            answer = self._entry.accept_with(connection, asked)
+        else:
+            answer = self._entry.recall(asked) or self._entry.accept([asked])[0]
+        if answer.is_conflict:
+            raise IdempotencyKeyReused
+        if answer.is_new:
+            if connection is None:
+                self._publish([request])
+            return Ticket(request.request_key, request.lottery_session_id)
+        return Ticket(request.request_key, request.lottery_session_id, self._first_result(answer))
 
     def enqueue_many(self, requests: Iterable[DrawRequest]) -> int:
-        """Publish draws in confirmed batches of PUBLISH_SIZE_MAX, holding no more than one in memory.
+        """Accept and publish draws, PUBLISH_SIZE_MAX in a transaction, holding no more than these in memory.
 
-        Returns how many were confirmed. After PublishFailed, send all of them again: repeats do no harm.
+        Returns how many are accepted now; known repeats count as well. Raises IdempotencyKeyReused at the end when
+        keys belonged to other requests: all others are accepted. After ServiceUnavailable send all of them again.
         """
         count = 0
+        reused: list[str] = []
         remaining = iter(requests)
         while chunk := list(itertools.islice(remaining, PUBLISH_SIZE_MAX)):
-            self._broker.publish([request.encode() for request in chunk])
-            count += len(chunk)
+            answers = self._entry.accept([Asked(request, self._caller) for request in chunk])
+            self._publish([answer.request for answer in answers if answer.is_new])
+            conflicts = [answer.request.request_key for answer in answers if answer.is_conflict]
+            count += len(answers) - len(conflicts)
+            reused += conflicts[: REUSED_SHOWN_MAX - len(reused)]
+        if reused:
+            raise IdempotencyKeyReused(f"keys that belong to other requests: {', '.join(reused)}")
         return count
 
     def result(self, lottery_session_id: str) -> DrawResult:
@@ -90,6 +121,7 @@ class DrawClient:
     def close(self) -> None:
         """Let go of the connections."""
         self._broker.close()
+        self._entry.engine.dispose()
         if self._results is not None:
             self._results.close()
 
@@ -104,13 +136,28 @@ class DrawClient:
             raise DrawError("this client has no result store: set TOMBOLA_RESULT_URL")
         return self._results
 
-    def _known_result(self, request: DrawRequest) -> DrawResult | None:
-        """The first result, if the store has it at hand; a store that does not answer changes nothing."""
-        known = None if self._results is None else self._results.peek(request.lottery_session_id)
+    def _publish(self, requests: list[DrawRequest]) -> None:
+        """The fast path. What does not get through is accepted all the same, and the relay's to publish."""
+        if not requests:
+            return
+        try:
+            self._broker.publish([request.encode() for request in requests])
+        except PublishFailed as error:
+            log.warning("%s; %d accepted draws are left to the relay", error, len(requests))
+
+    def _first_result(self, answer: Acceptance) -> DrawResult | None:
+        """What a repeat is told: the first result, if there is one by now."""
+        if answer.known is not None and answer.known.result is not None:
+            return parse_result(answer.known.result.encode())
+        session_id = answer.request.lottery_session_id
+        if answer.known is not None and answer.known.is_settled:  # archived
+            state = self._entry.state_of(session_id)
+            return None if state is None or state.result is None else parse_result(state.result)
+        known = None if self._results is None else self._results.peek(session_id)
         if known is None:
             return None
         result = parse_result(known)
-        first = (result.request_key, result.account_id, result.campaign)
-        if first != (request.request_key, request.account_id, request.campaign):
-            raise IdempotencyKeyReused
-        return result
+        mine = answer.request
+        # The caller was checked already. A result of something else was put there by somebody else.
+        theirs = (result.request_key, result.account_id, result.campaign)
+        return result if theirs == (mine.request_key, mine.account_id, mine.campaign) else None

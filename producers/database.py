@@ -303,13 +303,22 @@ def fault_of(error: BaseException) -> Fault:
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
     code = error.args[0] if isinstance(error, pymysql.MySQLError) and error.args else None
-    if code in _CONFLICTS or (isinstance(error, sqlite3.IntegrityError) and "UNIQUE" in str(error)):
+    if code in _CONFLICTS or is_duplicate_key(error):
         return Fault.CONFLICT
     if code in _REFUSALS or isinstance(error, _ASKS_FOR_VALUES):
         return Fault.REFUSED
     if isinstance(error, pymysql.MySQLError | sqlite3.Error | SQLAlchemyError | OSError | DrawError):
         return Fault.OUTAGE
     return Fault.REFUSED
+
+
+def is_duplicate_key(error: BaseException) -> bool:
+    """Whether a unique constraint objects: somebody else has that key."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+    if isinstance(error, sqlite3.IntegrityError):
+        return "UNIQUE" in str(error)
+    return isinstance(error, pymysql.MySQLError) and error.args[:1] == (1062,)
 
 
 def is_lock_conflict(error: BaseException) -> bool:

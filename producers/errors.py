@@ -8,6 +8,9 @@
     ├── IdempotencyKeyReused     the key is known, with another request behind it
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
     ├── ResultNotReady           nothing is known of that session yet
+    ├── DrawDead                 the draw was given up, nothing was charged
+    ├── NotAllowed               no API key, or one that is not (or no longer) known
+    ├── TooManyRequests          over a limit: come back later
     └── ServiceUnavailable       a server did not answer: nothing is wrong with the draw, try again
         └── PublishFailed        the broker did not confirm: the draw may or may not be queued
 
@@ -52,6 +55,18 @@ class AccountNotFound(DrawError):
 
 class ResultNotReady(DrawError):
     """No result is known for this lottery session yet."""
+
+
+class DrawDead(DrawError):
+    """This draw was given up and nothing was charged. An operator can replay it under the same key."""
+
+
+class NotAllowed(DrawError):
+    """An API key is needed: `Authorization: Bearer …`. `tombola api-key add` makes one."""
+
+
+class TooManyRequests(DrawError):
+    """Too many requests: come back later. Nothing was written."""
 
 
 class ServiceUnavailable(DrawError):

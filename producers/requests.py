@@ -1,39 +1,81 @@
 """The state of each request, in `api_idempotency_requests`: this module is the only writer of that table.
 
-    accepted ──► completed      the draw went through, its first result is kept
-        └──────► rejected       it was told no, and will be told no again
+                  ┌──► completed   the draw went through, its first result is kept
+    accepted ─────┼──► rejected    it was told no, and will be told no again
+       ▲          └──► dead        given up, nothing was charged
+       └──────────────── │         an operator's replay accepts it again, under the same key
 
-A request that reaches the worker without having been accepted gets its row when it settles.
+Accepted is a promise: the row is the outbox as well, and the relay publishes it until it is one of the others. A
+request that reaches the worker without having been accepted gets its row when it settles. What is settled never
+changes; archiving drops only the result's text, which is rebuilt from the ledger, or from the rejection's few columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
 
-from producers.contract import DrawRequest
-from producers.database import Transaction, time_text
-from producers.schema import api_idempotency_requests
+from producers.contract import DrawRequest, parse_result
+from producers.database import Transaction, is_duplicate_key, time_text
+from producers.ledger import completed, rejected, session_rows, shown
+from producers.schema import api_idempotency_requests as table
 
 ACCEPTED: Final = "accepted"
+COMPLETED: Final = "completed"
+REJECTED: Final = "rejected"
+DEAD: Final = "dead"
 
-_TABLE: Final = api_idempotency_requests.name
+# Why a request is dead.
+NEVER_SETTLED: Final = "NEVER_SETTLED"  # published again and again, and no worker has settled it
+TIMED_OUT: Final = "TIMED_OUT"  # accepted too long ago
+PARKED: Final = "PARKED"  # a worker could not settle it: the dead letter says why
+
+SESSION_TAKEN_TRIES_MAX: Final = 5
+PUBLISH_ERROR_LENGTH_MAX: Final = 200
+
 _OUTCOME: Final = ("status", "reason", "result", "settled_at")
-_COLUMNS: Final = (
-    "request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "created_at", *_OUTCOME
-)  # fmt: skip
+_REQUEST: Final = ("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "created_at")
+_KNOWN: Final = "fingerprint, caller, status, result, settled_at, reason, balance_told"
 
 
 class Known(NamedTuple):
-    """What is on record of a request; `result` and `settled_at` are None while it is only accepted."""
+    """What is on record of a request; `result` is None while it has none, and once it is archived."""
 
     fingerprint: str
+    caller: str
     status: str
-    result: str | None
-    settled_at: datetime | None
+    result: str | None = None
+    settled_at: datetime | None = None
+    reason: str | None = None
+    balance_told: Decimal | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        return self.status in (COMPLETED, REJECTED)
+
+
+class Asked(NamedTuple):
+    """A request, and whose it is: the name behind an API key, empty for those who need none."""
+
+    request: DrawRequest
+    caller: str = ""
+
+
+class Acceptance(NamedTuple):
+    """What came of asking. A conflict says nothing about the request that holds the key: it may be a stranger's."""
+
+    request: DrawRequest
+    known: Known | None
+    is_new: bool = False
+
+    @property
+    def is_conflict(self) -> bool:
+        """The key or the session belongs to another request, or to another caller."""
+        return self.known is None
 
 
 class Finished(NamedTuple):
@@ -47,15 +89,125 @@ class Finished(NamedTuple):
     is_accepted: bool
 
 
-def look_up(transaction: Transaction, request_keys: Sequence[str]) -> dict[str, Known]:
+# ---- accept ----------------------------------------------------------------------------------------------------------
+
+
+def accept(
+    transaction: Transaction, asked: Sequence[Asked], now: datetime, *, publish_at: datetime, is_published: bool
+) -> list[Acceptance]:
+    """Accept requests inside `transaction`; what is accepted is a promise once that has committed.
+
+    A known request is answered with what is on record of it. `publish_at` is when the relay shall look after the new
+    ones, `is_published` whether the caller publishes them himself, once, after the commit.
+    Raises the driver's errors; a conflict other than a taken key asks for the whole transaction again.
+    """
+    fingerprints = [it.request.fingerprint() for it in asked]
+    is_again = False
+    for _ in range(SESSION_TAKEN_TRIES_MAX):
+        # Somebody else was quicker: read what is there now, whatever this transaction saw when it began.
+        known = look_up(transaction, [it.request.request_key for it in asked], lock=is_again)
+        new: dict[str, tuple[Asked, str]] = {}
+        for it, fingerprint in zip(asked, fingerprints, strict=True):
+            if it.request.request_key not in known:
+                new.setdefault(it.request.request_key, (it, fingerprint))
+        _drop_taken_sessions(transaction, new, lock=is_again)
+        try:
+            _insert_accepted(transaction, new, now, publish_at, is_published)
+        except Exception as error:
+            if not is_duplicate_key(error):
+                raise
+            is_again = True
+            continue
+        unseen = set(new)
+        known |= {key: Known(fingerprint, it.caller, ACCEPTED) for key, (it, fingerprint) in new.items()}
+        answers = []
+        for it, fingerprint in zip(asked, fingerprints, strict=True):
+            found = known.get(it.request.request_key)
+            if found is not None and (found.fingerprint, found.caller) != (fingerprint, it.caller):
+                found = None
+            is_new = found is not None and it.request.request_key in unseen
+            unseen.discard(it.request.request_key)  # the second one in this batch is a repeat of the first
+            answers.append(Acceptance(it.request, found, is_new))
+        return answers
+    raise RuntimeError("keys were taken by others again and again")
+
+
+def _drop_taken_sessions(transaction: Transaction, new: dict[str, tuple[Asked, str]], *, lock: bool) -> None:
+    """Take out of `new` what asks for a session that is another request's."""
+    if not new:
+        return
+    sessions = [it.request.lottery_session_id for it, _ in new.values()]
+    taken = {
+        session
+        for (session,) in transaction.select(
+            f"SELECT lottery_session_id FROM {table.name} WHERE lottery_session_id IN (??)", sessions, lock=lock
+        )
+    }
+    for key, (it, _) in list(new.items()):
+        if it.request.lottery_session_id in taken:
+            del new[key]
+        taken.add(it.request.lottery_session_id)
+
+
+def _insert_accepted(
+    transaction: Transaction,
+    new: Mapping[str, tuple[Asked, str]],
+    now: datetime,
+    publish_at: datetime,
+    is_published: bool,
+) -> None:
+    moment, due = time_text(now), time_text(publish_at)
+    transaction.insert(
+        table.name,
+        (*_REQUEST, "status", "caller", "accepted_at", "publish_attempts", "published_at", "publish_at"),
+        [
+            (
+                *_request_values(it.request, fingerprint, moment),
+                ACCEPTED,
+                it.caller,
+                moment,
+                1 if is_published else 0,
+                moment if is_published else None,
+                due,
+            )
+            # In the order of the keys: two that insert the same ones at once do not wait for each other in a circle.
+            for _, (it, fingerprint) in sorted(new.items())
+        ],
+    )
+
+
+def _request_values(request: DrawRequest, fingerprint: str, moment: str) -> tuple[str | int, ...]:
+    return (
+        request.request_key,
+        request.lottery_session_id,
+        request.account_id,
+        request.campaign,
+        fingerprint,
+        moment,
+    )
+
+
+# ---- settle ----------------------------------------------------------------------------------------------------------
+
+
+def look_up(transaction: Transaction, request_keys: Sequence[str], *, lock: bool = False) -> dict[str, Known]:
     """What is on record of these requests, by request key; unknown ones are absent."""
     rows = transaction.select(
-        f"SELECT request_key, fingerprint, status, result, settled_at FROM {_TABLE} WHERE request_key IN (??)",
-        request_keys,
+        f"SELECT request_key, {_KNOWN} FROM {table.name} WHERE request_key IN (??)",
+        sorted(request_keys) if lock else request_keys,
+        lock=lock,
     )
     return {
-        key: Known(fingerprint, status, result, None if settled_at is None else transaction.moment(settled_at))
-        for key, fingerprint, status, result, settled_at in rows
+        key: Known(
+            fingerprint,
+            caller,
+            status,
+            result,
+            None if settled_at is None else transaction.moment(settled_at),
+            reason,
+            None if balance is None else transaction.amount(balance),
+        )
+        for key, fingerprint, caller, status, result, settled_at, reason, balance in rows
     }
 
 
@@ -63,19 +215,16 @@ def finish(transaction: Transaction, finished: Sequence[Finished], now: datetime
     """Record outcomes: new rows in one statement, rows accepted before in another."""
     moment = time_text(now)
     transaction.insert(
-        _TABLE,
-        _COLUMNS,
+        table.name,
+        # `publish_at` is where the index finds them by age, as it does those that were accepted.
+        (*_REQUEST, *_OUTCOME, "publish_at"),
         [
             (
-                it.request.request_key,
-                it.request.lottery_session_id,
-                it.request.account_id,
-                it.request.campaign,
-                it.fingerprint,
-                moment,
+                *_request_values(it.request, it.fingerprint, moment),
                 it.status,
                 it.reason,
                 it.result,
+                moment,
                 moment,
             )
             for it in finished
@@ -83,19 +232,226 @@ def finish(transaction: Transaction, finished: Sequence[Finished], now: datetime
         ],
     )
     transaction.update(
-        _TABLE,
+        table.name,
         "request_key",
         _OUTCOME,
         [(it.request.request_key, it.status, it.reason, it.result, moment) for it in finished if it.is_accepted],
     )
 
 
-def result_of_session(connection: Connection, lottery_session_id: str) -> tuple[bytes, datetime] | None:
-    """The first result of a session and when it settled; None while there is none."""
-    table = api_idempotency_requests
-    row = connection.execute(
-        select(table.c.result, table.c.settled_at).where(
-            table.c.lottery_session_id == lottery_session_id, table.c.result.is_not(None)
+def give_up(connection: Connection, request_key: str, fingerprint: str, reason: str) -> bool:
+    """accepted → dead, if that very request was accepted; whether it was."""
+    return bool(
+        connection.execute(
+            update(table)
+            .where(table.c.request_key == request_key, table.c.status == ACCEPTED, table.c.fingerprint == fingerprint)
+            .values(status=DEAD, reason=reason)
+        ).rowcount
+    )
+
+
+def revive(connection: Connection, request_keys: Sequence[str], now: datetime) -> int:
+    """dead → accepted, for an operator's replay: the relay publishes them. Return how many were dead."""
+    return connection.execute(
+        update(table)
+        .where(table.c.request_key.in_(request_keys), table.c.status == DEAD)
+        .values(
+            status=ACCEPTED,
+            reason=None,
+            publish_attempts=0,
+            publish_error=None,
+            published_at=None,
+            publish_at=now,
+            accepted_at=now,  # its time begins anew, or it would be timed out at once
         )
-    ).first()
-    return None if row is None else (row.result.encode(), row.settled_at)
+    ).rowcount
+
+
+# ---- the outbox ------------------------------------------------------------------------------------------------------
+
+
+def is_any_overdue(connection: Connection, now: datetime) -> bool:
+    """Whether the relay has anything to look at."""
+    return connection.execute(select(table.c.request_key).where(_is_overdue(now)).limit(1)).first() is not None
+
+
+def last_settled_publish(connection: Connection, *, rows_max: int = 1000) -> datetime | None:
+    """The latest publish among those that settled after their first one; None if that cannot be told.
+
+    A queue is first in, first out: what was published well before that, and has not settled, is in no queue.
+    """
+    latest = (
+        select(table.c.published_at, table.c.publish_attempts)
+        .where(table.c.status == COMPLETED, table.c.publish_at.is_not(None))
+        .order_by(table.c.publish_at.desc())
+        .limit(rows_max)
+        .subquery()
+    )
+    moment: datetime | None = connection.execute(
+        select(func.max(latest.c.published_at)).where(latest.c.publish_attempts == 1)
+    ).scalar_one()
+    return moment
+
+
+class Lease(NamedTuple):
+    """What one pass of the relay took: `due` is to be published, `dead` was given up."""
+
+    due: list[DrawRequest]
+    dead: list[str]
+
+
+def lease(
+    connection: Connection,
+    now: datetime,
+    *,
+    rows_max: int,
+    tries_max: int,
+    delay_after: Callable[[int], timedelta],
+    published_before: datetime | None,
+) -> Lease:
+    """Take up to `rows_max` overdue requests: those with tries left are put off and returned, the others are dead.
+
+    Nobody else takes them before `delay_after(attempts)`, so a relay that dies now costs time and nothing else.
+    Of those that were published, only the ones from before `published_before`; None takes them all.
+    """
+    condition = _is_overdue(now)
+    if published_before is not None:
+        condition = and_(condition, or_(table.c.published_at.is_(None), table.c.published_at < published_before))
+    rows = connection.execute(
+        select(
+            table.c.request_key, table.c.lottery_session_id, table.c.account_id, table.c.campaign,
+            table.c.publish_attempts,
+        )
+        .where(condition)
+        .order_by(table.c.publish_at)
+        .limit(rows_max)
+        .with_for_update(skip_locked=True)
+    ).all()  # fmt: skip
+    dead = [row.request_key for row in rows if row.publish_attempts >= tries_max]
+    if dead:
+        _mark_dead(connection, dead, NEVER_SETTLED)
+    due = [row for row in rows if row.publish_attempts < tries_max]
+    for attempts in {row.publish_attempts for row in due}:
+        keys = [row.request_key for row in due if row.publish_attempts == attempts]
+        connection.execute(
+            update(table)
+            .where(table.c.request_key.in_(keys))
+            .values(
+                publish_attempts=attempts + 1,
+                publish_error=None,
+                published_at=now,
+                publish_at=now + delay_after(attempts + 1),
+            )
+        )
+    return Lease([_request_of(row) for row in due], dead)
+
+
+def put_off(connection: Connection, request_keys: Sequence[str], error: str, publish_at: datetime) -> None:
+    """The broker did not take these: that was no attempt, and says nothing against them."""
+    connection.execute(
+        update(table)
+        .where(table.c.request_key.in_(request_keys), table.c.status == ACCEPTED)
+        .values(
+            publish_attempts=table.c.publish_attempts - 1,
+            publish_error=error[:PUBLISH_ERROR_LENGTH_MAX],
+            published_at=None,
+            publish_at=publish_at,
+        )
+    )
+
+
+def time_out(connection: Connection, accepted_before: datetime, *, rows_max: int) -> list[str]:
+    """accepted → dead for what was accepted too long ago, whatever the reason; return their keys."""
+    keys = list(
+        connection.execute(
+            select(table.c.request_key)
+            .where(table.c.status == ACCEPTED, table.c.accepted_at < accepted_before)
+            .limit(rows_max)
+            .with_for_update(skip_locked=True)
+        ).scalars()
+    )
+    if keys:
+        _mark_dead(connection, keys, TIMED_OUT)
+    return keys
+
+
+def count_accepted(connection: Connection, *, count_max: int) -> int:
+    """How many requests are under way, counted no further than `count_max`."""
+    some = select(table.c.request_key).where(table.c.status == ACCEPTED).limit(count_max).subquery()
+    return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+
+
+def _is_overdue(now: datetime) -> ColumnElement[bool]:
+    return and_(table.c.status == ACCEPTED, table.c.publish_at <= now)
+
+
+def _mark_dead(connection: Connection, request_keys: Sequence[str], reason: str) -> None:
+    connection.execute(update(table).where(table.c.request_key.in_(request_keys)).values(status=DEAD, reason=reason))
+
+
+# ---- look, and archive -----------------------------------------------------------------------------------------------
+
+
+class State(NamedTuple):
+    """A session as it stands: `result` are the first result's bytes, None while there is none."""
+
+    request: DrawRequest
+    caller: str
+    status: str
+    reason: str | None
+    result: bytes | None
+    settled_at: datetime | None
+
+
+def state_of_session(connection: Connection, lottery_session_id: str) -> State | None:
+    """How the draw of this session stands; None for a session that nobody has asked for."""
+    row = connection.execute(select(table).where(table.c.lottery_session_id == lottery_session_id)).first()
+    if row is None:
+        return None
+    request = _request_of(row)
+    result: str | bytes | None = row.result
+    if result is None and row.status == COMPLETED:
+        result = completed(request, [shown(it) for it in session_rows(connection, lottery_session_id)]).encode()
+    elif result is None and row.status == REJECTED:
+        result = rejected(request, row.reason, row.balance_told).encode()
+    body = result.encode() if isinstance(result, str) else result
+    return State(request, row.caller, row.status, row.reason, body, row.settled_at)
+
+
+def archive(connection: Connection, settled_before: datetime, *, rows_max: int) -> int:
+    """Drop the results' text of up to `rows_max` requests settled before then; return how many.
+
+    Everything that an answer is rebuilt from stays: for ever in the ledger, and in the few columns of a rejection.
+    """
+    rows = connection.execute(
+        select(table.c.request_key, table.c.status, table.c.result)
+        .where(
+            table.c.status.in_((COMPLETED, REJECTED)),
+            table.c.settled_at < settled_before,
+            # The index leads to the oldest ones; without a time they were archived already.
+            table.c.publish_at < settled_before,
+        )
+        .limit(rows_max)
+        .with_for_update(skip_locked=True)
+    ).all()
+    kept = {row.request_key: parse_result(row.result.encode()).balance_after for row in rows if row.status == REJECTED}
+    for balance in set(kept.values()):
+        keys = [key for key, told in kept.items() if told == balance]
+        connection.execute(
+            update(table)
+            .where(table.c.request_key.in_(keys))
+            .values(result=None, publish_at=None, balance_told=None if balance is None else Decimal(balance))
+        )
+    keys = [row.request_key for row in rows if row.status == COMPLETED]
+    if keys:
+        connection.execute(update(table).where(table.c.request_key.in_(keys)).values(result=None, publish_at=None))
+    return len(rows)
+
+
+def _request_of(row: Any) -> DrawRequest:
+    return DrawRequest(
+        account_id=row.account_id,
+        request_key=row.request_key,
+        lottery_session_id=row.lottery_session_id,
+        campaign=row.campaign,
+    )

@@ -22,7 +22,7 @@ from producers import requests
 from producers.broker import open_redis
 from producers.contract import DrawResult, parse_result
 from producers.database import explain
-from producers.errors import DrawError, ResultNotReady, ServiceUnavailable
+from producers.errors import DrawDead, DrawError, ResultNotReady, ServiceUnavailable
 
 KEY_PREFIX: Final = "celery-task-meta-"
 
@@ -82,7 +82,8 @@ class ResultStore:
     def get(self, lottery_session_id: str) -> bytes:
         """The first result's bytes, from Redis or else from the database, which is then put back into Redis.
 
-        Raises ResultNotReady when neither knows one, ServiceUnavailable when neither can be asked.
+        Raises ResultNotReady when neither knows one, DrawDead when there will be none, ServiceUnavailable when
+        neither can be asked.
         """
         body, outage = self._from_redis(lottery_session_id)
         if body is None and self._engine is not None:
@@ -110,7 +111,7 @@ class ResultStore:
                 body, _ = self._from_redis(lottery_session_id)
                 while body is None and (left_s := deadline - time.monotonic()) > 0:
                     message = subscription.get_message(timeout=left_s)
-                    body = None if message is None else _unwrap(message["data"])
+                    body = None if message is None else unwrap(message["data"], lottery_session_id)
         except redis.RedisError:
             body = self._poll_database(lottery_session_id, deadline)
         return parse_result(self.get(lottery_session_id) if body is None else body)
@@ -122,22 +123,26 @@ class ResultStore:
     def _from_redis(self, lottery_session_id: str) -> tuple[bytes | None, ServiceUnavailable | None]:
         try:
             stored: Any = self._client.get(KEY_PREFIX + lottery_session_id)
+        except redis.ResponseError:  # something else lies under that key
+            return None, None
         except redis.RedisError as error:
             return None, ServiceUnavailable(f"the result store does not answer: {error}")
-        return (None if stored is None else _unwrap(stored)), None
+        return (None if stored is None else unwrap(stored, lottery_session_id)), None
 
     def _rebuild(self, lottery_session_id: str) -> bytes | None:
         assert self._engine is not None
         try:
             with self._engine.connect().execution_options(read_only=True) as connection:
-                found = requests.result_of_session(connection, lottery_session_id)
+                found = requests.state_of_session(connection, lottery_session_id)
         except SQLAlchemyError as error:
             raise explain(error) from error
-        if found is None:
+        if found is not None and found.status == requests.DEAD:
+            raise DrawDead
+        if found is None or found.result is None or found.settled_at is None:
             return None
         with suppress(ServiceUnavailable):  # the answer does not depend on Redis
-            self.put([StoredResult(lottery_session_id, *found)])
-        return found[0]
+            self.put([StoredResult(lottery_session_id, found.result, found.settled_at)])
+        return found.result
 
     def _poll_database(self, lottery_session_id: str, deadline: float) -> bytes | None:
         while self._engine is not None and time.monotonic() < deadline:
@@ -155,11 +160,11 @@ class _Envelope(msgspec.Struct):
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 
 
-def _unwrap(envelope: bytes) -> bytes | None:
-    """The result inside an envelope; None for anything that is no result of ours, as if it were not there."""
+def unwrap(envelope: bytes, lottery_session_id: str) -> bytes | None:
+    """The session's result inside an envelope; None for anything else, as if it were not there."""
     try:
         body = bytes(_decode_envelope(envelope).result)
-        parse_result(body)
+        result = parse_result(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, DrawError):
         return None
-    return body
+    return body if result.lottery_session_id == lottery_session_id else None

@@ -68,6 +68,18 @@ class Settings(BaseSettings):
     publish_timeout_s: Annotated[float, Field(gt=0, le=300)] = Field(
         default=10.0, description="how long the broker may take to confirm a message"
     )
+    relay_after_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        default=10.0, description="an accepted draw that has not settled after this long is published again"
+    )
+    relay_tries_max: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=10, description="a draw published so often and never settled is given up"
+    )
+    request_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=86_400.0, description="an accepted draw is given up after this long, whatever the reason"
+    )
+    retention_days: Annotated[float, Field(ge=0)] = Field(
+        default=90.0, description="settled requests are archived after this long; 0 keeps them all"
+    )
     remote_control: bool = Field(
         default=True, description="let `celery inspect` and `celery control` reach the workers"
     )

@@ -187,7 +187,8 @@ class House:
 
     def settled(self) -> int:
         with self.engine.connect().execution_options(read_only=True) as connection:
-            return int(connection.execute(select(func.count()).select_from(requests)).scalar_one())
+            settled = select(func.count()).select_from(requests).where(requests.c.settled_at.is_not(None))
+            return int(connection.execute(settled).scalar_one())
 
     def causes(self) -> list[str]:
         """The causes of all dead letters, sorted."""

@@ -22,15 +22,14 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.contract import DrawRequest, LedgerRow, parse_result
+from producers.contract import DrawRequest, parse_result
 from producers.database import explain
 from producers.errors import DrawError
+from producers.ledger import CONSUME, REWARD, completed, rejected, shown
+from producers.schema import account_asset_balances as accounts
 from producers.schema import api_idempotency_requests as requests
-from worker import batch
+from producers.schema import asset_transactions as transactions
 from worker.batch import Wheels
-from worker.ledger import CONSUME, REWARD
-from worker.schema import account_asset_balances as accounts
-from worker.schema import asset_transactions as transactions
 
 INVARIANTS: Final = {
     "I1": "one charge per completed request, none for the others",
@@ -184,7 +183,6 @@ def _session(request: Any, rows: list[Any], wheels: Wheels) -> Iterator[Violatio
             yield Violation("I11", subject, f"is {request.status} and has {len(rows)} ledger rows")
         yield from _answer(request, None)
         return
-    draw = _draw(request)
     wheel = wheels.get(request.campaign)
     if wheel is None:
         yield Violation("I2", subject, f"campaign {request.campaign} is not known here: it cannot be recomputed")
@@ -203,7 +201,7 @@ def _session(request: Any, rows: list[Any], wheels: Wheels) -> Iterator[Violatio
         yield Violation("I11", subject, f"its session holds foreign rows: {keys}")
     if any(row.row_account_id != request.account_id for row in rows):
         yield Violation("I11", subject, "its session moves another account")
-    yield from _answer(request, batch.completed(draw, [_shown(row) for row in rows]).encode().decode())
+    yield from _answer(request, completed(_draw(request), [shown(_ledger_row(row)) for row in rows]).encode().decode())
 
 
 def _answer(request: Any, rebuilt: str | None) -> Iterator[Violation]:
@@ -211,12 +209,16 @@ def _answer(request: Any, rebuilt: str | None) -> Iterator[Violation]:
     subject = f"request {request.request_key}"
     if _draw(request).fingerprint() != request.fingerprint:
         yield Violation("I10", subject, "its row does not match its fingerprint")
-    if request.status == "accepted":
+    if request.status in ("accepted", "dead"):
         return
-    if rebuilt is not None and rebuilt != request.result:
+    if request.result is None and request.publish_at is None:  # archived: it is rebuilt whenever it is asked for
+        kept = rebuilt or rejected(_draw(request), request.reason, request.balance_told).encode().decode()
+    else:
+        kept = request.result or ""
+    if rebuilt is not None and rebuilt != kept:
         yield Violation("I10", subject, "its kept result is not what the ledger says")
     try:
-        result = parse_result((request.result or "").encode())
+        result = parse_result(kept.encode())
     except DrawError as error:
         yield Violation("I10", subject, str(error))
         return
@@ -233,8 +235,6 @@ def _draw(request: Any) -> DrawRequest:
     )
 
 
-def _shown(row: Any) -> LedgerRow:
-    amounts = (row.row_delta_amount, row.row_balance_before, row.row_balance_after)
-    return LedgerRow(
-        row.row_idempotency_key, row.row_business_type, row.row_asset_code, *(f"{amount:.2f}" for amount in amounts)
-    )
+def _ledger_row(pair: Any) -> dict[str, Any]:
+    """The ledger's half of a pair, by column name."""
+    return {name.removeprefix("row_"): value for name, value in pair._mapping.items() if name.startswith("row_")}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Literal
 
 from sqlalchemy import Engine
 
@@ -27,7 +27,6 @@ from producers.contract import (
     INSUFFICIENT_BALANCE,
     DrawRequest,
     DrawResult,
-    LedgerRow,
 )
 from producers.database import (
     Fault,
@@ -39,15 +38,15 @@ from producers.database import (
     transaction,
     utc_now,
 )
+from producers.ledger import CONSUME, REWARD, completed, rejected
 from producers.requests import Finished, Known
 from worker import ledger
 from worker.draw import Wheel
-from worker.ledger import CONSUME, CONSUME_TYPE, REWARD, REWARD_TYPE, Entry
+from worker.ledger import CONSUME_TYPE, REWARD_TYPE, Entry
 
 log = logging.getLogger(__name__)
 
 Wheels = Mapping[str, Wheel]
-NO_PRIZE: Final = "0.00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class Refused:
     """The draw cannot be settled, now or later: a dead letter."""
 
     request: DrawRequest
-    cause: Literal["fingerprint mismatch", "unknown campaign", "failed alone"]
+    cause: Literal["fingerprint mismatch", "unknown campaign", "failed alone", "never settled"]
     error: str
 
 
@@ -151,9 +150,9 @@ def settle_in(
         wheels=wheels,
         now=now,
     )
-    unsettled = [draw.request_key for draw in draws if not book.is_settled(draw.request_key)]
-    # The ledger's keys never expire: a request whose own row was archived is not charged again.
-    book.charged = ledger.charged_draws(open_transaction, unsettled)
+    # The ledger's keys never expire: a request whose own row is gone is not charged again.
+    asked = [draw.request_key for draw in draws if book.needs_ledger(draw.request_key)]
+    book.charged = ledger.charged_draws(open_transaction, asked)
     answers = [book.settle(draw, fingerprint) for draw, fingerprint in zip(draws, fingerprints, strict=True)]
     ledger.post(open_transaction, book.entries, now)
     ledger.move(open_transaction, book.moved, now)
@@ -174,17 +173,20 @@ class _Book:
     moved: dict[int, Decimal] = field(default_factory=dict)
     finished: list[Finished] = field(default_factory=list)
 
-    def is_settled(self, request_key: str) -> bool:
+    def needs_ledger(self, request_key: str) -> bool:
+        """Whether the ledger must be asked if it has charged this request, and what it wrote."""
         known = self.known.get(request_key)
-        return known is not None and known.result is not None
+        return known is None or (known.result is None and known.status in (requests.ACCEPTED, requests.COMPLETED))
 
     def settle(self, draw: DrawRequest, fingerprint: str) -> Answer:
         known = self.known.get(draw.request_key)
         if known is not None:
             if known.fingerprint != fingerprint:
                 return Refused(draw, "fingerprint mismatch", "this request key belongs to another request")
-            if known.result is not None and known.settled_at is not None:
-                return Settled(draw, known.result.encode(), known.settled_at, is_repeat=True)
+            if known.status == requests.DEAD:
+                return Refused(draw, "never settled", f"this request was given up ({known.reason}): replay it")
+            if known.is_settled:
+                return self._repeat(draw, known)
         charged = self.charged.get(draw.request_key)
         wheel = self.wheels.get(draw.campaign)
         if charged is not None:
@@ -201,17 +203,31 @@ class _Book:
             Finished(draw, fingerprint, result.status, result.reason, text, is_accepted=known is not None)
         )
         # A key twice in one batch is the same case as a redelivery.
-        self.known[draw.request_key] = Known(fingerprint, result.status, text, self.now)
+        self.known[draw.request_key] = Known(fingerprint, "", result.status, text, self.now)
         return Settled(draw, body, self.now, is_repeat=charged is not None)
+
+    def _repeat(self, draw: DrawRequest, known: Known) -> Answer:
+        """The first result of a settled draw: as it was kept, or rebuilt if it has been archived."""
+        assert known.settled_at is not None
+        if known.result is not None:
+            body = known.result.encode()
+        elif known.status == requests.REJECTED:
+            body = rejected(draw, known.reason or "", known.balance_told).encode()
+        else:
+            charged = self.charged.get(draw.request_key)
+            if charged is None:
+                return Refused(draw, "failed alone", "this request is completed, and the ledger does not know it")
+            body = completed(draw, charged.rows).encode()
+        return Settled(draw, body, known.settled_at, is_repeat=True)
 
     def _draw(self, draw: DrawRequest, wheel: Wheel) -> DrawResult:
         campaign = wheel.campaign
         account = self.accounts.get(draw.account_id)
         if account is None or account.asset_code != campaign.asset_code:
-            return _rejected(draw, ACCOUNT_NOT_FOUND, None)
+            return rejected(draw, ACCOUNT_NOT_FOUND, None)
         balance = account.balance
         if balance < campaign.cost:
-            return _rejected(draw, INSUFFICIENT_BALANCE, balance)
+            return rejected(draw, INSUFFICIENT_BALANCE, balance)
         shown = []
         prize = wheel.draw(draw.account_id, draw.request_key)
         for entry_type, business_type, delta in (
@@ -237,33 +253,3 @@ class _Book:
         self.accounts[draw.account_id] = account._replace(balance=balance)
         self.moved[draw.account_id] = balance
         return completed(draw, shown)
-
-
-def completed(draw: DrawRequest, rows: list[LedgerRow]) -> DrawResult:
-    """The result of a draw that went through, from its ledger rows alone: the same bytes now and in ten years."""
-    rewards = [Decimal(row.delta_amount) for row in rows if row.business_type == REWARD]
-    return DrawResult(
-        request_key=draw.request_key,
-        lottery_session_id=draw.lottery_session_id,
-        account_id=draw.account_id,
-        campaign=draw.campaign,
-        status="completed",
-        reason=None,
-        prize_amount=str(sum(rewards, Decimal(NO_PRIZE))),
-        balance_after=rows[-1].balance_after,
-        transactions=rows,
-    )
-
-
-def _rejected(draw: DrawRequest, reason: str, balance: Decimal | None) -> DrawResult:
-    return DrawResult(
-        request_key=draw.request_key,
-        lottery_session_id=draw.lottery_session_id,
-        account_id=draw.account_id,
-        campaign=draw.campaign,
-        status="rejected",
-        reason=reason,
-        prize_amount=NO_PRIZE,
-        balance_after=None if balance is None else str(balance),
-        transactions=[],
-    )

@@ -21,6 +21,7 @@ from producers.broker import declare_group, open_amqp, open_redis
 from producers.contract import DrawRequest
 from producers.database import explain, open_engine
 from producers.errors import ConfigurationError, DrawError, InvalidRequest, ServiceUnavailable
+from producers.outbox import Relay, archive_once
 from producers.results import ResultStore, StoredResult
 from producers.settings import Settings
 from worker import batch
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 CONSUMER_IDLE_S_MAX: Final = 3600
 RETRY_S_MAX: Final = 30
+RELAY_EVERY_S: Final = 5.0
+ARCHIVE_EVERY_S: Final = 600.0
+ARCHIVE_STEPS_MAX: Final = 200
 
 
 class Misconfigured(ConfigurationError, click.ClickException):
@@ -76,6 +80,9 @@ def make_app(settings: Settings) -> DrawsApp:
         beat_schedule={
             "forget-consumers": {"task": "tombola.forget_consumers", "schedule": CONSUMER_IDLE_S_MAX},
             "audit": {"task": "tombola.audit", "schedule": 24 * 3600},
+            # One that waits for longer than the next one comes is late enough to be left out.
+            "relay": {"task": "tombola.relay", "schedule": RELAY_EVERY_S, "options": {"expires": RELAY_EVERY_S}},
+            "archive": {"task": "tombola.archive", "schedule": ARCHIVE_EVERY_S},
         },
     )
     app.steps["worker"].add(DrawsStep)
@@ -85,6 +92,8 @@ def make_app(settings: Settings) -> DrawsApp:
     )
     app.task(run_audit, name="tombola.audit", bind=True)
     app.task(run_forget_consumers, name="tombola.forget_consumers", bind=True)
+    app.task(run_relay, name="tombola.relay", bind=True)
+    app.task(run_archive, name="tombola.archive", bind=True)
     return app
 
 
@@ -206,6 +215,27 @@ def run_audit(task: Task) -> dict[str, int]:
     for violation in report.violations:
         log.error("audit: %s", violation)
     return report.counts
+
+
+def run_relay(task: Task) -> int:
+    """`tombola.relay`: publish what was accepted and never came through; the same as `tombola relay --once`."""
+    relay = Relay.from_settings(task.app.draw_settings)
+    try:
+        return relay.run_once()
+    finally:
+        relay.close()
+
+
+def run_archive(task: Task) -> int:
+    """`tombola.archive`: drop the kept results of requests that settled long ago, in small steps; how many."""
+    settings: Settings = task.app.draw_settings
+    archived = 0
+    for _ in range(ARCHIVE_STEPS_MAX if settings.retention_days else 0):
+        count = archive_once(_engine(settings), older_than_s=settings.retention_days * 86_400)
+        archived += count
+        if not count:
+            break
+    return archived
 
 
 def run_forget_consumers(task: Task) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -25,12 +26,15 @@ from producers.client import DrawClient
 from producers.contract import CAMPAIGN_DEFAULT, DrawRequest, DrawResult
 from producers.database import explain, open_engine
 from producers.errors import ConfigurationError, DrawError, InvalidRequest
+from producers.ledger import get_lottery_session_transactions
+from producers.outbox import Relay
+from producers.schema import account_asset_balances as accounts
 from producers.settings import Settings
 from worker import audit as audits
 from worker import embedded, ledger, sample
 from worker.draw import DEFAULT_CAMPAIGN, wheels
-from worker.schema import account_asset_balances as accounts
 
+log = logging.getLogger(__name__)
 out = Console(highlight=False, soft_wrap=True)
 
 app = typer.Typer(
@@ -191,7 +195,7 @@ def _show(found: DrawResult) -> None:
 @app.command()
 def transactions(session: Annotated[str, typer.Argument(help="The lottery session id.")]) -> None:
     """List the ledger rows of a session."""
-    rows = ledger.get_lottery_session_transactions(session, engine=_engine())
+    rows = get_lottery_session_transactions(session, engine=_engine())
     if not rows:
         raise DrawError(f"no ledger row has the lottery session {session}")
     table = Table("id", "account", "type", "delta", "before", "after", "idempotency key", box=None)
@@ -211,6 +215,26 @@ def audit(as_json: JsonOption = False) -> None:
     else:
         sample.show_audit(report, out)
     raise typer.Exit(0 if report.is_clean else 1)
+
+
+@app.command()
+def relay(
+    once: Annotated[bool, typer.Option("--once", help="Publish what is overdue now, and end.")] = False,
+) -> None:
+    """Publish accepted draws again that never came through. Any number of relays may run."""
+    relaying = Relay.from_settings(_settings("database_url", "broker_url"))
+    try:
+        if once:
+            out.print(f"{relaying.run_once():,} overdue requests published")
+            return
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        stopping = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopping.set())
+        log.info("relaying")
+        relaying.run(stopping)
+    finally:
+        relaying.close()
 
 
 @account_app.command("add")

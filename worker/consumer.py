@@ -168,7 +168,7 @@ class Consumer:
                 case Settled():
                     settled.append(answer)
                 case Refused():
-                    self._park(delivery, answer.cause, answer.error)
+                    self._park(delivery, answer.cause, answer.error, answer.request)
                     parked += 1
                 case Deferred():
                     log.warning("draw %s is left for later: %s", answer.request.request_key, answer.error)
@@ -213,6 +213,9 @@ class Consumer:
         why = f"delivered {delivery.count} times and never settled"
         if not self._persist(lambda: dead_letters.park(self.engine, delivery, TOO_MANY_DELIVERIES, why)):
             log.error("a message was delivered %d times: it stays among the dead letters", delivery.count)
+            with suppress(InvalidRequest):
+                request = parse_request(delivery.body)
+                self._persist(lambda: dead_letters.give_up(self.engine, request))
             return []
         log.warning("a message was delivered %d times: handling it alone", delivery.count)
         try:
@@ -226,8 +229,8 @@ class Consumer:
             self._persist(lambda: dead_letters.unpark(self.engine, delivery))
         return deferred
 
-    def _park(self, delivery: Delivery, cause: str, error: str) -> None:
-        dead_letters.park(self.engine, delivery, cause, error)
+    def _park(self, delivery: Delivery, cause: str, error: str, request: DrawRequest | None = None) -> None:
+        dead_letters.park(self.engine, delivery, cause, error, given_up=request)
         log.error("parked a dead letter (%s): %s", cause, error)
 
 

@@ -9,10 +9,12 @@ import hashlib
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Engine, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from producers import requests
 from producers.broker import QUEUE
+from producers.contract import DrawRequest
 from producers.database import explain, utc_now
 from worker.deliveries import Delivery
 from worker.schema import dead_letters as table
@@ -23,8 +25,11 @@ ERROR_LENGTH_MAX: Final = 2000
 TOO_MANY_DELIVERIES: Final = "too many deliveries"
 
 
-def park(engine: Engine, delivery: Delivery, cause: str, error: str) -> bool:
-    """Commit a row for this message; whether it is a new one. Raises ServiceUnavailable when that fails: do not ack."""
+def park(engine: Engine, delivery: Delivery, cause: str, error: str, *, given_up: DrawRequest | None = None) -> bool:
+    """Commit a row for this message; whether it is a new one. Raises ServiceUnavailable when that fails: do not ack.
+
+    In the same transaction the request `given_up`, if it was accepted, is marked dead: nobody publishes it again.
+    """
     now, sha256 = utc_now(), _sha256(delivery)
     request_key, account_id = _claims(delivery.body)
     again = (
@@ -54,18 +59,35 @@ def park(engine: Engine, delivery: Delivery, cause: str, error: str) -> bool:
     )
     try:
         with engine.begin() as connection:
+            _give_up(connection, given_up)
             if connection.execute(again).rowcount:
                 return False
         try:
             with engine.begin() as connection:
+                _give_up(connection, given_up)
                 connection.execute(first)
         except IntegrityError:  # somebody else parked it just now
             with engine.begin() as connection:
+                _give_up(connection, given_up)
                 connection.execute(again)
             return False
     except SQLAlchemyError as raised:
         raise explain(raised) from raised
     return True
+
+
+def give_up(engine: Engine, request: DrawRequest) -> None:
+    """Mark a request dead whose message stays parked; a request that was never accepted has nothing to mark."""
+    try:
+        with engine.begin() as connection:
+            _give_up(connection, request)
+    except SQLAlchemyError as raised:
+        raise explain(raised) from raised
+
+
+def _give_up(connection: Connection, request: DrawRequest | None) -> None:
+    if request is not None:
+        requests.give_up(connection, request.request_key, request.fingerprint(), requests.PARKED)
 
 
 def unpark(engine: Engine, delivery: Delivery) -> None:

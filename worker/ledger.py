@@ -1,11 +1,11 @@
-"""The ledger: lock accounts, post entries, move balances, read a session back."""
+"""The ledger as it is written: lock accounts, post entries, move balances. Reading is producers.ledger's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from sqlalchemy import Engine, insert, select, update
 
@@ -13,12 +13,10 @@ from producers import keys
 from producers.contract import LedgerRow
 from producers.database import CENT, Transaction, time_text, utc_now
 from producers.errors import AccountNotFound, InvalidRequest
-from worker.schema import account_asset_balances as accounts
-from worker.schema import asset_transactions as transactions
+from producers.ledger import RECHARGE
+from producers.schema import account_asset_balances as accounts
+from producers.schema import asset_transactions as transactions
 
-CONSUME: Final = "lottery_consume"
-REWARD: Final = "lottery_reward"
-RECHARGE: Final = "recharge"
 # What a draw's rows are called in their derived keys.
 CONSUME_TYPE: Final = "consume"
 REWARD_TYPE: Final = "reward"
@@ -146,17 +144,6 @@ def move(transaction: Transaction, balances: Mapping[int, Decimal], now: datetim
         ("balance", "updated_at"),
         [(account_id, transaction.money(balance), moment) for account_id, balance in balances.items()],
     )
-
-
-def get_lottery_session_transactions(lottery_session_id: str, *, engine: Engine) -> list[dict[str, Any]]:
-    """All ledger rows of a session, by `transaction_id`: a dict per row, by column name."""
-    with engine.connect().execution_options(read_only=True) as connection:
-        rows = connection.execute(
-            select(transactions)
-            .where(transactions.c.lottery_session_id == lottery_session_id)
-            .order_by(transactions.c.transaction_id)
-        )
-        return [dict(row) for row in rows.mappings()]
 
 
 def open_account(engine: Engine, *, user_id: int, asset_code: str = "POINT", balance: Decimal = Decimal(0)) -> int:

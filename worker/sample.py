@@ -17,11 +17,12 @@ from sqlalchemy import Connection, Engine, func, select
 from producers.client import DrawClient
 from producers.contract import DrawRequest
 from producers.errors import ServiceUnavailable
+from producers.ledger import CONSUME, REWARD
+from producers.schema import account_asset_balances as accounts
 from producers.schema import api_idempotency_requests as requests
+from producers.schema import asset_transactions as transactions
 from worker import audit, dead_letters, ledger
 from worker.batch import Wheels
-from worker.schema import account_asset_balances as accounts
-from worker.schema import asset_transactions as transactions
 
 ACCOUNTS: Final = 10
 BALANCE: Final = Decimal("100.00")
@@ -51,7 +52,7 @@ class Summary:
 class _Mark:
     """How far the database was before the run."""
 
-    requests: int
+    settled: int
     rejected: int
     transaction_id: int
 
@@ -83,9 +84,9 @@ def run(engine: Engine, client: DrawClient, draws: int, console: Console) -> Sum
         for new, chunk in _chunks(draws, account_ids):
             sent += client.enqueue_many(chunk)
             progress.advance(published, new)
-            progress.update(settled, completed=_settled(engine) - before.requests)
+            progress.update(settled, completed=_settled(engine) - before.settled)
         moved_at, done = time.monotonic(), -1
-        while (now_done := _settled(engine) - before.requests) < draws:
+        while (now_done := _settled(engine) - before.settled) < draws:
             if now_done > done:
                 moved_at, done = time.monotonic(), now_done
             if time.monotonic() - moved_at > STALL_S_MAX:
@@ -106,13 +107,18 @@ def _chunks(draws: int, account_ids: list[int]) -> Iterator[tuple[int, list[Draw
 
 def _settled(engine: Engine) -> int:
     with engine.connect().execution_options(read_only=True) as connection:
-        return int(connection.execute(select(func.count()).select_from(requests)).scalar_one())
+        return _settled_in(connection)
+
+
+def _settled_in(connection: Connection) -> int:
+    settled = select(func.count()).select_from(requests).where(requests.c.settled_at.is_not(None))
+    return int(connection.execute(settled).scalar_one())
 
 
 def _mark(connection: Connection) -> _Mark:
     rejected = select(func.count()).select_from(requests).where(requests.c.status == "rejected")
     return _Mark(
-        connection.execute(select(func.count()).select_from(requests)).scalar_one(),
+        _settled_in(connection),
         connection.execute(rejected).scalar_one(),
         connection.execute(select(func.max(transactions.c.transaction_id))).scalar_one() or 0,
     )
@@ -129,8 +135,8 @@ def _sum_up(engine: Engine, before: _Mark, draws: int, sent: int, seconds: float
                 .group_by(transactions.c.business_type)
             )
         }
-    wins, paid = moved.get(ledger.REWARD, (0, Decimal(0)))
-    _, charged = moved.get(ledger.CONSUME, (0, Decimal(0)))
+    wins, paid = moved.get(REWARD, (0, Decimal(0)))
+    _, charged = moved.get(CONSUME, (0, Decimal(0)))
     return Summary(draws, sent, after.rejected - before.rejected, wins, -charged, paid, seconds)
 
 

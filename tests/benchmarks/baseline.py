@@ -21,12 +21,13 @@ from sqlalchemy.orm import Session
 from producers import keys
 from producers.contract import INSUFFICIENT_BALANCE, DrawRequest
 from producers.database import open_engine, utc_now
+from producers.ledger import CONSUME, REWARD, completed
+from producers.schema import account_asset_balances as accounts
 from producers.schema import api_idempotency_requests as requests
-from worker import batch, ledger
+from producers.schema import asset_transactions as transactions
+from worker import ledger
 from worker.draw import DEFAULT_CAMPAIGN, Wheel
-from worker.ledger import CONSUME, CONSUME_TYPE, REWARD, REWARD_TYPE, Entry
-from worker.schema import account_asset_balances as accounts
-from worker.schema import asset_transactions as transactions
+from worker.ledger import CONSUME_TYPE, REWARD_TYPE, Entry
 
 TASK: Final = "baseline.draw"
 
@@ -99,7 +100,7 @@ def settle(session: Session, request: DrawRequest) -> str:
             balance = after
     session.execute(insert(transactions), [_row(entry) | {"created_at": now, "updated_at": now} for entry in entries])
     session.execute(update(accounts).where(accounts.c.id == request.account_id).values(balance=balance, updated_at=now))
-    text = batch.completed(request, [entry.shown() for entry in entries]).encode().decode()
+    text = completed(request, [entry.shown() for entry in entries]).encode().decode()
     session.execute(
         insert(requests).values(
             request_key=request.request_key,

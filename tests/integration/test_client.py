@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 import producers.client
 from producers import (
@@ -13,14 +14,15 @@ from producers import (
     DrawError,
     DrawRequest,
     IdempotencyKeyReused,
-    PublishFailed,
     ResultNotReady,
+    ServiceUnavailable,
     Settings,
     Ticket,
 )
 from producers.contract import parse_request
 from producers.results import ResultStore, StoredResult
 from tests import servers
+from tests.books import table
 from tests.processes import House, draws
 from worker import batch
 from worker.batch import Settled
@@ -167,16 +169,21 @@ def test_from_env(house: House, broker_url: str, monkeypatch: pytest.MonkeyPatch
     assert queued(broker_url, 1) == [request]
 
 
-def test_a_client_without_a_result_store_says_so() -> None:
+def test_a_client_without_a_result_store_says_so(tmp_path: Path) -> None:
+    env = {"TOMBOLA_DATABASE_URL": f"sqlite:///{tmp_path}/x.db", "TOMBOLA_BROKER_URL": "amqp://guest:guest@localhost//"}
     with (
-        DrawClient.from_settings(Settings.from_env({"TOMBOLA_BROKER_URL": "amqp://guest:guest@localhost//"})) as client,
+        DrawClient.from_settings(Settings.from_env(env)) as client,
         pytest.raises(DrawError, match="TOMBOLA_RESULT_URL"),
     ):
         client.wait("session")
 
 
-def test_from_env_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigurationError, match="TOMBOLA_BROKER_URL is not set"):
+@pytest.mark.parametrize("missing", ["DATABASE_URL", "BROKER_URL"])
+def test_from_env_without_what_it_needs(house: House, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in house.env.items():
+        if name != f"TOMBOLA_{missing}":
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=f"TOMBOLA_{missing} is not set"):
         DrawClient.from_env()
     monkeypatch.setenv("TOMBOLA_BROKER", "redis://127.0.0.1")
     with pytest.raises(ConfigurationError, match="did you mean TOMBOLA_BROKER_URL"):
@@ -184,16 +191,35 @@ def test_from_env_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["redis://{}/0", "amqp://guest:secret@{}//"])
-def test_a_broker_that_is_not_there_is_one_line(scheme: str) -> None:
+def test_a_draw_is_accepted_while_the_broker_is_away(
+    tmp_path: Path, scheme: str, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with socket.socket() as holder:
         holder.bind((servers.HOST, 0))  # bound, and nobody listens
         url = scheme.format(f"{servers.HOST}:{holder.getsockname()[1]}")
-        client = DrawClient.from_settings(Settings.from_env({"TOMBOLA_BROKER_URL": url}))
-        with pytest.raises(PublishFailed) as failed:
-            client.enqueue(DrawRequest(account_id=1))
-        assert len(str(failed.value).splitlines()) == 1
-        assert "refused" in str(failed.value)
-        assert "secret" not in str(failed.value)
-        with pytest.raises(PublishFailed):
-            client.enqueue_many([DrawRequest(account_id=1)])
-        client.close()
+        request = DrawRequest(account_id=1)
+        with (
+            House(f"sqlite:///{tmp_path}/ledger.db", url, redis_url) as house,
+            DrawClient.from_settings(house.settings) as client,
+        ):
+            assert client.enqueue(request).lottery_session_id == request.lottery_session_id
+            assert client.enqueue_many([DrawRequest(account_id=1)]) == 1
+            assert [row["status"] for row in table(house.engine, "api_idempotency_requests")] == ["accepted"] * 2
+    (first, second) = [record.getMessage() for record in caplog.records if "left to the relay" in record.getMessage()]
+    assert "refused" in first
+    assert "secret" not in first + second
+    assert len(first.splitlines()) == 1
+
+
+def test_nothing_is_promised_while_the_database_is_away(redis_url: str) -> None:
+    with socket.socket() as holder:
+        holder.bind((servers.HOST, 0))
+        url = f"mysql+pymysql://me:secret@{servers.HOST}:{holder.getsockname()[1]}/x"
+        env = {"TOMBOLA_DATABASE_URL": url, "TOMBOLA_BROKER_URL": redis_url}
+        with DrawClient.from_settings(Settings.from_env(env)) as client:
+            with pytest.raises(ServiceUnavailable) as failed:
+                client.enqueue(DrawRequest(account_id=1))
+            assert len(str(failed.value).splitlines()) == 1
+            assert "secret" not in str(failed.value)
+    with Redis.from_url(redis_url) as redis:
+        assert redis.xlen("draws") == 0

@@ -13,12 +13,12 @@ from redis import Redis
 
 from producers.contract import DrawRequest, DrawResult, parse_result
 from producers.errors import ResultNotReady, ServiceUnavailable
+from producers.ledger import get_lottery_session_transactions
 from producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tests import servers
 from tests.processes import House
 from worker import batch
 from worker.batch import Settled
-from worker.ledger import get_lottery_session_transactions
 
 SESSION = "lottery_tx_1700000000000_abcdef_001"
 

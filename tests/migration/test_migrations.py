@@ -24,13 +24,13 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 import migrations
 from producers.database import Fault, fault_of, open_engine, utc_now
-from producers.schema import api_idempotency_requests, metadata
+from producers.schema import account_asset_balances, api_idempotency_requests, asset_transactions, metadata
 from tests import servers
 from worker.ledger import open_account
-from worker.schema import account_asset_balances, asset_transactions, dead_letters
+from worker.schema import dead_letters
 
 PROJECT = Path(__file__).parents[2]
-TABLES = {"account_asset_balances", "api_idempotency_requests", "asset_transactions", "dead_letters"}
+TABLES = {"account_asset_balances", "api_idempotency_requests", "api_keys", "asset_transactions", "dead_letters"}
 
 # SPEC, Tables: name, type, nullable. `text` and `datetime` without the precision that we may choose.
 OWNERS_LEDGER = [
@@ -78,7 +78,9 @@ def definitions(engine: Engine) -> dict[str, str]:
 
 def _in_order(sql: str) -> str:
     """Columns in their order, then the rest sorted: create_all makes indexes in the order of a set, that is in none."""
-    lines = [line.strip().rstrip(",") for line in re.sub(r" AUTO_INCREMENT=\d+", "", sql).splitlines()]
+    # A table that SQLite copied has its name in quotes.
+    sql = re.sub(r'^CREATE TABLE "(\w+)"', r"CREATE TABLE \1", re.sub(r" AUTO_INCREMENT=\d+", "", sql))
+    lines = [line.strip().rstrip(",") for line in sql.splitlines()]
     keys = [line for line in lines if re.match(r"(UNIQUE |PRIMARY )?KEY|CONSTRAINT", line)]
     return "\n".join([line for line in lines if line not in keys] + sorted(keys))
 
@@ -284,11 +286,13 @@ def test_a_key_too_long_for_its_column_is_refused_not_cut(mariadb_url: str) -> N
         ("completed", "{}", True),
         ("rejected", "{}", True),
         ("accepted", "{}", False),
-        ("completed", None, False),
-        ("unheard", "{}", False),
+        ("completed", None, True),  # archived
+        ("dead", None, True),
+        ("dead", "{}", False),
+        ("unheard", None, False),
     ],
 )
-def test_a_request_has_a_result_exactly_when_it_has_settled(
+def test_a_request_has_a_result_only_when_it_has_settled(
     engine: Engine, status: str, result: str | None, fits: bool
 ) -> None:
     migrations.upgrade(engine)
@@ -340,9 +344,11 @@ def test_a_ledger_in_use_is_not_dropped(engine: Engine, account_id: int) -> None
     post(engine, ledger_row(account_id))
     with pytest.raises(CommandError, match="a ledger is not dropped"):
         command.downgrade(migrations.alembic_config(engine), "base")
-    assert tables_of(engine) == TABLES
+    # Where DDL is transactional nothing has happened, elsewhere what came before the ledger's own revision.
+    is_whole = engine.dialect.name == "sqlite"
+    assert tables_of(engine) == (TABLES if is_whole else TABLES - {"api_keys"})
     with engine.connect() as connection:
-        assert migrations.current_revision(connection) == migrations.head_revision()
+        assert migrations.current_revision(connection) == (migrations.head_revision() if is_whole else "0001")
 
 
 # ---- scripts ---------------------------------------------------------------------------------------------------------

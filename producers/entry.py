@@ -1,0 +1,100 @@
+"""The way in: a request is accepted in the database before anything else happens to it.
+
+What was accepted is remembered here, a bounded number of keys, so that a storm of repeats does not reach the database.
+The memory only ever says what the database said before: a request's content and its caller never change.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+from cachetools import LRUCache
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from producers import requests
+from producers.database import Fault, Transaction, explain, fault_of, transaction, utc_now
+from producers.errors import DrawError
+from producers.requests import Acceptance, Asked, Known, State
+
+TRIES_MAX: Final = 5
+REMEMBERED_MAX: Final = 20_000
+
+
+class Entry:
+    """Accepts requests. Safe to share between threads."""
+
+    def __init__(self, engine: Engine, *, relay_after_s: float) -> None:
+        self.engine = engine
+        self._relay_after = timedelta(seconds=relay_after_s)
+        self._remembered: LRUCache[str, tuple[str, str]] = LRUCache(REMEMBERED_MAX)  # key: fingerprint, caller
+        self._lock = threading.Lock()
+
+    def recall(self, asked: Asked) -> Acceptance | None:
+        """The answer to a repeat that was accepted through here; None for what only the database can tell."""
+        with self._lock:
+            remembered = self._remembered.get(asked.request.request_key)
+        if remembered is None:
+            return None
+        mine = (asked.request.fingerprint(), asked.caller)
+        return Acceptance(asked.request, Known(*mine, requests.ACCEPTED) if mine == remembered else None)
+
+    def accept(self, asked: Sequence[Asked]) -> list[Acceptance]:
+        """Accept `asked` in one transaction; return when that is durable, with an answer for each in their order.
+
+        The new ones are to be published once, now: the relay looks after them only later.
+        Raises ServiceUnavailable or ConfigurationError when the database cannot be used: nothing is promised then,
+        though an accept whose commit was under way may turn out to have happened. Ask again with the same key.
+        """
+        for attempt in range(TRIES_MAX):
+            if attempt:
+                time.sleep(random.uniform(0, 0.01 * 2**attempt))
+            now = utc_now()
+            try:
+                with transaction(self.engine) as open_transaction:
+                    answers = requests.accept(
+                        open_transaction, asked, now, publish_at=now + self._relay_after, is_published=True
+                    )
+                break
+            except DrawError:
+                raise
+            except Exception as error:
+                if fault_of(error) is not Fault.CONFLICT or attempt == TRIES_MAX - 1:
+                    raise explain(error) from error
+        self._remember(answers)
+        return answers
+
+    def accept_with(self, connection: Connection, asked: Asked) -> Acceptance:
+        """Accept one request inside the caller's transaction: it happens if that commits, and the relay publishes it.
+
+        Raises the driver's errors, after which the caller's transaction is to be rolled back.
+        """
+        if not connection.in_transaction():
+            connection.begin()  # or its commit() would find nothing to commit
+        now = utc_now()
+        joined = Transaction(connection.connection.driver_connection, is_sqlite=connection.dialect.name == "sqlite")
+        # Not remembered: it is accepted only when the caller commits.
+        (answer,) = requests.accept(joined, [asked], now, publish_at=now, is_published=False)
+        return answer
+
+    def state_of(self, lottery_session_id: str) -> State | None:
+        """How a session stands, from the database; None for one that nobody has asked for.
+
+        Raises ServiceUnavailable or ConfigurationError when the database cannot be used.
+        """
+        try:
+            with self.engine.connect().execution_options(read_only=True) as connection:
+                return requests.state_of_session(connection, lottery_session_id)
+        except SQLAlchemyError as error:
+            raise explain(error) from error
+
+    def _remember(self, answers: Sequence[Acceptance]) -> None:
+        with self._lock:
+            for answer in answers:
+                if answer.known is not None:
+                    self._remembered[answer.request.request_key] = (answer.known.fingerprint, answer.known.caller)

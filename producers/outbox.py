@@ -1,0 +1,173 @@
+"""The relay: publish accepted requests that never came through, until they are settled or given up.
+
+A broker can lose what it was given (FLUSHALL, a failover, a disk), and a frontend can die between its two writes. The
+request's row is the promise; a message is only how a worker hears of it quickly. Publishing twice does no harm.
+
+A request is *overdue* when it has not settled `after_s` after its last publish; the wait doubles with each attempt, up
+to DELAY_S_MAX. But when much is queued, overdue is not lost: while the queue holds anything, only requests are
+published again that others have overtaken, that is, published well before what is being settled now.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from producers import requests
+from producers.broker import Broker, open_broker
+from producers.database import explain, open_engine, utc_now
+from producers.errors import ConfigurationError, PublishFailed, ServiceUnavailable
+from producers.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ROWS_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
+AFTER_S: Final = 10.0
+TRIES_MAX: Final = 10
+DELAY_S_MAX: Final = 300.0
+TIMEOUT_S: Final = 86_400.0
+IDLE_WAIT_S: Final = 1.0
+TIME_OUT_EVERY_S: Final = 60.0
+BACKOFF_S_MAX: Final = 10.0
+
+
+def relay_once(
+    engine: Engine,
+    broker: Broker,
+    *,
+    rows_max: int = ROWS_MAX,
+    after_s: float = AFTER_S,
+    tries_max: int = TRIES_MAX,
+) -> int:
+    """Republish up to rows_max accepted requests that are overdue; return how many.
+
+    Those that were published `tries_max` times before are dead from here on (NEVER_SETTLED). Any number of relays may
+    run at once: rows that another one has in hand are skipped. Raises PublishFailed when the broker does not take them,
+    which is no attempt, and ServiceUnavailable or ConfigurationError when the database cannot be used.
+    """
+
+    def delay_after(attempts: int) -> timedelta:
+        return timedelta(seconds=min(DELAY_S_MAX, after_s * 2.0 ** (attempts - 1)))
+
+    try:
+        with engine.connect().execution_options(read_only=True) as connection:
+            if not requests.is_any_overdue(connection, utc_now()):
+                return 0
+            settled_up_to = requests.last_settled_publish(connection)
+        now = utc_now()
+        overtaken = None
+        if broker.backlog():
+            # Nothing known to be settled: then nothing has been overtaken.
+            overtaken = now - timedelta(days=36500) if settled_up_to is None else settled_up_to
+            overtaken -= timedelta(seconds=after_s)
+        with engine.begin() as connection:
+            lease = requests.lease(
+                connection,
+                now,
+                rows_max=rows_max,
+                tries_max=tries_max,
+                delay_after=delay_after,
+                published_before=overtaken,
+            )
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+    for request_key in lease.dead:
+        log.error("request %s is dead: published %d times and never settled", request_key, tries_max)
+    if not lease.due:
+        return 0
+    try:
+        broker.publish([request.encode() for request in lease.due])
+    except PublishFailed as error:
+        try:
+            with engine.begin() as connection:
+                requests.put_off(
+                    connection, [request.request_key for request in lease.due], str(error), utc_now() + delay_after(1)
+                )
+        except SQLAlchemyError:
+            log.warning("the relay could not take %d attempts back", len(lease.due))
+        raise
+    return len(lease.due)
+
+
+def time_out_once(engine: Engine, *, rows_max: int = ROWS_MAX, timeout_s: float = TIMEOUT_S) -> int:
+    """Give up to rows_max requests up that were accepted more than `timeout_s` ago; return how many."""
+    try:
+        with engine.begin() as connection:
+            dead = requests.time_out(connection, utc_now() - timedelta(seconds=timeout_s), rows_max=rows_max)
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+    for request_key in dead:
+        log.error("request %s is dead: not settled within %g s", request_key, timeout_s)
+    return len(dead)
+
+
+def archive_once(engine: Engine, *, older_than_s: float, rows_max: int = ROWS_MAX) -> int:
+    """Archive up to rows_max requests that settled more than `older_than_s` ago; return how many."""
+    try:
+        with engine.begin() as connection:
+            return requests.archive(connection, utc_now() - timedelta(seconds=older_than_s), rows_max=rows_max)
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+
+
+class Relay:
+    """The relay as a loop: `relay_once` whenever there may be something, and now and then `time_out_once`."""
+
+    def __init__(self, engine: Engine, broker: Broker, settings: Settings) -> None:
+        self._engine = engine
+        self._broker = broker
+        self._settings = settings
+        self._next_time_out = 0.0
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Relay:
+        """A relay for `settings`; it connects at first use."""
+        engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
+        broker = open_broker(settings.need("broker_url"), publish_timeout_s=settings.publish_timeout_s)
+        return cls(engine, broker, settings)
+
+    def run_once(self) -> int:
+        """Publish all that is overdue, and time out what is due for it; return how many were published."""
+        published = 0
+        while True:
+            count = relay_once(
+                self._engine,
+                self._broker,
+                after_s=self._settings.relay_after_s,
+                tries_max=self._settings.relay_tries_max,
+            )
+            published += count
+            if count < ROWS_MAX:
+                break
+        if time.monotonic() >= self._next_time_out:
+            while time_out_once(self._engine, timeout_s=self._settings.request_timeout_s) == ROWS_MAX:
+                pass
+            self._next_time_out = time.monotonic() + TIME_OUT_EVERY_S
+        return published
+
+    def run(self, stopping: threading.Event) -> None:
+        """Relay until told to stop. An outage does not end this loop: it backs off, says so, and goes on."""
+        failures = 0
+        while not stopping.is_set():
+            try:
+                published = self.run_once()
+                failures = 0
+                if published:
+                    log.info("published %d overdue requests again", published)
+                stopping.wait(IDLE_WAIT_S)
+            except (ServiceUnavailable, ConfigurationError) as error:
+                failures += 1
+                log.warning("%s; the relay tries again (%d)", error, failures)
+                stopping.wait(min(BACKOFF_S_MAX, 0.1 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._broker.close()
+        self._engine.dispose()
