@@ -154,6 +154,10 @@ def _begin_sqlite(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
+class RowsChanged(Exception):
+    """Rows are no longer as this transaction read them: somebody else was quicker."""
+
+
 # ---- transactions on the driver --------------------------------------------------------------------------------------
 
 
@@ -167,13 +171,13 @@ class Transaction:
     def __init__(self, connection: Any, *, is_sqlite: bool) -> None:
         self._connection = connection
         self._cursor = connection.cursor()
-        self._is_sqlite = is_sqlite
+        self.is_sqlite = is_sqlite
 
     def select(self, statement: str, keys: Sequence[Value], *, lock: bool = False) -> Sequence[tuple[Any, ...]]:
         """Rows of `statement`, whose `??` stands for `keys`; `lock` holds them until the end (FOR UPDATE)."""
-        if lock and not self._is_sqlite:  # SQLite has one writer at a time: BEGIN IMMEDIATE is its lock
+        if lock and not self.is_sqlite:  # SQLite has one writer at a time: BEGIN IMMEDIATE is its lock
             statement += " FOR UPDATE"
-        if self._is_sqlite:
+        if self.is_sqlite:
             self._cursor.execute(statement.replace("??", ",".join("?" * len(keys))), keys)
         else:
             self._cursor.execute(statement.replace("??", ",".join(self._literals(keys))))
@@ -185,7 +189,7 @@ class Transaction:
         if not rows:
             return
         head = f"INSERT INTO {table} ({','.join(columns)}) VALUES "
-        if self._is_sqlite:
+        if self.is_sqlite:
             self._cursor.executemany(f"{head}({','.join('?' * len(columns))})", rows)
             return
         literals = self._literals([value for row in rows for value in row])
@@ -194,33 +198,41 @@ class Transaction:
             head + ",".join([f"({','.join(literals[i : i + width])})" for i in range(0, len(literals), width)])
         )
 
-    def update(self, table: str, key: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
-        """Set `columns` of the rows whose `key` is the first value of each of `rows`, all in one statement."""
+    def update(
+        self, table: str, key: str, columns: Sequence[str], rows: Sequence[Sequence[Value]], *, where: str = ""
+    ) -> None:
+        """Set `columns` of the rows whose `key` is the first value of each of `rows`, all in one statement.
+
+        `where` is what must hold of each of them; raises RowsChanged when it does not, or one is gone.
+        """
         if not rows:
             return
-        if self._is_sqlite:
+        condition = f" AND {where}" if where else ""
+        if self.is_sqlite:
             assignments = ",".join(f"{column}=?" for column in columns)
             self._cursor.executemany(
-                f"UPDATE {table} SET {assignments} WHERE {key}=?", [(*row[1:], row[0]) for row in rows]
+                f"UPDATE {table} SET {assignments} WHERE {key}=?{condition}", [(*row[1:], row[0]) for row in rows]
             )
-            return
-        keys, *by_column = [self._literals(values) for values in zip(*rows, strict=True)]
-        cases = [f"{column}={_case(key, keys, values)}" for column, values in zip(columns, by_column, strict=True)]
-        self._cursor.execute(f"UPDATE {table} SET {','.join(cases)} WHERE {key} IN ({','.join(keys)})")
+        else:
+            keys, *by_column = [self._literals(values) for values in zip(*rows, strict=True)]
+            cases = [f"{column}={_case(key, keys, values)}" for column, values in zip(columns, by_column, strict=True)]
+            self._cursor.execute(f"UPDATE {table} SET {','.join(cases)} WHERE {key} IN ({','.join(keys)}){condition}")
+        if where and self._cursor.rowcount != len(rows):
+            raise RowsChanged
 
     def money(self, amount: Decimal) -> Value:
         """`amount` as this database stores it (see Money)."""
-        return int(amount.scaleb(2)) if self._is_sqlite else str(amount)
+        return int(amount.scaleb(2)) if self.is_sqlite else str(amount)
 
     def moment(self, stored: Any) -> datetime:
         """The aware datetime behind a stored UTC time."""
-        naive = datetime.fromisoformat(stored) if self._is_sqlite else stored
+        naive = datetime.fromisoformat(stored) if self.is_sqlite else stored
         moment: datetime = naive.replace(tzinfo=UTC)
         return moment
 
     def amount(self, stored: Any) -> Decimal:
         """The Decimal behind a stored amount, two decimals."""
-        return Decimal(stored).scaleb(-2) if self._is_sqlite else stored.quantize(CENT)
+        return Decimal(stored).scaleb(-2) if self.is_sqlite else stored.quantize(CENT)
 
     def _literals(self, values: Sequence[Value]) -> list[str]:
         """`values` as SQL literals.
@@ -303,7 +315,7 @@ def fault_of(error: BaseException) -> Fault:
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
     code = error.args[0] if isinstance(error, pymysql.MySQLError) and error.args else None
-    if code in _CONFLICTS or is_duplicate_key(error):
+    if code in _CONFLICTS or is_duplicate_key(error) or isinstance(error, RowsChanged):
         return Fault.CONFLICT
     if code in _REFUSALS or isinstance(error, _ASKS_FOR_VALUES):
         return Fault.REFUSED

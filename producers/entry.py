@@ -1,7 +1,7 @@
 """The way in: a request is accepted in the database before anything else happens to it.
 
 What was accepted is remembered here, a bounded number of keys, so that a storm of repeats does not reach the database.
-The memory only ever says what the database said before: a request's content and its caller never change.
+The memory only ever says what the database said before: a request's content, its caller and its outcome never change.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Entry:
     def __init__(self, engine: Engine, *, relay_after_s: float) -> None:
         self.engine = engine
         self._relay_after = timedelta(seconds=relay_after_s)
-        self._remembered: LRUCache[str, tuple[str, str]] = LRUCache(REMEMBERED_MAX)  # key: fingerprint, caller
+        self._remembered: LRUCache[str, Known] = LRUCache(REMEMBERED_MAX)  # by request key
         self._lock = threading.Lock()
 
     def recall(self, asked: Asked) -> Acceptance | None:
         """The answer to a repeat that was accepted through here; None for what only the database can tell."""
         with self._lock:
-            remembered = self._remembered.get(asked.request.request_key)
-        if remembered is None:
+            known = self._remembered.get(asked.request.request_key)
+        if known is None:
             return None
-        mine = (asked.request.fingerprint(), asked.caller)
-        return Acceptance(asked.request, Known(*mine, requests.ACCEPTED) if mine == remembered else None)
+        is_mine = (known.fingerprint, known.caller) == (asked.request.fingerprint(), asked.caller)
+        return Acceptance(asked.request, known if is_mine else None)
 
     def accept(self, asked: Sequence[Asked]) -> list[Acceptance]:
         """Accept `asked` in one transaction; return when that is durable, with an answer for each in their order.
@@ -51,6 +51,8 @@ class Entry:
         Raises ServiceUnavailable or ConfigurationError when the database cannot be used: nothing is promised then,
         though an accept whose commit was under way may turn out to have happened. Ask again with the same key.
         """
+        if not asked:
+            return []
         for attempt in range(TRIES_MAX):
             if attempt:
                 time.sleep(random.uniform(0, 0.01 * 2**attempt))
@@ -96,5 +98,8 @@ class Entry:
     def _remember(self, answers: Sequence[Acceptance]) -> None:
         with self._lock:
             for answer in answers:
-                if answer.known is not None:
-                    self._remembered[answer.request.request_key] = (answer.known.fingerprint, answer.known.caller)
+                if (known := answer.known) is not None:
+                    # What has settled stays as it is; all else may have become something else by then.
+                    self._remembered[answer.request.request_key] = (
+                        known if known.is_settled else Known(known.fingerprint, known.caller, requests.ACCEPTED)
+                    )

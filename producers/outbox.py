@@ -14,7 +14,7 @@ import logging
 import random
 import threading
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Engine
@@ -24,11 +24,13 @@ from producers import requests
 from producers.broker import Broker, open_broker
 from producers.database import explain, open_engine, utc_now
 from producers.errors import ConfigurationError, PublishFailed, ServiceUnavailable
+from producers.requests import Lease
 from producers.settings import Settings
 
 log = logging.getLogger(__name__)
 
 ROWS_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
+RELAYED_MAX: Final = 1_000_000
 AFTER_S: Final = 10.0
 TRIES_MAX: Final = 10
 DELAY_S_MAX: Final = 300.0
@@ -42,31 +44,61 @@ def relay_once(
     engine: Engine,
     broker: Broker,
     *,
-    rows_max: int = ROWS_MAX,
+    rows_max: int = RELAYED_MAX,
     after_s: float = AFTER_S,
     tries_max: int = TRIES_MAX,
 ) -> int:
-    """Republish up to rows_max accepted requests that are overdue; return how many.
+    """Republish up to rows_max accepted requests that are overdue, ROWS_MAX in a transaction; return how many.
 
     Those that were published `tries_max` times before are dead from here on (NEVER_SETTLED). Any number of relays may
     run at once: rows that another one has in hand are skipped. Raises PublishFailed when the broker does not take them,
     which is no attempt, and ServiceUnavailable or ConfigurationError when the database cannot be used.
     """
-
-    def delay_after(attempts: int) -> timedelta:
-        return timedelta(seconds=min(DELAY_S_MAX, after_s * 2.0 ** (attempts - 1)))
-
     try:
+        now = utc_now()
         with engine.connect().execution_options(read_only=True) as connection:
-            if not requests.is_any_overdue(connection, utc_now()):
+            if not requests.is_any_overdue(connection, now):
                 return 0
             settled_up_to = requests.last_settled_publish(connection)
-        now = utc_now()
         overtaken = None
+        # Looked at once: what is queued from here on are our own, and say nothing of those that are still to come.
         if broker.backlog():
             # Nothing known to be settled: then nothing has been overtaken.
             overtaken = now - timedelta(days=36500) if settled_up_to is None else settled_up_to
             overtaken -= timedelta(seconds=after_s)
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+    published = 0
+    while published < rows_max:
+        lease = _relay_some(
+            engine,
+            broker,
+            now,
+            rows_max=min(ROWS_MAX, rows_max - published),
+            after_s=after_s,
+            tries_max=tries_max,
+            published_before=overtaken,
+        )
+        if not lease.due and not lease.dead:
+            break
+        published += len(lease.due)
+    return published
+
+
+def _relay_some(
+    engine: Engine,
+    broker: Broker,
+    now: datetime,
+    *,
+    rows_max: int,
+    after_s: float,
+    tries_max: int,
+    published_before: datetime | None,
+) -> Lease:
+    def delay_after(attempts: int) -> timedelta:
+        return timedelta(seconds=min(DELAY_S_MAX, after_s * 2.0 ** (attempts - 1)))
+
+    try:
         with engine.begin() as connection:
             lease = requests.lease(
                 connection,
@@ -74,14 +106,14 @@ def relay_once(
                 rows_max=rows_max,
                 tries_max=tries_max,
                 delay_after=delay_after,
-                published_before=overtaken,
+                published_before=published_before,
             )
     except SQLAlchemyError as error:
         raise explain(error) from error
     for request_key in lease.dead:
         log.error("request %s is dead: published %d times and never settled", request_key, tries_max)
     if not lease.due:
-        return 0
+        return lease
     try:
         broker.publish([request.encode() for request in lease.due])
     except PublishFailed as error:
@@ -93,7 +125,7 @@ def relay_once(
         except SQLAlchemyError:
             log.warning("the relay could not take %d attempts back", len(lease.due))
         raise
-    return len(lease.due)
+    return lease
 
 
 def time_out_once(engine: Engine, *, rows_max: int = ROWS_MAX, timeout_s: float = TIMEOUT_S) -> int:
@@ -135,17 +167,12 @@ class Relay:
 
     def run_once(self) -> int:
         """Publish all that is overdue, and time out what is due for it; return how many were published."""
-        published = 0
-        while True:
-            count = relay_once(
-                self._engine,
-                self._broker,
-                after_s=self._settings.relay_after_s,
-                tries_max=self._settings.relay_tries_max,
-            )
-            published += count
-            if count < ROWS_MAX:
-                break
+        published = relay_once(
+            self._engine,
+            self._broker,
+            after_s=self._settings.relay_after_s,
+            tries_max=self._settings.relay_tries_max,
+        )
         if time.monotonic() >= self._next_time_out:
             while time_out_once(self._engine, timeout_s=self._settings.request_timeout_s) == ROWS_MAX:
                 pass

@@ -34,7 +34,7 @@ NEVER_SETTLED: Final = "NEVER_SETTLED"  # published again and again, and no work
 TIMED_OUT: Final = "TIMED_OUT"  # accepted too long ago
 PARKED: Final = "PARKED"  # a worker could not settle it: the dead letter says why
 
-SESSION_TAKEN_TRIES_MAX: Final = 5
+TAKEN_TRIES_MAX: Final = 5
 PUBLISH_ERROR_LENGTH_MAX: Final = 200
 
 _OUTCOME: Final = ("status", "reason", "result", "settled_at")
@@ -102,21 +102,23 @@ def accept(
     Raises the driver's errors; a conflict other than a taken key asks for the whole transaction again.
     """
     fingerprints = [it.request.fingerprint() for it in asked]
-    is_again = False
-    for _ in range(SESSION_TAKEN_TRIES_MAX):
-        # Somebody else was quicker: read what is there now, whatever this transaction saw when it began.
-        known = look_up(transaction, [it.request.request_key for it in asked], lock=is_again)
+    # Nearly all of them are new: insert first, and look only where a unique constraint objects. SQLite has one writer
+    # at a time, so that looking first is certain there, and an insert of many would not be undone as a whole.
+    is_careful = transaction.is_sqlite
+    for _ in range(TAKEN_TRIES_MAX):
+        known = look_up(transaction, [it.request.request_key for it in asked], lock=True) if is_careful else {}
         new: dict[str, tuple[Asked, str]] = {}
         for it, fingerprint in zip(asked, fingerprints, strict=True):
             if it.request.request_key not in known:
                 new.setdefault(it.request.request_key, (it, fingerprint))
-        _drop_taken_sessions(transaction, new, lock=is_again)
+        if is_careful:
+            _drop_taken_sessions(transaction, new)
         try:
             _insert_accepted(transaction, new, now, publish_at, is_published)
         except Exception as error:
             if not is_duplicate_key(error):
                 raise
-            is_again = True
+            is_careful = True
             continue
         unseen = set(new)
         known |= {key: Known(fingerprint, it.caller, ACCEPTED) for key, (it, fingerprint) in new.items()}
@@ -132,21 +134,25 @@ def accept(
     raise RuntimeError("keys were taken by others again and again")
 
 
-def _drop_taken_sessions(transaction: Transaction, new: dict[str, tuple[Asked, str]], *, lock: bool) -> None:
-    """Take out of `new` what asks for a session that is another request's."""
+def _drop_taken_sessions(transaction: Transaction, new: dict[str, tuple[Asked, str]]) -> None:
+    """Take out of `new` what asks for a session that is another request's.
+
+    Locking reads here and above: they see what is there now, whatever the caller's transaction saw when it began.
+    """
     if not new:
         return
     sessions = [it.request.lottery_session_id for it, _ in new.values()]
-    taken = {
-        session
-        for (session,) in transaction.select(
-            f"SELECT lottery_session_id FROM {table.name} WHERE lottery_session_id IN (??)", sessions, lock=lock
+    owners: dict[str, str] = dict(
+        transaction.select(
+            f"SELECT lottery_session_id, request_key FROM {table.name} WHERE lottery_session_id IN (??)",
+            sorted(sessions),
+            lock=True,
         )
-    }
+    )
     for key, (it, _) in list(new.items()):
-        if it.request.lottery_session_id in taken:
+        # One that is its own was accepted since we looked for the key: the insert finds that out.
+        if owners.setdefault(it.request.lottery_session_id, key) != key:
             del new[key]
-        taken.add(it.request.lottery_session_id)
 
 
 def _insert_accepted(
@@ -236,6 +242,8 @@ def finish(transaction: Transaction, finished: Sequence[Finished], now: datetime
         "request_key",
         _OUTCOME,
         [(it.request.request_key, it.status, it.reason, it.result, moment) for it in finished if it.is_accepted],
+        # Read without a lock: one that was given up meanwhile is dead, and must not be charged.
+        where=f"status = '{ACCEPTED}'",
     )
 
 
@@ -280,17 +288,21 @@ def last_settled_publish(connection: Connection, *, rows_max: int = 1000) -> dat
 
     A queue is first in, first out: what was published well before that, and has not settled, is in no queue.
     """
-    latest = (
-        select(table.c.published_at, table.c.publish_attempts)
-        .where(table.c.status == COMPLETED, table.c.publish_at.is_not(None))
-        .order_by(table.c.publish_at.desc())
-        .limit(rows_max)
-        .subquery()
-    )
-    moment: datetime | None = connection.execute(
-        select(func.max(latest.c.published_at)).where(latest.c.publish_attempts == 1)
-    ).scalar_one()
-    return moment
+    moments = []
+    for status in (COMPLETED, REJECTED):  # one by one, each along the index
+        latest = (
+            select(table.c.published_at, table.c.publish_attempts)
+            .where(table.c.status == status, table.c.publish_at.is_not(None))
+            .order_by(table.c.publish_at.desc())
+            .limit(rows_max)
+            .subquery()
+        )
+        moments.append(
+            connection.execute(
+                select(func.max(latest.c.published_at)).where(latest.c.publish_attempts == 1)
+            ).scalar_one()
+        )
+    return max((moment for moment in moments if moment is not None), default=None)
 
 
 class Lease(NamedTuple):
@@ -375,6 +387,24 @@ def time_out(connection: Connection, accepted_before: datetime, *, rows_max: int
     return keys
 
 
+def states_of_sessions(connection: Connection, lottery_session_ids: Sequence[str]) -> dict[str, State]:
+    """How those of these sessions stand that have settled, by session id; at most 500 at once."""
+    rows = connection.execute(
+        select(table).where(table.c.lottery_session_id.in_(lottery_session_ids), table.c.result.is_not(None))
+    )
+    return {
+        row.lottery_session_id: State(
+            _request_of(row), row.caller, row.status, row.reason, row.result.encode(), row.settled_at
+        )
+        for row in rows
+    }
+
+
+def count_accepted_once(connection: Connection) -> int:
+    """count_accepted at its cheapest: whether the table can be read at all."""
+    return count_accepted(connection, count_max=1)
+
+
 def count_accepted(connection: Connection, *, count_max: int) -> int:
     """How many requests are under way, counted no further than `count_max`."""
     some = select(table.c.request_key).where(table.c.status == ACCEPTED).limit(count_max).subquery()
@@ -411,7 +441,13 @@ def state_of_session(connection: Connection, lottery_session_id: str) -> State |
     request = _request_of(row)
     result: str | bytes | None = row.result
     if result is None and row.status == COMPLETED:
-        result = completed(request, [shown(it) for it in session_rows(connection, lottery_session_id)]).encode()
+        # Its own rows: a session may be called as a recharge's is.
+        mine = [
+            shown(it)
+            for it in session_rows(connection, lottery_session_id)
+            if it["idempotency_key"].partition(":")[0] == request.request_key
+        ]
+        result = completed(request, mine).encode()
     elif result is None and row.status == REJECTED:
         result = rejected(request, row.reason, row.balance_told).encode()
     body = result.encode() if isinstance(result, str) else result

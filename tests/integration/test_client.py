@@ -1,11 +1,13 @@
 """DrawClient as a web frontend uses it, on both brokers."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from redis import Redis
+from sqlalchemy import event
 
 import producers.client
 from producers import (
@@ -19,8 +21,11 @@ from producers import (
     Settings,
     Ticket,
 )
-from producers.contract import parse_request
-from producers.results import ResultStore, StoredResult
+from producers.contract import parse_request, parse_result
+from producers.database import utc_now
+from producers.ledger import rejected
+from producers.outbox import archive_once
+from producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tests import servers
 from tests.books import table
 from tests.processes import House, draws
@@ -135,6 +140,131 @@ def test_a_key_with_another_request_behind_it_is_refused(house: House, client: D
     assert str(mine) not in str(refused.value)
     with pytest.raises(IdempotencyKeyReused):
         client.enqueue(DrawRequest(account_id=mine, request_key=request.request_key, campaign="another"))
+
+
+# ---- repeats ---------------------------------------------------------------------------------------------------------
+
+
+def count_transactions(client: DrawClient) -> Callable[[], int]:
+    """How many transactions this client makes from here on."""
+    begun: list[object] = []
+    event.listen(client._entry.engine, "checkout", lambda *connection: begun.append(connection))
+    return lambda: len(begun)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_storm_of_repeats_does_not_reach_the_database(house: House, client: DrawClient, stored: bool) -> None:
+    (account_id,) = house.accounts(1)
+    request = DrawRequest(account_id=account_id)
+    begun = count_transactions(client)
+    tickets = [client.enqueue(request) for _ in range(1000)]
+    assert tickets == [Ticket(request.request_key, request.lottery_session_id)] * 1000
+    assert begun() <= 5
+    (first,) = settle(house, request, store=stored)
+    with DrawClient.from_settings(house.settings) as another:
+        begun = count_transactions(another)
+        tickets = [another.enqueue(request) for _ in range(1000)]
+        assert begun() <= 5
+    assert tickets == [Ticket(request.request_key, request.lottery_session_id, parse_result(first))] * 1000
+    if stored:  # this one has never asked the database again
+        assert client.enqueue(request) == tickets[0]
+
+
+def test_a_storm_of_foreign_repeats_does_not_reach_the_database(house: House, client: DrawClient) -> None:
+    client.enqueue(DrawRequest(account_id=1, request_key="k"))
+    begun = count_transactions(client)
+    for _ in range(1000):
+        with pytest.raises(IdempotencyKeyReused):
+            client.enqueue(DrawRequest(account_id=2, request_key="k"))
+    assert begun() <= 5
+
+
+def forged(session_id: str) -> bytes:
+    """A stranger's result in an envelope of ours, under the key that is asked for."""
+    draw = DrawRequest(account_id=4712, request_key="k", lottery_session_id=session_id)
+    return StoredResult(session_id, rejected(draw, "INSUFFICIENT_BALANCE", Decimal(0)).encode(), utc_now()).envelope()
+
+
+HELD = {
+    "garbage": b"\x00\xff",
+    "another session's": forged("theirs"),
+    "another account's": forged("mine"),
+}
+
+
+@pytest.mark.parametrize("held", [*HELD, "a list"])
+def test_what_else_lies_in_the_result_store_is_no_answer(
+    house: House, client: DrawClient, redis_url: str, held: str
+) -> None:
+    with Redis.from_url(redis_url) as redis:
+        request = DrawRequest(account_id=4711, request_key="k", lottery_session_id="mine")
+        client.enqueue(request)
+        for is_settled in (False, True):
+            first = parse_result(settle(house, request, store=False)[0]) if is_settled else None
+            redis.delete(KEY_PREFIX + "mine")
+            if held == "a list":
+                redis.rpush(KEY_PREFIX + "mine", "x")
+            else:
+                redis.set(KEY_PREFIX + "mine", HELD[held])
+            # The one that remembers does not ask the database: it knows of no result, but never of a wrong one.
+            assert client.enqueue(request) == Ticket("k", "mine")
+            with DrawClient.from_settings(house.settings) as another:
+                assert [another.enqueue(request) for _ in range(2)] == [Ticket("k", "mine", first)] * 2
+
+
+def test_a_repeat_needs_no_result_store(house: House) -> None:
+    (account_id,) = house.accounts(1)
+    request = DrawRequest(account_id=account_id)
+    with servers.redis(private=True) as server:
+        server.stop()
+        settings = Settings.from_env(house.env | {"TOMBOLA_RESULT_URL": server.url})
+        with DrawClient.from_settings(settings) as client:
+            for _ in range(2):
+                assert client.enqueue(request).result is None
+        (first,) = settle(house, request, store=False)
+        with DrawClient.from_settings(settings) as client:
+            for _ in range(2):
+                assert client.enqueue(request).result == parse_result(first)
+            assert archive_once(house.engine, older_than_s=-3600) == 1
+            assert client.enqueue(request).result == parse_result(first)
+        with DrawClient.from_settings(settings) as client:
+            for _ in range(2):
+                assert client.enqueue(request).result == parse_result(first)
+            assert client.result(request.lottery_session_id).encode() == first
+
+
+def test_what_is_archived_is_told_again(house: House, client: DrawClient, broker_url: str) -> None:
+    (account_id,) = house.accounts(1)
+    mine = [DrawRequest(account_id=account_id), DrawRequest(account_id=4711)]
+    client.enqueue_many(mine)
+    first = [parse_result(body) for body in settle(house, *mine)]
+    assert archive_once(house.engine, older_than_s=-3600) == 2
+    with Redis.from_url(house.env["TOMBOLA_RESULT_URL"]) as redis:
+        redis.delete(*[KEY_PREFIX + request.lottery_session_id for request in mine])
+    with DrawClient.from_settings(house.settings) as another:
+        for _ in range(2):
+            assert [another.enqueue(request).result for request in mine] == first
+        assert another.enqueue_many(mine) == 2
+    assert queued(broker_url, 2) == mine  # none was sent again
+    with (
+        DrawClient.from_settings(house.settings, caller="somebody else") as stranger,
+        pytest.raises(IdempotencyKeyReused),
+    ):
+        stranger.enqueue(mine[0])
+
+
+def test_enqueue_many_tells_of_conflicts_when_all_others_are_in(
+    house: House, client: DrawClient, broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producers.client, "PUBLISH_SIZE_MAX", 10)
+    taken, free = draws([1], 30)[:12], draws([1], 30)[12:]
+    with DrawClient.from_settings(house.settings, caller="somebody else") as stranger:
+        assert stranger.enqueue_many(taken) == 12
+    with pytest.raises(IdempotencyKeyReused) as refused:
+        client.enqueue_many([*free[:9], *taken, *free[9:]])
+    assert str(refused.value).split(": ")[1] == ", ".join(it.request_key for it in taken[:10])
+    assert queued(broker_url, 30) == [*taken, *free]
+    assert client.enqueue_many(free) == 18
 
 
 def test_wait_for_a_result(house: House, client: DrawClient) -> None:

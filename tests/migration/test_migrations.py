@@ -23,7 +23,11 @@ from sqlalchemy import Engine, insert, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 import migrations
+from producers.contract import DrawRequest, DrawResult, LedgerRow
 from producers.database import Fault, fault_of, open_engine, utc_now
+from producers.ledger import completed, rejected
+from producers.outbox import archive_once
+from producers.requests import state_of_session
 from producers.schema import account_asset_balances, api_idempotency_requests, asset_transactions, metadata
 from tests import servers
 from worker.ledger import open_account
@@ -349,6 +353,111 @@ def test_a_ledger_in_use_is_not_dropped(engine: Engine, account_id: int) -> None
     assert tables_of(engine) == (TABLES if is_whole else TABLES - {"api_keys"})
     with engine.connect() as connection:
         assert migrations.current_revision(connection) == (migrations.head_revision() if is_whole else "0001")
+
+
+# ---- with requests in it ---------------------------------------------------------------------------------------------
+
+LONG_AGO = "2020-02-03 04:05:06.000007"
+ROWS = [
+    LedgerRow("won:consume", "lottery_consume", "POINT", "-1.00", "7.00", "6.00"),
+    LedgerRow("won:reward", "lottery_reward", "POINT", "5.00", "6.00", "11.00"),
+]
+
+
+def requests_at_0001(account_id: int) -> list[dict[str, Any]]:
+    """One of each kind, as the release of that revision wrote them."""
+    won, poor, nobody, waiting = (
+        DrawRequest(account_id=number, request_key=key, lottery_session_id=f"s_{key}")
+        for key, number in {"won": account_id, "poor": account_id, "nobody": 4711, "waiting": account_id}.items()
+    )
+    outcomes: list[tuple[DrawRequest, str, str | None, DrawResult | None]] = [
+        (nobody, "rejected", "ACCOUNT_NOT_FOUND", rejected(nobody, "ACCOUNT_NOT_FOUND", None)),
+        (poor, "rejected", "INSUFFICIENT_BALANCE", rejected(poor, "INSUFFICIENT_BALANCE", Decimal("0.30"))),
+        (waiting, "accepted", None, None),
+        (won, "completed", None, completed(won, ROWS)),
+    ]
+    return [
+        {
+            "request_key": draw.request_key,
+            "lottery_session_id": draw.lottery_session_id,
+            "account_id": draw.account_id,
+            "campaign": draw.campaign,
+            "fingerprint": draw.fingerprint(),
+            "status": status,
+            "reason": reason,
+            "result": None if result is None else result.encode().decode(),
+            "created_at": LONG_AGO,
+            "settled_at": None if result is None else LONG_AGO,
+        }
+        for draw, status, reason, result in outcomes
+    ]
+
+
+def add_requests(engine: Engine, *rows: dict[str, Any]) -> None:
+    names = list(rows[0])
+    into = f"INSERT INTO api_idempotency_requests ({', '.join(names)}) VALUES (:{', :'.join(names)})"
+    with engine.begin() as connection:
+        connection.execute(text(into), list(rows))
+
+
+def requests_in(engine: Engine, columns: list[str]) -> list[dict[str, Any]]:
+    with engine.connect() as connection:
+        found = connection.execute(
+            text(f"SELECT {', '.join(columns)} FROM api_idempotency_requests ORDER BY request_key")
+        ).mappings()
+        rows = [dict(row) for row in found]
+    for row in rows:
+        for name in ("created_at", "settled_at"):
+            row[name] = row[name] and str(row[name])
+    return rows
+
+
+def test_requests_are_kept_on_the_way_to_the_outbox_and_back(engine: Engine) -> None:
+    migrations.upgrade(engine, "0001")
+    account_id = open_account(engine, user_id=1)
+    before = requests_at_0001(account_id)
+    add_requests(engine, *before)
+    columns = list(before[0])
+    assert requests_in(engine, columns) == before
+
+    migrations.upgrade(engine)
+    assert requests_in(engine, columns) == before
+    with engine.connect() as connection:
+        added = connection.execute(
+            text("SELECT DISTINCT caller, accepted_at, publish_attempts, published_at FROM api_idempotency_requests")
+        ).all()
+    assert [tuple(row) for row in added] == [("", None, 0, None)]
+    # A worker of the previous release goes on for a while.
+    late = before[-1] | {"request_key": "z_late", "lottery_session_id": "z_late"}
+    add_requests(engine, late)
+
+    command.downgrade(migrations.alembic_config(engine), "0001")
+    assert requests_in(engine, columns) == [*before, late]
+    migrations.upgrade(engine)
+    assert requests_in(engine, columns) == [*before, late]
+
+
+def test_requests_from_before_the_outbox_are_archived_like_all_others(engine: Engine) -> None:
+    migrations.upgrade(engine, "0001")
+    account_id = open_account(engine, user_id=1)
+    before = requests_at_0001(account_id)
+    add_requests(engine, *before)
+    migrations.upgrade(engine)
+    for posted in ROWS:
+        amounts = {name: Decimal(getattr(posted, name)) for name in ("delta_amount", "balance_before", "balance_after")}
+        names = {"idempotency_key": posted.idempotency_key, "business_type": posted.business_type}
+        post(engine, ledger_row(account_id, lottery_session_id="s_won", business_id="s_won", **names, **amounts))
+    assert [archive_once(engine, older_than_s=86_400) for _ in range(2)] == [3, 0]
+    for row in before:
+        with engine.connect() as connection:
+            state = state_of_session(connection, row["lottery_session_id"])
+        assert state is not None
+        assert (state.status, state.reason) == (row["status"], row["reason"])
+        assert (state.result and state.result.decode()) == row["result"]
+    # The revision before has no words for them.
+    with pytest.raises(CommandError, match="dead or archived requests"):
+        command.downgrade(migrations.alembic_config(engine), "0001")
+    assert tables_of(engine) == TABLES
 
 
 # ---- scripts ---------------------------------------------------------------------------------------------------------

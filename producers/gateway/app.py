@@ -1,0 +1,602 @@
+"""The gateway's routes: what a web frontend can ask for, and what it is answered.
+
+POST /v1/draws                          202 and a ticket; a repeat gets the same one
+POST /v1/draws/batch                    up to 100, an answer each
+GET  /v1/draws/{session}                200 the result, 202 not yet, 404; ?wait=S long polls
+GET  /v1/draws/{session}/events         the same as server-sent events
+GET  /v1/draws/{session}/transactions   its ledger rows
+GET  /v1/accounts/{id}                  an account
+GET  /healthz /readyz /metrics /docs /openapi.json
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from cachetools import LRUCache
+from litestar import Litestar, Request, Response, asgi, get, post
+from litestar.datastructures import ResponseHeader
+from litestar.exceptions import ClientException, MethodNotAllowedException, NotFoundException
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+from litestar.middleware import DefineMiddleware
+from litestar.openapi import OpenAPIConfig, ResponseSpec
+from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.params import Parameter
+from litestar.response import ServerSentEvent, ServerSentEventMessage
+from litestar.types import Receive, Scope, Send
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from producers import ledger, requests
+from producers.broker import open_broker
+from producers.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, CAMPAIGN_DEFAULT, DrawRequest, DrawResult, LedgerRow
+from producers.database import explain, open_engine
+from producers.entry import Entry
+from producers.errors import DrawError, IdempotencyKeyReused, InvalidRequest
+from producers.gateway.door import Door, Doorkeeper, Meter, header
+from producers.gateway.intake import Intake
+from producers.gateway.pages import static_routes
+from producers.gateway.problems import PROBLEM_TYPE, Problem, problem_handlers
+from producers.gateway.results import Results
+from producers.keys import make_request_key
+from producers.requests import Acceptance, Asked, State
+from producers.settings import Settings
+
+T = TypeVar("T")
+
+BATCH_SIZE_MAX: Final = 100
+WAIT_S_MAX: Final = 60.0
+OWNERS_REMEMBERED_MAX: Final = 50_000
+READERS: Final = 4
+FIND_SIZE_MAX: Final = 500
+KEEP_ALIVE_S: Final = 15.0
+RETRY_AFTER_S: Final = "1"
+
+# Where several processes share a port, they tell their metrics together (prometheus_client, multiprocess mode).
+METRICS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+KEY_PATTERN: Final = "^[A-Za-z0-9._-]+$"
+IdText = Annotated[str, msgspec.Meta(pattern=KEY_PATTERN, min_length=1, max_length=100)]
+KeyText = Annotated[str, msgspec.Meta(pattern=KEY_PATTERN, min_length=1, max_length=64)]
+AccountId = Annotated[int, msgspec.Meta(ge=1, le=ACCOUNT_ID_MAX)]
+
+
+class NewDraw(msgspec.Struct, forbid_unknown_fields=True):
+    """A draw to be made; its request key is the header `Idempotency-Key`."""
+
+    account_id: AccountId
+    campaign: KeyText = CAMPAIGN_DEFAULT
+    lottery_session_id: IdText | None = None
+
+
+class NewDrawInBatch(msgspec.Struct, forbid_unknown_fields=True):
+    """A draw to be made, with its request key: one is made here for those that have none."""
+
+    account_id: AccountId
+    request_key: KeyText | None = None
+    campaign: KeyText = CAMPAIGN_DEFAULT
+    lottery_session_id: IdText | None = None
+
+
+class NewDraws(msgspec.Struct, forbid_unknown_fields=True):
+    """Draws to be made, each for itself."""
+
+    draws: Annotated[list[NewDrawInBatch], msgspec.Meta(min_length=1, max_length=BATCH_SIZE_MAX)]
+
+
+class DrawTicket(msgspec.Struct, frozen=True):
+    """The receipt of an accepted draw. The same one for every repeat."""
+
+    request_key: str
+    lottery_session_id: str
+    status: Literal["accepted"] = "accepted"
+
+
+class BatchAnswer(msgspec.Struct, frozen=True):
+    """What one draw of a batch was answered: a ticket, or a problem."""
+
+    status: int
+    replayed: bool
+    ticket: DrawTicket | None
+    problem: Problem | None
+
+
+class BatchAnswers(msgspec.Struct, frozen=True):
+    """An answer for each draw, in their order."""
+
+    answers: list[BatchAnswer]
+
+
+class DeadDraw(msgspec.Struct, frozen=True):
+    """A draw that was given up. Nothing was charged; an operator can replay it under the same key."""
+
+    request_key: str
+    lottery_session_id: str
+    account_id: int
+    campaign: str
+    status: Literal["dead"]
+    reason: str | None
+
+
+class SessionRow(LedgerRow, frozen=True):
+    """One ledger row of a session."""
+
+    transaction_id: int
+    account_id: int
+    created_at: str
+
+
+class AccountView(msgspec.Struct, frozen=True):
+    """An account as it stands; `balance` has two decimals."""
+
+    account_id: int
+    user_id: int
+    asset_code: str
+    balance: str
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """What this gateway needs, and what of it is missing. Without a broker or results it goes on accepting."""
+
+    database: bool
+    broker: bool
+    results: bool
+    missing: list[str]
+
+
+class Gateway:
+    """What the routes share: one per process, opened and closed with the application."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.engine: Engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
+        self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+        self.entry = Entry(self.engine, relay_after_s=settings.relay_after_s)
+        self.keeper = Doorkeeper(settings, self.engine, self.readers)
+        self._owners: LRUCache[str, str] = LRUCache(OWNERS_REMEMBERED_MAX)
+        self._backlog_task: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def running(self, _app: Litestar) -> AsyncIterator[None]:
+        """Open for business, until the application ends."""
+        settings = self.settings
+        broker_url, timeout_s = settings.need("broker_url"), settings.publish_timeout_s
+        self.intake = Intake(self.entry, open_broker(broker_url, publish_timeout_s=timeout_s))
+        self.results = Results(settings.need("result_url"), self.find_states, self.readers)
+        self.results.start()
+        watching = asyncio.create_task(self.keeper.watch_backlog())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await self.results.close()
+            await asyncio.get_running_loop().run_in_executor(None, self.intake.close)
+            self.readers.shutdown()
+            self.engine.dispose()
+
+    async def read(self, find: Any, *arguments: Any) -> Any:
+        """Run `find(connection, *arguments)` in a reading thread; raises ServiceUnavailable or ConfigurationError."""
+
+        def in_thread() -> Any:
+            try:
+                with self.engine.connect().execution_options(read_only=True) as connection:
+                    return find(connection, *arguments)
+            except SQLAlchemyError as error:
+                raise explain(error) from error
+
+        return await asyncio.get_running_loop().run_in_executor(self.readers, in_thread)
+
+    def find_states(self, session_ids: Sequence[str]) -> dict[str, State]:
+        """How these sessions stand, in a few queries; blocks."""
+        found: dict[str, State] = {}
+        with self.engine.connect().execution_options(read_only=True) as connection:
+            for start in range(0, len(session_ids), FIND_SIZE_MAX):
+                found |= requests.states_of_sessions(connection, session_ids[start : start + FIND_SIZE_MAX])
+        return found
+
+    def remember(self, answer: Acceptance, caller: str) -> None:
+        """Whose session this is: it never changes, and spares a query when the result is asked for."""
+        self._owners[answer.request.lottery_session_id] = caller
+
+    async def state(self, session_id: str, caller: str) -> State:
+        """How the session stands in the database; raises NotFoundException for one that is not the caller's."""
+        state: State | None = await self.read(requests.state_of_session, session_id)
+        if state is None or state.caller != caller:
+            raise NotFoundException("no such lottery session")
+        self._owners[session_id] = state.caller
+        return state
+
+    async def result(self, session_id: str, caller: str, wait_s: float) -> tuple[bytes | None, State | None]:
+        """The first result's bytes, or how the session stands without one."""
+        state = None
+        if self._owners.get(session_id) != caller:
+            state = await self.state(session_id, caller)
+            if state.result is not None or state.status == requests.DEAD:
+                return state.result, state
+        body = await self.results.peek(session_id)
+        if body is None and wait_s > 0:
+            body = await self.results.wait(session_id, timeout_s=wait_s)
+            state = None
+        if body is None and state is None:
+            # Redis may have forgotten it, or been away: the database knows.
+            state = await self.state(session_id, caller)
+            body = state.result
+        return body, state
+
+
+def _gateway(request: Request[Any, Any, Any]) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def _caller(request: Request[Any, Any, Any]) -> str:
+    caller: str = request.scope["caller"]  # type: ignore[typeddict-item]
+    return caller
+
+
+# ---- what the documents say ------------------------------------------------------------------------------------------
+
+
+def _problems(**why: str) -> dict[int, ResponseSpec]:
+    texts = {
+        "e400": "The request is not valid.",
+        "e401": "No API key, or not a valid one.",
+        "e404": "Not known, or not yours.",
+        "e413": "The body is larger than 16 KiB.",
+        "e422": "This idempotency key was already used with a different request.",
+        "e429": "Too many requests, or too many draws under way. Nothing was written.",
+        "e503": "The database does not answer. Send the same request again.",
+    } | why
+    return {
+        int(name[1:]): ResponseSpec(
+            Problem,
+            description=text,
+            media_type=PROBLEM_TYPE,
+            generate_examples=False,
+        )
+        for name, text in texts.items()
+    }
+
+
+_ALL: Final = _problems()
+READ_PROBLEMS: Final = {status: _ALL[status] for status in (400, 401, 404, 429, 503)}
+WRITE_PROBLEMS: Final = {status: _ALL[status] for status in (400, 401, 413, 422, 429, 503)}
+NOT_YET: Final = ResponseSpec(DrawTicket, description="Accepted, and not settled yet.", generate_examples=False)
+
+IdempotencyKey = Annotated[
+    str | None,
+    Parameter(
+        header="Idempotency-Key",
+        required=False,
+        description="The request key: 1 to 64 characters of A-Z a-z 0-9 . _ -, bare or quoted. Keep it before you send "
+        "it, and send it again when in doubt. Without one it is made here and returned.",
+    ),
+]
+WaitS = Annotated[
+    float, Parameter(query="wait", ge=0, le=WAIT_S_MAX, description="Seconds to wait for the result.", required=False)
+]
+SessionId = Annotated[str, Parameter(pattern=KEY_PATTERN, min_length=1, max_length=100)]
+
+
+# ---- draws -----------------------------------------------------------------------------------------------------------
+
+
+@asgi("/v1/draws", copy_scope=False)
+async def make_draw(scope: Scope, receive: Receive, send: Send) -> None:
+    """One draw, in plain ASGI: the framework's way through a request takes twice as long as the rest of it."""
+    if scope["method"] != "POST":  # type: ignore[typeddict-item]
+        raise MethodNotAllowedException(headers={"Allow": "POST"})
+    gateway: Gateway = scope["litestar_app"].state.gateway
+    caller: str = scope["caller"]  # type: ignore[typeddict-item]
+    given = header(scope, b"idempotency-key")
+    data = _strictly(_decode_draw, await _read(scope, receive))
+    draw = DrawRequest(
+        account_id=data.account_id,
+        request_key=_request_key(given, is_required=gateway.settings.idempotency_key_required),
+        lottery_session_id=data.lottery_session_id or "",
+        campaign=data.campaign,
+    )
+    asked = Asked(draw, caller)
+    answer = gateway.entry.recall(asked) or await gateway.intake.accept(asked)
+    if answer.is_conflict:
+        raise IdempotencyKeyReused
+    gateway.remember(answer, caller)
+    body = _encode(DrawTicket(draw.request_key, draw.lottery_session_id))
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"location", b"/v1/draws/" + draw.lottery_session_id.encode()),
+        (b"retry-after", RETRY_AFTER_S.encode()),
+        (b"idempotency-key", draw.request_key.encode()),
+    ]
+    if not answer.is_new:
+        headers.append((b"idempotency-replayed", b"true"))
+    await send({"type": "http.response.start", "status": 202, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+@post(
+    "/v1/draws",
+    status_code=202,
+    summary="Make a draw",
+    description="Accepted means that it will happen. A repeat of the key gets the same answer, and is never charged.",
+    responses=WRITE_PROBLEMS,
+    response_headers=[
+        ResponseHeader(name="Location", description="Where the result will be.", documentation_only=True),
+        ResponseHeader(name="Retry-After", description="Seconds.", documentation_only=True),
+        ResponseHeader(name="Idempotency-Key", description="The request key.", documentation_only=True),
+        ResponseHeader(name="Idempotency-Replayed", description="`true` for a repeat.", documentation_only=True),
+    ],
+)
+async def make_draw_described(data: NewDraw, idempotency_key: IdempotencyKey = None) -> DrawTicket:
+    """What the OpenAPI document says of `make_draw`, which reads and answers by itself; it is never called."""
+    raise AssertionError
+
+
+@post(
+    "/v1/draws/batch",
+    status_code=207,
+    summary="Make up to 100 draws",
+    description="Each for itself, with an answer each: one that is refused does not keep the others from happening.",
+    responses={status: spec for status, spec in WRITE_PROBLEMS.items() if status != 422},
+)
+async def make_draws(request: Request[Any, Any, Any], data: NewDraws) -> BatchAnswers:
+    gateway, caller = _gateway(request), _caller(request)
+    data = _strictly(_decode_draws, await request.body())
+    asked = [
+        Asked(
+            DrawRequest(
+                account_id=it.account_id,
+                request_key=it.request_key or make_request_key(),
+                lottery_session_id=it.lottery_session_id or "",
+                campaign=it.campaign,
+            ),
+            caller,
+        )
+        for it in data.draws
+    ]
+    answers = []
+    for answer in await gateway.intake.accept_many(asked):
+        if answer.is_conflict:
+            problem = Problem.of(IdempotencyKeyReused())
+            answers.append(BatchAnswer(problem.status, replayed=False, ticket=None, problem=problem))
+        else:
+            gateway.remember(answer, caller)
+            ticket = DrawTicket(answer.request.request_key, answer.request.lottery_session_id)
+            answers.append(BatchAnswer(202, replayed=not answer.is_new, ticket=ticket, problem=None))
+    return BatchAnswers(answers)
+
+
+@get(
+    "/v1/draws/{session_id:str}",
+    summary="The result of a draw",
+    responses=READ_PROBLEMS | {202: NOT_YET},
+)
+async def show_draw(
+    request: Request[Any, Any, Any], session_id: SessionId, wait_s: WaitS = 0.0
+) -> Response[DrawResult | DeadDraw]:
+    body, state = await _gateway(request).result(session_id, _caller(request), wait_s)
+    if body is not None:
+        return Response(body, media_type="application/json")  # type: ignore[arg-type]
+    assert state is not None
+    if state.status == requests.DEAD:
+        return Response(_dead(state))
+    ticket = DrawTicket(state.request.request_key, session_id)
+    return Response(ticket, status_code=202, headers={"Retry-After": RETRY_AFTER_S})  # type: ignore[arg-type]
+
+
+@get(
+    "/v1/draws/{session_id:str}/events",
+    summary="The result of a draw, as server-sent events",
+    description="`accepted` at once if it has not settled, then `result` (or `dead`), then the stream ends.",
+    responses=READ_PROBLEMS,
+)
+async def watch_draw(request: Request[Any, Any, Any], session_id: SessionId) -> ServerSentEvent:
+    gateway, caller = _gateway(request), _caller(request)
+    body, state = await gateway.result(session_id, caller, 0.0)  # a 404 comes before the stream
+
+    async def events() -> AsyncIterator[ServerSentEventMessage]:
+        nonlocal body, state
+        is_first = True
+        while body is None and state is not None and state.status != requests.DEAD:
+            if is_first:
+                ticket = DrawTicket(state.request.request_key, session_id)
+                yield ServerSentEventMessage(event="accepted", data=msgspec.json.encode(ticket).decode())
+                is_first = False
+            else:
+                yield ServerSentEventMessage(comment="still waiting")
+            body, state = await gateway.result(session_id, caller, KEEP_ALIVE_S)
+        if body is not None:
+            yield ServerSentEventMessage(event="result", data=body.decode())
+        elif state is not None:
+            yield ServerSentEventMessage(event="dead", data=msgspec.json.encode(_dead(state)).decode())
+
+    return ServerSentEvent(events())
+
+
+@get("/v1/draws/{session_id:str}/transactions", summary="The ledger rows of a draw", responses=READ_PROBLEMS)
+async def list_transactions(request: Request[Any, Any, Any], session_id: SessionId) -> list[SessionRow]:
+    gateway = _gateway(request)
+    await gateway.state(session_id, _caller(request))
+    rows = await gateway.read(ledger.session_rows, session_id)
+    return [
+        SessionRow(
+            **msgspec.structs.asdict(ledger.shown(row)),
+            transaction_id=row["transaction_id"],
+            account_id=row["account_id"],
+            created_at=row["created_at"].isoformat(),
+        )
+        for row in rows
+    ]
+
+
+@get("/v1/accounts/{account_id:str}", summary="An account", responses=READ_PROBLEMS)
+async def show_account(
+    request: Request[Any, Any, Any], account_id: Annotated[str, Parameter(pattern="^[1-9][0-9]{0,18}$")]
+) -> AccountView:
+    number = int(account_id)
+    found = await _gateway(request).read(ledger.find_account, number) if number <= ACCOUNT_ID_MAX else None
+    if found is None:
+        raise NotFoundException(f"there is no account {account_id}")
+    return AccountView(found.account_id, found.user_id, found.asset_code, f"{found.balance:.2f}")
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode_draw: Final = msgspec.json.Decoder(NewDraw).decode
+_decode_draws: Final = msgspec.json.Decoder(NewDraws).decode
+
+
+def _strictly(decode: Callable[[bytes], T], body: bytes) -> T:
+    """The body again, with types as they are: the framework would take "7" for a number."""
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(str(error)) from None
+
+
+async def _read(scope: Scope, receive: Receive) -> bytes:
+    """The body; raises RequestEntityTooLarge before more than BODY_BYTES_MAX are held."""
+    body: bytes = b""
+    while True:
+        message: Any = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientException("the client has gone away")
+        body += message.get("body", b"")
+        if len(body) > BODY_BYTES_MAX:
+            raise RequestEntityTooLarge(f"a body has at most {BODY_BYTES_MAX:,} bytes")
+        if not message.get("more_body", False):
+            return body
+
+
+def _request_key(given: bytes | None, *, is_required: bool) -> str:
+    """The request key in the header, bare or as a quoted string (the Idempotency-Key draft); made if there is none."""
+    if given is None:
+        if is_required:
+            raise InvalidRequest("the header Idempotency-Key is required here")
+        return make_request_key()
+    key = given.decode("latin-1").strip()
+    if len(key) >= 2 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not key:
+        raise InvalidRequest("the header Idempotency-Key is empty")
+    return key
+
+
+def _dead(state: State) -> DeadDraw:
+    it = state.request
+    return DeadDraw(it.request_key, it.lottery_session_id, it.account_id, it.campaign, "dead", state.reason)
+
+
+# ---- operations ------------------------------------------------------------------------------------------------------
+
+
+@get("/healthz", summary="Whether this process is alive", security=[{}], media_type="text/plain")
+async def healthz() -> str:
+    return "ok"
+
+
+@get(
+    "/readyz",
+    summary="Whether this gateway can accept draws, and what is missing",
+    security=[{}],
+    responses={503: ResponseSpec(Readiness, description="The database is missing.", generate_examples=False)},
+)
+async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
+    gateway = _gateway(request)
+    try:
+        await gateway.read(requests.count_accepted_once)
+        database = True
+    except DrawError:
+        database = False
+    broker = await gateway.intake.has_broker()
+    results = await gateway.results.ping()
+    parts = {"database": database, "broker": broker, "results": results}
+    readiness = Readiness(**parts, missing=[name for name, is_there in parts.items() if not is_there])
+    return Response(readiness, status_code=200 if database else 503)
+
+
+@get("/metrics", summary="Prometheus metrics", security=[{}], media_type=CONTENT_TYPE_LATEST)
+async def metrics() -> Response[bytes]:
+    if METRICS_VARIABLE not in os.environ:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    together = CollectorRegistry()
+    MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+    return Response(generate_latest(together), media_type=CONTENT_TYPE_LATEST)
+
+
+@get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    return request.app.openapi_schema.to_schema()
+
+
+# ---- the application -------------------------------------------------------------------------------------------------
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The ASGI application for `settings`; raises ConfigurationError when one that it needs is missing."""
+    gateway = Gateway(settings)
+    settings.need("broker_url"), settings.need("result_url")
+    app = Litestar(
+        [
+            make_draw,
+            make_draws,
+            show_draw,
+            watch_draw,
+            list_transactions,
+            show_account,
+            healthz,
+            readyz,
+            metrics,
+            openapi,
+            *static_routes(with_page=settings.gateway_page),
+        ],
+        lifespan=[gateway.running],
+        middleware=[Meter, DefineMiddleware(Door, keeper=gateway.keeper)],
+        exception_handlers=problem_handlers(),
+        request_max_body_size=BODY_BYTES_MAX,
+        openapi_config=_openapi(needs_key=settings.gateway_auth == "api-key"),
+    )
+    app.state.gateway = gateway
+    _describe(app)
+    return app
+
+
+def _describe(app: Litestar) -> None:
+    """Add to the OpenAPI document what the framework cannot see: the one route that is plain ASGI."""
+    described = Litestar([make_draw_described], openapi_config=_openapi(needs_key=False)).openapi_schema
+    schema = app.openapi_schema
+    assert described.paths is not None
+    assert schema.paths is not None
+    schema.paths = {**described.paths, **schema.paths}
+    schema.components.schemas = {**described.components.schemas, **schema.components.schemas}
+
+
+def _openapi(*, needs_key: bool) -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="tombola",
+        version=version("tombola"),
+        description="The draw queue that never charges twice. Errors are `application/problem+json` (RFC 9457).",
+        path="/docs",
+        render_plugins=[
+            JsonRenderPlugin(path="/openapi.json"),
+            SwaggerRenderPlugin(
+                js_url="/docs/files/swagger-ui-bundle.js",
+                css_url="/docs/files/swagger-ui.css",
+                standalone_preset_js_url="/docs/files/swagger-ui-standalone-preset.js",
+                favicon="<link rel='icon' href='data:,'>",
+                path="/",
+            ),
+        ],
+        components=Components(security_schemes={"api-key": SecurityScheme(type="http", scheme="bearer")}),
+        security=[{"api-key": []}] if needs_key else None,
+    )

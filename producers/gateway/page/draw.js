@@ -1,0 +1,98 @@
+// Paid draws from a browser, charged once whatever happens. Copy this file: it needs no other.
+//
+//     import { draw, resume } from './draw.js';
+//     resume({ show });          // when the page loads: finishes what a reload or a lost connection interrupted
+//     await draw(6, { show });   // on a click: account 6 pays for one draw
+//
+// Key and body are kept in localStorage before they are sent, and forgotten when `show(result)` is through. In between,
+// every doubt is met with the same request under the same key: the gateway knows it and charges nothing for it.
+
+const KEPT = 'tombola.pending.'; // one entry per draw: tabs do not get in each other's way
+const WAIT_S = 10;
+const ANSWER_TIMEOUT_MS = 20_000; // for a connection that is open and dead
+const BACKOFF_MS = { first: 250, max: 8_000 };
+
+/** The gateway does not take this draw. `status` and `problem` are its answer, a problem+json. */
+export class DrawRefused extends Error {}
+
+class NoAnswer extends Error {}
+
+/** One paid draw. Resolves with its result; rejects only if the gateway refuses it, or if `show` fails.
+ *  Options: campaign; show(result), may be async; tell(what, { key, why, delayMs }) on the way, what being 'sending',
+ *  'waiting', 'again' or 'refused'; base, the gateway's URL; headers for every request. */
+export async function draw(accountId, { campaign, ...options } = {}) {
+  if (!Number.isSafeInteger(accountId) || accountId < 1) throw new RangeError('an account id is a whole number from 1');
+  const key = makeKey();
+  const body = JSON.stringify({ account_id: accountId, campaign });
+  localStorage.setItem(KEPT + key, body); // where it cannot be kept this throws, and nothing is sent
+  return finish({ key, body }, options);
+}
+
+/** The draws whose result was not shown yet, of all tabs: [{ key, body }], the oldest first. */
+export function pending() {
+  const names = Object.keys(localStorage).filter((name) => name.startsWith(KEPT));
+  return names.sort().map((name) => ({ key: name.slice(KEPT.length), body: localStorage.getItem(name) }));
+}
+
+/** Finish them, with the options of `draw`. Resolves like Promise.allSettled; null is one that another tab finished. */
+export const resume = (options) => Promise.allSettled(pending().map((kept) => finish(kept, options)));
+
+function finish({ key, body }, { show = () => {}, tell = () => {}, base = '', headers = {} } = {}) {
+  return alone(KEPT + key, async () => {
+    if (localStorage.getItem(KEPT + key) === null) return null;
+    const result = await settle(key, body, { tell, base, headers }).catch((error) => {
+      // These say that nothing was accepted. After any other, as 401, the same request may be taken later on.
+      if ([400, 413, 422].includes(error.status)) localStorage.removeItem(KEPT + key);
+      tell('refused', { key, why: error.message });
+      throw error;
+    });
+    await show(result);
+    localStorage.removeItem(KEPT + key);
+    return result;
+  });
+}
+
+async function settle(key, body, { tell, base, headers }) {
+  const typed = { ...headers, 'Content-Type': 'application/json', 'Idempotency-Key': key };
+  for (let backoff = BACKOFF_MS.first; ; backoff = Math.min(2 * backoff, BACKOFF_MS.max)) {
+    try {
+      tell('sending', { key });
+      let answer = await ask(`${base}/v1/draws`, { method: 'POST', headers: typed, body });
+      for (let polls = 0; answer.status === 'accepted'; polls += 1) {
+        if (polls) await sleep(BACKOFF_MS.first);
+        tell('waiting', { key });
+        answer = await ask(`${base}/v1/draws/${answer.lottery_session_id}?wait=${WAIT_S}`, { headers });
+      }
+      return answer;
+    } catch (error) {
+      if (!(error instanceof NoAnswer)) throw error;
+      const delayMs = Math.max(error.retryAfterMs, backoff * (0.5 + Math.random() / 2)); // not all at the same time
+      tell('again', { key, delayMs, why: error.problem.title });
+      await sleep(delayMs);
+    }
+  }
+}
+
+async function ask(url, init) {
+  const signal = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
+  const response = await fetch(url, { ...init, signal, cache: 'no-store' }).catch(() => null);
+  const answer = await response?.json().catch(() => null); // null: broken off, or a proxy's own words
+  if (response?.ok && answer?.status) return answer;
+  const status = response && !response.ok ? response.status : 0;
+  const problem = { title: status ? `HTTP ${status}` : 'no answer', ...answer };
+  // Only the request itself can be refused: when a result cannot be had (404, say), the request is sent again.
+  const isRefused = init.method && status >= 400 && status < 500 && ![408, 425, 429].includes(status);
+  const error = new (isRefused ? DrawRefused : NoAnswer)(problem.detail ?? problem.title);
+  throw Object.assign(error, { status, problem, retryAfterMs: 1000 * response?.headers.get('Retry-After') || 0 });
+}
+
+// The time comes first: that keeps the ledger's unique index quick. Not randomUUID: plain http has none.
+function makeKey() {
+  const random = crypto.getRandomValues(new Uint8Array(8));
+  return `lottery_req_${Date.now()}_${Array.from(random, (byte) => byte.toString(16).padStart(2, '0')).join('')}`;
+}
+
+// One tab at a time. Plain http has no locks: there two tabs may finish the same draw, which is harmless.
+const alone = async (name, work) => (navigator.locks ? navigator.locks.request(name, work) : work());
+
+const sleep = (ms) => new Promise((wake) => setTimeout(wake, ms));

@@ -1,0 +1,164 @@
+"""Waiting for results: one Redis subscription for all who wait, so that a wait costs neither a thread nor a query.
+
+While Redis is away the database is asked instead, once a second for all who wait together. Whatever Redis says, a
+result that is not the session's own is no result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Final
+
+import redis.asyncio
+from redis.exceptions import RedisError, ResponseError
+
+from producers.requests import State
+from producers.results import KEY_PREFIX, unwrap
+
+log = logging.getLogger(__name__)
+
+CONTROL_CHANNEL: Final = "tombola-gateway"  # a subscription needs at least one channel
+ASK_DATABASE_EVERY_S: Final = 1.0
+READ_TIMEOUT_S: Final = 5.0
+RECONNECT_S_MAX: Final = 2.0
+
+FindStates = Callable[[Sequence[str]], dict[str, State]]
+
+
+class Results:
+    """Finds results, and waits for them; for one event loop."""
+
+    def __init__(self, url: str, find_states: FindStates, readers: ThreadPoolExecutor) -> None:
+        self._client = redis.asyncio.Redis.from_url(
+            url, socket_timeout=READ_TIMEOUT_S, socket_connect_timeout=READ_TIMEOUT_S, max_connections=50
+        )
+        self._find_states = find_states
+        self._readers = readers
+        self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
+        self._subscription = self._client.pubsub(ignore_subscribe_messages=True)
+        self._is_up = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to listen, in the running loop."""
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._ask_database())]
+
+    async def close(self) -> None:
+        """Stop listening; whoever waits is told that there is nothing yet."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(RedisError):
+            await self._subscription.aclose()
+            await self._client.aclose()
+
+    @property
+    def waiting(self) -> int:
+        """How many are waiting."""
+        return sum(map(len, self._waiting.values()))
+
+    async def ping(self) -> bool:
+        """Whether Redis answers."""
+        try:
+            return bool(await self._client.ping())
+        except (RedisError, OSError):
+            return False
+
+    async def peek(self, session_id: str) -> bytes | None:
+        """The first result's bytes if Redis has them; None otherwise, also when Redis does not answer."""
+        if not self._is_up:
+            return None
+        try:
+            stored: Any = await self._client.get(KEY_PREFIX + session_id)
+        except ResponseError:  # something else lies under that key
+            return None
+        except (RedisError, OSError):
+            return None
+        return None if stored is None else unwrap(stored, session_id)
+
+    async def wait(self, session_id: str, *, timeout_s: float) -> bytes | None:
+        """The first result's bytes as soon as they are there; None after `timeout_s`, which proves nothing."""
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        futures = self._waiting.get(session_id)
+        if futures is None:
+            futures = self._waiting[session_id] = set()
+        futures.add(future)
+        try:
+            # Subscribed before it looks: a result that comes in between is not missed.
+            if len(futures) == 1:
+                await self._subscribe(session_id)
+            if (body := await self.peek(session_id)) is not None:
+                return body
+            return await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            return None
+        finally:
+            futures.discard(future)
+            if not futures and self._waiting.get(session_id) is futures:
+                del self._waiting[session_id]
+                await self._unsubscribe(session_id)
+
+    async def _subscribe(self, session_id: str) -> None:
+        if self._is_up:
+            with suppress(RedisError, OSError):  # the listener notices as well, and starts anew
+                await self._subscription.subscribe(KEY_PREFIX + session_id)
+
+    async def _unsubscribe(self, session_id: str) -> None:
+        if self._is_up and session_id not in self._waiting:
+            with suppress(RedisError, OSError):
+                await self._subscription.unsubscribe(KEY_PREFIX + session_id)
+
+    async def _listen(self) -> None:
+        """Hand out what is announced; after an outage subscribe anew and look for what was missed."""
+        failures = 0
+        while True:
+            try:
+                self._subscription = self._client.pubsub(ignore_subscribe_messages=True)
+                channels = [KEY_PREFIX + session_id for session_id in self._waiting]
+                await self._subscription.subscribe(CONTROL_CHANNEL, *channels)
+                self._is_up = True
+                failures = 0
+                for session_id in list(self._waiting):
+                    self._hand_out(session_id, await self.peek(session_id))
+                while True:
+                    message = await self._subscription.get_message(timeout=READ_TIMEOUT_S)
+                    if message is not None and message["type"] == "message":
+                        session_id = message["channel"].decode().removeprefix(KEY_PREFIX)
+                        self._hand_out(session_id, unwrap(message["data"], session_id))
+            except (RedisError, OSError) as error:
+                if self._is_up or not failures:
+                    log.warning("the result store does not answer: %s; the database is asked instead", error)
+                self._is_up = False
+                failures += 1
+                with suppress(RedisError, OSError):
+                    await self._subscription.aclose()
+                await asyncio.sleep(min(RECONNECT_S_MAX, 0.1 * 2 ** min(failures, 8)))
+
+    async def _ask_database(self) -> None:
+        """While Redis is away: one query a second for all who wait."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(ASK_DATABASE_EVERY_S)
+            if self._is_up or not self._waiting:
+                continue
+            started = time.monotonic()
+            try:
+                states = await loop.run_in_executor(self._readers, self._find_states, list(self._waiting))
+            except Exception as error:
+                log.warning("the database does not answer either: %s", error)
+                continue
+            for session_id, state in states.items():
+                self._hand_out(session_id, state.result)
+            log.debug("looked %d results up in %.3f s", len(states), time.monotonic() - started)
+
+    def _hand_out(self, session_id: str, body: bytes | None) -> None:
+        if body is None:
+            return
+        for future in self._waiting.get(session_id, ()):
+            if not future.done():
+                future.set_result(body)

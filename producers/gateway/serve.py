@@ -1,0 +1,45 @@
+"""Serving the gateway: uvicorn, and the settings from the environment in every process it starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from typing import Final
+
+import uvicorn
+from litestar import Litestar
+
+from producers.gateway.app import METRICS_VARIABLE, create_app
+from producers.settings import Settings
+
+# Threads take turns this often. By default a thread that has read a row waits up to 5 ms for the event loop to let go.
+SWITCH_INTERVAL_S: Final = 0.001
+GRACE_S: Final = 10
+
+
+def app() -> Litestar:
+    """The application from TOMBOLA_*, for any ASGI server: `uvicorn --factory producers.gateway.serve:app`."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    return create_app(Settings.from_env())
+
+
+def serve(*, host: str, port: int, processes: int) -> None:
+    """Serve until told to stop: SIGTERM finishes what is under way."""
+    if processes > 1 and METRICS_VARIABLE not in os.environ:
+        # The processes write their metrics there, so that whichever is asked can tell them all.
+        os.environ[METRICS_VARIABLE] = tempfile.mkdtemp(prefix="tombola-metrics-")
+    uvicorn.run(
+        "producers.gateway.serve:app",
+        factory=True,
+        host=host,
+        port=port,
+        workers=processes,
+        access_log=False,
+        log_level="info",
+        timeout_graceful_shutdown=GRACE_S,
+        server_header=False,
+        proxy_headers=False,  # whose address it is decides a rate limit: no header may say so
+    )

@@ -1,0 +1,642 @@
+"""A request's row from accept to archive, on both databases: what is promised, to whom, and what a repeat is told."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from decimal import Decimal
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from sqlalchemy import Engine, text
+
+import migrations
+from producers import requests
+from producers.contract import DrawRequest
+from producers.database import open_engine, utc_now
+from producers.entry import Entry
+from producers.outbox import archive_once, time_out_once
+from producers.requests import (
+    ACCEPTED,
+    COMPLETED,
+    DEAD,
+    NEVER_SETTLED,
+    PARKED,
+    REJECTED,
+    TIMED_OUT,
+    Acceptance,
+    Asked,
+    State,
+)
+from producers.results import KEY_PREFIX, ResultStore, StoredResult
+from tests.books import Row, assert_books, table
+from worker import batch, ledger
+from worker.audit import audit
+from worker.batch import Answer, Refused, Settled
+from worker.draw import wheels
+from worker.ledger import open_account, recharge
+
+WHEELS = wheels(bytes(range(32)))
+RELAY_AFTER_S = 10.0
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    yield from _engine(database_url)
+
+
+@pytest.fixture
+def mariadb(mariadb_url: str) -> Iterator[Engine]:
+    """For what only a server with row locks can do."""
+    yield from _engine(mariadb_url)
+
+
+def _engine(url: str) -> Iterator[Engine]:
+    migrations.upgrade(url)
+    engine = open_engine(url, lock_wait_s=10)
+    yield engine
+    assert_books(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def entry(engine: Engine) -> Entry:
+    return entry_of(engine)
+
+
+def entry_of(engine: Engine) -> Entry:
+    """A frontend's way in, as one that has just started: it remembers nothing."""
+    return Entry(engine, relay_after_s=RELAY_AFTER_S)
+
+
+def ask(engine: Engine, draw: DrawRequest, caller: str = "") -> Acceptance:
+    (answer,) = entry_of(engine).accept([Asked(draw, caller)])
+    return answer
+
+
+def settle(engine: Engine, *draws: DrawRequest) -> list[Answer]:
+    return batch.settle(engine, draws, WHEELS, tries_max=2, sleep=lambda _: None)
+
+
+def settled(engine: Engine, draw: DrawRequest) -> Settled:
+    (answer,) = settle(engine, draw)
+    assert isinstance(answer, Settled), answer
+    return answer
+
+
+def state_of(entry: Entry, session_id: str) -> State:
+    state = entry.state_of(session_id)
+    assert state is not None
+    return state
+
+
+def rows(engine: Engine) -> dict[str, Row]:
+    return {row["request_key"]: row for row in table(engine, "api_idempotency_requests")}
+
+
+def archive_all(engine: Engine) -> int:
+    return archive_once(engine, older_than_s=-3600)
+
+
+def key_that(account_id: int, *, wins: bool) -> str:
+    keys = (f"k{number}" for number in count())
+    return next(key for key in keys if (WHEELS["default"].draw(account_id, key).amount > 0) is wins)
+
+
+# ---- accept ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_new_is_accepted_once(engine: Engine, entry: Entry) -> None:
+    draw = DrawRequest(account_id=6, request_key="k", lottery_session_id="s")
+    (first,) = entry.accept([Asked(draw, "shop")])
+    assert (first.request, first.is_new, first.is_conflict) == (draw, True, False)
+    assert first.known is not None
+    assert first.known.status == ACCEPTED
+    (row,) = before = table(engine, "api_idempotency_requests")
+    assert (row["status"], row["caller"], row["publish_attempts"]) == (ACCEPTED, "shop", 1)
+    assert row["created_at"] == row["accepted_at"] == row["published_at"] < row["publish_at"]
+    for again in (*entry.accept([Asked(draw, "shop")]), entry.recall(Asked(draw, "shop")), ask(engine, draw, "shop")):
+        assert again == first._replace(is_new=False)
+    assert table(engine, "api_idempotency_requests") == before
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "account": {"account_id": 7},
+    "campaign": {"campaign": "another"},
+    "session": {"lottery_session_id": "another"},
+    "caller": {},
+    "only the session": {"request_key": "another"},
+}
+
+
+def test_what_belongs_to_another_is_a_conflict_that_tells_nothing(engine: Engine, entry: Entry) -> None:
+    fields: dict[str, Any] = {"account_id": 6, "request_key": "k", "lottery_session_id": "s", "campaign": "default"}
+    entry.accept([Asked(DrawRequest(**fields), "shop")])
+    before = table(engine, "api_idempotency_requests")
+    for change, changed in CHANGES.items():
+        other = Asked(DrawRequest(**fields | changed), "rival" if change == "caller" else "shop")
+        answers = [*entry.accept([other]), *entry_of(engine).accept([other])]
+        if change != "only the session":  # that the memory does not know by key
+            answers += [it for it in [entry.recall(other)] if it is not None]
+            assert len(answers) == 3
+        assert answers == [Acceptance(other.request, None)] * len(answers), change
+        assert answers[0].is_conflict
+    assert table(engine, "api_idempotency_requests") == before
+
+
+def test_one_batch_may_hold_everything(engine: Engine, entry: Entry) -> None:
+    account_id = open_account(engine, user_id=1, balance=Decimal(10))
+
+    def draw(key: str, session: str = "", **fields: Any) -> DrawRequest:
+        return DrawRequest(**{"account_id": account_id} | fields, request_key=key, lottery_session_id=session)
+
+    known, told, archived, dead = draw("known"), draw("told", "s-told"), draw("archived"), draw("dead")
+    entry.accept([Asked(it) for it in (known, told, archived, dead)])
+    settled(engine, archived)
+    assert archive_all(engine) == 1
+    first = settled(engine, told)
+    with engine.begin() as connection:
+        requests.give_up(connection, "dead", dead.fingerprint(), PARKED)
+    asked = {
+        "new": Asked(draw("b-new")),
+        "the new one again": Asked(draw("b-new")),
+        "the new key for another": Asked(draw("b-new", account_id=9)),
+        "known": Asked(known),
+        "told": Asked(told),
+        "archived": Asked(archived),
+        "dead": Asked(dead),
+        "a known key for another": Asked(draw("known", account_id=9)),
+        "another's key": Asked(told, "rival"),
+        "a taken session": Asked(draw("a-thief", "s-told")),
+        "new, too": Asked(draw("a-new", "s-new"), "shop"),
+        "a session taken in this batch": Asked(draw("another-thief", "s-new"), "shop"),
+    }
+    answers = dict(zip(asked, entry_of(engine).accept(list(asked.values())), strict=True))
+    assert [answer.request for answer in answers.values()] == [it.request for it in asked.values()]
+    assert {name for name, answer in answers.items() if answer.is_new} == {"new", "new, too"}
+    statuses = {name: answer.known.status for name, answer in answers.items() if answer.known is not None}
+    assert statuses == {
+        "new": ACCEPTED,
+        "the new one again": ACCEPTED,
+        "known": ACCEPTED,
+        "told": COMPLETED,
+        "archived": COMPLETED,
+        "dead": DEAD,
+        "new, too": ACCEPTED,
+    }
+    known_told = answers["told"].known
+    assert known_told is not None
+    assert (known_told.result, known_told.settled_at) == (first.result.decode(), first.settled_at)
+    assert set(rows(engine)) == {"known", "told", "archived", "dead", "b-new", "a-new"}
+
+
+def test_nothing_to_accept_needs_no_answer(entry: Entry) -> None:
+    assert entry.accept([]) == []
+
+
+def test_keys_that_differ_in_case_are_two_requests(engine: Engine, entry: Entry) -> None:
+    asked = [Asked(DrawRequest(account_id=1, request_key=key)) for key in ("Abc", "abc", "ABC")]
+    assert [answer.is_new for answer in entry.accept(asked)] == [True] * 3
+
+
+# ---- in parallel -----------------------------------------------------------------------------------------------------
+
+
+def test_one_key_fifty_times_in_parallel_is_accepted_once(mariadb: Engine) -> None:
+    """Through one frontend and through many."""
+    shared = entry_of(mariadb)
+    barrier = threading.Barrier(50, timeout=60)
+
+    def click(number: int) -> list[Acceptance]:
+        entry = shared if number % 2 else entry_of(mariadb)
+        answers = []
+        for turn in range(3):
+            barrier.wait()
+            answers += entry.accept([Asked(DrawRequest(account_id=1, request_key=f"k{turn}"))])
+        return answers
+
+    with ThreadPoolExecutor(50) as pool:
+        everything = list(pool.map(click, range(50)))
+    for answers in zip(*everything, strict=True):
+        assert sum(answer.is_new for answer in answers) == 1
+        assert {answer.known and answer.known.status for answer in answers} == {ACCEPTED}
+    assert set(rows(mariadb)) == {"k0", "k1", "k2"}
+
+
+def test_one_session_for_many_keys_in_parallel_goes_to_one(mariadb: Engine) -> None:
+    barrier = threading.Barrier(10, timeout=60)
+
+    def click(number: int) -> Acceptance:
+        barrier.wait()
+        return ask(mariadb, DrawRequest(account_id=1, request_key=f"k{number}", lottery_session_id="s"))
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(click, range(10)))
+    (winner,) = (answer for answer in answers if answer.is_new)
+    assert sum(answer.is_conflict for answer in answers) == 9
+    assert set(rows(mariadb)) == {winner.request.request_key}
+
+
+def test_overlapping_batches_in_opposite_orders_do_not_fail(mariadb: Engine) -> None:
+    """Sessions in another order than the keys: there two inserts may wait for each other in a circle."""
+    barrier = threading.Barrier(4, timeout=60)
+
+    def send(number: int) -> list[Acceptance]:
+        answers = []
+        for turn in range(8):
+            asked = [
+                Asked(
+                    DrawRequest(account_id=1, request_key=f"k{turn}-{i:03d}", lottery_session_id=f"s{turn}-{-i % 97}")
+                )
+                for i in range(90)
+            ]
+            barrier.wait()
+            answers += entry_of(mariadb).accept(asked if number % 2 else asked[::-1])
+        return answers
+
+    with ThreadPoolExecutor(4) as pool:
+        everything = [answer for answers in pool.map(send, range(4)) for answer in answers]
+    assert not any(answer.is_conflict for answer in everything)
+    new = [answer.request.request_key for answer in everything if answer.is_new]
+    assert len(new) == len(set(new)) == len(rows(mariadb)) == 8 * 90
+
+
+def test_an_accept_meets_the_worker_that_settles_the_same_key(mariadb: Engine) -> None:
+    """The message came by the broker alone, while the client asks here."""
+    accounts = [open_account(mariadb, user_id=number, balance=Decimal(100)) for number in range(1, 4)]
+    draws = [DrawRequest(account_id=accounts[number % 3], request_key=f"k{number}") for number in range(60)]
+    barrier = threading.Barrier(2, timeout=60)
+
+    def work() -> list[Answer]:
+        barrier.wait()
+        return [answer for start in range(0, 60, 5) for answer in settle(mariadb, *draws[start : start + 5])]
+
+    def client() -> list[Acceptance]:
+        barrier.wait()
+        return [answer for start in range(0, 60, 5) for answer in entry_of(mariadb).accept(
+            [Asked(draw) for draw in draws[start : start + 5]]
+        )]  # fmt: skip
+
+    with ThreadPoolExecutor(2) as pool:
+        working, asking = pool.submit(work), pool.submit(client)
+    assert all(isinstance(answer, Settled) for answer in working.result())
+    assert not any(answer.is_conflict for answer in asking.result())
+    assert {row["status"] for row in rows(mariadb).values()} == {COMPLETED}
+
+
+# ---- dead ------------------------------------------------------------------------------------------------------------
+
+
+def test_who_is_dead_stays_dead_however_often_he_is_asked_for(engine: Engine, entry: Entry) -> None:
+    account_id = open_account(engine, user_id=1, balance=Decimal(10))
+    draw = DrawRequest(account_id=account_id, request_key="k", lottery_session_id="s")
+    entry.accept([Asked(draw)])
+    with engine.begin() as connection:
+        assert not requests.give_up(connection, "k", "another fingerprint", PARKED)
+        assert requests.give_up(connection, "k", draw.fingerprint(), PARKED)
+        assert not requests.give_up(connection, "k", draw.fingerprint(), NEVER_SETTLED)
+    again = ask(engine, draw)
+    assert again.known is not None
+    assert (again.is_new, again.known.status, again.known.reason) == (False, DEAD, PARKED)
+    state = state_of(entry, "s")
+    assert (state.request, state.status, state.reason, state.result) == (draw, DEAD, PARKED, None)
+    assert isinstance(settle(engine, draw)[0], Refused)
+    assert [row["status"] for row in rows(engine).values()] == [DEAD]
+
+
+def test_revive_opens_only_what_is_dead(engine: Engine, entry: Entry) -> None:
+    account_id = open_account(engine, user_id=1, balance=Decimal(10))
+    draws = {key: DrawRequest(account_id=account_id, request_key=key) for key in ("accepted", "completed", "dead")}
+    entry.accept([Asked(draw, "shop") for draw in draws.values()])
+    first = settled(engine, draws["completed"])
+    with engine.begin() as connection:
+        requests.give_up(connection, "dead", draws["dead"].fingerprint(), PARKED)
+    before = rows(engine)
+    with engine.begin() as connection:
+        assert requests.revive(connection, [*draws, "unknown"], utc_now()) == 1
+    after = rows(engine)
+    assert {key: after[key] == before[key] for key in draws} == {"accepted": True, "completed": True, "dead": False}
+    revived = after["dead"]
+    assert (revived["status"], revived["reason"], revived["publish_attempts"]) == (ACCEPTED, None, 0)
+    assert (revived["published_at"], revived["caller"]) == (None, "shop")
+    assert not settled(engine, draws["dead"]).is_repeat
+    assert settled(engine, draws["completed"]).result == first.result
+
+
+@pytest.mark.parametrize("given_up_by", ["time_out", "give_up"])
+def test_who_is_given_up_while_a_worker_has_him_in_hand_is_not_charged(
+    mariadb: Engine, given_up_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dead is an answer that clients have seen: the worker read `accepted`, and must look again."""
+    account_id = open_account(mariadb, user_id=1, balance=Decimal(10))
+    draws = [DrawRequest(account_id=account_id, request_key=key) for key in ("k1", "k2")]
+    entry_of(mariadb).accept([Asked(draw) for draw in draws])
+    post = ledger.post
+
+    def meanwhile(*arguments: Any) -> None:
+        monkeypatch.undo()
+        post(*arguments)
+        with mariadb.begin() as connection:
+            if given_up_by == "time_out":
+                assert len(requests.time_out(connection, utc_now(), rows_max=1)) == 1
+            else:
+                assert requests.give_up(connection, "k1", draws[0].fingerprint(), PARKED)
+
+    monkeypatch.setattr(ledger, "post", meanwhile)
+    refused, answer = settle(mariadb, *draws)
+    assert isinstance(refused, Refused)
+    assert refused.cause == "never settled"
+    assert isinstance(answer, Settled)
+    assert {key: row["status"] for key, row in rows(mariadb).items()} == {"k1": DEAD, "k2": COMPLETED}
+
+
+# ---- archive ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_archived_is_told_in_the_same_bytes(engine: Engine, entry: Entry, redis_url: str) -> None:
+    rich = open_account(engine, user_id=1, balance=Decimal(10))
+    poor = open_account(engine, user_id=2, balance=Decimal("0.70"))
+    wins, loses = (DrawRequest(account_id=rich, request_key=key_that(rich, wins=it)) for it in (True, False))
+    asked = [wins, loses, *(DrawRequest(account_id=it, request_key=f"account-{it}") for it in (poor, 4711))]
+    entry.accept([Asked(draw, "shop") for draw in asked])
+    first = [settled(engine, draw) for draw in asked]
+    told = [ask(engine, draw, "shop").known for draw in asked]
+    assert [(it.result, it.settled_at) for it in told if it] == [(it.result.decode(), it.settled_at) for it in first]
+    store = ResultStore.open(redis_url, ttl_s=60, engine=engine)
+    store.put([StoredResult(it.request.lottery_session_id, it.result, it.settled_at) for it in first])
+    envelopes = store._client.mget([KEY_PREFIX + draw.lottery_session_id for draw in asked])
+
+    for account_id in (rich, poor):
+        recharge(engine, account_id, Decimal(5))
+    assert [archive_all(engine) for _ in range(2)] == [4, 0]
+    assert {row["result"] for row in rows(engine).values()} == {None}
+    store._client.flushdb()
+    assert [store.get(draw.lottery_session_id) for draw in asked] == [it.result for it in first]
+    assert store._client.mget([KEY_PREFIX + draw.lottery_session_id for draw in asked]) == envelopes
+    store.close()
+    for draw, answer in zip(asked, first, strict=True):
+        state = state_of(entry, draw.lottery_session_id)
+        assert (state.request, state.caller, state.result) == (draw, "shop", answer.result)
+        assert state.settled_at == answer.settled_at
+        again = ask(engine, draw, "shop")
+        assert again.known is not None
+        assert (again.is_new, again.known.is_settled, again.known.settled_at) == (False, True, answer.settled_at)
+        late = settled(engine, draw)
+        assert (late.result, late.settled_at, late.is_repeat) == (answer.result, answer.settled_at, True)
+        # It is as much his as before, and so is its session.
+        assert ask(engine, draw, "rival").is_conflict
+        thief = DrawRequest(account_id=rich, request_key="thief", lottery_session_id=draw.lottery_session_id)
+        assert ask(engine, thief).is_conflict
+    assert audit(engine, WHEELS).violations == []
+
+
+def test_only_what_settled_long_ago_is_archived_in_steps(engine: Engine, entry: Entry) -> None:
+    rich, poor = open_account(engine, user_id=1, balance=Decimal(100)), open_account(engine, user_id=2)
+    draws = [DrawRequest(account_id=(rich, poor)[number % 2], request_key=f"k{number:02d}") for number in range(30)]
+    entry.accept([Asked(draw) for draw in draws[:20]])
+    for draw in draws[4:]:  # by the broker alone, from 20 on
+        settled(engine, draw)
+    with engine.begin() as connection:
+        requests.give_up(connection, "k00", draws[0].fingerprint(), PARKED)
+        for key in ("k02", "k06", "k07", "k08", "k09", "k26", "k27", "k00"):
+            connection.execute(
+                text(
+                    "UPDATE api_idempotency_requests SET accepted_at = :then, publish_at = :then, settled_at = "
+                    "CASE WHEN settled_at IS NULL THEN NULL ELSE :then END WHERE request_key = :key"
+                ),
+                {"then": (utc_now() - timedelta(days=91)).strftime("%Y-%m-%d %H:%M:%S.%f"), "key": key},
+            )
+    before = rows(engine)
+    day_s = 86_400
+    assert [archive_once(engine, older_than_s=90 * day_s, rows_max=4) for _ in range(3)] == [4, 2, 0]
+    after = rows(engine)
+    old = {"k06", "k07", "k08", "k09", "k26", "k27"}
+    assert {key for key in after if after[key] != before[key]} == old
+    assert {key for key in old if after[key]["result"] is None} == old
+    kept = ("status", "reason", "settled_at", "created_at", "fingerprint", "caller")
+    assert all(after[key][name] == before[key][name] for key in old for name in kept)
+    for key in old:
+        state = state_of(entry, key)
+        assert state.result == before[key]["result"].encode()
+    assert audit(engine, WHEELS).violations == []
+    assert archive_all(engine) == 20
+    assert {row["status"] for row in rows(engine).values() if row["result"] is None} == {
+        *(ACCEPTED, COMPLETED, REJECTED, DEAD)
+    }
+    assert audit(engine, WHEELS).violations == []
+
+
+def test_a_session_that_also_names_other_rows_is_rebuilt_to_the_same_bytes(engine: Engine, entry: Entry) -> None:
+    """Sessions are the clients' to choose, and recharges have one as well."""
+    account_id = open_account(engine, user_id=1, balance=Decimal(10))
+    (opening,) = table(engine, "asset_transactions")
+    session_id = opening["lottery_session_id"]
+    draw = DrawRequest(account_id=account_id, request_key="k", lottery_session_id=session_id)
+    first = settled(engine, draw)
+    archive_all(engine)
+    state = state_of(entry, session_id)
+    assert state.result == first.result
+    assert settled(engine, draw).result == first.result
+    with engine.begin() as connection:  # the books hold such a session for one that is not whole
+        connection.execute(
+            text("UPDATE asset_transactions SET lottery_session_id = 'x', business_id = 'x' WHERE transaction_id = 1")
+        )
+
+
+# ---- all of it in any order ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What must be on record of one key."""
+
+    request: DrawRequest
+    caller: str
+    status: str
+    reason: str | None = None
+    result: bytes | None = None
+    is_archived: bool = False
+    attempts: int = 1
+
+
+TRIES_MAX = 3
+HOUR = timedelta(hours=1)
+keys_ = st.sampled_from(["a", "b", "c", "d"])
+draws_ = st.builds(
+    DrawRequest,
+    request_key=keys_,
+    lottery_session_id=st.sampled_from(["", "", "s", "b"]),  # mostly its own; and one that is also a key
+    account_id=st.sampled_from([1, 1, 2, 3]),  # rich, poor, not there
+)
+callers_ = st.sampled_from(["", "", "shop"])
+
+
+class Requests(RuleBasedStateMachine):
+    """A request's row under every operation that there is, beside a dictionary that says what it must hold."""
+
+    template: ClassVar[Path]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = TemporaryDirectory()
+        path = Path(self._folder.name) / "ledger.db"
+        shutil.copy(self.template, path)
+        self.engine = open_engine(f"sqlite:///{path}")
+        self.entry = entry_of(self.engine)
+        self.expected: dict[str, Expected] = {}
+
+    def teardown(self) -> None:
+        assert audit(self.engine, WHEELS).violations == []
+        self.engine.dispose()
+        self._folder.cleanup()
+
+    def _is_taken(self, draw: DrawRequest) -> bool:
+        return any(it.request.lottery_session_id == draw.lottery_session_id for it in self.expected.values())
+
+    def _replace(self, chosen: dict[str, Expected], **changes: Any) -> None:
+        self.expected |= {key: replace(it, **changes) for key, it in chosen.items()}
+
+    def _that_are(self, *statuses: str) -> dict[str, Expected]:
+        return {key: it for key, it in self.expected.items() if it.status in statuses}
+
+    @rule(asked=st.lists(st.builds(Asked, draws_, callers_), min_size=1, max_size=4))
+    def ask(self, asked: list[Asked]) -> None:
+        refused: set[str] = set()
+        recalled = [self.entry.recall(it) for it in asked]
+        for it, answer, recall in zip(asked, self.entry.accept(asked), recalled, strict=True):
+            key = it.request.request_key
+            known = self.expected.get(key)
+            assert answer.is_new == (known is None and not answer.is_conflict)
+            if known is None:
+                # A key that lost its session has no second chance in the same batch.
+                assert answer.is_conflict == (self._is_taken(it.request) or key in refused)
+                if answer.is_conflict:
+                    refused.add(key)
+                else:
+                    self.expected[key] = Expected(it.request, it.caller, ACCEPTED)
+                continue
+            assert answer.is_conflict == ((known.request, known.caller) != (it.request, it.caller))
+            if recall is not None:
+                assert recall.is_conflict == answer.is_conflict
+            if answer.known is not None:
+                assert (answer.known.status, answer.known.reason) == (known.status, known.reason)
+
+    @rule(draws=st.lists(draws_, min_size=1, max_size=3))
+    def settle(self, draws: list[DrawRequest]) -> None:
+        for draw, answer in zip(draws, settle(self.engine, *draws), strict=True):
+            known = self.expected.get(draw.request_key)
+            if known is None and self._is_taken(draw):
+                assert isinstance(answer, Refused)
+            elif known is not None and (known.request != draw or known.status == DEAD):
+                assert isinstance(answer, Refused)
+                assert answer.cause == ("never settled" if known.request == draw else "fingerprint mismatch")
+            else:
+                assert isinstance(answer, Settled)
+                assert answer.is_repeat == (known is not None and known.result is not None)
+                known = known or Expected(draw, "", ACCEPTED, attempts=0)
+                if known.result is None:
+                    status = COMPLETED if b'"completed"' in answer.result else REJECTED
+                    reason = None if status == COMPLETED else str(answer.result).split('"reason":"')[1].split('"')[0]
+                    known = replace(known, status=status, reason=reason, result=answer.result)
+                self.expected[draw.request_key] = known
+                assert answer.result == known.result
+
+    @rule()
+    def archive(self) -> None:
+        chosen = {key: it for key, it in self._that_are(COMPLETED, REJECTED).items() if not it.is_archived}
+        assert archive_once(self.engine, older_than_s=-2 * HOUR.total_seconds()) == len(chosen)
+        self._replace(chosen, is_archived=True)
+
+    @rule(draw=draws_)
+    def give_up(self, draw: DrawRequest) -> None:
+        chosen = {key: it for key, it in self._that_are(ACCEPTED).items() if it.request == draw}
+        with self.engine.begin() as connection:
+            given_up = requests.give_up(connection, draw.request_key, draw.fingerprint(), PARKED)
+        assert given_up == bool(chosen)
+        self._replace(chosen, status=DEAD, reason=PARKED)
+
+    @rule()
+    @precondition(lambda self: self._that_are(ACCEPTED))
+    def time_out(self) -> None:
+        chosen = self._that_are(ACCEPTED)
+        assert time_out_once(self.engine, timeout_s=-1) == len(chosen)
+        self._replace(chosen, status=DEAD, reason=TIMED_OUT)
+
+    @rule(keys=st.sets(keys_, min_size=1))
+    @precondition(lambda self: self._that_are(DEAD))
+    def revive(self, keys: set[str]) -> None:
+        chosen = {key: it for key, it in self._that_are(DEAD).items() if key in keys}
+        with self.engine.begin() as connection:
+            assert requests.revive(connection, sorted(keys), utc_now()) == len(chosen)
+        self._replace(chosen, status=ACCEPTED, reason=None, attempts=0)
+
+    @rule(is_refused=st.booleans())
+    @precondition(lambda self: self._that_are(ACCEPTED))
+    def relay(self, is_refused: bool) -> None:
+        chosen = self._that_are(ACCEPTED)
+        last = {key: it for key, it in chosen.items() if it.attempts >= TRIES_MAX}
+        due = {key: it for key, it in chosen.items() if key not in last}
+        with self.engine.begin() as connection:
+            lease = requests.lease(
+                connection,
+                utc_now() + HOUR,
+                rows_max=100,
+                tries_max=TRIES_MAX,
+                delay_after=lambda _: timedelta(0),
+                published_before=None,
+            )
+            if is_refused and lease.due:
+                requests.put_off(connection, [it.request_key for it in lease.due], "down", utc_now() + HOUR)
+        assert {it.request_key: it for it in lease.due} == {key: it.request for key, it in due.items()}
+        assert set(lease.dead) == set(last)
+        self._replace(last, status=DEAD, reason=NEVER_SETTLED)
+        if not is_refused:
+            self.expected |= {key: replace(it, attempts=it.attempts + 1) for key, it in due.items()}
+
+    @rule()
+    def restart(self) -> None:
+        self.entry = entry_of(self.engine)
+
+    @invariant()
+    def the_table_holds_what_is_expected(self) -> None:
+        assert {
+            key: (row["status"], row["reason"], row["caller"], row["result"] is None, row["publish_attempts"])
+            for key, row in rows(self.engine).items()
+        } == {
+            key: (it.status, it.reason, it.caller, it.result is None or it.is_archived, it.attempts)
+            for key, it in self.expected.items()
+        }
+
+    @invariant()
+    def every_session_is_told_its_first_result(self) -> None:
+        for it in self.expected.values():
+            state = state_of(self.entry, it.request.lottery_session_id)
+            assert (state.request, state.status, state.result) == (it.request, it.status, it.result)
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        assert_books(self.engine)
+
+
+def test_a_requests_life_in_any_order(tmp_path: Path) -> None:
+    Requests.template = tmp_path / "template.db"
+    migrations.upgrade(f"sqlite:///{Requests.template}")
+    engine = open_engine(f"sqlite:///{Requests.template}")
+    assert [open_account(engine, user_id=1, balance=Decimal(500)), open_account(engine, user_id=2)] == [1, 2]
+    with engine.connect() as connection:
+        connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql("PRAGMA journal_mode=DELETE")  # all of it in the one file
+    engine.dispose()
+    machine: Any = hypothesis_settings(
+        max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    run_state_machine_as_test(Requests, settings=machine)
