@@ -24,6 +24,7 @@ from producers.requests import Acceptance, Asked, Known, State
 
 TRIES_MAX: Final = 5
 REMEMBERED_MAX: Final = 20_000
+ACCEPTED_FOR_S: Final = 5.0  # then the database is asked again: it may have settled, and Redis may not say so
 
 
 class Entry:
@@ -32,14 +33,14 @@ class Entry:
     def __init__(self, engine: Engine, *, relay_after_s: float) -> None:
         self.engine = engine
         self._relay_after = timedelta(seconds=relay_after_s)
-        self._remembered: LRUCache[str, Known] = LRUCache(REMEMBERED_MAX)  # by request key
+        self._remembered: LRUCache[str, tuple[Known, float]] = LRUCache(REMEMBERED_MAX)  # by request key, with the time
         self._lock = threading.Lock()
 
     def recall(self, asked: Asked) -> Acceptance | None:
         """The answer to a repeat that was accepted through here; None for what only the database can tell."""
         with self._lock:
-            known = self._remembered.get(asked.request.request_key)
-        if known is None:
+            known, since = self._remembered.get(asked.request.request_key, (None, 0.0))
+        if known is None or not (known.is_settled or time.monotonic() < since + ACCEPTED_FOR_S):
             return None
         is_mine = (known.fingerprint, known.caller) == (asked.request.fingerprint(), asked.caller)
         return Acceptance(asked.request, known if is_mine else None)
@@ -96,10 +97,11 @@ class Entry:
             raise explain(error) from error
 
     def _remember(self, answers: Sequence[Acceptance]) -> None:
+        now = time.monotonic()
         with self._lock:
             for answer in answers:
                 if (known := answer.known) is not None:
                     # What has settled stays as it is; all else may have become something else by then.
-                    self._remembered[answer.request.request_key] = (
-                        known if known.is_settled else Known(known.fingerprint, known.caller, requests.ACCEPTED)
-                    )
+                    if not known.is_settled:
+                        known = Known(known.fingerprint, known.caller, requests.ACCEPTED)
+                    self._remembered[answer.request.request_key] = (known, now)

@@ -283,25 +283,20 @@ def is_any_overdue(connection: Connection, now: datetime) -> bool:
     return connection.execute(select(table.c.request_key).where(_is_overdue(now)).limit(1)).first() is not None
 
 
-def last_settled_publish(connection: Connection, *, rows_max: int = 1000) -> datetime | None:
+def last_settled_publish(connection: Connection) -> datetime | None:
     """The latest publish among those that settled after their first one; None if that cannot be told.
 
     A queue is first in, first out: what was published well before that, and has not settled, is in no queue.
     """
-    moments = []
-    for status in (COMPLETED, REJECTED):  # one by one, each along the index
-        latest = (
-            select(table.c.published_at, table.c.publish_attempts)
-            .where(table.c.status == status, table.c.publish_at.is_not(None))
+    moments = [
+        connection.execute(
+            select(table.c.published_at)
+            .where(table.c.status == status, table.c.publish_at.is_not(None), table.c.publish_attempts == 1)
             .order_by(table.c.publish_at.desc())
-            .limit(rows_max)
-            .subquery()
-        )
-        moments.append(
-            connection.execute(
-                select(func.max(latest.c.published_at)).where(latest.c.publish_attempts == 1)
-            ).scalar_one()
-        )
+            .limit(1)
+        ).scalar()
+        for status in (COMPLETED, REJECTED)  # one by one, each along the index
+    ]
     return max((moment for moment in moments if moment is not None), default=None)
 
 
@@ -329,6 +324,9 @@ def lease(
     condition = _is_overdue(now)
     if published_before is not None:
         condition = and_(condition, or_(table.c.published_at.is_(None), table.c.published_at < published_before))
+        # Mostly none has been overtaken: that is not worth a lock on every row of a backlog.
+        if connection.execute(select(table.c.request_key).where(condition).limit(1)).first() is None:
+            return Lease([], [])
     rows = connection.execute(
         select(
             table.c.request_key, table.c.lottery_session_id, table.c.account_id, table.c.campaign,

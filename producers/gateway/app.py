@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -61,6 +63,9 @@ READERS: Final = 4
 FIND_SIZE_MAX: Final = 500
 KEEP_ALIVE_S: Final = 15.0
 RETRY_AFTER_S: Final = "1"
+
+# They would name other paths than their own result's.
+SESSIONS_WITHOUT_PATH: Final = frozenset({".", "..", "batch"})
 
 # Where several processes share a port, they tell their metrics together (prometheus_client, multiprocess mode).
 METRICS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -176,7 +181,8 @@ class Gateway:
         self.results.start()
         watching = asyncio.create_task(self.keeper.watch_backlog())
         try:
-            yield
+            with _told_to_end(self.results.stop_waiting):
+                yield
         finally:
             watching.cancel()
             await self.results.close()
@@ -232,6 +238,28 @@ class Gateway:
             state = await self.state(session_id, caller)
             body = state.result
         return body, state
+
+
+@contextmanager
+def _told_to_end(tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` in this loop when the process is told to end: the server lets open requests finish first."""
+    loop = asyncio.get_running_loop()
+    handlers: dict[int, Any] = {}
+
+    def handle(number: int, frame: Any) -> None:
+        loop.call_soon_threadsafe(tell)
+        handlers[number](number, frame)
+
+    if threading.current_thread() is threading.main_thread():
+        # The server's own handlers, which were there first; what nobody handles is left alone.
+        handlers |= {it: found for it in (signal.SIGINT, signal.SIGTERM) if callable(found := signal.getsignal(it))}
+    for number in handlers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _gateway(request: Request[Any, Any, Any]) -> Gateway:
@@ -306,7 +334,7 @@ async def make_draw(scope: Scope, receive: Receive, send: Send) -> None:
         lottery_session_id=data.lottery_session_id or "",
         campaign=data.campaign,
     )
-    asked = Asked(draw, caller)
+    asked = _asked(draw, caller)
     answer = gateway.entry.recall(asked) or await gateway.intake.accept(asked)
     if answer.is_conflict:
         raise IdempotencyKeyReused
@@ -343,18 +371,12 @@ async def make_draw_described(data: NewDraw, idempotency_key: IdempotencyKey = N
     raise AssertionError
 
 
-@post(
-    "/v1/draws/batch",
-    status_code=207,
-    summary="Make up to 100 draws",
-    description="Each for itself, with an answer each: one that is refused does not keep the others from happening.",
-    responses={status: spec for status, spec in WRITE_PROBLEMS.items() if status != 422},
-)
-async def make_draws(request: Request[Any, Any, Any], data: NewDraws) -> BatchAnswers:
+@post("/v1/draws/batch", status_code=207, include_in_schema=False)
+async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
     gateway, caller = _gateway(request), _caller(request)
     data = _strictly(_decode_draws, await request.body())
     asked = [
-        Asked(
+        _asked(
             DrawRequest(
                 account_id=it.account_id,
                 request_key=it.request_key or make_request_key(),
@@ -375,6 +397,18 @@ async def make_draws(request: Request[Any, Any, Any], data: NewDraws) -> BatchAn
             ticket = DrawTicket(answer.request.request_key, answer.request.lottery_session_id)
             answers.append(BatchAnswer(202, replayed=not answer.is_new, ticket=ticket, problem=None))
     return BatchAnswers(answers)
+
+
+@post(
+    "/v1/draws/batch",
+    status_code=207,
+    summary="Make up to 100 draws",
+    description="Each for itself, with an answer each: one that is refused does not keep the others from happening.",
+    responses={status: spec for status, spec in WRITE_PROBLEMS.items() if status != 422},
+)
+async def make_draws_described(data: NewDraws) -> BatchAnswers:
+    """What the OpenAPI document says of `make_draws`, which is stricter than the framework; it is never called."""
+    raise AssertionError
 
 
 @get(
@@ -400,6 +434,7 @@ async def show_draw(
     summary="The result of a draw, as server-sent events",
     description="`accepted` at once if it has not settled, then `result` (or `dead`), then the stream ends.",
     responses=READ_PROBLEMS,
+    media_type="text/event-stream",
 )
 async def watch_draw(request: Request[Any, Any, Any], session_id: SessionId) -> ServerSentEvent:
     gateway, caller = _gateway(request), _caller(request)
@@ -416,6 +451,8 @@ async def watch_draw(request: Request[Any, Any, Any], session_id: SessionId) -> 
             else:
                 yield ServerSentEventMessage(comment="still waiting")
             body, state = await gateway.result(session_id, caller, KEEP_ALIVE_S)
+            if body is None and gateway.results.is_stopping:
+                return  # a client comes again, to a process that stays
         if body is not None:
             yield ServerSentEventMessage(event="result", data=body.decode())
         elif state is not None:
@@ -457,7 +494,7 @@ _decode_draws: Final = msgspec.json.Decoder(NewDraws).decode
 
 
 def _strictly(decode: Callable[[bytes], T], body: bytes) -> T:
-    """The body again, with types as they are: the framework would take "7" for a number."""
+    """The body, with types as they are: the framework would take "7" for a number."""
     try:
         return decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -490,6 +527,12 @@ def _request_key(given: bytes | None, *, is_required: bool) -> str:
     if not key:
         raise InvalidRequest("the header Idempotency-Key is empty")
     return key
+
+
+def _asked(draw: DrawRequest, caller: str) -> Asked:
+    if draw.lottery_session_id in SESSIONS_WITHOUT_PATH:
+        raise InvalidRequest(f"{draw.lottery_session_id!r} cannot be a lottery session here: it is no part of a path")
+    return Asked(draw, caller)
 
 
 def _dead(state: State) -> DeadDraw:
@@ -572,8 +615,8 @@ def create_app(settings: Settings) -> Litestar:
 
 
 def _describe(app: Litestar) -> None:
-    """Add to the OpenAPI document what the framework cannot see: the one route that is plain ASGI."""
-    described = Litestar([make_draw_described], openapi_config=_openapi(needs_key=False)).openapi_schema
+    """Add to the OpenAPI document what the framework cannot see: the routes that read their bodies themselves."""
+    described = Litestar([make_draw_described, make_draws_described], openapi_config=_openapi(needs_key=False)).openapi_schema
     schema = app.openapi_schema
     assert described.paths is not None
     assert schema.paths is not None

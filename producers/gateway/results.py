@@ -14,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
 
-import redis.asyncio
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from producers.requests import State
@@ -24,7 +26,8 @@ log = logging.getLogger(__name__)
 
 CONTROL_CHANNEL: Final = "tombola-gateway"  # a subscription needs at least one channel
 ASK_DATABASE_EVERY_S: Final = 1.0
-READ_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 2.0
+CONNECTIONS_MAX: Final = 50
 RECONNECT_S_MAX: Final = 2.0
 
 FindStates = Callable[[Sequence[str]], dict[str, State]]
@@ -34,22 +37,39 @@ class Results:
     """Finds results, and waits for them; for one event loop."""
 
     def __init__(self, url: str, find_states: FindStates, readers: ThreadPoolExecutor) -> None:
-        self._client = redis.asyncio.Redis.from_url(
-            url, socket_timeout=READ_TIMEOUT_S, socket_connect_timeout=READ_TIMEOUT_S, max_connections=50
+        # Who finds all connections taken waits for one. Nothing is tried again behind our back: the database knows, too,
+        # and a subscription that came back by itself would have missed what was announced meanwhile.
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=CONNECTIONS_MAX,
+            timeout=READ_TIMEOUT_S,
+            socket_timeout=READ_TIMEOUT_S,
+            socket_connect_timeout=READ_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
         )
+        self._client = Redis.from_pool(pool)
         self._find_states = find_states
         self._readers = readers
-        self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
+        self._waiting: dict[str, set[asyncio.Future[bytes | None]]] = {}
         self._subscription = self._client.pubsub(ignore_subscribe_messages=True)
         self._is_up = False
+        self.is_stopping = False
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to listen, in the running loop."""
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._ask_database())]
 
+    def stop_waiting(self) -> None:
+        """Tell all who wait, and all who still come, that there is nothing yet: this process is about to end."""
+        self.is_stopping = True
+        for futures in self._waiting.values():
+            for future in futures:
+                if not future.done():
+                    future.set_result(None)
+
     async def close(self) -> None:
-        """Stop listening; whoever waits is told that there is nothing yet."""
+        """Stop listening."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -83,7 +103,9 @@ class Results:
 
     async def wait(self, session_id: str, *, timeout_s: float) -> bytes | None:
         """The first result's bytes as soon as they are there; None after `timeout_s`, which proves nothing."""
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        if self.is_stopping:
+            return await self.peek(session_id)
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         futures = self._waiting.get(session_id)
         if futures is None:
             futures = self._waiting[session_id] = set()
@@ -93,6 +115,7 @@ class Results:
             if len(futures) == 1:
                 await self._subscribe(session_id)
             if (body := await self.peek(session_id)) is not None:
+                self._hand_out(session_id, body)  # to those who looked before we had subscribed
                 return body
             return await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
@@ -119,18 +142,21 @@ class Results:
         while True:
             try:
                 self._subscription = self._client.pubsub(ignore_subscribe_messages=True)
-                channels = [KEY_PREFIX + session_id for session_id in self._waiting]
-                await self._subscription.subscribe(CONTROL_CHANNEL, *channels)
-                self._is_up = True
+                await self._subscription.subscribe(CONTROL_CHANNEL)
+                self._is_up = True  # from here on whoever waits subscribes by himself
+                if self._waiting:
+                    await self._subscription.subscribe(*[KEY_PREFIX + session_id for session_id in self._waiting])
                 failures = 0
                 for session_id in list(self._waiting):
                     self._hand_out(session_id, await self.peek(session_id))
                 while True:
                     message = await self._subscription.get_message(timeout=READ_TIMEOUT_S)
-                    if message is not None and message["type"] == "message":
+                    if message is None:
+                        await self._client.ping()  # a server that hangs is silent, too
+                    elif message["type"] == "message":
                         session_id = message["channel"].decode().removeprefix(KEY_PREFIX)
                         self._hand_out(session_id, unwrap(message["data"], session_id))
-            except (RedisError, OSError) as error:
+            except Exception as error:  # whatever it is: without a listener nobody would be told
                 if self._is_up or not failures:
                     log.warning("the result store does not answer: %s; the database is asked instead", error)
                 self._is_up = False

@@ -128,7 +128,8 @@ function tell(what, { key, why, delayMs }) {
     underWay.delete(key);
     showBusy();
     const isKept = pending().some((kept) => kept.key === key);
-    fail('The server did not take this draw', isKept ? `${why} It is sent again when this page is loaded again` : why);
+    const later = isKept ? '. It is sent again when this page is loaded again' : '';
+    fail('The server did not take this draw', inWords(why) + later);
     return;
   }
   underWay.add(key);
