@@ -386,13 +386,21 @@ def time_out(connection: Connection, accepted_before: datetime, *, rows_max: int
 
 
 def states_of_sessions(connection: Connection, lottery_session_ids: Sequence[str]) -> dict[str, State]:
-    """How those of these sessions stand that have settled, by session id; at most 500 at once."""
+    """How those of these sessions stand that are under way no longer, by session id; at most 500 at once.
+
+    An archived result is not rebuilt: state_of_session does that.
+    """
     rows = connection.execute(
-        select(table).where(table.c.lottery_session_id.in_(lottery_session_ids), table.c.result.is_not(None))
+        select(table).where(table.c.lottery_session_id.in_(lottery_session_ids), table.c.status != ACCEPTED)
     )
     return {
         row.lottery_session_id: State(
-            _request_of(row), row.caller, row.status, row.reason, row.result.encode(), row.settled_at
+            _request_of(row),
+            row.caller,
+            row.status,
+            row.reason,
+            None if row.result is None else row.result.encode(),
+            row.settled_at,
         )
         for row in rows
     }

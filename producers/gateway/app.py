@@ -616,7 +616,9 @@ def create_app(settings: Settings) -> Litestar:
 
 def _describe(app: Litestar) -> None:
     """Add to the OpenAPI document what the framework cannot see: the routes that read their bodies themselves."""
-    described = Litestar([make_draw_described, make_draws_described], openapi_config=_openapi(needs_key=False)).openapi_schema
+    described = Litestar(
+        [make_draw_described, make_draws_described], openapi_config=_openapi(needs_key=False)
+    ).openapi_schema
     schema = app.openapi_schema
     assert described.paths is not None
     assert schema.paths is not None

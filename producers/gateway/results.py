@@ -1,7 +1,8 @@
 """Waiting for results: one Redis subscription for all who wait, so that a wait costs neither a thread nor a query.
 
-While Redis is away the database is asked instead, once a second for all who wait together. Whatever Redis says, a
-result that is not the session's own is no result.
+The database is asked, too, for all who wait together: once a second while Redis is away, and otherwise once for each of
+them, as Redis may have forgotten what settled before. Whatever Redis says, a result that is not the session's own is no
+result.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Results:
     """Finds results, and waits for them; for one event loop."""
 
     def __init__(self, url: str, find_states: FindStates, readers: ThreadPoolExecutor) -> None:
-        # Who finds all connections taken waits for one. Nothing is tried again behind our back: the database knows, too,
-        # and a subscription that came back by itself would have missed what was announced meanwhile.
+        # Who finds all connections taken waits for one. Nothing is tried again behind our back: the database knows as
+        # well, and a subscription that came back by itself would have missed what was announced meanwhile.
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=CONNECTIONS_MAX,
@@ -52,6 +53,7 @@ class Results:
         self._readers = readers
         self._waiting: dict[str, set[asyncio.Future[bytes | None]]] = {}
         self._subscription = self._client.pubsub(ignore_subscribe_messages=True)
+        self._unasked: set[str] = set()
         self._is_up = False
         self.is_stopping = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -63,10 +65,8 @@ class Results:
     def stop_waiting(self) -> None:
         """Tell all who wait, and all who still come, that there is nothing yet: this process is about to end."""
         self.is_stopping = True
-        for futures in self._waiting.values():
-            for future in futures:
-                if not future.done():
-                    future.set_result(None)
+        for session_id in self._waiting:
+            self._answer(session_id, None)
 
     async def close(self) -> None:
         """Stop listening."""
@@ -102,7 +102,10 @@ class Results:
         return None if stored is None else unwrap(stored, session_id)
 
     async def wait(self, session_id: str, *, timeout_s: float) -> bytes | None:
-        """The first result's bytes as soon as they are there; None after `timeout_s`, which proves nothing."""
+        """The first result's bytes as soon as they are there.
+
+        None after `timeout_s`, or earlier when the database knows more: it is to be asked then.
+        """
         if self.is_stopping:
             return await self.peek(session_id)
         future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
@@ -110,6 +113,7 @@ class Results:
         if futures is None:
             futures = self._waiting[session_id] = set()
         futures.add(future)
+        self._unasked.add(session_id)
         try:
             # Subscribed before it looks: a result that comes in between is not missed.
             if len(futures) == 1:
@@ -124,6 +128,7 @@ class Results:
             futures.discard(future)
             if not futures and self._waiting.get(session_id) is futures:
                 del self._waiting[session_id]
+                self._unasked.discard(session_id)
                 await self._unsubscribe(session_id)
 
     async def _subscribe(self, session_id: str) -> None:
@@ -147,6 +152,7 @@ class Results:
                 if self._waiting:
                     await self._subscription.subscribe(*[KEY_PREFIX + session_id for session_id in self._waiting])
                 failures = 0
+                self._unasked.update(self._waiting)  # what settled meanwhile was announced to nobody
                 for session_id in list(self._waiting):
                     self._hand_out(session_id, await self.peek(session_id))
                 while True:
@@ -166,25 +172,30 @@ class Results:
                 await asyncio.sleep(min(RECONNECT_S_MAX, 0.1 * 2 ** min(failures, 8)))
 
     async def _ask_database(self) -> None:
-        """While Redis is away: one query a second for all who wait."""
+        """Once a second, for all who wait while Redis is away, else for those who began to wait since."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(ASK_DATABASE_EVERY_S)
-            if self._is_up or not self._waiting:
+            asked = list(self._unasked if self._is_up else self._waiting)
+            self._unasked.clear()
+            if not asked:
                 continue
             started = time.monotonic()
             try:
-                states = await loop.run_in_executor(self._readers, self._find_states, list(self._waiting))
+                states = await loop.run_in_executor(self._readers, self._find_states, asked)
             except Exception as error:
-                log.warning("the database does not answer either: %s", error)
+                log.warning("the database does not answer who waits: %s", error)
+                self._unasked.update(session_id for session_id in asked if session_id in self._waiting)
                 continue
             for session_id, state in states.items():
-                self._hand_out(session_id, state.result)
+                self._answer(session_id, state.result)
             log.debug("looked %d results up in %.3f s", len(states), time.monotonic() - started)
 
     def _hand_out(self, session_id: str, body: bytes | None) -> None:
-        if body is None:
-            return
+        if body is not None:
+            self._answer(session_id, body)
+
+    def _answer(self, session_id: str, body: bytes | None) -> None:
         for future in self._waiting.get(session_id, ()):
             if not future.done():
                 future.set_result(body)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import sys
 import tempfile
+from contextlib import suppress
 from typing import Final
 
 import uvicorn
@@ -17,11 +19,16 @@ from producers.settings import Settings
 # Threads take turns this often. By default a thread that has read a row waits up to 5 ms for the event loop to let go.
 SWITCH_INTERVAL_S: Final = 0.001
 GRACE_S: Final = 10
+# Whoever waits holds a socket; a shell or a service manager often allows a process only 1,024 of them at first.
+FILES_MAX: Final = 65_536
 
 
 def app() -> Litestar:
     """The application from TOMBOLA_*, for any ASGI server: `uvicorn --factory producers.gateway.serve:app`."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_MAX if hard < 0 else min(hard, FILES_MAX), hard))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     return create_app(Settings.from_env())
 
