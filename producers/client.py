@@ -63,7 +63,7 @@ class DrawClient:
         broker = open_broker(settings.need("broker_url"), publish_timeout_s=settings.publish_timeout_s)
         results = None
         if settings.has("result_url"):
-            results = ResultStore.open(settings.need("result_url"), ttl_s=settings.result_ttl_s, engine=engine)
+            results = ResultStore.from_settings(settings, engine=engine)
         return cls(Entry(engine, relay_after_s=settings.relay_after_s), broker, results, caller=caller)
 
     def enqueue(self, request: DrawRequest, *, connection: Connection | None = None) -> Ticket:

@@ -7,6 +7,7 @@ result and the time it settled, nothing else: what Redis forgets is rebuilt to t
 
 from __future__ import annotations
 
+import hmac
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from producers.broker import open_redis
 from producers.contract import DrawResult, parse_result
 from producers.database import explain
 from producers.errors import DrawDead, DrawError, ResultNotReady, ServiceUnavailable
+from producers.settings import Settings
 
 KEY_PREFIX: Final = "celery-task-meta-"
 
@@ -44,28 +46,39 @@ class StoredResult(NamedTuple):
     body: bytes
     settled_at: datetime
 
-    def envelope(self) -> bytes:
-        """Celery's envelope around the result, the same bytes whenever and by whomever it is made."""
-        return b'{"status":"SUCCESS","result":%b,"traceback":null,"children":[],"date_done":"%b","task_id":"%b"}' % (
+    def envelope(self, secret: bytes = b"") -> bytes:
+        """Celery's envelope around the result, the same bytes whenever and by whomever it is made.
+
+        With a secret it is sealed: a field `mac`, which Celery leaves alone.
+        """
+        return b'{"status":"SUCCESS","result":%b,"traceback":null,"children":[],"date_done":"%b","task_id":"%b"%b}' % (
             self.body,
             self.settled_at.isoformat(timespec="microseconds").encode(),
             self.task_id.encode(),
+            b',"mac":"%b"' % _mac(self.body, secret) if secret else b"",
         )
 
 
 class ResultStore:
     """Puts results where frontends look, and finds them again. Safe to share between threads."""
 
-    def __init__(self, client: redis.Redis, *, ttl_s: int, engine: Engine | None = None) -> None:
+    def __init__(self, client: redis.Redis, *, ttl_s: int, engine: Engine | None = None, secret: bytes = b"") -> None:
         self._client = client
         self._ttl_s = ttl_s
         self._engine = engine
+        self._secret = secret
         self._put = client.register_script(_PUT)
 
     @classmethod
-    def open(cls, url: str, *, ttl_s: int, engine: Engine | None = None) -> ResultStore:
+    def open(cls, url: str, *, ttl_s: int, engine: Engine | None = None, secret: bytes = b"") -> ResultStore:
         """The store behind a redis:// URL; it connects at first use. Without `engine` it cannot rebuild."""
-        return cls(open_redis(url), ttl_s=ttl_s, engine=engine)
+        return cls(open_redis(url), ttl_s=ttl_s, engine=engine, secret=secret)
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, engine: Engine | None = None) -> ResultStore:
+        """The store of these settings, see `open`."""
+        url, secret = settings.need("result_url"), settings.result_secret_bytes
+        return cls.open(url, ttl_s=settings.result_ttl_s, engine=engine, secret=secret)
 
     def put(self, results: Sequence[StoredResult]) -> None:
         """Store and announce `results`; raises ServiceUnavailable when Redis does not take them."""
@@ -74,7 +87,7 @@ class ResultStore:
         try:
             self._put(
                 keys=[KEY_PREFIX + result.task_id for result in results],
-                args=[*[result.envelope() for result in results], self._ttl_s],
+                args=[*[result.envelope(self._secret) for result in results], self._ttl_s],
             )
         except redis.RedisError as error:
             raise ServiceUnavailable(f"the result store does not answer: {error}") from error
@@ -111,7 +124,7 @@ class ResultStore:
                 body, _ = self._from_redis(lottery_session_id)
                 while body is None and (left_s := deadline - time.monotonic()) > 0:
                     message = subscription.get_message(timeout=left_s)
-                    body = None if message is None else unwrap(message["data"], lottery_session_id)
+                    body = None if message is None else unwrap(message["data"], lottery_session_id, self._secret)
         except redis.RedisError:
             body = self._poll_database(lottery_session_id, deadline)
         return parse_result(self.get(lottery_session_id) if body is None else body)
@@ -127,7 +140,7 @@ class ResultStore:
             return None, None
         except redis.RedisError as error:
             return None, ServiceUnavailable(f"the result store does not answer: {error}")
-        return (None if stored is None else unwrap(stored, lottery_session_id)), None
+        return (None if stored is None else unwrap(stored, lottery_session_id, self._secret)), None
 
     def _rebuild(self, lottery_session_id: str) -> bytes | None:
         assert self._engine is not None
@@ -155,15 +168,26 @@ class ResultStore:
 class _Envelope(msgspec.Struct):
     status: str
     result: msgspec.Raw
+    mac: str = ""
+
+
+def _mac(body: bytes, secret: bytes) -> bytes:
+    return hmac.digest(secret, body, "sha256").hex().encode()
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 
 
-def unwrap(envelope: bytes, lottery_session_id: str) -> bytes | None:
-    """The session's result inside an envelope; None for anything else, as if it were not there."""
+def unwrap(envelope: bytes, lottery_session_id: str, secret: bytes = b"") -> bytes | None:
+    """The session's result inside an envelope; None for anything else, as if it were not there.
+
+    With a secret also for what was not sealed with it: whoever can write to Redis cannot make up a result.
+    """
     try:
-        body = bytes(_decode_envelope(envelope).result)
+        opened = _decode_envelope(envelope)
+        body = bytes(opened.result)
+        if secret and not hmac.compare_digest(_mac(body, secret), opened.mac.encode()):
+            return None
         result = parse_result(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, DrawError):
         return None

@@ -37,6 +37,10 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="where results are kept, redis://…; default: the broker, if that is Redis",
     )
+    result_secret: SecretStr = Field(
+        default=SecretStr(""),
+        description="seals results in Redis, at least 32 hex digits; the same for workers, gateways and clients",
+    )
     seed: SecretStr = Field(
         default=SecretStr(""),
         description="the draws' secret seed, at least 32 hex digits; workers and audits need it",
@@ -74,19 +78,19 @@ class Settings(BaseSettings):
     relay_tries_max: Annotated[int, Field(ge=1, le=100)] = Field(
         default=10, description="a draw published so often and never settled is given up"
     )
-    request_timeout_s: Annotated[float, Field(gt=0)] = Field(
+    request_timeout_s: Annotated[float, Field(gt=0, le=31_536_000)] = Field(
         default=86_400.0, description="an accepted draw is given up after this long, whatever the reason"
     )
-    retention_days: Annotated[float, Field(ge=0)] = Field(
+    retention_days: Annotated[float, Field(ge=0, le=36_500)] = Field(
         default=90.0, description="settled requests are archived after this long; 0 keeps them all"
     )
     gateway_auth: Literal["api-key", "none"] = Field(
         default="api-key", description="who may call the gateway: holders of an API key, or everybody who reaches it"
     )
-    gateway_rate_max: Annotated[int, Field(ge=1)] = Field(
+    gateway_rate_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=2000, description="requests a second that one caller may make to one gateway process"
     )
-    backlog_max: Annotated[int, Field(ge=1)] = Field(
+    backlog_max: Annotated[int, Field(ge=1, le=100_000_000)] = Field(
         default=200_000, description="with more accepted draws under way the gateway answers 429"
     )
     idempotency_key_required: bool = Field(
@@ -170,9 +174,9 @@ class Settings(BaseSettings):
         _check_scheme(value, ("redis", "rediss"))
         return value
 
-    @field_validator("seed")
+    @field_validator("seed", "result_secret")
     @classmethod
-    def _seed(cls, value: SecretStr) -> SecretStr:
+    def _secret(cls, value: SecretStr) -> SecretStr:
         text = value.get_secret_value()
         try:
             long_enough = not text or len(bytes.fromhex(text)) >= SEED_BYTES_MIN
@@ -204,6 +208,11 @@ class Settings(BaseSettings):
     def seed_bytes(self) -> bytes:
         """The seed; raises ConfigurationError when there is none."""
         return bytes.fromhex(self.need("seed"))
+
+    @property
+    def result_secret_bytes(self) -> bytes:
+        """The secret that seals results; empty when they are not sealed."""
+        return bytes.fromhex(self.result_secret.get_secret_value())
 
     def need(self, name: str) -> str:
         """The secret called `name` in the clear; raises ConfigurationError when it is not set."""

@@ -197,7 +197,7 @@ def draw(task: Task, **fields: Any) -> dict[str, Any]:
             raise ServiceUnavailable(answer.error)
         if isinstance(answer, Refused):
             raise InvalidRequest(f"{answer.cause}: {answer.error}")
-        store = ResultStore.open(settings.need("result_url"), ttl_s=settings.result_ttl_s)
+        store = ResultStore.from_settings(settings)
         ids = {request.lottery_session_id, task.request.id or request.lottery_session_id}
         store.put([StoredResult(task_id, answer.result, answer.settled_at) for task_id in sorted(ids)])
         store.close()

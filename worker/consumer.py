@@ -77,7 +77,7 @@ class Consumer:
         deliveries = open_deliveries(
             settings.need("broker_url"), claim_after_s=settings.claim_after_s, prefetch=2 * settings.batch_size_max
         )
-        results = ResultStore.open(settings.need("result_url"), ttl_s=settings.result_ttl_s)
+        results = ResultStore.from_settings(settings)
         return cls(deliveries, engine, results, wheels, settings)
 
     def start(self) -> None:

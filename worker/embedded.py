@@ -63,7 +63,11 @@ class Home:
 
     def settings(self) -> Settings:
         """What the other commands need to work against this folder: without a broker while it is not up."""
-        values = {"database_url": self.database_url, "seed": self.seed()}
+        values = {
+            "database_url": self.database_url,
+            "seed": self._secret("seed"),
+            "result_secret": self._secret("result_secret"),
+        }
         with contextlib.suppress(OSError, ValueError):
             values["broker_url"] = str(json.loads(self.up_file.read_text())["broker_url"])
         return Settings.from_env({PREFIX + name.upper(): value for name, value in values.items()})
@@ -78,9 +82,9 @@ class Home:
             ) from None
         migrations.upgrade(self.database_url)
 
-    def seed(self) -> str:
-        """The secret seed, made at the first start and kept: another seed would draw other prizes."""
-        file = self.path / "seed"
+    def _secret(self, name: str) -> str:
+        """A secret, made at the first start and kept: another seed, for one, would draw other prizes."""
+        file = self.path / name
         if not file.exists():
             write_private(file, secrets.token_hex(32))
         return file.read_text().strip()
@@ -230,7 +234,9 @@ _WORKER: Final = (
 
 @contextlib.contextmanager
 def _part(home: Home, settings: Settings, name: str, *command: str, **more: str) -> Iterator[Part]:
-    environment = {PREFIX + name.upper(): settings.need(name) for name in ("database_url", "broker_url", "seed")}
+    environment = {
+        PREFIX + name.upper(): settings.need(name) for name in ("database_url", "broker_url", "seed", "result_secret")
+    }
     log = home.path / f"{name}.log"
     with log.open("wb") as file:
         # In its own folder: `worker` must be found where it is installed, not in the folder we were called from.

@@ -177,7 +177,9 @@ class Gateway:
         settings = self.settings
         broker_url, timeout_s = settings.need("broker_url"), settings.publish_timeout_s
         self.intake = Intake(self.entry, open_broker(broker_url, publish_timeout_s=timeout_s))
-        self.results = Results(settings.need("result_url"), self.find_states, self.readers)
+        self.results = Results(
+            settings.need("result_url"), self.find_states, self.readers, secret=settings.result_secret_bytes
+        )
         self.results.start()
         watching = asyncio.create_task(self.keeper.watch_backlog())
         try:

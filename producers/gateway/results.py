@@ -37,7 +37,7 @@ FindStates = Callable[[Sequence[str]], dict[str, State]]
 class Results:
     """Finds results, and waits for them; for one event loop."""
 
-    def __init__(self, url: str, find_states: FindStates, readers: ThreadPoolExecutor) -> None:
+    def __init__(self, url: str, find_states: FindStates, readers: ThreadPoolExecutor, *, secret: bytes = b"") -> None:
         # Who finds all connections taken waits for one. Nothing is tried again behind our back: the database knows as
         # well, and a subscription that came back by itself would have missed what was announced meanwhile.
         pool = BlockingConnectionPool.from_url(
@@ -51,6 +51,7 @@ class Results:
         self._client = Redis.from_pool(pool)
         self._find_states = find_states
         self._readers = readers
+        self._secret = secret
         self._waiting: dict[str, set[asyncio.Future[bytes | None]]] = {}
         self._subscription = self._client.pubsub(ignore_subscribe_messages=True)
         self._unasked: set[str] = set()
@@ -99,7 +100,7 @@ class Results:
             return None
         except (RedisError, OSError):
             return None
-        return None if stored is None else unwrap(stored, session_id)
+        return None if stored is None else unwrap(stored, session_id, self._secret)
 
     async def wait(self, session_id: str, *, timeout_s: float) -> bytes | None:
         """The first result's bytes as soon as they are there.
@@ -161,7 +162,7 @@ class Results:
                         await self._client.ping()  # a server that hangs is silent, too
                     elif message["type"] == "message":
                         session_id = message["channel"].decode().removeprefix(KEY_PREFIX)
-                        self._hand_out(session_id, unwrap(message["data"], session_id))
+                        self._hand_out(session_id, unwrap(message["data"], session_id, self._secret))
             except Exception as error:  # whatever it is: without a listener nobody would be told
                 if self._is_up or not failures:
                     log.warning("the result store does not answer: %s; the database is asked instead", error)

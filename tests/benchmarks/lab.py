@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -24,12 +24,12 @@ from typing import Any, Final
 import kombu
 import redis
 from amqp.exceptions import NotFound
-from sqlalchemy import ColumnElement, Engine, create_engine, func, select, text
+from sqlalchemy import ColumnElement, Engine, and_, create_engine, func, select, text
 from sqlalchemy.engine import make_url
 
 import migrations
 from producers import DrawClient, DrawRequest, Settings
-from producers.broker import QUEUE
+from producers.broker import QUEUE, open_broker
 from producers.database import open_engine
 from producers.schema import api_idempotency_requests as requests
 from tests import servers
@@ -46,7 +46,26 @@ DATABASE: Final = "tombola"
 WHEELS: Final = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, bytes.fromhex(SEED))}
 LEAD_IN, LEAD_OUT = 0.05, 0.95
 POLL_S: Final = 0.02
+PUBLISH_SIZE: Final = 1000
 STOP_S_MAX: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything."""
+
+    rounds: int
+    draws: int
+    baseline_draws: int
+    calibration_draws: int
+    latency_s: float
+    published: int
+    ledger_rows: int
+    memory_draws: int
+    load_s: float
+
+
+Say = Callable[[str], None]
 
 
 class BenchmarkFailed(Exception):
@@ -108,9 +127,9 @@ class Lab:
         return self._engines.setdefault(self.database, open_engine(self.database_url))
 
     def settings(self, broker_url: str) -> Settings:
-        return Settings.from_env(self._environment(broker_url))
+        return Settings.from_env(self.environment(broker_url))
 
-    def _environment(self, broker_url: str) -> dict[str, str]:
+    def environment(self, broker_url: str) -> dict[str, str]:
         chosen = {"LANES": self.lanes, "BATCH_SIZE_MAX": self.batch_size_max}
         return {
             "TOMBOLA_DATABASE_URL": self.database_url,
@@ -156,14 +175,16 @@ class Lab:
     def settled(self, draws: Sequence[DrawRequest]) -> int:
         """How many of `draws` are settled."""
         with self.engine.connect() as connection:
-            return connection.execute(select(func.count()).select_from(requests).where(_are(draws))).scalar_one()
+            return connection.execute(
+                select(func.count()).select_from(requests).where(_are_settled(draws))
+            ).scalar_one()
 
     def settle_rate(self, draws: Sequence[DrawRequest]) -> float:
         """At how many a second `draws` were settled (see above)."""
         with self.engine.connect() as connection:
             batches = connection.execute(
                 select(requests.c.settled_at, func.count())
-                .where(_are(draws))
+                .where(_are_settled(draws))
                 .group_by(requests.c.settled_at)
                 .order_by(requests.c.settled_at)
             ).all()
@@ -187,12 +208,12 @@ class Lab:
     def stream(self) -> Contestant:
         url = self.redis.url
         backlog = partial(_stream_backlog, redis.Redis.from_url(url))
-        return Contestant("stream", "tombola, Redis Stream", url, "worker", partial(self._enqueue, url), backlog)
+        return Contestant("stream", "tombola, Redis Stream", url, "worker", partial(self._publish, url), backlog)
 
     def queue(self) -> Contestant:
         url = self.rabbitmq.url
         backlog = partial(_queue_backlog, kombu.Connection(url), QUEUE)
-        return Contestant("queue", "tombola, RabbitMQ", url, "worker", partial(self._enqueue, url), backlog)
+        return Contestant("queue", "tombola, RabbitMQ", url, "worker", partial(self._publish, url), backlog)
 
     def celery_redis(self, *options: str) -> Contestant:
         url = self.redis.url
@@ -208,6 +229,21 @@ class Lab:
         self, name: str, title: str, url: str, backlog: Callable[[], int], options: tuple[str, ...]
     ) -> Contestant:
         return Contestant(name, title, url, "tests.benchmarks.baseline", partial(self._send, url), backlog, options)
+
+    def accepted(self) -> Contestant:
+        """The Stream again, with every draw accepted in the database before it is published."""
+        return replace(
+            self.stream(),
+            name="accepted",
+            title="tombola, Redis Stream, accepted first",
+            fill=partial(self._enqueue, self.redis.url),
+        )
+
+    def _publish(self, broker_url: str, draws: Sequence[DrawRequest]) -> None:
+        """Straight to the broker, as from another language."""
+        with closing(open_broker(broker_url, publish_timeout_s=30)) as broker:
+            for start in range(0, len(draws), PUBLISH_SIZE):
+                broker.publish([draw.encode() for draw in draws[start : start + PUBLISH_SIZE]])
 
     def _enqueue(self, broker_url: str, draws: Sequence[DrawRequest]) -> None:
         with DrawClient.from_settings(self.settings(broker_url)) as client:
@@ -229,7 +265,7 @@ class Lab:
             process = subprocess.Popen(
                 argv,
                 cwd=ROOT,
-                env=inherited | self._environment(contestant.broker_url),
+                env=inherited | self.environment(contestant.broker_url),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -317,9 +353,10 @@ def open_lab() -> Iterator[Lab]:
         yield lab
 
 
-def _are(draws: Sequence[DrawRequest]) -> ColumnElement[bool]:
+def _are_settled(draws: Sequence[DrawRequest]) -> ColumnElement[bool]:
     # Keys of one process sort by the time they were made, so a range holds these and no others.
-    return requests.c.request_key.between(draws[0].request_key, draws[-1].request_key)
+    mine = requests.c.request_key.between(draws[0].request_key, draws[-1].request_key)
+    return and_(mine, requests.c.settled_at.is_not(None))
 
 
 def _stream_backlog(client: redis.Redis) -> int:

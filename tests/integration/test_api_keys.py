@@ -1,0 +1,281 @@
+"""Who may call the gateway, how often, and that a caller sees nothing of another's."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Engine
+from typer.testing import CliRunner
+
+from producers import api_keys
+from producers.contract import DrawRequest
+from producers.entry import Entry
+from producers.errors import InvalidRequest
+from producers.requests import Asked
+from tests import servers
+from tests.books import table
+from tests.gateways import Gateway, gateway, settle
+from tests.integration.test_gateway import problem
+from tests.processes import House, draws, wait_for
+from worker.cli import app
+
+RATE_MAX = 30
+BACKLOG_MAX = 50
+REVOKED_WITHIN_S = 15
+
+V1 = [
+    ("POST", "/v1/draws"),
+    ("POST", "/v1/draws/batch"),
+    ("GET", "/v1/draws/x"),
+    ("GET", "/v1/draws/x/events"),
+    ("GET", "/v1/draws/x/transactions"),
+    ("GET", "/v1/accounts/1"),
+]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("api-keys")
+    with (
+        servers.redis(private=True) as server,
+        House(f"sqlite:///{folder}/ledger.db", server.url, server.url) as house,
+    ):
+        yield house
+
+
+@pytest.fixture(scope="module")
+def account(house: House) -> int:
+    return house.accounts(1)[0]
+
+
+@pytest.fixture(scope="module")
+def closed_gateway(house: House, account: int) -> Iterator[Gateway]:
+    """As strict as it gets."""
+    with gateway(
+        house,
+        TOMBOLA_GATEWAY_RATE_MAX=str(RATE_MAX),
+        TOMBOLA_BACKLOG_MAX=str(BACKLOG_MAX),
+        TOMBOLA_IDEMPOTENCY_KEY_REQUIRED="1",
+    ) as started:
+        yield started
+
+
+def bearer(house: House, caller: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {api_keys.add(house.engine, caller)}"}
+
+
+def caller_of(engine: Engine, api_key: str) -> str | None:
+    with engine.connect().execution_options(read_only=True) as connection:
+        return api_keys.caller_of(connection, api_key)
+
+
+def count(house: House) -> int:
+    return len(table(house.engine, "api_idempotency_requests"))
+
+
+# ---- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_kept_only_as_its_hash(house: House) -> None:
+    api_key = api_keys.add(house.engine, "hashed")
+    _, key_id, secret = api_key.split("_", 2)
+    (row,) = [row for row in table(house.engine, "api_keys") if row["caller"] == "hashed"]
+    assert row["key_id"] == key_id
+    assert row["secret_sha256"] == hashlib.sha256(secret.encode()).hexdigest()
+    assert secret not in str(row)
+    assert caller_of(house.engine, api_key) == "hashed"
+
+
+def test_nothing_but_the_key_itself_is_one(house: House) -> None:
+    api_key = api_keys.add(house.engine, "exact")
+    _, key_id, secret = api_key.split("_", 2)
+    _, other_id, _ = api_keys.add(house.engine, "other").split("_", 2)
+    wrong = ["", "tmb", key_id, f"tmb_{key_id}", f"tmb_{key_id}_", f"tmb_{key_id}_{secret[:-1]}", f"{api_key}x"]
+    wrong += [api_key.swapcase(), f" {api_key}", f"{api_key}\n", f"tmb_{other_id}_{secret}", f"tmb_{'0' * 16}_{secret}"]
+    row = next(row for row in table(house.engine, "api_keys") if row["key_id"] == key_id)
+    wrong += [f"tmb_{key_id}_{row['secret_sha256']}", f"tmb_{key_id}_{row['secret_sha256'][:43]}"]
+    for it in wrong:
+        assert caller_of(house.engine, it) is None, it
+
+
+def test_a_caller_may_change_keys_and_stays_the_same(house: House) -> None:
+    first, second = api_keys.add(house.engine, "twice"), api_keys.add(house.engine, "twice")
+    assert first != second
+    api_keys.revoke(house.engine, first)
+    api_keys.revoke(house.engine, first)
+    assert caller_of(house.engine, first) is None
+    assert caller_of(house.engine, second) == "twice"
+    revoked = {key.key_id: key.revoked_at for key in api_keys.list_all(house.engine) if key.caller == "twice"}
+    assert [revoked[key.split("_")[1]] is None for key in (first, second)] == [False, True]
+
+
+@pytest.mark.parametrize("caller", ["", "a b", "a:b", "ü", "c" * 65, "a\n"])
+def test_a_callers_name_is_a_plain_one(house: House, caller: str) -> None:
+    with pytest.raises(InvalidRequest, match="a caller's name is"):
+        api_keys.add(house.engine, caller)
+
+
+def test_the_command_shows_a_key_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in house.env.items():
+        monkeypatch.setenv(name, value)
+    run = CliRunner().invoke
+    made = run(app, ["api-key", "add", "shop"])
+    assert made.exit_code == 0
+    api_key = made.output.strip()
+    assert caller_of(house.engine, api_key) == "shop"
+    _, key_id, secret = api_key.split("_", 2)
+    for options in ([], ["--json"]):
+        listed = run(app, ["api-key", "list", *options]).output
+        assert key_id in listed
+        assert secret not in listed
+    assert {"key_id": key_id, "caller": "shop", "revoked_at": None}.items() <= next(
+        key for key in json.loads(listed) if key["key_id"] == key_id
+    ).items()
+    revoked = run(app, ["api-key", "revoke", api_key])  # the whole key, as it is at hand
+    assert (revoked.exit_code, secret in revoked.output) == (0, False)
+    assert caller_of(house.engine, api_key) is None
+    with pytest.raises(InvalidRequest, match="there is no API key 0000"):
+        run(app, ["api-key", "revoke", "0000"], catch_exceptions=False)
+
+
+# ---- the door --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*V1, ("GET", "//v1/draws/x"), ("GET", "/v1//draws/x"), ("GET", "/%76%31/draws/x")])
+def test_without_a_key_nobody_comes_in(closed_gateway: Gateway, path: tuple[str, str]) -> None:
+    method, target = path
+    given = ["", "Bearer", "Basic dG1iOng=", "tmb_0123456789abcdef_" + "x" * 43]
+    for authorization in given:
+        url = httpx.URL(closed_gateway.url).copy_with(raw_path=target.encode())
+        headers = {"Authorization": authorization} if authorization else {}
+        refused = closed_gateway.client.request(method, url, headers=headers)
+        problem(refused, 401)
+        assert refused.headers["www-authenticate"] == "Bearer"
+        assert authorization not in refused.text or len(authorization) < 10
+
+
+def test_what_needs_no_key_tells_no_secret(closed_gateway: Gateway) -> None:
+    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"):
+        assert closed_gateway.client.get(path).status_code == 200
+    document = closed_gateway.client.get("/openapi.json").json()
+    assert document["security"] == [{"api-key": []}]
+
+
+def test_guessing_keys_is_slowed_down(closed_gateway: Gateway, house: House) -> None:
+    """Every guess costs a query. Whoever holds a key that is known is let in all the same."""
+    mine = bearer(house, "beside")
+    closed_gateway.show("x", headers=mine)
+    guesses = [{"Authorization": f"Bearer tmb_{number:016x}_{'x' * 43}"} for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        told = [answer.status_code for answer in pool.map(lambda it: closed_gateway.show("x", headers=it), guesses)]
+    assert set(told) == {401, 429}
+    problem(closed_gateway.show("x", headers=mine), 404)
+    wait_for(
+        lambda: closed_gateway.show("x", headers=guesses[0]).status_code == 401, within_s=10, what=lambda: "still 429"
+    )
+
+
+def test_a_revoked_key_stops_within_seconds(closed_gateway: Gateway, house: House) -> None:
+    mine = bearer(house, "revoked")
+    problem(closed_gateway.show("x", headers=mine), 404)
+    api_keys.revoke(house.engine, mine["Authorization"].removeprefix("Bearer "))
+    wait_for(
+        lambda: closed_gateway.show("x", headers=mine).status_code == 401,
+        within_s=REVOKED_WITHIN_S,
+        what=lambda: "a revoked key still gets in",
+    )
+
+
+def test_a_caller_sees_nothing_of_anothers(closed_gateway: Gateway, house: House, account: int) -> None:
+    mine, theirs = bearer(house, "mine"), bearer(house, "theirs")
+    assert closed_gateway.draw({"account_id": account}, "o-1", **mine).status_code == 202
+    refused = [closed_gateway.draw({"account_id": account}, "o-1", **theirs)]  # the very same request
+    refused += [closed_gateway.draw({"account_id": account + 1}, "o-1", **theirs)]
+    settled = DrawRequest(account_id=account, request_key="o-1")
+    for is_settled in (False, True):
+        if is_settled:
+            settle(house, settled)
+            assert closed_gateway.show("o-1", headers=mine).status_code == 200
+        for path in ("/v1/draws/o-1", "/v1/draws/o-1/events", "/v1/draws/o-1/transactions", "/v1/draws/o-1?wait=1"):
+            hidden = closed_gateway.client.get(path, headers=theirs)
+            unknown = closed_gateway.client.get(path.replace("o-1", "o-9"), headers=theirs)
+            problem(hidden, 404)
+            assert (hidden.content, hidden.headers.keys()) == (unknown.content, unknown.headers.keys())
+        refused += [closed_gateway.draw({"account_id": account}, "o-1", **theirs)]
+    refused += [
+        closed_gateway.draw({"account_id": account, "lottery_session_id": "o-1"}, "o-2", **theirs),
+    ]
+    assert len({problem(it, 422) for it in refused}) == 1
+    for it in refused:
+        for inside in ("mine", "o-1", "completed", "accepted"):
+            assert inside not in it.text
+    # With another key of the same caller all is as before.
+    again = closed_gateway.draw({"account_id": account}, "o-1", **bearer(house, "mine"))
+    assert again.headers["idempotency-replayed"] == "true"
+
+
+def test_a_key_can_be_required(closed_gateway: Gateway, house: House, account: int) -> None:
+    told = problem(closed_gateway.draw({"account_id": account}, **bearer(house, "keyless")), 400)
+    assert "Idempotency-Key is required" in told
+
+
+def test_a_caller_has_a_rate_of_his_own(closed_gateway: Gateway, house: House, account: int) -> None:
+    greedy, modest = bearer(house, "greedy"), bearer(house, "modest")
+    closed_gateway.show("x", headers=greedy)
+    before = count(house)
+
+    def ask(number: int) -> httpx.Response:
+        return closed_gateway.draw({"account_id": account}, f"rate-{number}", **greedy)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(4 * RATE_MAX)))
+    assert {answer.status_code for answer in answers} == {202, 429}
+    assert count(house) - before == [answer.status_code for answer in answers].count(202)
+    limited = next(answer for answer in answers if answer.status_code == 429)
+    problem(limited, 429)
+    assert int(limited.headers["retry-after"]) >= 1
+    problem(closed_gateway.show("x", headers=modest), 404)
+    settle(house, *[asked(row) for row in table(house.engine, "api_idempotency_requests") if is_open(row)])
+
+
+def test_a_full_backlog_lets_nothing_in_until_it_drains(closed_gateway: Gateway, house: House, account: int) -> None:
+    mine = bearer(house, "queueing")
+    assert closed_gateway.draw({"account_id": account}, "q-known", **mine).status_code == 202
+    waiting = draws([account], BACKLOG_MAX + 1, prefix="backlog")
+    Entry(house.engine, relay_after_s=60).accept([Asked(it) for it in waiting])
+
+    def status() -> int:
+        return closed_gateway.draw({"account_id": account}, "q-known", **mine).status_code
+
+    wait_for(lambda: status() == 429, within_s=20, what=lambda: "still let in")
+    before = count(house)
+    refused = closed_gateway.draw({"account_id": account}, "q-new", **mine)
+    problem(refused, 429)
+    assert int(refused.headers["retry-after"]) >= 1
+    batch: dict[str, Any] = {"draws": [{"account_id": account}]}
+    problem(closed_gateway.client.post("/v1/draws/batch", json=batch, headers=mine), 429)
+    assert count(house) == before
+    assert closed_gateway.show("q-known", headers=mine).status_code == 202  # results are handed out all the same
+    settle(house, *waiting)
+    wait_for(lambda: status() == 202, within_s=20, what=lambda: "still kept out")
+
+
+def is_open(row: dict[str, Any]) -> bool:
+    return bool(row["status"] == "accepted")
+
+
+def asked(row: dict[str, Any]) -> DrawRequest:
+    fields = ("account_id", "request_key", "lottery_session_id", "campaign")
+    return DrawRequest(**{name: row[name] for name in fields})
+
+
+def test_no_key_is_in_the_log(closed_gateway: Gateway, house: House) -> None:
+    """After all that the others asked."""
+    mine = bearer(house, "logged")
+    closed_gateway.show("x", headers=mine)
+    assert re.search(r"tmb_[0-9a-f]{16}_", closed_gateway.process.log()) is None
