@@ -121,7 +121,7 @@ class DrawClient:
     def close(self) -> None:
         """Let go of the connections."""
         self._broker.close()
-        self._entry.engine.dispose()
+        self._entry.close()
         if self._results is not None:
             self._results.close()
 

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers import requests
-from producers.database import Fault, Transaction, explain, fault_of, transaction, utc_now
+from producers.database import Fault, Transaction, explain, fault_of, open_engine, statement, transaction, utc_now
 from producers.errors import DrawError
 from producers.requests import Acceptance, Asked, Known, State
 
@@ -32,6 +32,9 @@ class Entry:
 
     def __init__(self, engine: Engine, *, relay_after_s: float) -> None:
         self.engine = engine
+        url = engine.url.render_as_string(hide_password=False)
+        # SQLite inserts many rows one by one: there it takes a transaction to make them one.
+        self._lean = None if engine.dialect.name == "sqlite" else open_engine(url, is_lean=True)
         self._relay_after = timedelta(seconds=relay_after_s)
         self._remembered: LRUCache[str, tuple[Known, float]] = LRUCache(REMEMBERED_MAX)  # by request key, with the time
         self._lock = threading.Lock()
@@ -46,7 +49,7 @@ class Entry:
         return Acceptance(asked.request, known if is_mine else None)
 
     def accept(self, asked: Sequence[Asked]) -> list[Acceptance]:
-        """Accept `asked` in one transaction; return when that is durable, with an answer for each in their order.
+        """Accept `asked` all at once; return when that is durable, with an answer for each in their order.
 
         The new ones are to be published once, now: the relay looks after them only later.
         Raises ServiceUnavailable or ConfigurationError when the database cannot be used: nothing is promised then,
@@ -58,8 +61,12 @@ class Entry:
             if attempt:
                 time.sleep(random.uniform(0, 0.01 * 2**attempt))
             now = utc_now()
+            # All that is written is one INSERT: it needs no transaction around it. Where that fails, the rest of the
+            # tries find out with one; what had been inserted after all is known then, and left to the relay.
+            is_lean = self._lean is not None and attempt == 0
+            unit = statement(self._lean) if self._lean is not None and is_lean else transaction(self.engine)
             try:
-                with transaction(self.engine) as open_transaction:
+                with unit as open_transaction:
                     answers = requests.accept(
                         open_transaction, asked, now, publish_at=now + self._relay_after, is_published=True
                     )
@@ -67,10 +74,18 @@ class Entry:
             except DrawError:
                 raise
             except Exception as error:
-                if fault_of(error) is not Fault.CONFLICT or attempt == TRIES_MAX - 1:
+                fault = fault_of(error)
+                is_worth_a_try = fault is Fault.CONFLICT or (is_lean and fault is Fault.OUTAGE)
+                if not is_worth_a_try or attempt == TRIES_MAX - 1:
                     raise explain(error) from error
         self._remember(answers)
         return answers
+
+    def close(self) -> None:
+        """Let go of the connections, the engine's as well."""
+        if self._lean is not None:
+            self._lean.dispose()
+        self.engine.dispose()
 
     def accept_with(self, connection: Connection, asked: Asked) -> Acceptance:
         """Accept one request inside the caller's transaction: it happens if that commits, and the relay publishes it.

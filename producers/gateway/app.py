@@ -190,7 +190,7 @@ class Gateway:
             await self.results.close()
             await asyncio.get_running_loop().run_in_executor(None, self.intake.close)
             self.readers.shutdown()
-            self.engine.dispose()
+            self.entry.close()
 
     async def read(self, find: Any, *arguments: Any) -> Any:
         """Run `find(connection, *arguments)` in a reading thread; raises ServiceUnavailable or ConfigurationError."""

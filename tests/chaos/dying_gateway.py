@@ -3,7 +3,7 @@ the product, which has no failpoints.
 
     DIE_AT=after_accept python -m tests.chaos.dying_gateway --port 8000
 
-    before_accept    the row is written, its COMMIT is not
+    before_accept    nothing is written yet
     after_accept     it is committed, nothing is published and nobody was answered
     after_publish    the broker has the message, nobody was answered
 """
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from sqlalchemy import Engine
 
 from producers import entry
-from producers.database import Transaction, transaction
+from producers.database import Transaction, statement
 from producers.gateway import intake
 from worker.cli import app
 
@@ -32,11 +32,11 @@ def die() -> None:
 
 
 @contextmanager
-def dying_transaction(engine: Engine) -> Iterator[Transaction]:
-    with transaction(engine) as open_transaction:
-        yield open_transaction
+def dying_statement(engine: Engine) -> Iterator[Transaction]:
+    with statement(engine) as open_statement:
         if DIE_AT == "before_accept":
             die()
+        yield open_statement
     if DIE_AT == "after_accept":
         die()
 
@@ -51,7 +51,7 @@ class DyingPublisher(intake.Publisher):
 
 
 if __name__ == "__main__":
-    entry.transaction = dying_transaction  # type: ignore[attr-defined]
+    entry.statement = dying_statement  # type: ignore[attr-defined]
     if DIE_AT == "after_publish":
         intake.Publisher = DyingPublisher  # type: ignore[misc]
     app(["gateway", *sys.argv[1:]])
