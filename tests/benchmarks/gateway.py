@@ -129,4 +129,13 @@ def _served(lab: Lab, command: list[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    uvicorn.run(empty_app(), host=servers.HOST, port=int(sys.argv[1]), access_log=False, log_level="warning")
+    # With the settings of `tombola gateway`, so that nothing but the endpoint differs.
+    uvicorn.run(
+        empty_app(),
+        host=servers.HOST,
+        port=int(sys.argv[1]),
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+    )
