@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from cachetools import LRUCache
@@ -31,7 +31,7 @@ from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.params import Parameter
+from litestar.params import HeaderParameter, Parameter, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.types import Receive, Scope, Send
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -41,12 +41,24 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from producers import ledger, requests
 from producers.broker import open_broker
-from producers.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, CAMPAIGN_DEFAULT, DrawRequest, DrawResult, LedgerRow
+from producers.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult
 from producers.database import explain, open_engine
 from producers.entry import Entry
 from producers.errors import DrawError, IdempotencyKeyReused, InvalidRequest
 from producers.gateway.door import Door, Doorkeeper, Meter, header
 from producers.gateway.intake import Intake
+from producers.gateway.messages import (
+    KEY_PATTERN,
+    AccountView,
+    BatchAnswer,
+    BatchAnswers,
+    DeadDraw,
+    DrawTicket,
+    NewDraw,
+    NewDraws,
+    Readiness,
+    SessionRow,
+)
 from producers.gateway.pages import static_routes
 from producers.gateway.problems import PROBLEM_TYPE, Problem, problem_handlers
 from producers.gateway.results import Results
@@ -56,7 +68,6 @@ from producers.settings import Settings
 
 T = TypeVar("T")
 
-BATCH_SIZE_MAX: Final = 100
 WAIT_S_MAX: Final = 60.0
 OWNERS_REMEMBERED_MAX: Final = 50_000
 READERS: Final = 4
@@ -70,94 +81,6 @@ SESSIONS_WITHOUT_PATH: Final = frozenset({".", "..", "batch"})
 # Where several processes share a port, they tell their metrics together (prometheus_client, multiprocess mode).
 METRICS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
-KEY_PATTERN: Final = "^[A-Za-z0-9._-]+$"
-IdText = Annotated[str, msgspec.Meta(pattern=KEY_PATTERN, min_length=1, max_length=100)]
-KeyText = Annotated[str, msgspec.Meta(pattern=KEY_PATTERN, min_length=1, max_length=64)]
-AccountId = Annotated[int, msgspec.Meta(ge=1, le=ACCOUNT_ID_MAX)]
-
-
-class NewDraw(msgspec.Struct, forbid_unknown_fields=True):
-    """A draw to be made; its request key is the header `Idempotency-Key`."""
-
-    account_id: AccountId
-    campaign: KeyText = CAMPAIGN_DEFAULT
-    lottery_session_id: IdText | None = None
-
-
-class NewDrawInBatch(msgspec.Struct, forbid_unknown_fields=True):
-    """A draw to be made, with its request key: one is made here for those that have none."""
-
-    account_id: AccountId
-    request_key: KeyText | None = None
-    campaign: KeyText = CAMPAIGN_DEFAULT
-    lottery_session_id: IdText | None = None
-
-
-class NewDraws(msgspec.Struct, forbid_unknown_fields=True):
-    """Draws to be made, each for itself."""
-
-    draws: Annotated[list[NewDrawInBatch], msgspec.Meta(min_length=1, max_length=BATCH_SIZE_MAX)]
-
-
-class DrawTicket(msgspec.Struct, frozen=True):
-    """The receipt of an accepted draw. The same one for every repeat."""
-
-    request_key: str
-    lottery_session_id: str
-    status: Literal["accepted"] = "accepted"
-
-
-class BatchAnswer(msgspec.Struct, frozen=True):
-    """What one draw of a batch was answered: a ticket, or a problem."""
-
-    status: int
-    replayed: bool
-    ticket: DrawTicket | None
-    problem: Problem | None
-
-
-class BatchAnswers(msgspec.Struct, frozen=True):
-    """An answer for each draw, in their order."""
-
-    answers: list[BatchAnswer]
-
-
-class DeadDraw(msgspec.Struct, frozen=True):
-    """A draw that was given up. Nothing was charged; an operator can replay it under the same key."""
-
-    request_key: str
-    lottery_session_id: str
-    account_id: int
-    campaign: str
-    status: Literal["dead"]
-    reason: str | None
-
-
-class SessionRow(LedgerRow, frozen=True):
-    """One ledger row of a session."""
-
-    transaction_id: int
-    account_id: int
-    created_at: str
-
-
-class AccountView(msgspec.Struct, frozen=True):
-    """An account as it stands; `balance` has two decimals."""
-
-    account_id: int
-    user_id: int
-    asset_code: str
-    balance: str
-
-
-class Readiness(msgspec.Struct, frozen=True):
-    """What this gateway needs, and what of it is missing. Without a broker or results it goes on accepting."""
-
-    database: bool
-    broker: bool
-    results: bool
-    missing: list[str]
-
 
 class Gateway:
     """What the routes share: one per process, opened and closed with the application."""
@@ -169,7 +92,6 @@ class Gateway:
         self.entry = Entry(self.engine, relay_after_s=settings.relay_after_s)
         self.keeper = Doorkeeper(settings, self.engine, self.readers)
         self._owners: LRUCache[str, str] = LRUCache(OWNERS_REMEMBERED_MAX)
-        self._backlog_task: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def running(self, _app: Litestar) -> AsyncIterator[None]:
@@ -277,43 +199,34 @@ def _caller(request: Request[Any, Any, Any]) -> str:
 # ---- what the documents say ------------------------------------------------------------------------------------------
 
 
-def _problems(**why: str) -> dict[int, ResponseSpec]:
-    texts = {
-        "e400": "The request is not valid.",
-        "e401": "No API key, or not a valid one.",
-        "e404": "Not known, or not yours.",
-        "e413": "The body is larger than 16 KiB.",
-        "e422": "This idempotency key was already used with a different request.",
-        "e429": "Too many requests, or too many draws under way. Nothing was written.",
-        "e503": "The database does not answer. Send the same request again.",
-    } | why
-    return {
-        int(name[1:]): ResponseSpec(
-            Problem,
-            description=text,
-            media_type=PROBLEM_TYPE,
-            generate_examples=False,
-        )
-        for name, text in texts.items()
-    }
-
-
-_ALL: Final = _problems()
-READ_PROBLEMS: Final = {status: _ALL[status] for status in (400, 401, 404, 429, 503)}
-WRITE_PROBLEMS: Final = {status: _ALL[status] for status in (400, 401, 413, 422, 429, 503)}
+_PROBLEMS: Final = {
+    status: ResponseSpec(Problem, description=text, media_type=PROBLEM_TYPE, generate_examples=False)
+    for status, text in {
+        400: "The request is not valid.",
+        401: "No API key, or not a valid one.",
+        404: "Not known, or not yours.",
+        413: "The body is larger than 16 KiB.",
+        422: "This idempotency key was already used with a different request.",
+        429: "Too many requests, or too many draws under way. Nothing was written.",
+        503: "The database does not answer. Send the same request again.",
+    }.items()
+}
+READ_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 404, 429, 503)}
+WRITE_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 413, 422, 429, 503)}
 NOT_YET: Final = ResponseSpec(DrawTicket, description="Accepted, and not settled yet.", generate_examples=False)
 
 IdempotencyKey = Annotated[
     str | None,
-    Parameter(
-        header="Idempotency-Key",
+    HeaderParameter(
+        name="Idempotency-Key",
         required=False,
         description="The request key: 1 to 64 characters of A-Z a-z 0-9 . _ -, bare or quoted. Keep it before you send "
         "it, and send it again when in doubt. Without one it is made here and returned.",
     ),
 ]
 WaitS = Annotated[
-    float, Parameter(query="wait", ge=0, le=WAIT_S_MAX, description="Seconds to wait for the result.", required=False)
+    float,
+    QueryParameter(name="wait", ge=0, le=WAIT_S_MAX, description="Seconds to wait for the result.", required=False),
 ]
 SessionId = Annotated[str, Parameter(pattern=KEY_PATTERN, min_length=1, max_length=100)]
 

@@ -1,0 +1,44 @@
+"""What the README shows is what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from worker.cli import app
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    """Every command of `tombola`, as it is typed."""
+    found = []
+    for info in app.registered_commands:
+        assert info.callback is not None
+        found.append((info.name or info.callback.__name__).replace("_", "-"))
+    for group in app.registered_groups:
+        assert isinstance(group.typer_instance, typer.Typer)
+        found += [f"{group.name} {info.name}" for info in group.typer_instance.registered_commands]
+    return found
+
+
+def test_there_are_commands_to_look_for() -> None:
+    assert {"up", "gateway", "relay", "api-key add", "account show"} <= set(commands())
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_in_the_readme(command: str) -> None:
+    assert f"tombola {command}" in README
+
+
+def test_the_snippet_is_the_pages_own_code() -> None:
+    assert (ROOT / "producers" / "gateway" / "page" / "draw.js").read_text() in README
+
+
+@pytest.mark.parametrize("path", ["producers/README.md", "producers/examples/README.md"])
+def test_what_it_links_to_is_there(path: str) -> None:
+    assert f"]({path.removesuffix('README.md')})" in README or f"]({path})" in README
+    assert (ROOT / path).is_file()
