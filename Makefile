@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# The tests start workers and gateways by the dozen: what they import is compiled once, also where the environment says no.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test bench chaos lint lock clean
 .DEFAULT_GOAL := run
