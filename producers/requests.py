@@ -353,7 +353,7 @@ def lease(
                 publish_at=now + delay_after(attempts + 1),
             )
         )
-    return Lease([_request_of(row) for row in due], dead)
+    return Lease([request_of(row) for row in due], dead)
 
 
 def put_off(connection: Connection, request_keys: Sequence[str], error: str, publish_at: datetime) -> None:
@@ -395,7 +395,7 @@ def states_of_sessions(connection: Connection, lottery_session_ids: Sequence[str
     )
     return {
         row.lottery_session_id: State(
-            _request_of(row),
+            request_of(row),
             row.caller,
             row.status,
             row.reason,
@@ -444,7 +444,7 @@ def state_of_session(connection: Connection, lottery_session_id: str) -> State |
     row = connection.execute(select(table).where(table.c.lottery_session_id == lottery_session_id)).first()
     if row is None:
         return None
-    request = _request_of(row)
+    request = request_of(row)
     result: str | bytes | None = row.result
     if result is None and row.status == COMPLETED:
         # Its own rows: a session may be called as a recharge's is.
@@ -490,7 +490,8 @@ def archive(connection: Connection, settled_before: datetime, *, rows_max: int) 
     return len(rows)
 
 
-def _request_of(row: Any) -> DrawRequest:
+def request_of(row: Any) -> DrawRequest:
+    """The request that a row of the table stands for."""
     return DrawRequest(
         account_id=row.account_id,
         request_key=row.request_key,

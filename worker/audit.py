@@ -22,10 +22,11 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.contract import DrawRequest, parse_result
+from producers.contract import parse_result
 from producers.database import explain
 from producers.errors import DrawError
 from producers.ledger import CONSUME, REWARD, completed, rejected, shown
+from producers.requests import request_of
 from producers.schema import account_asset_balances as accounts
 from producers.schema import api_idempotency_requests as requests
 from producers.schema import asset_transactions as transactions
@@ -201,18 +202,20 @@ def _session(request: Any, rows: list[Any], wheels: Wheels) -> Iterator[Violatio
         yield Violation("I11", subject, f"its session holds foreign rows: {keys}")
     if any(row.row_account_id != request.account_id for row in rows):
         yield Violation("I11", subject, "its session moves another account")
-    yield from _answer(request, completed(_draw(request), [shown(_ledger_row(row)) for row in rows]).encode().decode())
+    yield from _answer(
+        request, completed(request_of(request), [shown(_ledger_row(row)) for row in rows]).encode().decode()
+    )
 
 
 def _answer(request: Any, rebuilt: str | None) -> Iterator[Violation]:
     """I10: what we answered is what the ledger says, and belongs to this request."""
     subject = f"request {request.request_key}"
-    if _draw(request).fingerprint() != request.fingerprint:
+    if request_of(request).fingerprint() != request.fingerprint:
         yield Violation("I10", subject, "its row does not match its fingerprint")
     if request.status in ("accepted", "dead"):
         return
     if request.result is None and request.publish_at is None:  # archived: it is rebuilt whenever it is asked for
-        kept = rebuilt or rejected(_draw(request), request.reason, request.balance_told).encode().decode()
+        kept = rebuilt or rejected(request_of(request), request.reason, request.balance_told).encode().decode()
     else:
         kept = request.result or ""
     if rebuilt is not None and rebuilt != kept:
@@ -224,15 +227,6 @@ def _answer(request: Any, rebuilt: str | None) -> Iterator[Violation]:
         return
     if (result.status, result.reason) != (request.status, request.reason):
         yield Violation("I10", subject, f"is {request.status}, its kept result says {result.status}")
-
-
-def _draw(request: Any) -> DrawRequest:
-    return DrawRequest(
-        account_id=request.account_id,
-        request_key=request.request_key,
-        lottery_session_id=request.lottery_session_id,
-        campaign=request.campaign,
-    )
 
 
 def _ledger_row(pair: Any) -> dict[str, Any]:

@@ -250,7 +250,7 @@ async def make_draw(scope: Scope, receive: Receive, send: Send) -> None:
         campaign=data.campaign,
     )
     asked = _asked(draw, caller)
-    answer = gateway.entry.recall(asked) or await gateway.intake.accept(asked)
+    answer = await gateway.intake.accept(asked)
     if answer.is_conflict:
         raise IdempotencyKeyReused
     gateway.remember(answer, caller)

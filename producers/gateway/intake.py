@@ -44,11 +44,11 @@ class Intake:
 
     async def accept(self, asked: Asked) -> Acceptance:
         """Accept one request; return when that is durable. Raises what Entry.accept raises."""
-        return await self._enqueue(asked)
+        return self._entry.recall(asked) or await self._enqueue(asked)
 
     async def accept_many(self, asked: Sequence[Asked]) -> list[Acceptance]:
         """Accept several requests, each for itself; return when all of them are durable."""
-        return await asyncio.gather(*[self._enqueue(it) for it in asked])
+        return await asyncio.gather(*[self.accept(it) for it in asked])
 
     async def has_broker(self) -> bool:
         """Whether the broker answers."""
