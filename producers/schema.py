@@ -100,6 +100,8 @@ api_idempotency_requests = Table(
     Column("publish_error", String(200), comment="why the last attempt failed"),
     Column("published_at", UtcTime, comment="the last attempt"),
     Column("publish_at", UtcTime, comment="when the relay publishes it, if it is still only accepted"),
+    Column("deliveries", Integer, comment="how often it had been delivered when it settled"),
+    Column("settled_by", String(100), comment="the worker"),
     PrimaryKeyConstraint("request_key"),
     # A session is one draw's, or its result would change when the second one settles.
     UniqueConstraint("lottery_session_id", name="uk_request_lottery_session_id"),
