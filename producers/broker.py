@@ -1,6 +1,6 @@
 """The broker: where draws are queued, how both sides declare it, and publishing that is confirmed.
 
-    redis://   Stream `draws`, consumer group `workers`; an entry has one field, `body`
+    redis://   Stream `draws`, consumer group `workers`; an entry has a field `body`
     amqp://    quorum queue `draws` on the direct exchange `draws`; what the broker gives up on goes to `draws.dead`
 
 Whoever comes first declares the topology. It is written down here once, so it is equal on both sides.
@@ -8,7 +8,8 @@ Whoever comes first declares the topology. It is written down here once, so it i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -53,11 +54,15 @@ QUORUM_QUEUE: Final = kombu.Queue(
 AMQP_ERRORS: Final = (amqp.AMQPError, KombuError, OSError)
 
 
+# What travels beside each body, the trace it belongs to: see producers.tracing.
+Headers = Sequence[Mapping[str, str]]
+
+
 class Broker(Protocol):
     """Publishes bodies on the queue `draws`. One per thread."""
 
-    def publish(self, bodies: Sequence[bytes]) -> None:
-        """Publish all `bodies`; return when the broker has confirmed every one.
+    def publish(self, bodies: Sequence[bytes], headers: Headers | None = None) -> None:
+        """Publish all `bodies`, each with its own of `headers`; return when the broker has confirmed every one.
 
         Raises PublishFailed otherwise: some may be queued. Publish them again; a second copy does no harm.
         """
@@ -108,14 +113,19 @@ class StreamBroker:
         self._client = client
         self._declared = False
 
-    def publish(self, bodies: Sequence[bytes]) -> None:
+    def publish(self, bodies: Sequence[bytes], headers: Headers | None = None) -> None:
         try:
             if not self._declared:
                 declare_group(self._client)
                 self._declared = True
             with self._client.pipeline(transaction=False) as pipeline:
-                for body in bodies:
-                    pipeline.execute_command("XADD", QUEUE, "*", BODY_FIELD, body)
+                if headers is None:
+                    for body in bodies:
+                        pipeline.execute_command("XADD", QUEUE, "*", BODY_FIELD, body)
+                else:
+                    for body, beside in zip(bodies, headers, strict=True):
+                        fields = itertools.chain.from_iterable(beside.items())
+                        pipeline.execute_command("XADD", QUEUE, "*", BODY_FIELD, body, *fields)
                 pipeline.execute()
         except redis.RedisError as error:
             self._declared = False
@@ -126,6 +136,18 @@ class StreamBroker:
             return int(self._client.xlen(QUEUE))  # what is acked is deleted as well
         except redis.RedisError as error:
             raise PublishFailed(f"Redis does not tell how much is queued: {error}") from error
+
+    def pending(self) -> int:
+        """How many messages workers have in hand, which RabbitMQ does not tell. Raises PublishFailed."""
+        try:
+            told: Any = self._client.xpending(QUEUE, GROUP)
+            return int(told["pending"])
+        except redis.ResponseError as error:
+            if "NOGROUP" in str(error):
+                return 0
+            raise PublishFailed(f"Redis does not tell how much is in hand: {error}") from error
+        except redis.RedisError as error:
+            raise PublishFailed(f"Redis does not tell how much is in hand: {error}") from error
 
     def close(self) -> None:
         self._client.close()
@@ -145,12 +167,19 @@ class QueueBroker:
         self._channel: Any = None
         self._confirms = _Confirms()
 
-    def publish(self, bodies: Sequence[bytes]) -> None:
+    def publish(self, bodies: Sequence[bytes], headers: Headers | None = None) -> None:
         with self._open() as channel:
-            for body in bodies:
+            besides = itertools.repeat(None, len(bodies)) if headers is None else headers
+            for body, beside in zip(bodies, besides, strict=True):
                 self._confirms.sent += 1
                 channel.basic_publish(
-                    amqp.Message(body, delivery_mode=2, content_type="application/json", content_encoding="utf-8"),
+                    amqp.Message(
+                        body,
+                        delivery_mode=2,
+                        content_type="application/json",
+                        content_encoding="utf-8",
+                        application_headers=beside or None,
+                    ),
                     exchange=QUEUE,
                     routing_key=QUEUE,
                     mandatory=True,

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 from sqlalchemy import Connection
 
+from producers import tracing
 from producers.broker import Broker, open_broker
 from producers.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, DrawResult, parse_result
 from producers.database import open_engine
@@ -141,7 +142,12 @@ class DrawClient:
         if not requests:
             return
         try:
-            self._broker.publish([request.encode() for request in requests])
+            with tracing.publishing(len(requests)) as beside:
+                bodies = [request.encode() for request in requests]
+                if beside is None:
+                    self._broker.publish(bodies)
+                else:
+                    self._broker.publish(bodies, [beside] * len(bodies))
         except PublishFailed as error:
             log.warning("%s; %d accepted draws are left to the relay", error, len(requests))
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from producers import keys
-from producers.errors import DrawError, InvalidRequest, UnknownVersion
+from producers.errors import DrawError, InvalidRequest, UnknownVersion, Unparsable
 
 VERSION: Final = 1
 BODY_BYTES_MAX: Final = 16 * 1024
@@ -119,15 +119,19 @@ _decode_result = msgspec.json.Decoder(DrawResult).decode
 def parse_request(body: bytes) -> DrawRequest:
     """Parse one message body.
 
-    Raises InvalidRequest with what is wrong and where, UnknownVersion for a version this release does not speak.
+    Raises InvalidRequest with what is wrong and where: Unparsable for what is no JSON object, UnknownVersion for a
+    version that this release does not speak.
     """
     if len(body) > BODY_BYTES_MAX:
         raise InvalidRequest(f"a draw request has at most {BODY_BYTES_MAX:,} bytes, this one has {len(body):,}")
     try:
         wire = _decode_request(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        version = _version_of(body)
-        if version is not None and version != VERSION:
+        loose = _loosely(body)
+        if not isinstance(loose, dict):
+            raise Unparsable(f"not a JSON object: {_shown(error)}") from None
+        version = loose.get("v")
+        if isinstance(version, int) and not isinstance(version, bool) and version != VERSION:
             raise UnknownVersion(
                 f"contract version {version!r:.40} is not known here, only {VERSION}: upgrade the workers, then replay"
             ) from None
@@ -154,11 +158,9 @@ def _shown(error: Exception) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def _version_of(body: bytes) -> Any:
-    """The version a refused body claims, None if it claims none that could be one."""
+def _loosely(body: bytes) -> Any:
+    """Whatever JSON a refused body is, None if it is none."""
     try:
-        loose = msgspec.json.decode(body)
+        return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    version = loose.get("v") if isinstance(loose, dict) else None
-    return version if isinstance(version, int) and not isinstance(version, bool) else None

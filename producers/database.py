@@ -284,10 +284,10 @@ def statement(engine: Engine) -> Iterator[Transaction]:
 
 
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Transaction]:
+def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Transaction]:
     """A transaction on the driver's own connection: committed at the end, or rolled back whole.
 
-    After an error the connection is thrown away, not returned: whatever state it is in, nobody meets it again.
+    A read-only one cannot write: the server itself refuses. After an error the connection is thrown away, not returned: whatever state it is in, nobody meets it again.
     """
     proxy = engine.raw_connection()
     try:
@@ -295,7 +295,9 @@ def transaction(engine: Engine) -> Iterator[Transaction]:
         is_sqlite = engine.dialect.name == "sqlite"
         open_transaction = Transaction(connection, is_sqlite=is_sqlite)
         if is_sqlite:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
+        elif read_only:
+            connection.query("START TRANSACTION READ ONLY")
         else:
             connection.begin()
         yield open_transaction

@@ -4,9 +4,12 @@
     ├── ConfigurationError       a setting is wrong, a server is of the wrong kind, a schema is not migrated
     ├── InvalidRequest           the draw cannot be expressed: the caller must change it
     │   ├── InvalidKey           a request key, session id or derived key that is not safe to use
+    │   ├── Unparsable           a message that is no JSON object at all
     │   └── UnknownVersion       a contract version that this release does not speak
     ├── IdempotencyKeyReused     the key is known, with another request behind it
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
+    ├── DeadLetterNotFound       no such dead letter (operators' commands)
+    ├── ReplayNotFound           no such replay (operators' commands)
     ├── ResultNotReady           nothing is known of that session yet
     ├── DrawDead                 the draw was given up, nothing was charged
     ├── NotAllowed               no API key, or one that is not (or no longer) known
@@ -41,6 +44,10 @@ class InvalidKey(InvalidRequest):
     """A key is 1 to 64 characters of A-Z a-z 0-9 . _ and -."""
 
 
+class Unparsable(InvalidRequest):
+    """This message is not a JSON object."""
+
+
 class UnknownVersion(InvalidRequest):
     """This message speaks a contract version that this release does not know."""
 
@@ -51,6 +58,14 @@ class IdempotencyKeyReused(DrawError):
 
 class AccountNotFound(DrawError):
     """There is no such account."""
+
+
+class DeadLetterNotFound(DrawError):
+    """There is no such dead letter."""
+
+
+class ReplayNotFound(DrawError):
+    """There is no such replay."""
 
 
 class ResultNotReady(DrawError):

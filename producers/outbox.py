@@ -14,16 +14,20 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import requests
+from producers import metrics, requests
 from producers.broker import Broker, open_broker
+from producers.contract import DrawRequest
 from producers.database import explain, open_engine, utc_now
 from producers.errors import ConfigurationError, PublishFailed, ServiceUnavailable
+from producers.logs import about
+from producers.pulse import Pulse
 from producers.requests import Lease
 from producers.settings import Settings
 
@@ -39,6 +43,13 @@ IDLE_WAIT_S: Final = 1.0
 TIME_OUT_EVERY_S: Final = 60.0
 BACKOFF_S_MAX: Final = 10.0
 
+# What is told, in the same transaction, of requests that are given up: which, and why.
+Bury = Callable[[Connection, Sequence[DrawRequest], str], None]
+
+
+def _forget(_connection: Connection, _dead: Sequence[DrawRequest], _reason: str) -> None:
+    """Nobody is told."""
+
 
 def relay_once(
     engine: Engine,
@@ -47,11 +58,12 @@ def relay_once(
     rows_max: int = RELAYED_MAX,
     after_s: float = AFTER_S,
     tries_max: int = TRIES_MAX,
+    bury: Bury = _forget,
 ) -> int:
     """Republish up to rows_max accepted requests that are overdue, ROWS_MAX in a transaction; return how many.
 
-    Those that were published `tries_max` times before are dead from here on (NEVER_SETTLED). Any number of relays may
-    run at once: rows that another one has in hand are skipped. Raises PublishFailed when the broker does not take them,
+    Those that were published `tries_max` times before are dead from here on (NEVER_SETTLED), and told to `bury`. Any
+    number of relays may run at once: rows that another one has in hand are skipped. Raises PublishFailed when the broker does not take them,
     which is no attempt, and ServiceUnavailable or ConfigurationError when the database cannot be used.
     """
     try:
@@ -78,6 +90,7 @@ def relay_once(
             after_s=after_s,
             tries_max=tries_max,
             published_before=overtaken,
+            bury=bury,
         )
         if not lease.due and not lease.dead:
             break
@@ -94,6 +107,7 @@ def _relay_some(
     after_s: float,
     tries_max: int,
     published_before: datetime | None,
+    bury: Bury,
 ) -> Lease:
     def delay_after(attempts: int) -> timedelta:
         return timedelta(seconds=min(DELAY_S_MAX, after_s * 2.0 ** (attempts - 1)))
@@ -108,10 +122,18 @@ def _relay_some(
                 delay_after=delay_after,
                 published_before=published_before,
             )
+            if lease.dead:
+                bury(connection, lease.dead, requests.NEVER_SETTLED)
     except SQLAlchemyError as error:
         raise explain(error) from error
-    for request_key in lease.dead:
-        log.error("request %s is dead: published %d times and never settled", request_key, tries_max)
+    metrics.GIVEN_UP.labels(requests.NEVER_SETTLED).inc(len(lease.dead))
+    for request in lease.dead:
+        log.error(
+            "request %s is dead: published %d times and never settled",
+            request.request_key,
+            tries_max,
+            extra=about(request),
+        )
     if not lease.due:
         return lease
     try:
@@ -125,18 +147,24 @@ def _relay_some(
         except SQLAlchemyError:
             log.warning("the relay could not take %d attempts back", len(lease.due))
         raise
+    metrics.PUBLISHED_AGAIN.inc(len(lease.due))
     return lease
 
 
-def time_out_once(engine: Engine, *, rows_max: int = ROWS_MAX, timeout_s: float = TIMEOUT_S) -> int:
+def time_out_once(
+    engine: Engine, *, rows_max: int = ROWS_MAX, timeout_s: float = TIMEOUT_S, bury: Bury = _forget
+) -> int:
     """Give up to rows_max requests up that were accepted more than `timeout_s` ago; return how many."""
     try:
         with engine.begin() as connection:
             dead = requests.time_out(connection, utc_now() - timedelta(seconds=timeout_s), rows_max=rows_max)
+            if dead:
+                bury(connection, dead, requests.TIMED_OUT)
     except SQLAlchemyError as error:
         raise explain(error) from error
-    for request_key in dead:
-        log.error("request %s is dead: not settled within %g s", request_key, timeout_s)
+    metrics.GIVEN_UP.labels(requests.TIMED_OUT).inc(len(dead))
+    for request in dead:
+        log.error("request %s is dead: not settled within %g s", request.request_key, timeout_s, extra=about(request))
     return len(dead)
 
 
@@ -150,20 +178,39 @@ def archive_once(engine: Engine, *, older_than_s: float, rows_max: int = ROWS_MA
 
 
 class Relay:
-    """The relay as a loop: `relay_once` whenever there may be something, and now and then `time_out_once`."""
+    """The relay as a loop: `relay_once` whenever there may be something, and now and then `time_out_once`.
 
-    def __init__(self, engine: Engine, broker: Broker, settings: Settings) -> None:
+    `bury` is told of what is given up; `afterwards` is called at the end of each pass.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        broker: Broker,
+        settings: Settings,
+        *,
+        bury: Bury = _forget,
+        afterwards: Callable[[Engine], object] = lambda _engine: None,
+    ) -> None:
         self._engine = engine
         self._broker = broker
         self._settings = settings
+        self._bury = bury
+        self._afterwards = afterwards
         self._next_time_out = 0.0
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Relay:
+    def from_settings(
+        cls,
+        settings: Settings,
+        *,
+        bury: Bury = _forget,
+        afterwards: Callable[[Engine], object] = lambda _engine: None,
+    ) -> Relay:
         """A relay for `settings`; it connects at first use."""
         engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
         broker = open_broker(settings.need("broker_url"), publish_timeout_s=settings.publish_timeout_s)
-        return cls(engine, broker, settings)
+        return cls(engine, broker, settings, bury=bury, afterwards=afterwards)
 
     def run_once(self) -> int:
         """Publish all that is overdue, and time out what is due for it; return how many were published."""
@@ -172,17 +219,37 @@ class Relay:
             self._broker,
             after_s=self._settings.relay_after_s,
             tries_max=self._settings.relay_tries_max,
+            bury=self._bury,
         )
         if time.monotonic() >= self._next_time_out:
-            while time_out_once(self._engine, timeout_s=self._settings.request_timeout_s) == ROWS_MAX:
+            timeout_s = self._settings.request_timeout_s
+            while time_out_once(self._engine, timeout_s=timeout_s, bury=self._bury) == ROWS_MAX:
                 pass
             self._next_time_out = time.monotonic() + TIME_OUT_EVERY_S
+        self._afterwards(self._engine)
+        metrics.LAST_PASS.set_to_current_time()
         return published
 
     def run(self, stopping: threading.Event) -> None:
-        """Relay until told to stop. An outage does not end this loop: it backs off, says so, and goes on."""
+        """Relay until told to stop. An outage does not end this loop: it backs off, says so, and goes on.
+
+        The relay keeps watch as well: it has a pulse, and looks up the state that its metrics tell.
+        """
+        pulse = Pulse.open(self._settings, "relay")
+        metrics.serve(self._settings)
+        lookout = metrics.Lookout(self._settings, self._engine, self._broker)
+        try:
+            self._run(stopping, lookout if metrics.are_wanted(self._settings) else None)
+        finally:
+            lookout.close()
+            if pulse is not None:
+                pulse.stop()
+
+    def _run(self, stopping: threading.Event, lookout: metrics.Lookout | None) -> None:
         failures = 0
         while not stopping.is_set():
+            if lookout is not None:
+                lookout.look()
             try:
                 published = self.run_once()
                 failures = 0
@@ -191,6 +258,7 @@ class Relay:
                 stopping.wait(IDLE_WAIT_S)
             except (ServiceUnavailable, ConfigurationError) as error:
                 failures += 1
+                metrics.RELAY_FAILURES.inc()
                 log.warning("%s; the relay tries again (%d)", error, failures)
                 stopping.wait(min(BACKOFF_S_MAX, 0.1 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
 

@@ -37,13 +37,18 @@ PARKED: Final = "PARKED"  # a worker could not settle it: the dead letter says w
 TAKEN_TRIES_MAX: Final = 5
 PUBLISH_ERROR_LENGTH_MAX: Final = 200
 
-_OUTCOME: Final = ("status", "reason", "result", "settled_at")
+_OUTCOME: Final = ("status", "reason", "result", "settled_at", "deliveries", "settled_by")
 _REQUEST: Final = ("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "created_at")
-_KNOWN: Final = "fingerprint, caller, status, result, settled_at, reason, balance_told"
+# As text: the driver takes longer over a time than over all the rest of a row.
+_ACCEPTED_AT: Final = "CAST(accepted_at AS CHAR)"
+_KNOWN: Final = f"fingerprint, caller, status, result, settled_at, reason, balance_told, {_ACCEPTED_AT}"
 
 
 class Known(NamedTuple):
-    """What is on record of a request; `result` is None while it has none, and once it is archived."""
+    """What is on record of a request; `result` is None while it has none, and once it is archived.
+
+    `accepted_at` is for whoever settles it: those who ask again are told the same as the first time.
+    """
 
     fingerprint: str
     caller: str
@@ -52,6 +57,7 @@ class Known(NamedTuple):
     settled_at: datetime | None = None
     reason: str | None = None
     balance_told: Decimal | None = None
+    accepted_at: datetime | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -87,6 +93,7 @@ class Finished(NamedTuple):
     reason: str | None
     result: str
     is_accepted: bool
+    deliveries: int = 1
 
 
 # ---- accept ----------------------------------------------------------------------------------------------------------
@@ -142,17 +149,21 @@ def _drop_taken_sessions(transaction: Transaction, new: dict[str, tuple[Asked, s
     if not new:
         return
     sessions = [it.request.lottery_session_id for it, _ in new.values()]
-    owners: dict[str, str] = dict(
-        transaction.select(
-            f"SELECT lottery_session_id, request_key FROM {table.name} WHERE lottery_session_id IN (??)",
-            sorted(sessions),
-            lock=True,
-        )
-    )
+    owners = owners_of_sessions(transaction, sessions, lock=True)
     for key, (it, _) in list(new.items()):
         # One that is its own was accepted since we looked for the key: the insert finds that out.
         if owners.setdefault(it.request.lottery_session_id, key) != key:
             del new[key]
+
+
+def owners_of_sessions(transaction: Transaction, sessions: Sequence[str], *, lock: bool = False) -> dict[str, str]:
+    """Whose these sessions are: request keys by session id; those of nobody are absent."""
+    rows = transaction.select(
+        f"SELECT lottery_session_id, request_key FROM {table.name} WHERE lottery_session_id IN (??)",
+        sorted(sessions),
+        lock=lock,
+    )
+    return dict((session, key) for session, key in rows)
 
 
 def _insert_accepted(
@@ -212,12 +223,15 @@ def look_up(transaction: Transaction, request_keys: Sequence[str], *, lock: bool
             None if settled_at is None else transaction.moment(settled_at),
             reason,
             None if balance is None else transaction.amount(balance),
+            None if accepted_at is None or lock else datetime.fromisoformat(f"{accepted_at}+00:00"),
         )
-        for key, fingerprint, caller, status, result, settled_at, reason, balance in rows
+        for key, fingerprint, caller, status, result, settled_at, reason, balance, accepted_at in rows
     }
 
 
-def finish(transaction: Transaction, finished: Sequence[Finished], now: datetime) -> None:
+def finish(
+    transaction: Transaction, finished: Sequence[Finished], now: datetime, *, settled_by: str | None = None
+) -> None:
     """Record outcomes: new rows in one statement, rows accepted before in another."""
     moment = time_text(now)
     transaction.insert(
@@ -231,6 +245,8 @@ def finish(transaction: Transaction, finished: Sequence[Finished], now: datetime
                 it.reason,
                 it.result,
                 moment,
+                it.deliveries,
+                settled_by,
                 moment,
             )
             for it in finished
@@ -241,7 +257,11 @@ def finish(transaction: Transaction, finished: Sequence[Finished], now: datetime
         table.name,
         "request_key",
         _OUTCOME,
-        [(it.request.request_key, it.status, it.reason, it.result, moment) for it in finished if it.is_accepted],
+        [
+            (it.request.request_key, it.status, it.reason, it.result, moment, it.deliveries, settled_by)
+            for it in finished
+            if it.is_accepted
+        ],
         # Read without a lock: one that was given up meanwhile is dead, and must not be charged.
         where=f"status = '{ACCEPTED}'",
     )
@@ -258,18 +278,45 @@ def give_up(connection: Connection, request_key: str, fingerprint: str, reason: 
     )
 
 
-def revive(connection: Connection, request_keys: Sequence[str], now: datetime) -> int:
-    """dead → accepted, for an operator's replay: the relay publishes them. Return how many were dead."""
+def give_up_all(connection: Connection, given_up: Sequence[DrawRequest], reason: str) -> None:
+    """accepted → dead for those of these very requests that were accepted."""
+    if not given_up:
+        return
+    # A fingerprint covers its key: whoever has one of each has them both.
+    connection.execute(
+        update(table)
+        .where(
+            table.c.request_key.in_(sorted({it.request_key for it in given_up})),
+            table.c.fingerprint.in_(sorted({it.fingerprint() for it in given_up})),
+            table.c.status == ACCEPTED,
+        )
+        .values(status=DEAD, reason=reason)
+    )
+
+
+def revive(
+    connection: Connection,
+    request_keys: Sequence[str],
+    now: datetime,
+    *,
+    publish_at: datetime | None = None,
+    is_published: bool = False,
+) -> int:
+    """dead → accepted, for an operator's replay; return how many were dead.
+
+    As with `accept`: the relay looks after them from `publish_at` on (default: now), `is_published` says that the
+    caller publishes them himself, once, after the commit.
+    """
     return connection.execute(
         update(table)
         .where(table.c.request_key.in_(request_keys), table.c.status == DEAD)
         .values(
             status=ACCEPTED,
             reason=None,
-            publish_attempts=0,
+            publish_attempts=1 if is_published else 0,
             publish_error=None,
-            published_at=None,
-            publish_at=now,
+            published_at=now if is_published else None,
+            publish_at=publish_at or now,
             accepted_at=now,  # its time begins anew, or it would be timed out at once
         )
     ).rowcount
@@ -304,7 +351,7 @@ class Lease(NamedTuple):
     """What one pass of the relay took: `due` is to be published, `dead` was given up."""
 
     due: list[DrawRequest]
-    dead: list[str]
+    dead: list[DrawRequest]
 
 
 def lease(
@@ -337,9 +384,8 @@ def lease(
         .limit(rows_max)
         .with_for_update(skip_locked=True)
     ).all()  # fmt: skip
-    dead = [row.request_key for row in rows if row.publish_attempts >= tries_max]
-    if dead:
-        _mark_dead(connection, dead, NEVER_SETTLED)
+    dead = [request_of(row) for row in rows if row.publish_attempts >= tries_max]
+    _mark_dead(connection, dead, NEVER_SETTLED)
     due = [row for row in rows if row.publish_attempts < tries_max]
     for attempts in {row.publish_attempts for row in due}:
         keys = [row.request_key for row in due if row.publish_attempts == attempts]
@@ -370,19 +416,17 @@ def put_off(connection: Connection, request_keys: Sequence[str], error: str, pub
     )
 
 
-def time_out(connection: Connection, accepted_before: datetime, *, rows_max: int) -> list[str]:
-    """accepted → dead for what was accepted too long ago, whatever the reason; return their keys."""
-    keys = list(
-        connection.execute(
-            select(table.c.request_key)
-            .where(table.c.status == ACCEPTED, table.c.accepted_at < accepted_before)
-            .limit(rows_max)
-            .with_for_update(skip_locked=True)
-        ).scalars()
-    )
-    if keys:
-        _mark_dead(connection, keys, TIMED_OUT)
-    return keys
+def time_out(connection: Connection, accepted_before: datetime, *, rows_max: int) -> list[DrawRequest]:
+    """accepted → dead for what was accepted too long ago, whatever the reason; return them."""
+    rows = connection.execute(
+        select(table.c.request_key, table.c.lottery_session_id, table.c.account_id, table.c.campaign)
+        .where(table.c.status == ACCEPTED, table.c.accepted_at < accepted_before)
+        .limit(rows_max)
+        .with_for_update(skip_locked=True)
+    ).all()
+    dead = [request_of(row) for row in rows]
+    _mark_dead(connection, dead, TIMED_OUT)
+    return dead
 
 
 def states_of_sessions(connection: Connection, lottery_session_ids: Sequence[str]) -> dict[str, State]:
@@ -421,8 +465,10 @@ def _is_overdue(now: datetime) -> ColumnElement[bool]:
     return and_(table.c.status == ACCEPTED, table.c.publish_at <= now)
 
 
-def _mark_dead(connection: Connection, request_keys: Sequence[str], reason: str) -> None:
-    connection.execute(update(table).where(table.c.request_key.in_(request_keys)).values(status=DEAD, reason=reason))
+def _mark_dead(connection: Connection, dead: Sequence[DrawRequest], reason: str) -> None:
+    if dead:
+        keys = [request.request_key for request in dead]
+        connection.execute(update(table).where(table.c.request_key.in_(keys)).values(status=DEAD, reason=reason))
 
 
 # ---- look, and archive -----------------------------------------------------------------------------------------------

@@ -100,6 +100,15 @@ class Settings(BaseSettings):
     remote_control: bool = Field(
         default=True, description="let `celery inspect` and `celery control` reach the workers"
     )
+    log_format: Literal["auto", "text", "json"] = Field(
+        default="auto", description="how logs are written; auto: text at a terminal, JSON otherwise"
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] = Field(
+        default=0, description="where a worker and a relay serve Prometheus metrics; 0: nowhere"
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1", min_length=1, description="the address that TOMBOLA_METRICS_PORT is on"
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple
 
 from sqlalchemy import Engine
 
@@ -39,8 +40,9 @@ from producers.database import (
     utc_now,
 )
 from producers.ledger import CONSUME, REWARD, completed, rejected
+from producers.logs import about
 from producers.requests import Finished, Known
-from worker import ledger
+from worker import ledger, metrics
 from worker.draw import Wheel
 from worker.ledger import CONSUME_TYPE, REWARD_TYPE, Entry
 
@@ -57,6 +59,8 @@ class Settled:
     result: bytes
     settled_at: datetime
     is_repeat: bool = False
+    is_rejected: bool = False  # now, not when it was settled before
+    accepted_at: datetime | None = None
 
     @property
     def reason(self) -> str | None:
@@ -71,6 +75,7 @@ class Refused:
     request: DrawRequest
     cause: Literal["fingerprint mismatch", "unknown campaign", "failed alone", "never settled"]
     error: str
+    exception: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +89,23 @@ class Deferred:
 Answer = Settled | Refused | Deferred
 
 
+class Handling(NamedTuple):
+    """For the record: which worker settles, and how often what came more than once was delivered, by request key."""
+
+    by: str | None = None
+    redelivered: Mapping[str, int] = MappingProxyType({})
+
+
+UNTOLD: Final = Handling()
+
+
 def settle(
     engine: Engine,
     draws: Sequence[DrawRequest],
     wheels: Wheels,
     *,
     tries_max: int,
+    handling: Handling = UNTOLD,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Answer]:
     """Settle `draws` in one transaction; return an answer for each, in their order.
@@ -98,7 +114,7 @@ def settle(
     that one bad draw is found and the others go through. Raises ServiceUnavailable or ConfigurationError when the
     database cannot be used: then nothing is known to be settled, and the same call later finds out.
     """
-    return _settle(engine, draws, wheels, tries_max, sleep, is_split=False) if draws else []
+    return _settle(engine, draws, wheels, tries_max, handling, sleep, is_split=False) if draws else []
 
 
 def _settle(
@@ -106,6 +122,7 @@ def _settle(
     draws: Sequence[DrawRequest],
     wheels: Wheels,
     tries_max: int,
+    handling: Handling,
     sleep: Callable[[float], None],
     *,
     is_split: bool,
@@ -116,29 +133,34 @@ def _settle(
             sleep(random.uniform(0, 0.01 * 2**attempt))
         try:
             with transaction(engine) as open_transaction:
-                return settle_in(open_transaction, draws, wheels, utc_now())
+                return settle_in(open_transaction, draws, wheels, utc_now(), handling)
         except Exception as raised:
             error, fault = raised, fault_of(raised)
             if fault is Fault.OUTAGE:
                 raise explain(raised) from raised
+            metrics.tell_retry(raised)
             # A part that has waited in full for a lock does not wait again: the whole batch has, and time is bounded.
             if fault is Fault.REFUSED or (is_split and is_lock_timeout(raised)):
                 break
     assert error is not None
     if len(draws) == 1:
         why = f"{type(error).__name__}: {error}"
-        log.warning("draw %s does not settle: %s", draws[0].request_key, why, exc_info=error)
-        return [Deferred(draws[0], why) if is_lock_conflict(error) else Refused(draws[0], "failed alone", why)]
+        log.warning("draw %s does not settle: %s", draws[0].request_key, why, exc_info=error, extra=about(draws[0]))
+        return [Deferred(draws[0], why) if is_lock_conflict(error) else Refused(draws[0], "failed alone", why, error)]
     middle = len(draws) // 2
     return [
         answer
         for half in (draws[:middle], draws[middle:])
-        for answer in _settle(engine, half, wheels, tries_max, sleep, is_split=True)
+        for answer in _settle(engine, half, wheels, tries_max, handling, sleep, is_split=True)
     ]
 
 
 def settle_in(
-    open_transaction: Transaction, draws: Sequence[DrawRequest], wheels: Wheels, now: datetime
+    open_transaction: Transaction,
+    draws: Sequence[DrawRequest],
+    wheels: Wheels,
+    now: datetime,
+    handling: Handling = UNTOLD,
 ) -> list[Answer]:
     """Settle `draws` inside `open_transaction`, which the caller commits; nothing is visible before that."""
     # Before the locks, what needs none: nobody waits for it.
@@ -149,6 +171,7 @@ def settle_in(
         known=requests.look_up(open_transaction, [draw.request_key for draw in draws]),
         wheels=wheels,
         now=now,
+        redelivered=handling.redelivered,
     )
     # The ledger's keys never expire: a request whose own row is gone is not charged again.
     asked = [draw.request_key for draw in draws if book.needs_ledger(draw.request_key)]
@@ -156,8 +179,46 @@ def settle_in(
     answers = [book.settle(draw, fingerprint) for draw, fingerprint in zip(draws, fingerprints, strict=True)]
     ledger.post(open_transaction, book.entries, now)
     ledger.move(open_transaction, book.moved, now)
-    requests.finish(open_transaction, book.finished, now)
+    requests.finish(open_transaction, book.finished, now, settled_by=handling.by)
     return answers
+
+
+class Rehearsal:
+    """Settling without writing: the same book, read without locks, its balances running on from batch to batch.
+
+    A request that was given up counts as accepted, as it is once it is replayed.
+    """
+
+    def __init__(self, wheels: Wheels) -> None:
+        self._wheels = wheels
+        self._accounts: dict[int, ledger.Account] = {}
+        self._seen: dict[str, Known] = {}
+        self._owners: dict[str, str] = {}
+
+    def settle(self, open_transaction: Transaction, draws: Sequence[DrawRequest]) -> list[Answer]:
+        """What `settle_in` would answer; `open_transaction` may be read-only. Raises the driver's errors."""
+        if not draws:
+            return []
+        unread = {draw.account_id for draw in draws} - self._accounts.keys()
+        if unread:
+            self._accounts |= ledger.lock_accounts(open_transaction, unread, lock=False)
+        known = {
+            key: it._replace(status=requests.ACCEPTED, reason=None) if it.status == requests.DEAD else it
+            for key, it in requests.look_up(open_transaction, [draw.request_key for draw in draws]).items()
+        }
+        self._owners |= requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in draws])
+        book = _Book(accounts=self._accounts, known=self._seen | known, wheels=self._wheels, now=utc_now())
+        asked = [draw.request_key for draw in draws if book.needs_ledger(draw.request_key)]
+        book.charged = ledger.charged_draws(open_transaction, asked)
+        answers = [self._settle(book, draw) for draw in draws]
+        # Those that have just settled in here: another request under their key is a conflict from now on.
+        self._seen |= {it.request.request_key: book.known[it.request.request_key] for it in book.finished}
+        return answers
+
+    def _settle(self, book: _Book, draw: DrawRequest) -> Answer:
+        if self._owners.setdefault(draw.lottery_session_id, draw.request_key) != draw.request_key:
+            return Refused(draw, "fingerprint mismatch", "its lottery session is another request's")
+        return book.settle(draw, draw.fingerprint())
 
 
 @dataclass(slots=True)
@@ -168,6 +229,7 @@ class _Book:
     known: dict[str, Known]
     wheels: Wheels
     now: datetime
+    redelivered: Mapping[str, int] = field(default_factory=dict)
     charged: dict[str, ledger.Charged] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     moved: dict[int, Decimal] = field(default_factory=dict)
@@ -200,11 +262,26 @@ class _Book:
         body = result.encode()
         text = body.decode()
         self.finished.append(
-            Finished(draw, fingerprint, result.status, result.reason, text, is_accepted=known is not None)
+            Finished(
+                draw,
+                fingerprint,
+                result.status,
+                result.reason,
+                text,
+                is_accepted=known is not None,
+                deliveries=self.redelivered.get(draw.request_key, 1),
+            )
         )
         # A key twice in one batch is the same case as a redelivery.
         self.known[draw.request_key] = Known(fingerprint, "", result.status, text, self.now)
-        return Settled(draw, body, self.now, is_repeat=charged is not None)
+        return Settled(
+            draw,
+            body,
+            self.now,
+            is_repeat=charged is not None,
+            is_rejected=charged is None and result.status == requests.REJECTED,
+            accepted_at=None if known is None else known.accepted_at,
+        )
 
     def _repeat(self, draw: DrawRequest, known: Known) -> Answer:
         """The first result of a settled draw: as it was kept, or rebuilt if it has been archived."""

@@ -12,16 +12,19 @@ from functools import cache
 from typing import Any, Final
 
 import click
-from celery import Celery, Task, bootsteps
+from celery import Celery, Task, bootsteps, signals
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
+from producers import metrics, tracing
 from producers.broker import declare_group, open_amqp, open_redis
 from producers.contract import DrawRequest
 from producers.database import explain, open_engine
 from producers.errors import ConfigurationError, DrawError, InvalidRequest, ServiceUnavailable
-from producers.outbox import Relay, archive_once
+from producers.logs import set_up_logging
+from producers.outbox import archive_once
+from producers.pulse import Pulse
 from producers.results import ResultStore, StoredResult
 from producers.settings import Settings
 from worker import batch
@@ -29,6 +32,7 @@ from worker.batch import Deferred, Refused
 from worker.consumer import Consumer
 from worker.deliveries.streams import forget_consumers
 from worker.draw import Wheel, wheels
+from worker.relay import open_relay
 
 log = logging.getLogger(__name__)
 
@@ -119,13 +123,18 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._engine.dispose()
 
     def start(self, worker: Any) -> None:
-        self._consumer = Consumer.open(self._settings, self._engine, wheels_of(self._settings))
+        tracing.set_up("worker")
+        metrics.serve(self._settings)
+        self._pulse = Pulse.open(self._settings, "worker")
+        self._consumer = Consumer.open(self._settings, self._engine, wheels_of(self._settings), self._pulse)
         self._consumer.start()
         log.info("consuming draws, up to %d at a time", self._settings.batch_size_max)
 
     def stop(self, worker: Any) -> None:
         if not self._consumer.stop(timeout_s=self._settings.batch_time_s_max + 5):
             log.error("a batch was still under way at shutdown: its draws are delivered again")
+        if self._pulse is not None:
+            self._pulse.stop()
 
     terminate = stop
 
@@ -219,7 +228,7 @@ def run_audit(task: Task) -> dict[str, int]:
 
 def run_relay(task: Task) -> int:
     """`tombola.relay`: publish what was accepted and never came through; the same as `tombola relay --once`."""
-    relay = Relay.from_settings(task.app.draw_settings)
+    relay = open_relay(task.app.draw_settings)
     try:
         return relay.run_once()
     finally:
@@ -262,3 +271,9 @@ def _app_from_env() -> DrawsApp:
 
 
 app = _app_from_env()
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _set_up_logging(loglevel: int | str | None = None, logfile: str | None = None, **_options: Any) -> None:
+    """In place of Celery's own, at --loglevel and to --logfile: in workers, their pools, and beat."""
+    set_up_logging(app.draw_settings.log_format, level=loglevel or logging.WARNING, file=logfile)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -19,13 +20,17 @@ from typing import Final, Self, TypeVar
 from sqlalchemy import Engine
 
 from producers.contract import DrawRequest, parse_request
-from producers.errors import ConfigurationError, InvalidRequest, ServiceUnavailable, UnknownVersion
+from producers.errors import ConfigurationError, InvalidRequest, ServiceUnavailable, UnknownVersion, Unparsable
+from producers.logs import about
+from producers.metrics import are_wanted
+from producers.pulse import Pulse
 from producers.results import ResultStore, StoredResult
 from producers.settings import Settings
-from worker import batch, dead_letters
-from worker.batch import Answer, Deferred, Refused, Settled, Wheels
-from worker.dead_letters import TOO_MANY_DELIVERIES
+from worker import batch, metrics, parking
+from worker.batch import Answer, Deferred, Handling, Refused, Settled, Wheels
 from worker.deliveries import Deliveries, Delivery, open_deliveries
+from worker.metrics import Watch
+from worker.parking import Parking
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +38,8 @@ T = TypeVar("T")
 
 IDLE_WAIT_S: Final = 1.0  # how long an idle lane waits before it looks whether it should stop
 BACKOFF_S_MAX: Final = 5.0
+LOOK_FOR_DEAD_EVERY_S: Final = 5.0
+DEAD_FETCHED_MAX: Final = 500
 SPLIT_SIZE_MIN: Final = 64  # a smaller batch is sooner done in one transaction
 
 
@@ -58,7 +65,13 @@ class Consumer:
     """
 
     def __init__(
-        self, deliveries: Deliveries, engine: Engine, results: ResultStore, wheels: Wheels, settings: Settings
+        self,
+        deliveries: Deliveries,
+        engine: Engine,
+        results: ResultStore,
+        wheels: Wheels,
+        settings: Settings,
+        pulse: Pulse | None = None,
     ):
         self.deliveries = deliveries
         self.engine = engine
@@ -68,17 +81,20 @@ class Consumer:
         # SQLite has one writer at a time.
         self._lanes = 1 if engine.dialect.name == "sqlite" else settings.lanes
         self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix="lane")
+        self._name = parking.here()
+        self._watch = Watch(pulse, with_latency=are_wanted(settings))
+        self._next_look_for_dead = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self.run, name="draws", daemon=True)
 
     @classmethod
-    def open(cls, settings: Settings, engine: Engine, wheels: Wheels) -> Self:
+    def open(cls, settings: Settings, engine: Engine, wheels: Wheels, pulse: Pulse | None = None) -> Self:
         """A consumer for `settings`; it connects when it starts."""
         deliveries = open_deliveries(
             settings.need("broker_url"), claim_after_s=settings.claim_after_s, prefetch=2 * settings.batch_size_max
         )
         results = ResultStore.from_settings(settings)
-        return cls(deliveries, engine, results, wheels, settings)
+        return cls(deliveries, engine, results, wheels, settings, pulse)
 
     def start(self) -> None:
         """Consume in a thread of its own, so that a transaction never blocks the caller's event loop."""
@@ -102,6 +118,7 @@ class Consumer:
                     break
                 except (ServiceUnavailable, ConfigurationError) as error:
                     failures += 1
+                    metrics.OUTAGES.inc()
                     log.warning("%s; trying again (%d)", error, failures)
                     self._back_off(failures)
                 except Exception:
@@ -116,9 +133,15 @@ class Consumer:
 
         Raises Stopping when the worker is told to stop while the database or the result store is away.
         """
+        self._take_in_dead()
         fetched = self.deliveries.fetch(self.settings.batch_size_max, wait_s=wait_s)
         if not fetched:
             return Report()
+        with self._watch.batch(fetched):
+            return self._see_through(fetched)
+
+    def _see_through(self, fetched: Sequence[Delivery]) -> Report:
+        """Settle what was fetched, put the results, ack."""
         suspects = [delivery for delivery in fetched if delivery.count > self.settings.deliveries_max]
         regular = [delivery for delivery in fetched if delivery.count <= self.settings.deliveries_max]
         deferred = [delivery for suspect in suspects for delivery in self._handle_suspect(suspect)]
@@ -138,6 +161,7 @@ class Consumer:
                 return step()
             except (ServiceUnavailable, ConfigurationError) as error:
                 failures += 1
+                metrics.OUTAGES.inc()
                 log.warning("%s; the draws stay queued, trying again (%d)", error, failures)
                 self._back_off(failures)
                 if self._stopping.is_set():
@@ -149,18 +173,16 @@ class Consumer:
     def _handle(self, fetched: Sequence[Delivery]) -> tuple[Report, list[Delivery]]:
         """Park, settle and answer; return what was done, and the deliveries to leave for later."""
         parsed: list[tuple[Delivery, DrawRequest]] = []
-        parked = 0
+        parkings: list[Parking] = []
         for delivery in fetched:
             try:
                 parsed.append((delivery, parse_request(delivery.body)))
             except InvalidRequest as error:
-                cause = "unknown version" if isinstance(error, UnknownVersion) else "invalid"
-                self._park(delivery, cause, str(error))
-                parked += 1
-        if not parsed:
-            return Report(parked=parked), []
-        draws = [draw for _, draw in parsed]
-        answers = self._settle(draws)
+                parkings.append(Parking(delivery, _cause_of(error), str(error), exception=error))
+        answers = self._settle(
+            [draw for _, draw in parsed],
+            Handling(self._name, {draw.request_key: delivery.count for delivery, draw in parsed if delivery.count > 1}),
+        )
         settled: list[Settled] = []
         deferred: list[Delivery] = []
         for (delivery, _), answer in zip(parsed, answers, strict=True):
@@ -168,24 +190,31 @@ class Consumer:
                 case Settled():
                     settled.append(answer)
                 case Refused():
-                    self._park(delivery, answer.cause, answer.error, answer.request)
-                    parked += 1
+                    is_echo = answer.cause == parking.NEVER_SETTLED
+                    parkings.append(
+                        Parking(delivery, answer.cause, answer.error, answer.request, answer.exception, is_echo=is_echo)
+                    )
                 case Deferred():
-                    log.warning("draw %s is left for later: %s", answer.request.request_key, answer.error)
+                    request = answer.request
+                    log.warning(
+                        "draw %s is left for later: %s", request.request_key, answer.error, extra=about(request)
+                    )
                     deferred.append(delivery)
+        self._park(parkings)
         self.results.put(
             [StoredResult(answer.request.lottery_session_id, answer.result, answer.settled_at) for answer in settled]
         )
+        self._watch.tell(settled, len(deferred))
         repeats = sum(answer.is_repeat for answer in settled)
         if repeats:
             log.info("%d of %d draws were repeats, answered with their first result", repeats, len(settled))
-        return Report(len(settled), repeats, parked, len(deferred)), deferred
+        return Report(len(settled), repeats, len(parkings), len(deferred)), deferred
 
-    def _settle(self, draws: Sequence[DrawRequest]) -> list[Answer]:
+    def _settle(self, draws: Sequence[DrawRequest], handling: Handling) -> list[Answer]:
         """An answer for each draw, in their order; raises what batch.settle raises, when all lanes are done."""
         tries_max = self.settings.tries_max
         if self._lanes == 1 or len(draws) < SPLIT_SIZE_MIN:
-            return batch.settle(self.engine, draws, self.wheels, tries_max=tries_max)
+            return batch.settle(self.engine, draws, self.wheels, tries_max=tries_max, handling=handling)
         by_lane: dict[int, list[int]] = {}
         for position, draw in enumerate(draws):
             by_lane.setdefault(_lane_of(draw.account_id, self._lanes), []).append(position)
@@ -193,7 +222,12 @@ class Consumer:
             (
                 positions,
                 self._pool.submit(
-                    batch.settle, self.engine, [draws[i] for i in positions], self.wheels, tries_max=tries_max
+                    batch.settle,
+                    self.engine,
+                    [draws[i] for i in positions],
+                    self.wheels,
+                    tries_max=tries_max,
+                    handling=handling,
                 ),
             )
             for positions in by_lane.values()
@@ -211,27 +245,66 @@ class Consumer:
         tried again; if nothing is wrong with it, the row is taken back. Returns it if it is to be left for later.
         """
         why = f"delivered {delivery.count} times and never settled"
-        if not self._persist(lambda: dead_letters.park(self.engine, delivery, TOO_MANY_DELIVERIES, why)):
-            log.error("a message was delivered %d times: it stays among the dead letters", delivery.count)
-            with suppress(InvalidRequest):
-                request = parse_request(delivery.body)
-                self._persist(lambda: dead_letters.give_up(self.engine, request))
+        request = None
+        with suppress(InvalidRequest):
+            request = parse_request(delivery.body)
+        untried = Parking(delivery, parking.TOO_MANY_DELIVERIES, why, request, is_tried=False)
+        if not self._persist(lambda: parking.park(self.engine, [untried], worker=self._name))[0]:
+            log.error(
+                "a message was delivered %d times: it stays among the dead letters",
+                delivery.count,
+                extra=_about(untried),
+            )
+            # Its request is given up only now.
+            self._persist(lambda: self._park([untried._replace(is_tried=True)]))
             return []
-        log.warning("a message was delivered %d times: handling it alone", delivery.count)
+        log.warning("a message was delivered %d times: handling it alone", delivery.count, extra=_about(untried))
         try:
             report, deferred = self._persist(lambda: self._handle([delivery]))
         except Stopping:
             # An outage, not the message: left in the books it would not be tried again.
             with suppress(ServiceUnavailable, ConfigurationError):
-                dead_letters.unpark(self.engine, delivery)
+                parking.unpark(self.engine, untried)
             raise
         if not report.parked:
-            self._persist(lambda: dead_letters.unpark(self.engine, delivery))
+            self._persist(lambda: parking.unpark(self.engine, untried))
         return deferred
 
-    def _park(self, delivery: Delivery, cause: str, error: str, request: DrawRequest | None = None) -> None:
-        dead_letters.park(self.engine, delivery, cause, error, given_up=request)
-        log.error("parked a dead letter (%s): %s", cause, error)
+    def _take_in_dead(self) -> None:
+        """Park, now and then, what the broker has given up on by itself: a net below our own."""
+        if time.monotonic() < self._next_look_for_dead:
+            return
+        self._next_look_for_dead = time.monotonic() + LOOK_FOR_DEAD_EVERY_S
+        while dead := self.deliveries.fetch_dead(DEAD_FETCHED_MAX):
+            self._persist(lambda dead=dead: self._park([_given_up_by_broker(it) for it in dead]))  # type: ignore[misc]
+            self.deliveries.ack_dead(dead)
+
+    def _park(self, parkings: Sequence[Parking]) -> None:
+        if not parkings:
+            return
+        parking.park(self.engine, parkings, worker=self._name)
+        for it in parkings:
+            self._watch.tell_parked(it.cause)
+            log.error("parked a dead letter (%s): %s", it.cause, it.error, extra={"cause": it.cause, **_about(it)})
+
+
+def _about(it: Parking) -> dict[str, str]:
+    return {} if it.request is None else about(it.request)
+
+
+def _cause_of(error: InvalidRequest) -> str:
+    if isinstance(error, UnknownVersion):
+        return parking.UNKNOWN_VERSION
+    return parking.UNPARSABLE if isinstance(error, Unparsable) else parking.INVALID
+
+
+def _given_up_by_broker(delivery: Delivery) -> Parking:
+    """A message from RabbitMQ's own dead-letter queue: beyond its delivery limit, unless it says otherwise."""
+    request = None
+    with suppress(InvalidRequest):
+        request = parse_request(delivery.body)
+    why = str(delivery.headers.get("x-first-death-reason", "delivery_limit"))
+    return Parking(delivery, parking.TOO_MANY_DELIVERIES, f"RabbitMQ gave it up: {why}", request)
 
 
 def _lane_of(account_id: int, lanes: int) -> int:

@@ -1,123 +1,323 @@
-"""Dead letters: messages set aside with their cause, so that they never stop the others.
+"""Dead letters as operators see them: look, count, group, edit a copy, discard, restore. Parking is worker.parking's.
 
-The row is committed first, then the message is acked. The same message parked twice is one row.
+    parked ──► replaying ──► settled            worker.replay sends it, worker.parking follows it up
+      │ ▲          └───────► parked again ──► replaying …
+      ▼ │
+    discarded
+
+Whatever an operator does is one transaction with its row in the record of actions.
 """
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from producers import requests
-from producers.broker import QUEUE
-from producers.contract import DrawRequest
-from producers.database import explain, utc_now
-from worker.deliveries import Delivery
+from producers.contract import DrawRequest, parse_request
+from producers.database import explain, is_duplicate_key, utc_now
+from producers.errors import DeadLetterNotFound, InvalidRequest
+from producers.schema import api_idempotency_requests
+from worker import actions
+from worker.parking import CAUSES, DISCARDED, OPEN, PARKED, ROWS_MAX, SETTLED, STATES, VERSION
 from worker.schema import dead_letters as table
 
-BODY_KEPT_BYTES_MAX: Final = 64 * 1024
-ERROR_LENGTH_MAX: Final = 2000
+__all__ = ["CAUSES", "OPEN", "STATES", "DeadLetter", "Group", "Selection"]
 
-TOO_MANY_DELIVERIES: Final = "too many deliveries"
+EDITED: Final = "edited by hand"
+SHOWN_IDS_MAX: Final = 100
 
 
-def park(engine: Engine, delivery: Delivery, cause: str, error: str, *, given_up: DrawRequest | None = None) -> bool:
-    """Commit a row for this message; whether it is a new one. Raises ServiceUnavailable when that fails: do not ack.
+class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which dead letters. What is not said does not matter, but for the state: those that are parked.
 
-    In the same transaction the request `given_up`, if it was accepted, is marked dead: nobody publishes it again.
+    Ages count from the last time a message was parked, in seconds.
     """
-    now, sha256 = utc_now(), _sha256(delivery)
-    request_key, account_id = _claims(delivery.body)
-    again = (
-        update(table)
-        .where(table.c.body_sha256 == sha256)
-        .values(
-            cause=cause,
-            error=error[:ERROR_LENGTH_MAX],
-            deliveries=delivery.count,
-            times_parked=table.c.times_parked + 1,
-            last_parked_at=now,
+
+    ids: tuple[int, ...] = ()
+    states: tuple[str, ...] = OPEN
+    cause: str | None = None
+    group_id: str | None = None
+    account_id: int | None = None
+    request_key: str | None = None
+    older_than_s: float | None = None
+    newer_than_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for state in self.states:
+            if state not in STATES:
+                raise InvalidRequest(f"there is no state {state!r}: {', '.join(STATES)}")
+        if self.cause is not None and self.cause not in CAUSES:
+            raise InvalidRequest(f"there is no cause {self.cause!r}: {', '.join(CAUSES)}")
+
+    def condition(self, now: datetime | None = None) -> ColumnElement[bool]:
+        """The selection as SQL."""
+        now = now or utc_now()
+        parts: list[ColumnElement[bool]] = [table.c.state.in_(self.states)]
+        if self.ids:
+            parts.append(table.c.id.in_(self.ids))
+        for column, value in (
+            (table.c.cause, self.cause),
+            (table.c.group_id, self.group_id),
+            (table.c.account_id, self.account_id),
+            (table.c.request_key, self.request_key),
+        ):
+            if value is not None:
+                parts.append(column == value)
+        if self.older_than_s is not None:
+            parts.append(table.c.last_parked_at < now - timedelta(seconds=self.older_than_s))
+        if self.newer_than_s is not None:
+            parts.append(table.c.last_parked_at >= now - timedelta(seconds=self.newer_than_s))
+        return and_(*parts)
+
+    def described(self) -> Mapping[str, Any]:
+        """The selection for the record: what is said, and the state."""
+        said: dict[str, Any] = msgspec.to_builtins(self)
+        return {**said, "states": list(self.states)}
+
+
+class DeadLetter(NamedTuple):
+    """One dead letter: the columns of its row. `body` is its beginning, `body_bytes` its whole length."""
+
+    id: int
+    body_sha256: str
+    state: str
+    state_at: datetime | None
+    cause: str
+    error: str
+    error_type: str | None
+    traceback: str | None
+    group_id: str
+    body: bytes
+    body_bytes: int
+    headers: str | None
+    request_key: str | None
+    lottery_session_id: str | None
+    account_id: int | None
+    queue: str
+    deliveries: int
+    times_parked: int
+    first_parked_at: datetime
+    last_parked_at: datetime
+    worker: str | None
+    version: str | None
+    edited_from: int | None
+    replay_id: int | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole body was kept."""
+        return len(self.body) == self.body_bytes
+
+    def request(self) -> DrawRequest:
+        """What it asks for; raises InvalidRequest if that cannot be read, or was not kept."""
+        if not self.is_whole:
+            raise InvalidRequest(f"only the first {len(self.body):,} of {self.body_bytes:,} bytes were kept")
+        return parse_request(self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Dead letters that are alike: `title` is the latest one's error, `sample_id` its id."""
+
+    group_id: str
+    cause: str
+    title: str
+    count: int
+    first_parked_at: datetime
+    last_parked_at: datetime
+    sample_id: int
+
+
+# ---- look ------------------------------------------------------------------------------------------------------------
+
+
+def some(
+    connection: Connection, selection: Selection, *, rows_max: int, before_id: int | None = None
+) -> list[DeadLetter]:
+    """Up to `rows_max` of them, the latest first, going on below `before_id`."""
+    query = select(table).where(selection.condition()).order_by(table.c.id.desc()).limit(rows_max)
+    if before_id is not None:
+        query = query.where(table.c.id < before_id)
+    return [DeadLetter(**row._mapping) for row in connection.execute(query)]
+
+
+def get(connection: Connection, dead_letter_id: int) -> DeadLetter:
+    """One of them; raises DeadLetterNotFound."""
+    row = connection.execute(select(table).where(table.c.id == dead_letter_id)).first()
+    if row is None:
+        raise DeadLetterNotFound(f"there is no dead letter {dead_letter_id}")
+    return DeadLetter(**row._mapping)
+
+
+def copies(connection: Connection, dead_letter_id: int) -> list[int]:
+    """The ids of its edited copies."""
+    return list(
+        connection.execute(
+            select(table.c.id).where(table.c.edited_from == dead_letter_id).order_by(table.c.id)
+        ).scalars()
+    )
+
+
+def count(connection: Connection, selection: Selection) -> int:
+    """How many are selected."""
+    return int(connection.execute(select(func.count()).select_from(table).where(selection.condition())).scalar_one())
+
+
+def counts(connection: Connection) -> dict[tuple[str, str], int]:
+    """How many there are, by state and cause."""
+    rows = connection.execute(select(table.c.state, table.c.cause, func.count()).group_by(table.c.state, table.c.cause))
+    return {(state, cause): int(number) for state, cause, number in rows}
+
+
+def groups(connection: Connection, selection: Selection) -> list[Group]:
+    """The selected ones by group, the largest first."""
+    found = connection.execute(
+        select(
+            table.c.group_id,
+            table.c.cause,
+            func.count().label("number"),
+            func.min(table.c.last_parked_at).label("first"),
+            func.max(table.c.last_parked_at).label("last"),
+            func.max(table.c.id).label("sample"),
         )
+        .where(selection.condition())
+        .group_by(table.c.group_id, table.c.cause)
+        .order_by(func.count().desc(), table.c.group_id)
+    ).all()
+    titles: dict[int, str] = {}
+    samples = [row.sample for row in found]
+    for start in range(0, len(samples), ROWS_MAX):
+        titles |= dict(
+            connection.execute(
+                select(table.c.id, table.c.error).where(table.c.id.in_(samples[start : start + ROWS_MAX]))
+            )
+            .tuples()
+            .all()
+        )
+    return [
+        Group(row.group_id, row.cause, titles.get(row.sample, ""), row.number, row.first, row.last, row.sample)
+        for row in found
+    ]
+
+
+# ---- act -------------------------------------------------------------------------------------------------------------
+
+
+def discard(engine: Engine, selection: Selection, *, operator: str, reason: str) -> int:
+    """Put the selected ones away: they are replayed no more, and can be restored. Return how many."""
+    states = tuple(state for state in selection.states if state in OPEN)
+    return _move(engine, selection, states, DISCARDED, "discard", operator, reason)
+
+
+def restore(engine: Engine, selection: Selection, *, operator: str, reason: str) -> int:
+    """Park again, as if for the first time, what was discarded; return how many."""
+    return _move(engine, selection, (DISCARDED,), PARKED, "restore", operator, reason)
+
+
+def _move(
+    engine: Engine, selection: Selection, states: tuple[str, ...], to: str, action: str, operator: str, reason: str
+) -> int:
+    why = actions.checked_reason(reason)
+    asked = msgspec.structs.replace(selection, states=states)
+    now = utc_now()
+    try:
+        with engine.begin() as connection:
+            ids = list(
+                connection.execute(
+                    select(table.c.id).where(asked.condition(now)).order_by(table.c.id).with_for_update()
+                ).scalars()
+            )
+            for start in range(0, len(ids), ROWS_MAX):
+                connection.execute(
+                    update(table).where(table.c.id.in_(ids[start : start + ROWS_MAX])).values(state=to, state_at=now)
+                )
+            details = {"selection": asked.described(), "ids": ids[:SHOWN_IDS_MAX]}
+            actions.record(connection, operator=operator, action=action, reason=why, count=len(ids), details=details)
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+    return len(ids)
+
+
+def edit(engine: Engine, dead_letter_id: int, body: bytes, *, operator: str, reason: str) -> int:
+    """Park an edited copy of a dead letter, to be replayed instead of it; return the copy's id.
+
+    Raises InvalidRequest if the copy is no draw request, names another request key or account than its original, or
+    comes too late: the original's request has settled.
+    """
+    why = actions.checked_reason(reason)
+    request = parse_request(body)
+    now = utc_now()
+    try:
+        with engine.begin() as connection:
+            original = get(connection, dead_letter_id)
+            _refuse_other_claims(original, request)
+            refuse_if_settled(connection, original, request)
+            copy = {
+                "body_sha256": request.fingerprint(),
+                "state": PARKED,
+                "state_at": now,
+                "cause": original.cause,
+                "error": f"{EDITED}, a copy of {original.id}: {original.error}"[:2000],
+                "group_id": original.group_id,
+                "body": request.encode(),
+                "body_bytes": len(request.encode()),
+                "request_key": request.request_key,
+                "lottery_session_id": request.lottery_session_id,
+                "account_id": request.account_id,
+                "queue": original.queue,
+                "deliveries": 0,
+                "times_parked": 1,
+                "first_parked_at": now,
+                "last_parked_at": now,
+                "worker": operator[:100],
+                "version": VERSION,
+                "edited_from": original.id,
+            }
+            (copy_id,) = connection.execute(insert(table).values(copy)).inserted_primary_key or (0,)
+            details = {"id": original.id, "copy": copy_id, "before": _text(original.body), "after": _text(body)}
+            actions.record(connection, operator=operator, action="edit", reason=why, count=1, details=details)
+    except SQLAlchemyError as error:
+        if is_duplicate_key(error):
+            raise InvalidRequest("this very message is among the dead letters already: replay that one") from None
+        raise explain(error) from error
+    return int(copy_id)
+
+
+def _refuse_other_claims(original: DeadLetter, request: DrawRequest) -> None:
+    for name in ("request_key", "account_id"):
+        before, after = getattr(original, name), getattr(request, name)
+        if before is not None and before != after:
+            raise InvalidRequest(
+                f"{name} cannot be edited: it is {before}, not {after}. For another one make a new draw."
+            )
+
+
+def refuse_if_settled(connection: Connection, original: DeadLetter, request: DrawRequest) -> None:
+    """Raise InvalidRequest if the original, or the request under its key, has settled meanwhile."""
+    settled = original.state == SETTLED or bool(settled_keys(connection, [request.request_key]))
+    if settled:
+        raise InvalidRequest(f"dead letter {original.id} has settled meanwhile: an edited copy would be another draw")
+
+
+def settled_keys(connection: Connection, request_keys: Sequence[str]) -> set[str]:
+    """Those of these requests that are completed or rejected."""
+    book = api_idempotency_requests
+    return set(
+        connection.execute(
+            select(book.c.request_key).where(
+                book.c.request_key.in_(sorted(request_keys)),
+                book.c.status.in_((requests.COMPLETED, requests.REJECTED)),
+            )
+        ).scalars()
     )
-    first = insert(table).values(
-        body_sha256=sha256,
-        cause=cause,
-        error=error[:ERROR_LENGTH_MAX],
-        body=delivery.body[:BODY_KEPT_BYTES_MAX],
-        body_bytes=len(delivery.body),
-        request_key=request_key,
-        account_id=account_id,
-        queue=QUEUE,
-        deliveries=delivery.count,
-        times_parked=1,
-        first_parked_at=now,
-        last_parked_at=now,
-    )
-    try:
-        with engine.begin() as connection:
-            _give_up(connection, given_up)
-            if connection.execute(again).rowcount:
-                return False
-        try:
-            with engine.begin() as connection:
-                _give_up(connection, given_up)
-                connection.execute(first)
-        except IntegrityError:  # somebody else parked it just now
-            with engine.begin() as connection:
-                _give_up(connection, given_up)
-                connection.execute(again)
-            return False
-    except SQLAlchemyError as raised:
-        raise explain(raised) from raised
-    return True
 
 
-def give_up(engine: Engine, request: DrawRequest) -> None:
-    """Mark a request dead whose message stays parked; a request that was never accepted has nothing to mark."""
-    try:
-        with engine.begin() as connection:
-            _give_up(connection, request)
-    except SQLAlchemyError as raised:
-        raise explain(raised) from raised
-
-
-def _give_up(connection: Connection, request: DrawRequest | None) -> None:
-    if request is not None:
-        requests.give_up(connection, request.request_key, request.fingerprint(), requests.PARKED)
-
-
-def unpark(engine: Engine, delivery: Delivery) -> None:
-    """Take back the row of a message that went through after all."""
-    try:
-        with engine.begin() as connection:
-            connection.execute(delete(table).where(table.c.body_sha256 == _sha256(delivery)))
-    except SQLAlchemyError as raised:
-        raise explain(raised) from raised
-
-
-def count(engine: Engine) -> int:
-    """How many messages are parked."""
-    with engine.connect().execution_options(read_only=True) as connection:
-        return int(connection.execute(select(func.count()).select_from(table)).scalar_one())
-
-
-def _sha256(delivery: Delivery) -> str:
-    return hashlib.sha256(delivery.body).hexdigest()
-
-
-def _claims(body: bytes) -> tuple[str | None, int | None]:
-    """The request key and account id that a message names, as far as they fit their columns."""
-    try:
-        loose: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None, None
-    if not isinstance(loose, dict):
-        return None, None
-    key, account_id = loose.get("request_key"), loose.get("account_id")
-    key_fits = isinstance(key, str) and 0 < len(key) <= 64 and key.isascii() and key.isprintable()
-    id_fits = isinstance(account_id, int) and not isinstance(account_id, bool) and abs(account_id) < 2**63
-    return (key if key_fits else None), (account_id if id_fits else None)
+def _text(body: bytes) -> str:
+    return body[:2000].decode(errors="backslashreplace")

@@ -115,6 +115,18 @@ class Wheel:
         raise ValueError("a ticket is below the sum of the weights")
 
 
+class BlindWheel(Wheel):
+    """A campaign whose seed is not known here: it says what a draw costs, and nobody wins."""
+
+    def draw(self, account_id: int, request_key: str, client_nonce: bytes = b"") -> Prize:
+        return Prize(1, Decimal("0.00"))
+
+
+def blind_wheels() -> dict[str, Wheel]:
+    """Every campaign this release knows, without a seed."""
+    return {name: BlindWheel(wheel.campaign, b"") for name, wheel in wheels(b"").items()}
+
+
 def wheels(seed: bytes) -> dict[str, Wheel]:
     """Every campaign this release knows, under the deployment's seed, by name."""
     return {campaign.name: Wheel(campaign, seed) for campaign in (DEFAULT_CAMPAIGN,)}

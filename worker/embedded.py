@@ -1,5 +1,5 @@
 """Embedded mode: everything on one bare machine. SQLite, a private Redis-compatible server, a worker,
-a relay and a gateway.
+a relay, a gateway and the operators' console.
 
 State lives in one folder (TOMBOLA_HOME, else the user's data folder) and is found again at the next start. While it
 runs, `up.json` in there tells the other commands where to connect; it holds a password, so only its owner can read it.
@@ -29,12 +29,16 @@ import platformdirs
 import redis
 
 import migrations
+from producers.database import open_engine
 from producers.errors import ConfigurationError, ServiceUnavailable
 from producers.settings import HOME_VARIABLE, PREFIX, Settings
+from worker import operators
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 20.0
 GATEWAY_PORT: Final = 8000
+CONSOLE_PORT: Final = 8001
+CONSOLE_USER: Final = "operator"
 
 
 @dataclass(frozen=True)
@@ -143,11 +147,16 @@ class Part(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """A running embedded tombola: `parts` are the worker, the relay and the gateway."""
+    """A running embedded tombola: `parts` are the worker, the relay, the gateway and the console.
+
+    `password` is the console's first user's, who was made at this start; None if there were users before.
+    """
 
     settings: Settings
     redis_name: str
     gateway_url: str
+    console_url: str
+    password: str | None
     parts: list[Part]
 
     def ended(self) -> Part | None:
@@ -167,7 +176,10 @@ def run(home: Home, *, port: int = GATEWAY_PORT) -> Iterator[Embedded]:
         kind = find_redis()
         url = stack.enter_context(_redis(home, kind))
         gateway_url = f"http://127.0.0.1:{port if _is_free(port) else _free_port()}"
-        write_private(home.up_file, json.dumps({"broker_url": url, "gateway_url": gateway_url, "pid": os.getpid()}))
+        console_port = CONSOLE_PORT if port != CONSOLE_PORT and _is_free(CONSOLE_PORT) else _free_port()
+        console_url = f"http://127.0.0.1:{console_port}"
+        up = {"broker_url": url, "gateway_url": gateway_url, "console_url": console_url, "pid": os.getpid()}
+        write_private(home.up_file, json.dumps(up))
         stack.callback(home.up_file.unlink, missing_ok=True)
         settings = home.settings()
         # All at once, for most of a start is imports; whoever is entered last is stopped first.
@@ -183,10 +195,28 @@ def run(home: Home, *, port: int = GATEWAY_PORT) -> Iterator[Embedded]:
                 TOMBOLA_GATEWAY_PAGE="true",
             )
         )
+        console = stack.enter_context(
+            _part(home, settings, "console", "-m", "worker", "console", "--port", str(console_port))
+        )
+        password = _first_user(settings)
         _await_part(worker, b"consuming draws")
         _await_part(relay, b"relaying")
         _await_part(gateway, b"Application startup complete")
-        yield Embedded(settings, kind.name, gateway_url, [worker, relay, gateway])
+        _await_part(console, b"Application startup complete")
+        yield Embedded(settings, kind.name, gateway_url, console_url, password, [worker, relay, gateway, console])
+
+
+def _first_user(settings: Settings) -> str | None:
+    """Make the console's first user, and return the password, which nobody can read again; None if there is one."""
+    engine = open_engine(settings.need("database_url"))
+    try:
+        if operators.list_all(engine):
+            return None
+        password = secrets.token_urlsafe(12)
+        operators.add(engine, CONSOLE_USER, "operator", password, by="tombola up")
+        return password
+    finally:
+        engine.dispose()
 
 
 @contextlib.contextmanager

@@ -60,12 +60,15 @@ class Entry(NamedTuple):
         )
 
 
-def lock_accounts(transaction: Transaction, account_ids: Iterable[int]) -> dict[int, Account]:
-    """Lock these accounts in the order of their ids, so that no two batches wait for each other; absent ones lack."""
+def lock_accounts(transaction: Transaction, account_ids: Iterable[int], *, lock: bool = True) -> dict[int, Account]:
+    """Lock these accounts in the order of their ids, so that no two batches wait for each other; absent ones lack.
+
+    Without `lock` they are only read: for who wants to know what would happen.
+    """
     rows = transaction.select(
         "SELECT id, asset_code, balance FROM account_asset_balances WHERE id IN (??) ORDER BY id",
         sorted(account_ids),
-        lock=True,
+        lock=lock,
     )
     return {account_id: Account(asset_code, transaction.amount(balance)) for account_id, asset_code, balance in rows}
 

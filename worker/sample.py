@@ -146,6 +146,8 @@ def show(summary: Summary, engine: Engine, wheels: Wheels, console: Console) -> 
     table.add_column(justify="right")
     table.add_column()
     settled = summary.draws - summary.rejected
+    with engine.connect().execution_options(read_only=True) as connection:
+        parked = dead_letters.count(connection, dead_letters.Selection())
     rows = (
         (f"{summary.draws:,}", f"draws settled, {summary.rejected:,} of them told no (INSUFFICIENT_BALANCE)"),
         (f"{summary.wins:,}", f"wins, {summary.wins / settled:.1%} of those paid for" if settled else "wins"),
@@ -153,7 +155,7 @@ def show(summary: Summary, engine: Engine, wheels: Wheels, console: Console) -> 
         (f"{summary.paid:,.2f}", "POINT paid out"),
         (f"{summary.repeats:,}", "repeats, all harmless: charged once"),
         (f"{summary.draws / summary.seconds:,.0f}", f"draws per second, on SQLite, {summary.seconds:.1f} s in all"),
-        (f"{dead_letters.count(engine):,}", "dead letters"),
+        (f"{parked:,}", "dead letters"),
     )
     for row in rows:
         table.add_row(*row)

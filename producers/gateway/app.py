@@ -12,7 +12,6 @@ GET  /healthz /readyz /metrics /docs /openapi.json
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -34,12 +33,11 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import HeaderParameter, Parameter, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.types import Receive, Scope, Send
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import ledger, requests
+from producers import ledger, requests, tracing
 from producers.broker import open_broker
 from producers.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult
 from producers.database import explain, open_engine
@@ -63,6 +61,8 @@ from producers.gateway.pages import static_routes
 from producers.gateway.problems import PROBLEM_TYPE, Problem, problem_handlers
 from producers.gateway.results import Results
 from producers.keys import make_request_key
+from producers.metrics import registry
+from producers.pulse import Pulse
 from producers.requests import Acceptance, Asked, State
 from producers.settings import Settings
 
@@ -77,9 +77,6 @@ RETRY_AFTER_S: Final = "1"
 
 # They would name other paths than their own result's.
 SESSIONS_WITHOUT_PATH: Final = frozenset({".", "..", "batch"})
-
-# Where several processes share a port, they tell their metrics together (prometheus_client, multiprocess mode).
-METRICS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class Gateway:
@@ -98,7 +95,8 @@ class Gateway:
         """Open for business, until the application ends."""
         settings = self.settings
         broker_url, timeout_s = settings.need("broker_url"), settings.publish_timeout_s
-        self.intake = Intake(self.entry, open_broker(broker_url, publish_timeout_s=timeout_s))
+        pulse = Pulse.open(settings, "gateway")
+        self.intake = Intake(self.entry, open_broker(broker_url, publish_timeout_s=timeout_s), pulse)
         self.results = Results(
             settings.need("result_url"), self.find_states, self.readers, secret=settings.result_secret_bytes
         )
@@ -111,6 +109,8 @@ class Gateway:
             watching.cancel()
             await self.results.close()
             await asyncio.get_running_loop().run_in_executor(None, self.intake.close)
+            if pulse is not None:
+                await asyncio.get_running_loop().run_in_executor(None, pulse.stop)
             self.readers.shutdown()
             self.entry.close()
 
@@ -250,7 +250,8 @@ async def make_draw(scope: Scope, receive: Receive, send: Send) -> None:
         campaign=data.campaign,
     )
     asked = _asked(draw, caller)
-    answer = await gateway.intake.accept(asked)
+    with tracing.serving("POST /v1/draws", scope["headers"]):
+        answer = await gateway.intake.accept(asked)
     if answer.is_conflict:
         raise IdempotencyKeyReused
     gateway.remember(answer, caller)
@@ -303,7 +304,9 @@ async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
         for it in data.draws
     ]
     answers = []
-    for answer in await gateway.intake.accept_many(asked):
+    with tracing.serving("POST /v1/draws/batch", request.scope["headers"]):
+        accepted = await gateway.intake.accept_many(asked)
+    for answer in accepted:
         if answer.is_conflict:
             problem = Problem.of(IdempotencyKeyReused())
             answers.append(BatchAnswer(problem.status, replayed=False, ticket=None, problem=problem))
@@ -485,11 +488,7 @@ async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
 
 @get("/metrics", summary="Prometheus metrics", security=[{}], media_type=CONTENT_TYPE_LATEST)
 async def metrics() -> Response[bytes]:
-    if METRICS_VARIABLE not in os.environ:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-    together = CollectorRegistry()
-    MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-    return Response(generate_latest(together), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(registry()), media_type=CONTENT_TYPE_LATEST)
 
 
 @get("/openapi.json", include_in_schema=False)

@@ -16,13 +16,14 @@ from cachetools import LRUCache, TTLCache
 from limits import RateLimitItemPerSecond
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers import api_keys, requests
 from producers.database import explain
 from producers.errors import InvalidRequest, NotAllowed, TooManyRequests
+from producers.metrics import BACKLOG
 from producers.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,6 @@ SECONDS: Final = Histogram(
     "how long an HTTP request took, waits included",
     ["route", "method"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
-)
-BACKLOG: Final = Gauge(
-    "tombola_accepted_backlog",
-    "accepted requests that have not settled, counted up to the limit",
-    multiprocess_mode="mostrecent",
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import resource
 import sys
@@ -14,7 +13,10 @@ from typing import Final
 import uvicorn
 from litestar import Litestar
 
-from producers.gateway.app import METRICS_VARIABLE, create_app
+from producers import tracing
+from producers.gateway.app import create_app
+from producers.logs import set_up_logging
+from producers.metrics import MULTIPROCESS_VARIABLE
 from producers.settings import Settings
 
 # Threads take turns this often. By default a thread that has read a row waits up to 5 ms for the event loop to let go.
@@ -30,8 +32,10 @@ def app() -> Litestar:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_MAX if hard < 0 else min(hard, FILES_MAX), hard))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    made = create_app(Settings.from_env())
+    settings = Settings.from_env()
+    set_up_logging(settings.log_format)
+    tracing.set_up("gateway")
+    made = create_app(settings)
     # What was made by now stays: without this the collector walks all of it, again and again, while everybody waits.
     gc.collect()
     gc.freeze()
@@ -40,9 +44,10 @@ def app() -> Litestar:
 
 def serve(*, host: str, port: int, processes: int) -> None:
     """Serve until told to stop: SIGTERM finishes what is under way."""
-    if processes > 1 and METRICS_VARIABLE not in os.environ:
+    set_up_logging(Settings.from_env().log_format)  # this process watches over the others, and says so
+    if processes > 1 and MULTIPROCESS_VARIABLE not in os.environ:
         # The processes write their metrics there, so that whichever is asked can tell them all.
-        os.environ[METRICS_VARIABLE] = tempfile.mkdtemp(prefix="tombola-metrics-")
+        os.environ[MULTIPROCESS_VARIABLE] = tempfile.mkdtemp(prefix="tombola-metrics-")
     uvicorn.run(
         "producers.gateway.serve:app",
         factory=True,
@@ -50,6 +55,7 @@ def serve(*, host: str, port: int, processes: int) -> None:
         port=port,
         workers=processes,
         access_log=False,
+        log_config=None,
         log_level="info",
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,

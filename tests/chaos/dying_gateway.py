@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from sqlalchemy import Engine
@@ -44,8 +44,8 @@ def dying_statement(engine: Engine) -> Iterator[Transaction]:
 class DyingPublisher(intake.Publisher):
     """Publishes, and dies. The answer is on its way by then, or not: a client cannot tell."""
 
-    def publish(self, bodies: Sequence[bytes]) -> None:
-        super().publish(bodies)
+    def publish(self, messages: Sequence[tuple[bytes, Mapping[str, str]]]) -> None:
+        super().publish(messages)
         self.check().result()
         die()
 

@@ -68,7 +68,7 @@ class Loses:
         self.published: list[str] = []
         self.failures = 0
 
-    def publish(self, bodies: Sequence[bytes]) -> None:
+    def publish(self, bodies: Sequence[bytes], headers: object = None) -> None:
         if self.failures:
             self.failures -= 1
             raise PublishFailed("down")

@@ -597,7 +597,7 @@ class Requests(RuleBasedStateMachine):
             if is_refused and lease.due:
                 requests.put_off(connection, [it.request_key for it in lease.due], "down", utc_now() + HOUR)
         assert {it.request_key: it for it in lease.due} == {key: it.request for key, it in due.items()}
-        assert set(lease.dead) == set(last)
+        assert {it.request_key for it in lease.dead} == set(last)
         self._replace(last, status=DEAD, reason=NEVER_SETTLED)
         if not is_refused:
             self.expected |= {key: replace(it, attempts=it.attempts + 1) for key, it in due.items()}

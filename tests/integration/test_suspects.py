@@ -29,6 +29,12 @@ class Handed:
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
         pass
 
+    def fetch_dead(self, count_max: int) -> list[Delivery]:
+        return []
+
+    def ack_dead(self, deliveries: Sequence[Delivery]) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

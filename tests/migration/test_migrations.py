@@ -19,7 +19,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import Engine, insert, inspect, text
+from sqlalchemy import Engine, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 import migrations
@@ -31,10 +31,15 @@ from producers.requests import state_of_session
 from producers.schema import account_asset_balances, api_idempotency_requests, asset_transactions, metadata
 from tests import servers
 from worker.ledger import open_account
-from worker.schema import dead_letters
+from worker.schema import dead_letters, operator_actions, operators, replays
 
 PROJECT = Path(__file__).parents[2]
-TABLES = {"account_asset_balances", "api_idempotency_requests", "api_keys", "asset_transactions", "dead_letters"}
+TABLES_BY_REVISION = {
+    "0001": {"account_asset_balances", "api_idempotency_requests", "asset_transactions", "dead_letters"},
+    "0002": {"api_keys"},
+    "0003": {"operator_actions", "operator_sessions", "operators", "replays"},
+}
+TABLES = set().union(*TABLES_BY_REVISION.values())
 
 # SPEC, Tables: name, type, nullable. `text` and `datetime` without the precision that we may choose.
 OWNERS_LEDGER = [
@@ -81,12 +86,16 @@ def definitions(engine: Engine) -> dict[str, str]:
 
 
 def _in_order(sql: str) -> str:
-    """Columns in their order, then the rest sorted: create_all makes indexes in the order of a set, that is in none."""
+    """The parts sorted: create_all makes indexes in the order of a set, and a column that is added comes last."""
     # A table that SQLite copied has its name in quotes.
     sql = re.sub(r'^CREATE TABLE "(\w+)"', r"CREATE TABLE \1", re.sub(r" AUTO_INCREMENT=\d+", "", sql))
-    lines = [line.strip().rstrip(",") for line in sql.splitlines()]
-    keys = [line for line in lines if re.match(r"(UNIQUE |PRIMARY )?KEY|CONSTRAINT", line)]
-    return "\n".join([line for line in lines if line not in keys] + sorted(keys))
+    if not sql.startswith("CREATE TABLE"):
+        return " ".join(sql.split())  # an index: there the order is what matters
+    head, _, body = sql.partition("(")
+    parts, _, tail = body.rpartition(")")
+    # A comma between two parts, neither in a text nor in brackets.
+    found = re.findall(r"(?:'(?:[^']|'')*'|\((?:'(?:[^']|'')*'|[^()]|\([^()]*\))*\)|[^,'(])+", parts)
+    return "\n".join([" ".join(head.split()), *sorted(" ".join(part.split()) for part in found), tail])
 
 
 def tables_of(engine: Engine) -> set[str]:
@@ -195,13 +204,15 @@ def test_key_columns_compare_bytes_whatever_the_servers_default(mariadb_url: str
                 "WHERE table_schema = DATABASE() AND table_name <> 'alembic_version'"
             )
         ).all()
-    for table in ("asset_transactions", "api_idempotency_requests", "account_asset_balances", "dead_letters"):
+    for table in TABLES:
         for column in (
             *("request_key", "idempotency_key", "lottery_session_id", "business_id", "business_type", "asset_code"),
-            *("fingerprint", "status", "campaign", "body_sha256", "cause"),
+            *("fingerprint", "status", "campaign", "body_sha256", "cause", "state", "group_id", "error_type"),
+            *("action", "token_sha256", "role"),
         ):
             assert collations.get((table, column), "ascii_bin") == "ascii_bin", (table, column)
     assert collations["asset_transactions", "idempotency_key"] == "ascii_bin"
+    assert collations["dead_letters", "group_id"] == "ascii_bin"
     assert collations["api_idempotency_requests", "result"] == "utf8mb4_bin"
     assert [tuple(row) for row in engines] == [("InnoDB", "utf8mb4_bin")]
 
@@ -350,7 +361,7 @@ def test_a_ledger_in_use_is_not_dropped(engine: Engine, account_id: int) -> None
         command.downgrade(migrations.alembic_config(engine), "base")
     # Where DDL is transactional nothing has happened, elsewhere what came before the ledger's own revision.
     is_whole = engine.dialect.name == "sqlite"
-    assert tables_of(engine) == (TABLES if is_whole else TABLES - {"api_keys"})
+    assert tables_of(engine) == (TABLES if is_whole else TABLES_BY_REVISION["0001"])
     with engine.connect() as connection:
         assert migrations.current_revision(connection) == (migrations.head_revision() if is_whole else "0001")
 
@@ -457,7 +468,134 @@ def test_requests_from_before_the_outbox_are_archived_like_all_others(engine: En
     # The revision before has no words for them.
     with pytest.raises(CommandError, match="dead or archived requests"):
         command.downgrade(migrations.alembic_config(engine), "0001")
+    is_whole = engine.dialect.name == "sqlite"
+    assert tables_of(engine) == (TABLES if is_whole else TABLES - TABLES_BY_REVISION["0003"])
+    with engine.connect() as connection:
+        kept = connection.execute(text("SELECT COUNT(*) FROM api_idempotency_requests WHERE result IS NULL")).scalar()
+    assert kept == len(before)
+
+
+# ---- with dead letters in it -----------------------------------------------------------------------------------------
+
+
+def dead_letter_at_0002(number: int) -> dict[str, Any]:
+    """A row with the columns that the release of that revision names."""
+    return {
+        "body_sha256": f"{number:064x}",
+        "cause": "invalid",
+        "error": "account_id: 🎲 is no number",
+        "body": bytes(range(256)) * (300 if number == 1 else 1),
+        "body_bytes": 256 * (300 if number == 1 else 1),
+        "request_key": None if number == 1 else f"key_{number}",
+        "account_id": None if number == 1 else number,
+        "queue": "draws",
+        "deliveries": number,
+        "times_parked": 1,
+        "first_parked_at": LONG_AGO,
+        "last_parked_at": LONG_AGO,
+    }
+
+
+def add_dead_letters(engine: Engine, *rows: dict[str, Any]) -> None:
+    names = list(rows[0])
+    into = f"INSERT INTO dead_letters ({', '.join(names)}) VALUES (:{', :'.join(names)})"
+    with engine.begin() as connection:
+        connection.execute(text(into), list(rows))
+
+
+def dead_letters_in(engine: Engine) -> list[dict[str, Any]]:
+    """Every row, with the columns of 0002."""
+    columns = list(dead_letter_at_0002(1))
+    with engine.connect() as connection:
+        found = connection.execute(text(f"SELECT {', '.join(columns)} FROM dead_letters ORDER BY body_sha256"))
+        return [
+            dict(row) | {name: str(row[name]) for name in ("first_parked_at", "last_parked_at")}
+            for row in found.mappings()
+        ]
+
+
+def test_dead_letters_and_requests_are_kept_on_the_way_to_the_operators_and_back(engine: Engine) -> None:
+    migrations.upgrade(engine, "0002")
+    account_id = open_account(engine, user_id=1)
+    accepted = {"caller": "shop", "accepted_at": LONG_AGO, "publish_attempts": 3, "publish_at": LONG_AGO}
+    asked = [row | accepted for row in requests_at_0001(account_id)]
+    add_requests(engine, *asked)
+    columns = list(asked[0])
+    requests_before = requests_in(engine, columns)
+    letters = [dead_letter_at_0002(number) for number in (1, 2)]
+    add_dead_letters(engine, *letters)
+    assert dead_letters_in(engine) == letters
+    with_0002 = definitions(engine)
+
+    migrations.upgrade(engine)
+    assert dead_letters_in(engine) == letters
+    assert requests_in(engine, columns) == requests_before
+    # A worker of the previous release goes on for a while: it parks, and it parks again.
+    letters.append(dead_letter_at_0002(3))
+    add_dead_letters(engine, letters[-1])
+    again = "UPDATE dead_letters SET times_parked = times_parked + 1, cause = 'again' WHERE body_sha256 = :sha"
+    with engine.begin() as connection:
+        connection.execute(text(again), {"sha": letters[0]["body_sha256"]})
+    letters[0] |= {"times_parked": 2, "cause": "again"}
+    late = asked[-1] | {"request_key": "z_late", "lottery_session_id": "z_late"}
+    add_requests(engine, late)
+    # What it knows nothing of reads as parked, in no group, since nobody knows when.
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT state, group_id, state_at, replay_id, version FROM dead_letters"))
+        assert {tuple(row) for row in rows} == {("parked", "", None, None, None)}
+        settled_by = connection.execute(text("SELECT DISTINCT deliveries, settled_by FROM api_idempotency_requests"))
+        assert [tuple(row) for row in settled_by] == [(None, None)]
+
+    command.downgrade(migrations.alembic_config(engine), "0002")
+    assert dead_letters_in(engine) == letters
+    assert [row["request_key"] for row in requests_in(engine, columns)] == [
+        *(row["request_key"] for row in requests_before),
+        "z_late",
+    ]
+    assert definitions(engine) == with_0002
+    migrations.upgrade(engine)
+    assert dead_letters_in(engine) == letters
+
+
+def test_what_operators_did_is_not_forgotten(engine: Engine) -> None:
+    migrations.upgrade(engine)
+    action = {"operator": "ann", "action": "discard", "reason": "spam", "count": 1, "details": "{}", "at": utc_now()}
+    with engine.begin() as connection:
+        connection.execute(insert(operator_actions), action)
+    with pytest.raises(CommandError, match="operator_actions is on record for ever"):
+        command.downgrade(migrations.alembic_config(engine), "0002")
     assert tables_of(engine) == TABLES
+    with engine.connect() as connection:
+        assert migrations.current_revision(connection) == migrations.head_revision()
+        assert connection.execute(select(operator_actions.c.reason)).scalars().all() == ["spam"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "values"),
+    [
+        (insert(operators), {"name": "ann", "role": "god", "password_hash": "h", "created_at": utc_now()}),
+        (
+            insert(replays),
+            {
+                "operator": "ann",
+                "reason": "r",
+                "selection": "{}",
+                "options": "{}",
+                "status": "unheard",
+                "selected": 1,
+                "started_at": utc_now(),
+                "seen_at": utc_now(),
+            },
+        ),
+    ],
+)
+def test_a_role_and_a_replays_status_are_of_those_we_know(engine: Engine, statement: Any, values: Any) -> None:
+    migrations.upgrade(engine)
+    known = {"god": "viewer", "unheard": "running"}
+    with engine.begin() as connection:
+        connection.execute(statement, {name: known.get(str(value), value) for name, value in values.items()})
+    with pytest.raises(DBAPIError, match=r"ck_(operators_role|replays_status)"), engine.begin() as connection:
+        connection.execute(statement, values | ({"name": "bob"} if "name" in values else {}))
 
 
 # ---- scripts ---------------------------------------------------------------------------------------------------------
@@ -492,6 +630,22 @@ def test_the_sql_script_of_mariadb_builds_the_same(mariadb_url: str) -> None:
     metadata.drop_all(engine)
     metadata.create_all(engine)
     assert by_script == definitions(engine)
+    engine.dispose()
+
+
+def test_the_sql_script_of_mariadb_takes_it_back(mariadb_url: str) -> None:
+    migrations.upgrade(mariadb_url, "0002")
+    engine = open_engine(mariadb_url)
+    before = definitions(engine)
+    migrations.upgrade(engine)
+    done = alembic("downgrade", "0003:0002", "--sql", url="mysql+pymysql://nobody@127.0.0.1:1/nothing")
+    assert done.returncode == 0, done.stderr
+    with engine.begin() as connection:
+        for statement in done.stdout.split(";\n"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+        assert migrations.current_revision(connection) == "0002"
+    assert definitions(engine) == before
     engine.dispose()
 
 

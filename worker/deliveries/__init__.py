@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+NO_HEADERS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message in hand. `count` says how often it has been delivered, this time included."""
+    """One message in hand. `count` says how often it has been delivered, this time included.
+
+    `headers` is what came beside the body: a Stream entry's other fields, an AMQP message's application headers.
+    """
 
     body: bytes
     tag: bytes | int
     count: int = 1
+    headers: Mapping[str, Any] = field(default_factory=lambda: NO_HEADERS, hash=False)
 
 
 class Deliveries(Protocol):
@@ -31,6 +38,12 @@ class Deliveries(Protocol):
 
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
         """Leave these of the last fetch for later, unacked."""
+
+    def fetch_dead(self, count_max: int) -> list[Delivery]:
+        """Up to `count_max` of the messages that the broker itself has given up on, in its own dead-letter queue."""
+
+    def ack_dead(self, deliveries: Sequence[Delivery]) -> None:
+        """Take these out of the broker's dead-letter queue. The last fetch_dead's only, each at most once."""
 
     def close(self) -> None:
         """Give back what is in hand and let go of the connection. Never raises."""

@@ -7,15 +7,15 @@ sits on the AMQP channel itself: kombu's Message, which it would build for each,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import kombu
 
-from producers.broker import AMQP_ERRORS, QUEUE, declare_queues, open_amqp
+from producers.broker import AMQP_ERRORS, DEAD_QUEUE, QUEUE, declare_queues, open_amqp
 from producers.errors import ServiceUnavailable
-from worker.deliveries import Delivery
+from worker.deliveries import NO_HEADERS, Delivery
 
 
 class QueueDeliveries:
@@ -26,6 +26,7 @@ class QueueDeliveries:
         self._prefetch = prefetch
         self._connection: kombu.Connection | None = None
         self._channel: Any = None
+        self._dead_channel: Any = None  # of its own: its delivery tags must not mix with the others
         self._waiting: deque[Delivery] = deque()
 
     def fetch(self, count_max: int, *, wait_s: float) -> list[Delivery]:
@@ -61,6 +62,32 @@ class QueueDeliveries:
             self._forget()
             raise ServiceUnavailable(f"the queue cannot be given back to: {error or type(error).__name__}") from error
 
+    def fetch_dead(self, count_max: int) -> list[Delivery]:
+        try:
+            connection = self._open()
+            if self._dead_channel is None:
+                self._dead_channel = connection.channel()
+            found: list[Delivery] = []
+            while len(found) < count_max and (message := self._dead_channel.basic_get(DEAD_QUEUE)) is not None:
+                found.append(_delivery(message))
+            return found
+        except (*AMQP_ERRORS, *_recoverable(self._connection)) as error:
+            self._forget()
+            raise ServiceUnavailable(
+                f"the dead-letter queue cannot be read: {error or type(error).__name__}"
+            ) from error
+
+    def ack_dead(self, deliveries: Sequence[Delivery]) -> None:
+        if not deliveries or self._dead_channel is None:
+            return
+        try:
+            self._dead_channel.basic_ack(max(int(delivery.tag) for delivery in deliveries), multiple=True)
+        except (*AMQP_ERRORS, *_recoverable(self._connection)) as error:
+            self._forget()
+            raise ServiceUnavailable(
+                f"the dead-letter queue cannot be acked: {error or type(error).__name__}"
+            ) from error
+
     def close(self) -> None:
         # Closing the channel is what gives back: the broker requeues all that is not acked.
         self._forget()
@@ -83,19 +110,31 @@ class QueueDeliveries:
         return True
 
     def _on_message(self, message: Any) -> None:
-        body = message.body
-        headers = message.properties.get("application_headers") or {}
-        count = int(headers.get("x-delivery-count", 0)) + 1
-        self._waiting.append(
-            Delivery(body if isinstance(body, bytes) else str(body).encode(), message.delivery_tag, count)
-        )
+        self._waiting.append(_delivery(message))
 
     def _forget(self) -> None:
-        connection, self._connection, self._channel = self._connection, None, None
+        connection, self._connection, self._channel, self._dead_channel = self._connection, None, None, None
         self._waiting.clear()  # their tags belong to the channel
         if connection is not None:
             with suppress(Exception):
                 connection.release()
+
+
+def _delivery(message: Any) -> Delivery:
+    body = message.body
+    headers = message.properties.get("application_headers") or NO_HEADERS
+    return Delivery(
+        body if isinstance(body, bytes) else str(body).encode("utf-8", "surrogateescape"),
+        message.delivery_tag,
+        _count(headers),
+        headers,
+    )
+
+
+def _count(headers: Mapping[str, Any]) -> int:
+    """How often the broker has delivered it; a header of that name that is no number is somebody else's."""
+    before = headers.get("x-delivery-count", 0)
+    return before + 1 if isinstance(before, int) and before >= 0 else 1
 
 
 def _recoverable(connection: kombu.Connection | None) -> tuple[type[Exception], ...]:

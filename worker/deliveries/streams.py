@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ import redis
 
 from producers.broker import BODY_FIELD, GROUP, QUEUE, declare_group, open_redis
 from producers.errors import ServiceUnavailable
-from worker.deliveries import Delivery
+from worker.deliveries import NO_HEADERS, Delivery
 
 READ_TIMEOUT_S: Final = 10.0
 NO_BLOCK_PAUSE_S: Final = 0.01  # for a server that does not know how to BLOCK (fakeredis): do not spin
@@ -88,6 +88,12 @@ class StreamDeliveries:
         # They stay pending; whoever looks for what was left behind takes them after claim_after_s.
         return
 
+    def fetch_dead(self, count_max: int) -> list[Delivery]:
+        return []  # a Stream gives nothing up
+
+    def ack_dead(self, deliveries: Sequence[Delivery]) -> None:
+        return
+
     def close(self) -> None:
         with suppress(redis.RedisError):
             self._release()
@@ -117,7 +123,7 @@ class StreamDeliveries:
                 time.sleep(NO_BLOCK_PAUSE_S)
             return []
         entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-        return [Delivery(_body(fields), tag) for tag, fields in entries]
+        return [Delivery(_body(fields), tag, 1, _headers(fields)) for tag, fields in entries]
 
     def _claim(self, count_max: int) -> list[Delivery]:
         pending: Any = self._client.execute_command(
@@ -130,7 +136,11 @@ class StreamDeliveries:
         claimed: Any = self._client.execute_command(
             "XCLAIM", QUEUE, GROUP, self.consumer, self._claim_after_ms, *counts
         )
-        return [Delivery(_body(entry[1]), entry[0], counts[entry[0]] + 1) for entry in claimed if entry and entry[1]]
+        return [
+            Delivery(_body(entry[1]), entry[0], counts[entry[0]] + 1, _headers(entry[1]))
+            for entry in claimed
+            if entry and entry[1]
+        ]
 
 
 def forget_consumers(client: redis.Redis, *, name: str = "", idle_s: float = 3600) -> int:
@@ -158,3 +168,15 @@ def _body(fields: Any) -> bytes:
         if name == BODY_FIELD:
             return bytes(value)
     return b""
+
+
+def _headers(fields: Any) -> Mapping[str, Any]:
+    """The other fields of an entry, as text; ours have none."""
+    if len(fields) <= (1 if isinstance(fields, dict) else 2):
+        return NO_HEADERS
+    pairs = fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=False)
+    return {
+        name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace")
+        for name, value in pairs
+        if name != BODY_FIELD
+    }

@@ -1,0 +1,170 @@
+"""OpenTelemetry: a draw's trace goes on behind the broker, where the extra `otel` is installed.
+
+The context travels beside the body, as W3C `traceparent` and `tracestate`: fields of a Stream's entry, headers of an
+AMQP message. The body is the contract's and stays as it is. Whoever embeds us configures the SDK as they like; our own
+processes send to a collector where the environment names one (`set_up`). Without a configured SDK nothing is recorded,
+and nothing is asked of the hot paths but one comparison.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Final
+
+try:
+    from opentelemetry import trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+except ImportError:
+    HAS_API = False
+else:
+    HAS_API = True
+
+log = logging.getLogger(__name__)
+
+Headers = Mapping[str, str]
+
+HEADERS: Final = ("traceparent", "tracestate")  # baggage is the caller's own, and stays there
+HEADER_LENGTH_MAX: Final = 512
+LINKS_MAX: Final = 128  # what the SDK keeps of them
+QUEUE: Final = "draws"
+
+
+def is_on() -> bool:
+    """Whether spans are recorded in this process."""
+    # A provider that the API stands in for is no provider.
+    return HAS_API and not isinstance(
+        trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
+    )
+
+
+def headers() -> dict[str, str] | None:
+    """What to send beside a message, so that its trace goes on; None when there is no trace."""
+    if not HAS_API or not trace.get_current_span().get_span_context().is_valid:
+        return None
+    carrier: dict[str, str] = {}
+    # Not the propagators that the environment may name: what travels in a message is agreed upon.
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier or None
+
+
+def ids() -> dict[str, str]:
+    """The current trace and span, as fields of a log line."""
+    if not HAS_API:
+        return {}
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    return {"trace_id": trace.format_trace_id(context.trace_id), "span_id": trace.format_span_id(context.span_id)}
+
+
+@contextmanager
+def serving(name: str, carrier: Iterable[tuple[bytes, bytes]]) -> Iterator[Any]:
+    """A server's span around one HTTP request, in the trace that its headers name; yields it, None without a SDK."""
+    if not is_on():
+        yield None
+        return
+    parent = _context({key.decode("latin-1"): value.decode("latin-1") for key, value in carrier})
+    with _tracer().start_as_current_span(
+        name, context=parent, kind=trace.SpanKind.SERVER, attributes={"http.request.method": name.partition(" ")[0]}
+    ) as span:
+        yield span
+
+
+@contextmanager
+def publishing(count: int) -> Iterator[dict[str, str] | None]:
+    """A producer's span around one publish of `count` draws; yields what to send beside each of them."""
+    if not is_on():
+        yield headers()
+        return
+    with _tracer().start_as_current_span(
+        "publish draws", kind=trace.SpanKind.PRODUCER, attributes=_messaging("publish", "send", count)
+    ):
+        yield headers()
+
+
+@contextmanager
+def settling(carriers: Iterable[Mapping[str, Any]], count: int) -> Iterator[None]:
+    """A consumer's span around one batch, with a link to the trace of each of its messages."""
+    if not is_on():
+        yield
+        return
+    links: list[Any] = []
+    for traceparent, tracestate in dict.fromkeys(_pair(it) for it in carriers if it):
+        context = trace.get_current_span(
+            _context({"traceparent": traceparent, "tracestate": tracestate})
+        ).get_span_context()
+        if context.is_valid and len(links) < LINKS_MAX:
+            links.append(trace.Link(context))
+    with _tracer().start_as_current_span(
+        "settle draws", links=links, kind=trace.SpanKind.CONSUMER, attributes=_messaging("settle", "process", count)
+    ):
+        yield
+
+
+def set_up(role: str) -> None:
+    """Send this process's spans to a collector, where OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_TRACES_EXPORTER is set.
+
+    `role` is the end of its `service.name`, unless OTEL_SERVICE_NAME gives it another one.
+    """
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    wanted = os.environ.get("OTEL_TRACES_EXPORTER") or ("otlp" if endpoint else "none")
+    if wanted == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or is_on():
+        return
+    try:
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        exporter = _exporter(wanted)
+    except ImportError:
+        log.warning("traces are wanted (%s), but not installed: `pip install tombola[otel]`", wanted)
+        return
+    if exporter is None:
+        log.warning("OTEL_TRACES_EXPORTER is %r: known are otlp, console and none", wanted)
+        return
+    # The environment's own attributes come first, its name as well.
+    named = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: f"tombola-{role}"}
+    provider = TracerProvider(resource=Resource.create(named))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+
+
+def _exporter(wanted: str) -> Any:
+    if wanted == "console":
+        from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+
+        return ConsoleSpanExporter()
+    if wanted == "otlp":
+        # Looked for by name: it comes with the extra alone.
+        return import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter").OTLPSpanExporter()
+    return None
+
+
+def _tracer() -> Any:
+    return trace.get_tracer("tombola")
+
+
+def _context(carrier: Mapping[str, str]) -> Any:
+    """The remote context that a carrier names; an empty one if that is not valid."""
+    return TraceContextTextMapPropagator().extract({name: carrier[name] for name in HEADERS if name in carrier})
+
+
+def _pair(carrier: Mapping[str, Any]) -> tuple[str, str]:
+    """Traceparent and tracestate, whatever else somebody may have sent under these names."""
+    found = (carrier.get(name) for name in HEADERS)
+    first, second = (it if isinstance(it, str) and len(it) <= HEADER_LENGTH_MAX else "" for it in found)
+    return first, second
+
+
+def _messaging(operation: str, kind: str, count: int) -> dict[str, Any]:
+    """The semantic conventions' names for what is done with how many messages."""
+    return {
+        "messaging.destination.name": QUEUE,
+        "messaging.operation.name": operation,
+        "messaging.operation.type": kind,
+        "messaging.batch.message_count": count,
+    }

@@ -1,0 +1,211 @@
+"""Operators and their sessions, on both databases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from argon2 import PasswordHasher
+from sqlalchemy import Engine, select, text, update
+
+import migrations
+from producers.database import open_engine, utc_now
+from producers.errors import InvalidRequest
+from worker import actions, operators
+from worker.schema import operator_sessions
+from worker.schema import operators as table
+
+PASSWORD = "correct horse battery"
+OTHER = "another twelve or more"
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = open_engine(database_url)
+    migrations.upgrade(made)
+    yield made
+    made.dispose()
+
+
+def recorded(engine: Engine) -> list[tuple[str, str, dict[str, Any]]]:
+    with engine.connect().execution_options(read_only=True) as connection:
+        found = actions.recent(connection, rows_max=100)
+    return [(it.operator, it.action, it.details) for it in reversed(found)]
+
+
+def age(engine: Engine, **by: timedelta) -> None:
+    """Put every session's times back."""
+    with engine.begin() as connection:
+        values = {name: utc_now() - span for name, span in by.items()}
+        connection.execute(update(operator_sessions).values(values))
+
+
+def test_who_was_added_gets_in_and_nobody_else(engine: Engine) -> None:
+    operators.add(engine, "ann", "operator", PASSWORD, by="root")
+    operators.add(engine, "bob", "viewer", OTHER)
+    ann = operators.verify(engine, "ann", PASSWORD)
+    assert ann is not None
+    assert (ann.name, ann.role, ann.may_act) == ("ann", "operator", True)
+    for name, password in [("ann", OTHER), ("ann", ""), ("Ann", PASSWORD), ("bob", PASSWORD), ("eve", PASSWORD)]:
+        assert operators.verify(engine, name, password) is None
+    assert operators.verify(engine, "ann", "x" * 1_000_000) is None
+    assert [(it.name, it.role, it.may_act) for it in operators.list_all(engine)] == [
+        ("ann", "operator", True),
+        ("bob", "viewer", False),
+    ]
+    assert recorded(engine) == [
+        ("root", "user add", {"name": "ann", "role": "operator"}),
+        (actions.shell_operator(), "user add", {"name": "bob", "role": "viewer"}),
+    ]
+
+
+def test_no_secret_is_kept(engine: Engine) -> None:
+    operators.add(engine, "ann", "operator", PASSWORD)
+    token = operators.open_session(engine, "ann")
+    with engine.connect().execution_options(read_only=True) as connection:
+        for name in ("operators", "operator_sessions", "operator_actions"):
+            kept = str(connection.execute(text(f"SELECT * FROM {name}")).all())
+            assert PASSWORD not in kept
+            assert token not in kept
+        assert str(connection.execute(select(table.c.password_hash)).scalar_one()).startswith("$argon2id$")
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "password", "message"),
+    [
+        ("", "viewer", PASSWORD, "name"),
+        ("a b", "viewer", PASSWORD, "name"),
+        ("<script>", "viewer", PASSWORD, "name"),
+        ("x" * 65, "viewer", PASSWORD, "name"),
+        ("eve", "admin", PASSWORD, "role"),
+        ("eve", "viewer", "eleven char", "at least 12"),
+        ("eve", "viewer", "x" * 1025, "at most 1,024"),
+        ("ann", "viewer", PASSWORD, "already"),
+    ],
+)
+def test_what_will_not_do_is_refused(engine: Engine, name: str, role: str, password: str, message: str) -> None:
+    operators.add(engine, "ann", "operator", OTHER)
+    with pytest.raises(InvalidRequest, match=message):
+        operators.add(engine, name, role, password)
+    assert [it.name for it in operators.list_all(engine)] == ["ann"]
+    assert len(recorded(engine)) == 1
+
+
+def test_nobody_cannot_be_changed(engine: Engine) -> None:
+    with pytest.raises(InvalidRequest, match="no user"):
+        operators.remove(engine, "eve")
+    with pytest.raises(InvalidRequest, match="no user"):
+        operators.change_password(engine, "eve", PASSWORD)
+    with pytest.raises(InvalidRequest, match="no user"):
+        operators.change_role(engine, "eve", "viewer")
+    with pytest.raises(InvalidRequest, match="no user"):
+        operators.open_session(engine, "eve")
+    assert recorded(engine) == []
+
+
+def test_a_removed_user_is_out_at_once(engine: Engine) -> None:
+    operators.add(engine, "ann", "operator", PASSWORD)
+    token = operators.open_session(engine, "ann", address="192.0.2.7")
+    assert operators.session(engine, token) is not None
+    operators.remove(engine, "ann", by="root")
+    assert operators.session(engine, token) is None
+    assert operators.verify(engine, "ann", PASSWORD) is None
+    # Nor does the next one of that name find a door open.
+    operators.add(engine, "ann", "operator", OTHER)
+    assert operators.session(engine, token) is None
+    assert recorded(engine)[1:3] == [
+        ("ann", "login", {"address": "192.0.2.7"}),
+        ("root", "user remove", {"name": "ann"}),
+    ]
+
+
+def test_a_new_password_ends_the_sessions(engine: Engine) -> None:
+    operators.add(engine, "ann", "operator", PASSWORD)
+    token = operators.open_session(engine, "ann")
+    operators.change_password(engine, "ann", OTHER)
+    assert operators.session(engine, token) is None
+    assert operators.verify(engine, "ann", PASSWORD) is None
+    assert operators.verify(engine, "ann", OTHER) is not None
+
+
+def test_a_role_changes_within_a_session(engine: Engine) -> None:
+    operators.add(engine, "ann", "operator", PASSWORD)
+    token = operators.open_session(engine, "ann")
+    operators.change_role(engine, "ann", "viewer")
+    ann = operators.session(engine, token)
+    assert ann is not None
+    assert not ann.may_act
+    assert recorded(engine)[-1][1:] == ("user role", {"name": "ann", "role": "viewer"})
+
+
+def test_a_session_is_known_by_its_token_alone(engine: Engine) -> None:
+    operators.add(engine, "ann", "operator", PASSWORD)
+    operators.add(engine, "bob", "viewer", PASSWORD)
+    first, second = operators.open_session(engine, "ann"), operators.open_session(engine, "bob")
+    for token, name in [(first, "ann"), (second, "bob")]:
+        found = operators.session(engine, token)
+        assert found is not None
+        assert found.name == name
+    for token in ("", first[:-1], first.swapcase(), "é"):
+        assert operators.session(engine, token) is None
+    operators.close_session(engine, first)
+    operators.close_session(engine, first)
+    assert operators.session(engine, first) is None
+    assert operators.session(engine, second) is not None
+
+
+def test_a_session_ends_without_requests(engine: Engine) -> None:
+    operators.add(engine, "ann", "operator", PASSWORD)
+    token = operators.open_session(engine, "ann")
+    age(engine, seen_at=operators.IDLE - timedelta(seconds=20))
+    # A page that refreshes itself is no sign of life ...
+    assert operators.session(engine, token, touch=False) is not None
+    age(engine, seen_at=operators.IDLE + timedelta(seconds=1))
+    assert operators.session(engine, token, touch=False) is None
+    # ... a request is.
+    age(engine, seen_at=operators.IDLE - timedelta(seconds=20))
+    assert operators.session(engine, token) is not None
+    with engine.connect().execution_options(read_only=True) as connection:
+        (seen_at,) = connection.execute(select(operator_sessions.c.seen_at)).scalars()
+    assert utc_now() - seen_at < timedelta(seconds=20)
+
+
+def test_a_session_ends_after_half_a_day(engine: Engine) -> None:
+    operators.add(engine, "ann", "operator", PASSWORD)
+    token = operators.open_session(engine, "ann")
+    age(engine, expires_at=timedelta(seconds=1))
+    assert operators.session(engine, token) is None
+    operators.open_session(engine, "ann")  # sweeps
+    with engine.connect().execution_options(read_only=True) as connection:
+        assert len(connection.execute(select(operator_sessions.c.operator)).all()) == 1
+
+
+def test_an_old_hash_is_made_anew(engine: Engine) -> None:
+    operators.add(engine, "ann", "operator", PASSWORD)
+    weak = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1).hash(PASSWORD)
+    with engine.begin() as connection:
+        connection.execute(update(table).values(password_hash=weak))
+    assert operators.verify(engine, "ann", OTHER) is None
+    assert operators.verify(engine, "ann", PASSWORD) is not None
+    with engine.connect().execution_options(read_only=True) as connection:
+        assert connection.execute(select(table.c.password_hash)).scalar_one() != weak
+    assert operators.verify(engine, "ann", PASSWORD) is not None
+
+
+def test_a_name_that_is_nobodys_takes_as_long(engine: Engine) -> None:
+    operators.add(engine, "ann", "operator", PASSWORD)
+
+    def seconds(name: str) -> float:
+        best = 60.0
+        for _ in range(5):
+            started = time.perf_counter()
+            assert operators.verify(engine, name, OTHER) is None
+            best = min(best, time.perf_counter() - started)
+        return best
+
+    seconds("eve")  # makes the hash to compare with
+    known, unknown = seconds("ann"), seconds("eve")
+    assert 0.5 < known / unknown < 2

@@ -1,0 +1,90 @@
+"""Who may: API keys for callers, users for the console."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.table import Table
+
+from producers import api_keys
+from producers.errors import InvalidRequest
+from worker import operators
+from worker.actions import shell_operator
+from worker.cli.base import JsonOption, engine_of, out
+
+app = typer.Typer()
+api_key_app = typer.Typer(help="Say who may call the gateway.", no_args_is_help=True)
+app.add_typer(api_key_app, name="api-key")
+user_app = typer.Typer(help="Say who may use the console: viewers look, operators act.", no_args_is_help=True)
+app.add_typer(user_app, name="user")
+
+
+@api_key_app.command("add")
+def api_key_add(
+    caller: Annotated[str, typer.Argument(help="Whose key: idempotency keys are the caller's own.")],
+) -> None:
+    """Make an API key. It is shown this once."""
+    typer.echo(api_keys.add(engine_of(), caller))
+
+
+@api_key_app.command("list")
+def api_key_list(as_json: JsonOption = False) -> None:
+    """List the API keys, without their secrets."""
+    found = api_keys.list_all(engine_of())
+    if as_json:
+        typer.echo(msgspec.json.encode([key._asdict() for key in found]).decode())
+        return
+    table = Table("key", "caller", "made", "revoked", box=None)
+    for key in found:
+        revoked = "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
+        table.add_row(f"{api_keys.PREFIX}_{key.key_id}_…", key.caller, f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
+    out.print(table)
+
+
+@api_key_app.command("revoke")
+def api_key_revoke(key: Annotated[str, typer.Argument(help="The key, or its id as listed.")]) -> None:
+    """Let a key in no more, within seconds."""
+    api_keys.revoke(engine_of(), key)
+    out.print(f"revoked {key.removeprefix(f'{api_keys.PREFIX}_')[:16]}")
+
+
+@user_app.command("add")
+def user_add(
+    name: Annotated[str, typer.Argument(help="1 to 64 characters of A-Z a-z 0-9 . _ and -.")],
+    role: Annotated[str, typer.Option(help="viewer or operator.")] = "viewer",
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password from the standard input.")
+    ] = False,
+) -> None:
+    """Let somebody into the console. Asks for a password."""
+    if password_stdin:
+        password = sys.stdin.readline().rstrip("\n")
+    elif sys.stdin.isatty():
+        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    else:
+        raise InvalidRequest("nobody to ask for a password here: use --password-stdin")
+    operators.add(engine_of(), name, role, password, by=shell_operator())
+    out.print(f"{name} may {'look and act' if role == 'operator' else 'look'}")
+
+
+@user_app.command("list")
+def user_list(as_json: JsonOption = False) -> None:
+    """List the console's users."""
+    found = operators.list_all(engine_of())
+    if as_json:
+        typer.echo(msgspec.json.encode([user._asdict() for user in found]).decode())
+        return
+    table = Table("name", "role", "since", box=None)
+    for user in found:
+        table.add_row(user.name, user.role, f"{user.created_at:%Y-%m-%d %H:%M}")
+    out.print(table)
+
+
+@user_app.command("remove")
+def user_remove(name: Annotated[str, typer.Argument(help="The user's name.")]) -> None:
+    """Let somebody in no more; whoever is logged in is out at once."""
+    operators.remove(engine_of(), name, by=shell_operator())
+    out.print(f"{name} is no user any more")

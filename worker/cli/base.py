@@ -1,0 +1,76 @@
+"""What the commands share: settings, the console, and how an error ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from sqlalchemy import Engine
+
+from producers.database import open_engine
+from producers.errors import ConfigurationError
+from producers.settings import Settings
+from worker import embedded
+
+# Where nobody looks, a table is as wide as it likes: scripts cut it by lines.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def settings_with(*needed: str) -> Settings:
+    """TOMBOLA_*, or what embedded mode left; raises ConfigurationError when one of `needed` is missing."""
+    settings = embedded.settings_from_anywhere()
+    if settings.need("database_url").startswith("sqlite") and not all(settings.has(name) for name in needed):
+        raise ConfigurationError("tombola is not up: start it with `tombola up` in another terminal")
+    for name in needed:
+        settings.need(name)
+    return settings
+
+
+def engine_of(settings: Settings | None = None) -> Engine:
+    """An engine for the settings' database."""
+    settings = settings or settings_with("database_url")
+    return open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
+
+
+def amount_of(text: str) -> Decimal:
+    """An amount that somebody typed."""
+    try:
+        amount = Decimal(text)
+    except InvalidOperation:
+        raise typer.BadParameter(f"not an amount: {text}") from None
+    if not amount.is_finite() or amount < 0:
+        raise typer.BadParameter(f"an amount is 0 or more: {text}")
+    return amount
+
+
+@contextmanager
+def until_interrupted() -> Iterator[threading.Event]:
+    """Turn SIGTERM into what Ctrl-C does, and Ctrl-C into an orderly end with exit code 0."""
+    interrupted = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            return  # already on the way out: the parts stop in their order
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupted
+    except KeyboardInterrupt:
+        out.print("\nStopped. What was settled is kept for the next start.")
+        raise typer.Exit(0) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,104 @@
+"""The console as an ASGI application: starlette-admin's layout around our own pages, and the guard around both."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette_admin.base import BaseAdmin
+from starlette_admin.theme import DefaultTheme, TablerSettings
+
+from producers.broker import open_redis
+from producers.database import explain, open_engine
+from producers.errors import DrawError
+from producers.settings import Settings
+from worker.console import shown
+from worker.console.jobs import Forecasts, Replays
+from worker.console.letters import Letters
+from worker.console.overview import Overview
+from worker.console.pages import Desk
+from worker.console.records import Actions, Stories, Users
+from worker.console.replaying import Replays as ReplayPages
+from worker.console.security import Guard, Login, Nonces, status_of
+from worker.draw import DEFAULT_CAMPAIGN, Wheel
+
+HERE: Final = Path(__file__).parent
+REDIS_TIMEOUT_S: Final = 1.0  # a page waits for it
+
+
+class Admin(BaseAdmin):
+    """starlette-admin without what we have no use for: its lists, forms, imports and exports of models."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(
+            title="tombola",
+            base_url="/",
+            # Absolute: by default whatever folder the process was started in could hold templates.
+            templates_dir=str(HERE / "templates"),
+            static_dir=str(HERE / "static"),
+            theme=DefaultTheme(TablerSettings(base="slate", primary="blue", radius=0.5)),
+            index_view=Overview(desk),
+            auth_provider=Login(desk.engine),
+            secret_key=secrets.token_hex(32),  # signs the messages shown once after a form, nothing else
+            timezone_config=None,
+        )
+        self.templates.env.add_extension(Nonces)
+        self.templates.env.filters.update(shown.FILTERS)
+        for view in (Letters(desk), ReplayPages(desk), Stories(desk), Actions(desk), Users(desk)):
+            self.add_view(view)
+
+    def _init_csrf(self) -> None:
+        """The guard checks forms before anything here sees them."""
+
+    def _collect_core_routes(self) -> list[Route]:
+        return []
+
+    def _init_routes(self) -> None:
+        # Chart.js, as the package chartkick brings it; found first, as /static takes all the rest.
+        charts = StaticFiles(packages=[("chartkick", "django/static/chartkick")])
+        self.routes.append(Mount("/static/charts", charts, name="charts"))
+        super()._init_routes()
+
+    async def _render_error(self, request: Request, exc: Exception = HTTPException(500)) -> Response:  # noqa: B008
+        if isinstance(exc, SQLAlchemyError):
+            exc = explain(exc)
+        if isinstance(exc, DrawError):
+            exc = HTTPException(status_of(exc), str(exc))
+        return await super()._render_error(request, exc)
+
+
+def create_app(settings: Settings) -> Guard:
+    """The console of these settings; nothing connects before the first request."""
+    engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
+    wheels = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, settings.seed_bytes)} if settings.has("seed") else None
+    client = (
+        open_redis(settings.need("result_url"), timeout_s=REDIS_TIMEOUT_S) if settings.has("result_url") else None
+    )
+    desk = Desk(settings, engine, client, wheels, Forecasts(engine, wheels), Replays(settings, engine))
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        desk.replays.close()
+        desk.forecasts.close()
+        engine.dispose()
+        if client is not None:
+            client.close()
+
+    app = Starlette(lifespan=lifespan)
+    admin = Admin(desk)
+    admin.mount_to(app)
+    handlers: Any = {DrawError: admin._render_error, SQLAlchemyError: admin._render_error}
+    for kind, handler in handlers.items():
+        admin.app.add_exception_handler(kind, handler)
+    return Guard(app, engine)

@@ -1,0 +1,143 @@
+"""What takes longer than a page may: forecasts and replays, each in a thread of its own.
+
+A forecast lives in this process alone and is soon forgotten: it is a look, and can be had again. A replay lives in the
+database: whichever process shows it, and whatever becomes of this one.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from cachetools import TTLCache
+from sqlalchemy import Engine
+
+from producers.broker import Broker, open_broker
+from producers.database import utc_now
+from producers.errors import DrawError, ServiceUnavailable
+from producers.settings import Settings
+from worker.dead_letters import Selection
+from worker.draw import Wheel
+from worker.forecast import Forecast, forecast
+from worker.replay import Replayer
+
+log = logging.getLogger(__name__)
+
+FORECASTS_KEPT_MAX: Final = 8  # one of 100,000 messages is some 30 MB
+FORECASTS_KEPT_S: Final = 900
+FORECASTS_AT_ONCE: Final = 1
+STOP_TIMEOUT_S: Final = 8.0
+
+
+@dataclass
+class Job:
+    """A forecast under way, or done: then it has a `forecast`, or an `error`."""
+
+    id: str
+    selection: Selection
+    limit: int | None
+    asked_at: datetime
+    done: int = 0
+    forecast: Forecast | None = None
+    error: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        return self.forecast is not None or bool(self.error)
+
+
+class Forecasts:
+    """Forecasts one after the other, in the order in which they were asked for."""
+
+    def __init__(self, engine: Engine, wheels: Mapping[str, Wheel] | None) -> None:
+        self._engine = engine
+        self._wheels = wheels
+        self._jobs: TTLCache[str, Job] = TTLCache(FORECASTS_KEPT_MAX, FORECASTS_KEPT_S)
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(FORECASTS_AT_ONCE, "forecast")
+
+    def ask(self, selection: Selection, limit: int | None) -> Job:
+        """A forecast that has just begun, or the same one if it is still under way."""
+        with self._lock:
+            under_way = [job for job in self._jobs.values() if not job.is_over]
+            for job in under_way:
+                if (job.selection, job.limit) == (selection, limit):
+                    return job
+            if len(under_way) >= FORECASTS_KEPT_MAX:
+                raise ServiceUnavailable("too many forecasts are under way: come back in a minute")
+            job = Job(secrets.token_hex(8), selection, limit, utc_now())
+            self._jobs[job.id] = job
+        self._threads.submit(self._run, job)
+        return job
+
+    def find(self, job_id: str) -> Job | None:
+        """A forecast by its id; None once it is forgotten."""
+        with self._lock:
+            return self._jobs.get(job_id)
+
+    def close(self) -> None:
+        """Begin no more. One that is under way is waited for by nobody."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, job: Job) -> None:
+        def tell(done: int) -> None:
+            job.done = done
+
+        try:
+            job.forecast = forecast(self._engine, job.selection, self._wheels, limit=job.limit, tell=tell)
+        except DrawError as error:
+            job.error = str(error)
+        except Exception as error:
+            log.exception("a forecast failed")
+            job.error = f"the forecast failed: {type(error).__name__}; the console's log says more"
+
+
+class Replays:
+    """Runs replays that have a row already."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._running: dict[int, tuple[Replayer, threading.Thread]] = {}
+        self._lock = threading.Lock()
+
+    def run(self, replay_id: int) -> None:
+        """Run it in a thread of its own. Raises ConfigurationError where no broker is set."""
+        broker = open_broker(self._settings.need("broker_url"), publish_timeout_s=self._settings.publish_timeout_s)
+        replayer = Replayer(self._engine, broker, self._settings)
+        thread = threading.Thread(
+            target=self._run, args=(replay_id, replayer, broker), name=f"replay-{replay_id}", daemon=True
+        )
+        with self._lock:
+            self._running[replay_id] = replayer, thread
+        thread.start()
+
+    def close(self) -> None:
+        """Stop those that run here: what they have not sent stays parked."""
+        with self._lock:
+            running = list(self._running.values())
+        for replayer, _ in running:
+            replayer.stop()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for _, thread in running:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _run(self, replay_id: int, replayer: Replayer, broker: Broker) -> None:
+        try:
+            ended = replayer.run(replay_id)
+            log.info("replay %d %s: %s", replay_id, ended.status, ended.stopped_because or "nothing left to send")
+        except DrawError as error:
+            log.error("replay %d: %s", replay_id, error)
+        except Exception:
+            log.exception("replay %d failed", replay_id)
+        finally:
+            with self._lock:
+                self._running.pop(replay_id, None)
+            broker.close()

@@ -1,0 +1,182 @@
+"""The dead letters: the list, the groups, one message, and what an operator does about them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import Connection, select
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette_admin.flash import flash
+
+from producers.errors import InvalidRequest
+from worker import dead_letters
+from worker.console import shown
+from worker.console.pages import AGES, ALL, OPEN, Page, act, address, fields_of, page, selection_of, whole
+from worker.console.security import must_act
+from worker.dead_letters import CAUSES, STATES, Selection
+from worker.schema import dead_letters as table
+
+ROWS: Final = 100
+COUNTED_MAX: Final = 200_000
+# What a list shows: neither bodies nor tracebacks, of which a hundred are megabytes.
+LISTED: Final = [
+    table.c[name]
+    for name in (
+        *("id", "state", "cause", "error", "error_type", "group_id", "request_key", "account_id", "deliveries"),
+        *("times_parked", "first_parked_at", "last_parked_at", "replay_id", "edited_from", "body_bytes"),
+    )
+]
+
+
+class Letters(Page):
+    """Dead letters, filtered: every address can be shared."""
+
+    path = "/dead-letters"
+    menu_label = "Dead letters"
+    icon = "fa-solid fa-inbox"
+
+    @page("")
+    async def index(self, request: Request) -> Response:
+        query = request.query_params
+        fields = fields_of(query)
+        selection = selection_of(fields)
+        rows, count, counts = await self.read(_list, selection, whole(query, "before"))
+        return self.show(
+            request,
+            "letters.html",
+            "Dead letters",
+            rows=rows[:ROWS],
+            count=count,
+            by_state=_sums(counts, 0),
+            next=address(self.path, fields, before=rows[ROWS - 1].id) if len(rows) > ROWS else None,
+            is_first=not query.get("before"),
+            **_filters(fields),
+        )
+
+    @page("/groups")
+    async def groups(self, request: Request) -> Response:
+        fields = fields_of(request.query_params)
+        selection = selection_of(fields)
+        found = await self.read(dead_letters.groups, selection)
+        total = sum(group.count for group in found)
+        return self.show(
+            request, "groups.html", "Dead letters by group", groups=found, count=total, **_filters(fields)
+        )
+
+    @page("/{id:int}")
+    async def one(self, request: Request) -> Response:
+        letter, copies, alike = await self.read(_one, request.path_params["id"])
+        text, is_text = shown.body(letter.body)
+        return self.show(
+            request,
+            "letter.html",
+            f"Dead letter {letter.id}",
+            letter=letter,
+            text=text,
+            is_text=is_text,
+            pretty=shown.pretty(text) if is_text else "",
+            copies=copies,
+            alike=alike,
+            is_open=letter.state in dead_letters.OPEN,
+        )
+
+    @page("/{id:int}/discard", methods=("POST",))
+    async def discard(self, request: Request) -> Response:
+        return await self._move(request, dead_letters.discard, "discarded: it is replayed no more")
+
+    @page("/{id:int}/restore", methods=("POST",))
+    async def restore(self, request: Request) -> Response:
+        return await self._move(request, dead_letters.restore, "parked again")
+
+    @page("/discard", methods=("POST",))
+    async def discard_all(self, request: Request) -> Response:
+        return await self._move_all(request, dead_letters.discard, "discarded")
+
+    @page("/restore", methods=("POST",))
+    async def restore_all(self, request: Request) -> Response:
+        return await self._move_all(request, dead_letters.restore, "parked again")
+
+    @page("/{id:int}/edit", methods=("POST",))
+    async def edit(self, request: Request) -> Response:
+        operator, form, id = must_act(request), request.state.form, request.path_params["id"]
+        # A browser sends the lines of a field with CR LF.
+        body = form.get("body", "").replace("\r\n", "\n").strip().encode()
+        try:
+            copy_id = await run_in_threadpool(
+                dead_letters.edit, self.desk.engine, id, body, operator=operator.name, reason=form.get("reason", "")
+            )
+        except InvalidRequest as error:
+            flash(request, f"Not edited: {error}", "error")
+            return RedirectResponse(f"{self.path}/{id}", 303)
+        flash(request, f"This is the edited copy. {id}, its original, stays as it was.", "success")
+        return RedirectResponse(f"{self.path}/{copy_id}", 303)
+
+    async def _move(self, request: Request, function: Any, said: str) -> Response:
+        id = request.path_params["id"]
+        return await act(
+            request,
+            function,
+            self.desk.engine,
+            Selection(ids=(id,), states=STATES),
+            reason=request.state.form.get("reason", ""),
+            said=lambda count: f"{id} was {said}." if count else f"{id} was left alone: it is in another state by now.",
+            back=f"{self.path}/{id}",
+        )
+
+    async def _move_all(self, request: Request, function: Any, said: str) -> Response:
+        fields = fields_of(request.state.form)
+        return await act(
+            request,
+            function,
+            self.desk.engine,
+            selection_of(fields),
+            reason=request.state.form.get("reason", ""),
+            said=lambda count: f"{count:,} dead letters were {said}.",
+            back=address(self.path, fields),
+        )
+
+
+def _list(
+    connection: Connection, selection: Selection, before_id: int | None
+) -> tuple[list[Any], int, dict[tuple[str, str], int]]:
+    """A page and one more, how many are selected, and how many there are by state and cause."""
+    query = select(*LISTED).where(selection.condition()).order_by(table.c.id.desc()).limit(ROWS + 1)
+    if before_id is not None:
+        query = query.where(table.c.id < before_id)
+    counts = dead_letters.counts(connection)
+    if selection == Selection(states=selection.states, cause=selection.cause):
+        # The sums are known already.
+        count = sum(
+            number
+            for (state, cause), number in counts.items()
+            if state in selection.states and selection.cause in (None, cause)
+        )
+    else:
+        count = dead_letters.count(connection, selection)
+    return list(connection.execute(query)), count, counts
+
+
+def _one(connection: Connection, id: int) -> tuple[dead_letters.DeadLetter, list[int], int]:
+    letter = dead_letters.get(connection, id)
+    alike = dead_letters.count(connection, Selection(group_id=letter.group_id)) if letter.group_id else 0
+    return letter, dead_letters.copies(connection, id), alike
+
+
+def _sums(counts: dict[tuple[str, str], int], part: int) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for key, number in counts.items():
+        sums[key[part]] = sums.get(key[part], 0) + number
+    return sums
+
+
+def _filters(fields: dict[str, str]) -> dict[str, Any]:
+    """What the filters' form shows."""
+    return {
+        "fields": fields,
+        "query": address("", fields),
+        "states": (OPEN, ALL, *STATES),
+        "causes": CAUSES,
+        "ages": tuple(AGES),
+    }

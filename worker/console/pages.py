@@ -1,0 +1,165 @@
+"""What all pages have in common: the desk they work at, reading in threads, and how a page is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from urllib.parse import urlencode
+
+import redis
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette_admin.flash import flash
+from starlette_admin.routing import route
+from starlette_admin.views import CustomView
+
+from producers.database import explain
+from producers.errors import InvalidRequest
+from producers.settings import Settings
+from worker.console.jobs import Forecasts, Replays
+from worker.console.security import must_act
+from worker.dead_letters import STATES, Selection
+from worker.draw import Wheel
+from worker.operators import Operator
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Handler = Callable[[Any, Request], Awaitable[Response]]
+
+ALL: Final = "all"
+OPEN: Final = "open"
+IDS_MAX: Final = 1000
+# What the age filters offer.
+AGES: Final = {"15m": 900.0, "1h": 3600.0, "6h": 21_600.0, "1d": 86_400.0, "7d": 604_800.0, "30d": 2_592_000.0}
+
+
+@dataclass
+class Desk:
+    """What the pages work with. Nothing of it connects before it is used."""
+
+    settings: Settings
+    engine: Engine
+    redis: redis.Redis | None
+    wheels: Mapping[str, Wheel] | None
+    forecasts: Forecasts
+    replays: Replays
+
+    def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `function` reads in a transaction of its own. Raises ServiceUnavailable."""
+        try:
+            with self.engine.connect().execution_options(read_only=True) as connection:
+                return function(connection, *args, **kwargs)
+        except SQLAlchemyError as error:
+            raise explain(error) from error
+
+
+def page(path: str, *, methods: tuple[str, ...] = ("GET",)) -> Callable[[Handler], Handler]:
+    """Serve a method of a Page at `path`, below the page's own."""
+    mark: Callable[[Handler], Handler] = route(path, methods=list(methods))
+    return mark
+
+
+class Page(CustomView):
+    """A page in the menu, and what lies below it."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self.desk = desk
+
+    def is_active(self, request: Request) -> bool:
+        path: str = request.url.path
+        return path == self.path or (self.path != "/" and path.startswith(f"{self.path}/"))
+
+    async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Desk.read in a thread."""
+        return await run_in_threadpool(self.desk.read, function, *args, **kwargs)
+
+    def show(self, request: Request, template: str, title: str, **context: Any) -> Response:
+        """A page made of a template."""
+        assert self._admin is not None
+        operator: Operator = request.state.operator
+        return self._admin._template_response(
+            request, template, {"title": title, "may_act": operator.may_act, **context}
+        )
+
+
+async def act(
+    request: Request, function: Callable[..., T], *args: Any, said: Callable[[T], str], back: str, **kwargs: Any
+) -> Response:
+    """Do something for an operator and go `back`, where it is said what came of it. Raises 403 for a viewer."""
+    operator = must_act(request)
+    try:
+        done = await run_in_threadpool(function, *args, operator=operator.name, **kwargs)
+    except InvalidRequest as error:
+        flash(request, str(error), "error")
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+    else:
+        flash(request, said(done), "success")
+    return RedirectResponse(back, 303)
+
+
+# ---- selections in addresses -----------------------------------------------------------------------------------------
+
+
+def selection_of(query: Mapping[str, str]) -> Selection:
+    """The selection that an address, or a form, names. Raises InvalidRequest for one that is none."""
+    state = query.get("state") or OPEN
+    ids = [it for it in query.get("ids", "").replace(",", " ").split() if it]
+    if len(ids) > IDS_MAX:
+        raise InvalidRequest(f"at most {IDS_MAX:,} dead letters can be named one by one")
+    return Selection(
+        ids=tuple(_whole("ids", it) for it in ids),
+        states=STATES if state == ALL else Selection().states if state == OPEN else (state,),
+        cause=query.get("cause") or None,
+        group_id=query.get("group") or None,
+        account_id=_whole("account", query["account"]) if query.get("account", "").strip() else None,
+        request_key=query.get("key", "").strip() or None,
+        newer_than_s=_age("newer", query.get("newer")),
+        older_than_s=_age("older", query.get("older")),
+    )
+
+
+def fields_of(query: Mapping[str, str]) -> dict[str, str]:
+    """Of an address, the fields that make its selection."""
+    names = ("ids", "state", "cause", "group", "account", "key", "newer", "older")
+    return {name: query[name].strip() for name in names if query.get(name, "").strip()}
+
+
+def address(path: str, fields: Mapping[str, Any], **more: Any) -> str:
+    """A path with its query; None leaves a field out."""
+    known = {name: value for name, value in {**fields, **more}.items() if value is not None}
+    return f"{path}?{urlencode(known)}" if known else path
+
+
+def whole(query: Mapping[str, str], name: str, *, least: int = 1) -> int | None:
+    """A whole number in a form; None if the field was left empty. Raises InvalidRequest."""
+    text = query.get(name, "").strip()
+    if not text:
+        return None
+    number = _whole(name, text)
+    if number < least:
+        raise InvalidRequest(f"{name}: at least {least}, not {text:.80}")
+    return number
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        number = int(text.strip())
+    except ValueError:
+        number = 2**63
+    if abs(number) >= 2**63:
+        raise InvalidRequest(f"{name}: a whole number, not {text!r:.80}")
+    return number
+
+
+def _age(name: str, text: str | None) -> float | None:
+    if not text:
+        return None
+    if text not in AGES:
+        raise InvalidRequest(f"{name}: one of {', '.join(AGES)}, not {text!r:.80}")
+    return AGES[text]

@@ -1,0 +1,233 @@
+"""Replays: the list, a new one with its forecast, and one under way with its stop button."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette_admin.flash import flash
+
+from producers.database import utc_now
+from producers.errors import DrawError, InvalidRequest
+from worker import actions, dead_letters, forecast, replay
+from worker.console import shown
+from worker.console.jobs import Job
+from worker.console.pages import AGES, OPEN, Page, act, address, fields_of, page, selection_of, whole
+from worker.console.security import must_act
+from worker.dead_letters import Selection
+from worker.replay import Options, Replay
+
+ROWS: Final = 100
+LINES: Final = 100
+ACTIONS: Final = 50
+
+
+class Replays(Page):
+    """Replays, and the forecast before each."""
+
+    path = "/replays"
+    menu_label = "Replays"
+    icon = "fa-solid fa-rotate-right"
+
+    @page("")
+    async def index(self, request: Request) -> Response:
+        found = await self.read(replay.recent, ROWS)
+        return self.show(request, "replays.html", "Replays", replays=found)
+
+    @page("/new")
+    async def new(self, request: Request) -> Response:
+        """What is selected and what replaying it would do. Its forecast is a job of its own, named in the address."""
+        query = request.query_params
+        fields = fields_of(query)
+        selection, limit = _only_open(selection_of(fields)), whole(query, "limit")
+        job = self.desk.forecasts.find(query.get("job", ""))
+        if job is None or (job.selection, job.limit) != (selection, limit):
+            job = self.desk.forecasts.ask(selection, limit)
+            return RedirectResponse(address(f"{self.path}/new", fields, limit=limit, job=job.id), 303)
+        count = await self.read(dead_letters.count, selection)
+        return self.show(
+            request,
+            "replay_new.html",
+            "Replay dead letters",
+            fields=fields,
+            described=_described(fields),
+            list_address=address("/dead-letters", fields),
+            count=count,
+            limit=limit,
+            job=job,
+            total=min(count, limit or count),
+            outcomes=forecast.OUTCOMES,
+            refusals=forecast.REFUSALS,
+            form=dict(query),
+            **_lines(job, query.get("outcome"), whole(query, "page") or 1),
+        )
+
+    @page("/forecast.json")
+    async def forecast(self, request: Request) -> Response:
+        job = self.desk.forecasts.find(request.query_params.get("job", ""))
+        if job is None:
+            return JSONResponse({"detail": "this forecast is forgotten"}, 404)
+        return JSONResponse({"done": job.done, "is_over": job.is_over})
+
+    @page("", methods=("POST",))
+    async def begin(self, request: Request) -> Response:
+        operator, form = must_act(request), request.state.form
+        fields = fields_of(form)
+        try:
+            selection = _only_open(selection_of(fields))
+            options = Options(rate=_rate(form), limit=whole(form, "limit"), canary=whole(form, "canary"))
+            self.desk.settings.need("broker_url")  # before there is a row that nobody runs
+            replay_id = await run_in_threadpool(
+                replay.begin,
+                self.desk.engine,
+                selection,
+                options,
+                operator=operator.name,
+                reason=form.get("reason", ""),
+            )
+            self.desk.replays.run(replay_id)
+        except DrawError as error:
+            flash(request, f"Not started: {error}", "error")
+            kept = {name: form[name] for name in ("rate", "canary", "limit", "job") if form.get(name)}
+            return RedirectResponse(address(f"{self.path}/new", fields, **kept), 303)
+        return RedirectResponse(f"{self.path}/{replay_id}", 303)
+
+    @page("/{id:int}")
+    async def one(self, request: Request) -> Response:
+        found, done = await self.read(_one, request.path_params["id"])
+        return self.show(
+            request,
+            "replay.html",
+            f"Replay {found.id}",
+            replay=found,
+            live=_live(found),
+            described=_described_selection(found.selection),
+            options=msgspec.json.decode(found.options),
+            actions=done,
+            again=address(f"{self.path}/new", _query_of(found.selection)),
+        )
+
+    @page("/{id:int}/live.json")
+    async def live(self, request: Request) -> Response:
+        return JSONResponse(_live(await self.read(replay.find, request.path_params["id"])))
+
+    @page("/{id:int}/stop", methods=("POST",))
+    async def stop(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        return await act(
+            request,
+            replay.ask_to_stop,
+            self.desk.engine,
+            id,
+            said=lambda _: "Asked to stop: what is sent is sent, the rest stays parked.",
+            back=f"{self.path}/{id}",
+        )
+
+
+def _one(connection: Connection, id: int) -> tuple[Replay, list[actions.Action]]:
+    return replay.find(connection, id), actions.recent(connection, rows_max=ACTIONS, replay_id=id)
+
+
+def _live(it: Replay) -> dict[str, Any]:
+    """A replay's numbers as its page shows them, and goes on showing them."""
+    lasted = (it.ended_at or utc_now()) - it.started_at
+    decided = it.settled + it.parked_again
+    seconds = max(lasted.total_seconds(), 0.001)
+    rate = decided / seconds
+    left = it.selected - it.refused - decided
+    return {
+        "status": it.status,
+        "is_running": it.is_running,
+        "has_died": it.has_died,
+        "stopping": it.is_running and it.stop_asked_at is not None,
+        "selected": f"{it.selected:,}",
+        "sent": f"{it.sent:,}",
+        "settled": f"{it.settled:,}",
+        "parked_again": f"{it.parked_again:,}",
+        "refused": f"{it.refused:,}",
+        "under_way": f"{it.under_way:,}",
+        "rate": f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
+        "lasted": shown.duration(lasted),
+        "left": shown.duration(left / rate) if it.is_running and rate > 0 and left > 0 else "",
+        "shares": [
+            round(100 * part / max(it.selected, 1), 2) for part in (it.settled, it.parked_again, it.refused)
+        ],
+        "because": it.stopped_because or "",
+    }
+
+
+def _only_open(selection: Selection) -> Selection:
+    """What of a selection can be replayed. Raises InvalidRequest if that is nothing, whatever there is."""
+    states = tuple(state for state in selection.states if state in dead_letters.OPEN)
+    if not states:
+        raise InvalidRequest(f"what is {selection.states[0]} cannot be replayed: restore it first, if it is discarded")
+    return msgspec.structs.replace(selection, states=states)
+
+
+def _lines(job: Job, outcome: str | None, number: int) -> dict[str, Any]:
+    """A page of a forecast's lines."""
+    said = job.forecast
+    lines = [] if said is None else said.lines
+    if outcome in forecast.OUTCOMES:
+        lines = [line for line in lines if line.outcome == outcome]
+    pages = max(1, math.ceil(len(lines) / LINES))
+    number = min(number, pages)
+    return {
+        "lines": lines[(number - 1) * LINES : number * LINES],
+        "number": number,
+        "pages": pages,
+        "outcome": outcome,
+    }
+
+
+def _rate(form: dict[str, str]) -> float | None:
+    text = form.get("rate", "").strip()
+    try:
+        rate = float(text) if text else None
+    except ValueError:
+        rate = math.nan
+    if rate is not None and not math.isfinite(rate):
+        raise InvalidRequest(f"rate: a number, not {text!r:.80}")
+    return rate
+
+
+def _described(fields: dict[str, str]) -> str:
+    """A selection in words."""
+    state = fields.get("state", OPEN)
+    words = ["all that are parked" if state in (OPEN, "all") else f"all that are {state}"]
+    if ids := fields.get("ids"):
+        words = [f"dead letter {ids}" if ids.isdecimal() else f"the dead letters {shown.shortened(ids)}"]
+    for name, what in (("cause", "cause"), ("group", "group"), ("account", "account"), ("key", "request key")):
+        if name in fields:
+            words.append(f"{what} {fields[name]}")
+    if "newer" in fields:
+        words.append(f"within the last {fields['newer']}")
+    if "older" in fields:
+        words.append(f"longer than {fields['older']} ago")
+    return ", ".join(words)
+
+
+def _described_selection(selection: str) -> str:
+    return _described(_query_of(selection))
+
+
+def _query_of(selection: str) -> dict[str, str]:
+    """The address fields of a selection that is on record; ages that the pages do not offer are left out."""
+    known = msgspec.json.decode(selection, type=Selection)
+    ages = {seconds: name for name, seconds in AGES.items()}
+    fields: dict[str, Any] = {
+        "ids": " ".join(map(str, known.ids)) or None,
+        "state": known.states[0] if len(known.states) == 1 else None,
+        "cause": known.cause,
+        "group": known.group_id,
+        "account": known.account_id,
+        "key": known.request_key,
+        "newer": ages.get(known.newer_than_s or 0),
+        "older": ages.get(known.older_than_s or 0),
+    }
+    return {name: str(value) for name, value in fields.items() if value is not None}

@@ -1,0 +1,156 @@
+"""How things are shown: times, numbers, bodies. Filters of the templates; all of it pure."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+HEX_WIDTH: Final = 16
+DUMPED_BYTES_MAX: Final = 4096  # of a body that is no text
+
+# Tabler's colours, by what they stand for.
+COLOURS: Final = {
+    "parked": "red",
+    "parked again": "red",
+    "replaying": "azure",
+    "settled": "green",
+    "discarded": "secondary",
+    "completed": "green",
+    "accepted": "azure",
+    "rejected": "orange",
+    "dead": "red",
+    "running": "azure",
+    "done": "green",
+    "stopped": "orange",
+    "failed": "red",
+    "already settled": "secondary",
+    "would charge": "green",
+    "would be rejected": "orange",
+    "conflict": "red",
+    "cannot be parsed": "red",
+    "unknown campaign": "red",
+    "good": "green",
+    "bad": "red",
+    "busy": "azure",
+    "plain": "secondary",
+    "operator": "azure",
+    "viewer": "secondary",
+}
+_UNITS: Final = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def utc(moment: datetime | None) -> str:
+    """A moment to the second, UTC."""
+    return "" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def exact(moment: datetime | None) -> str:
+    """A moment to the millisecond, without its day."""
+    return "" if moment is None else moment.astimezone(UTC).strftime("%H:%M:%S.%f")[:-3]
+
+
+def duration(seconds: float | timedelta | None) -> str:
+    """A length of time in its two largest units: `2 h 5 min`."""
+    if seconds is None:
+        return ""
+    left = int(seconds.total_seconds() if isinstance(seconds, timedelta) else seconds)
+    if left <= 0:
+        return "0 s"
+    parts = []
+    for unit, size in _UNITS:
+        if left >= size:
+            parts.append(f"{left // size} {unit}")
+            left %= size
+        elif parts:
+            break
+        if len(parts) == 2:
+            break
+    return " ".join(parts)
+
+
+def ago(moment: datetime | None) -> str:
+    """How long ago that was, in one unit."""
+    if moment is None:
+        return ""
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    for unit, size in _UNITS:
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} ago"
+    return "just now"
+
+
+def number(value: float | None) -> str:
+    """A number with its thousands apart."""
+    return "" if value is None else f"{value:,}"
+
+
+def colour(word: str) -> str:
+    """The colour of a state, an outcome or a tone."""
+    return COLOURS.get(word, "secondary")
+
+
+def body(raw: bytes) -> tuple[str, bool]:
+    """A message's bytes to be read by people, and whether they are text; otherwise it is a hex dump."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return dump(raw), False
+    if any(ord(character) < 32 and character not in "\t\r\n" for character in text):
+        return dump(raw), False
+    return text, True
+
+
+def dump(raw: bytes) -> str:
+    """Offsets, bytes and what they would be in ASCII."""
+    lines = []
+    for start in range(0, min(len(raw), DUMPED_BYTES_MAX), HEX_WIDTH):
+        part = raw[start : start + HEX_WIDTH]
+        letters = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
+        lines.append(f"{start:08x}  {part.hex(' '):<{HEX_WIDTH * 3 - 1}}  {letters}")
+    if len(raw) > DUMPED_BYTES_MAX:
+        lines.append(f"… {len(raw) - DUMPED_BYTES_MAX:,} more bytes were kept")
+    return "\n".join(lines)
+
+
+def pretty(text: str | bytes | None) -> str:
+    """JSON over several lines; what is none stays as it is."""
+    if text is None:
+        return ""
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
+    try:
+        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text
+
+
+def listed(details: dict[str, Any]) -> list[tuple[str, str]]:
+    """An action's details as names and short texts."""
+    return [(name, _short(value)) for name, value in details.items() if value not in (None, "", [], {})]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(it)}" for name, it in value.items())
+    if isinstance(value, list):
+        text = ", ".join(str(it) for it in value[:10])
+        return text + (f" and {len(value) - 10} more" if len(value) > 10 else "")
+    return shortened(str(value))
+
+
+def shortened(text: str, length_max: int = 200) -> str:
+    """The beginning of a text."""
+    return text if len(text) <= length_max else f"{text[:length_max]}…"
+
+
+FILTERS: Final = {
+    "utc": utc,
+    "exact": exact,
+    "duration": duration,
+    "ago": ago,
+    "number": number,
+    "colour": colour,
+    "pretty": pretty,
+    "listed": listed,
+}

@@ -1,0 +1,109 @@
+"""The doctor: looks at a deployment, says how each thing stands and what to do. It changes nothing, on no server.
+
+    for check in examine(settings):
+        print(check.name, check.status, check.found, check.cure)
+
+A server that is away is one failed check, and what hangs on it is skipped; what we may not look at is skipped, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.console import Console
+from rich.markup import escape
+
+from producers.settings import Settings
+from worker.doctor.checks import Check, Findings, skipped
+from worker.doctor.configuration import examine_settings
+from worker.doctor.database import examine_database, reading
+from worker.doctor.draws import examine_draws, examine_workers
+from worker.doctor.members import examine_members, examine_release
+from worker.doctor.queues import examine_queues
+from worker.doctor.streams import examine_consumers, examine_results, examine_stream
+
+__all__ = ["Check", "examine", "show"]
+
+MARKS: Final = {
+    "ok": "[green]✓[/]",
+    "warn": "[bold yellow]![/]",
+    "fail": "[bold red]✗[/]",
+    "skip": "[dim]–[/]",
+}
+NAME_WIDTH: Final = 26
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Every check of the deployment behind `settings`, as it is made. Raises nothing and writes nothing."""
+    with _without_greetings():
+        found = Findings()
+        yield examine_release()
+        yield from examine_settings(settings)
+        yield from _examine_broker(settings, found)
+        yield from _examine_results(settings, found)
+        if settings.has("database_url"):
+            with reading(settings.need("database_url")) as engine:
+                yield from examine_database(engine, found)
+                yield from examine_draws(engine, settings, found)
+        else:
+            yield _not_set("database", "TOMBOLA_DATABASE_URL")
+        if settings.has("result_url"):
+            yield from examine_members(settings.need("result_url"), found)
+        broker_url = settings.broker_url.get_secret_value()
+        if is_stream := broker_url.startswith("redis"):
+            yield from examine_consumers(broker_url, found, claim_after_s=settings.claim_after_s)
+        yield examine_workers(found, is_stream=is_stream)
+
+
+def _examine_broker(settings: Settings, found: Findings) -> Iterator[Check]:
+    if not settings.has("broker_url"):
+        yield _not_set("broker", "TOMBOLA_BROKER_URL")
+    elif (url := settings.need("broker_url")).startswith("redis"):
+        yield from examine_stream(url, found)
+    else:
+        yield from examine_queues(url, found)
+
+
+def _examine_results(settings: Settings, found: Findings) -> Iterator[Check]:
+    if not settings.has("result_url"):
+        yield _not_set("result store", "TOMBOLA_RESULT_URL")
+    elif settings.need("result_url") == settings.broker_url.get_secret_value():
+        yield from skipped(["result store"], "it is the broker")
+    else:
+        yield from examine_results(settings.need("result_url"), found)
+
+
+def _not_set(name: str, variable: str) -> Check:
+    return Check(name, "fail", f"{variable} is not set here", f"set it; or, on this machine alone: tombola up ({name})")
+
+
+@contextmanager
+def _without_greetings() -> Iterator[None]:
+    """Alembic greets whoever asks for the revision."""
+    log = logging.getLogger("alembic")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def show(checks: Iterable[Check], console: Console) -> bool:
+    """Print each check as it comes, its cure below it; whether nothing failed."""
+    counted: Counter[str] = Counter()
+    for check in checks:
+        counted[check.status] += 1
+        style = "dim" if check.status == "skip" else "default"
+        name = f"{check.name:<{NAME_WIDTH}}"
+        console.print(f"{MARKS[check.status]} {name} [{style}]{escape(check.found)}[/]", highlight=False)
+        if check.cure:
+            console.print(f"  {'':<{NAME_WIDTH}} [bold]→[/] {escape(check.cure)}", highlight=False)
+    words = {"ok": "in order", "warn": "to look at", "fail": "wrong", "skip": "skipped"}
+    summary = ", ".join(f"{counted[status]} {word}" for status, word in words.items() if counted[status])
+    console.print(f"\n{summary}", highlight=False)
+    return not counted["fail"]

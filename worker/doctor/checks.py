@@ -1,0 +1,149 @@
+"""What a look comes to, and what becomes of a look that could not be had: a check as well, never a traceback."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal
+
+import amqp
+import redis
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from producers.broker import AMQP_ERRORS
+from producers.database import explain, utc_now
+from producers.errors import ConfigurationError, DrawError
+
+Status = Literal["ok", "warn", "fail", "skip"]
+Verdict = tuple[Status, str, str]
+
+ANSWER_TIMEOUT_S: Final = 5.0
+MIGRATE: Final = "run `alembic upgrade head`"
+NO_ANSWER: Final = "see that it runs, that this machine may reach it, and what its log says"
+CLOCK_WARN_S: Final = 0.5
+CLOCK_FAIL_S: Final = 5.0
+_NOT_ALLOWED: Final = frozenset({1142, 1143, 1227})  # MySQL: this table, this column, this statement is not for you
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: how it stands, and what to do if it is not as it should be."""
+
+    name: str
+    status: Status
+    found: str
+    cure: str = ""
+
+
+@dataclass
+class Findings:
+    """What one look learned and a later one needs. None: it could not be learned."""
+
+    has_database: bool = False
+    away: set[str] = field(default_factory=set)  # URLs where nobody answers: told once
+    has_group: bool = False
+    queued: int | None = None
+    consumers: int | None = None  # that the broker knows to be alive
+    workers: int | None = None  # that show a pulse
+
+
+class CannotLook(Exception):
+    """This cannot be looked at here; the message says why."""
+
+
+def ok(found: str) -> Verdict:
+    return "ok", found, ""
+
+
+def warn(found: str, cure: str) -> Verdict:
+    return "warn", found, cure
+
+
+def fail(found: str, cure: str) -> Verdict:
+    return "fail", found, cure
+
+
+def skip(found: str) -> Verdict:
+    return "skip", found, ""
+
+
+def skipped(names: Iterable[str], why: str) -> Iterator[Check]:
+    """All of these, not looked at."""
+    return (Check(name, *skip(f"skipped: {why}")) for name in names)
+
+
+def attempt(name: str, look: Callable[[], Verdict]) -> Check:
+    """The check that `look` comes to. A server that is away fails it; one that does not let us look skips it."""
+    try:
+        return Check(name, *look())
+    except Exception as error:  # whatever it is: the other checks are still worth having
+        return Check(name, *verdict_on(error))
+
+
+def verdict_on(error: Exception) -> Verdict:
+    """What an error says of the thing that was looked at."""
+    if isinstance(error, CannotLook):
+        return skip(str(error))
+    if isinstance(error, SQLAlchemyError):
+        code = error.orig.args[0] if isinstance(error, DBAPIError) and error.orig and error.orig.args else None
+        said = explain(error)
+        if code in _NOT_ALLOWED:
+            return skip(f"not allowed to look: {said}")
+        # Its tables are older than this release: the check `migrations` says so.
+        return skip(str(said)) if isinstance(said, ConfigurationError) else fail(str(said), NO_ANSWER)
+    if isinstance(error, redis.AuthenticationError):
+        return fail(f"Redis refuses us: {error}", "check the password in its URL")
+    if isinstance(error, redis.ResponseError):  # the ACL forbids it, or a managed Redis does not have it
+        return skip(f"not allowed to look: {error}")
+    if isinstance(error, amqp.AccessRefused):
+        return skip(f"not allowed to look: {error.reply_text}")
+    if isinstance(error, redis.RedisError):
+        return fail(f"Redis does not answer: {error}", NO_ANSWER)
+    if isinstance(error, AMQP_ERRORS):
+        return fail(f"RabbitMQ does not answer: {error or type(error).__name__}", NO_ANSWER)
+    if isinstance(error, DrawError):
+        return fail(str(error), "")
+    return fail(f"this look failed: {type(error).__name__}: {error}", "that is a mistake of tombola's: report it")
+
+
+def clock_ahead(ask: Callable[[], datetime], *, tries: int = 3) -> tuple[float, float]:
+    """How many seconds a server's clock is ahead of ours, and how far that may be off: half the quickest round trip."""
+    measured = []
+    for _ in range(tries):
+        now, asked_at = utc_now(), time.monotonic()
+        theirs = ask()
+        trip_s = time.monotonic() - asked_at
+        measured.append((trip_s / 2, (theirs - now).total_seconds() - trip_s / 2))
+    uncertain_s, ahead_s = min(measured)
+    return ahead_s, uncertain_s
+
+
+def clock_verdict(ahead_s: float, uncertain_s: float) -> Verdict:
+    """Whether two clocks agree well enough. Deadlines and ages are told by the clock of whoever looks."""
+    found = f"{abs(ahead_s):.3f} s {'ahead' if ahead_s > 0 else 'behind'}, give or take {uncertain_s:.3f} s"
+    surely_s = abs(ahead_s) - uncertain_s
+    cure = "run an NTP client on both machines: the relay publishes too early or too late by as much"
+    if surely_s > CLOCK_FAIL_S:
+        return fail(found, cure)
+    return warn(found, cure) if surely_s > CLOCK_WARN_S else ok(found)
+
+
+def numbers_of(version: str) -> tuple[int, ...]:
+    """`7.0.15-alpine` as (7, 0, 15)."""
+    numbers: list[int] = []
+    for part in version.replace("-", ".").replace("+", ".").split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def release_verdict(product: str, version: str, minimum: tuple[int, ...], more: str = "") -> Verdict:
+    """Whether a server is new enough."""
+    found = f"{product} {version}{more}"
+    if numbers_of(version) < minimum:
+        oldest = ".".join(map(str, minimum))
+        return fail(found, f"upgrade it: {product} {oldest} is the oldest that tombola works with")
+    return ok(found)

@@ -1,0 +1,68 @@
+"""The settings' look: what Settings itself cannot refuse, because it is right somewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from producers.settings import Settings
+from worker.doctor.checks import Check, Verdict, attempt, fail, ok, skip, warn
+from worker.draw import DEFAULT_CAMPAIGN, Wheel
+
+MARGIN_WARN_S: Final = 1.0
+
+
+def examine_settings(settings: Settings) -> Iterator[Check]:
+    """Every check that needs no server."""
+    for name, look in LOOKS:
+        yield attempt(name, lambda look=look: look(settings))  # type: ignore[misc]
+
+
+def _seed(settings: Settings) -> Verdict:
+    if not settings.has("seed"):
+        return fail(
+            "TOMBOLA_SEED is not set here",
+            "set it to what the workers have; for the first time: openssl rand -hex 32, and keep it for ever",
+        )
+    return ok(f"SHA-256 {Wheel(DEFAULT_CAMPAIGN, settings.seed_bytes).commitment[:16]}…")
+
+
+def _result_secret(settings: Settings) -> Verdict:
+    if not settings.result_secret_bytes:
+        return warn(
+            "results are not sealed",
+            "set TOMBOLA_RESULT_SECRET everywhere: whoever can write to Redis can tell frontends of prizes",
+        )
+    return ok("results are sealed")
+
+
+def _remote_control(settings: Settings) -> Verdict:
+    if not settings.remote_control:
+        return ok("off")
+    if settings.database_url.get_secret_value().startswith("sqlite"):
+        return skip("on; skipped: SQLite")
+    return warn(
+        "on: whoever can write to the broker can stop the workers",
+        "set TOMBOLA_REMOTE_CONTROL=false in production, unless you need `celery inspect`",
+    )
+
+
+def _claim_time(settings: Settings) -> Verdict:
+    batch_s = settings.batch_time_s_max
+    if settings.broker_url.get_secret_value().startswith("amqp"):
+        return ok(f"a batch takes {batch_s:g} s at most; RabbitMQ's consumer_timeout is 30 min, unless you changed it")
+    margin_s = settings.claim_after_s - batch_s
+    found = f"claimed after {settings.claim_after_s:g} s, a batch takes {batch_s:g} s at most: {margin_s:g} s to spare"
+    if margin_s < MARGIN_WARN_S:
+        return warn(
+            found, f"set TOMBOLA_CLAIM_AFTER_S to {batch_s + 2 * MARGIN_WARN_S:g}: a pause is taken for a death"
+        )
+    return ok(found)
+
+
+LOOKS: Final[tuple[tuple[str, Callable[[Settings], Verdict]], ...]] = (
+    ("seed", _seed),
+    ("result secret", _result_secret),
+    ("remote control", _remote_control),
+    ("claim time", _claim_time),
+)

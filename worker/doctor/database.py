@@ -1,0 +1,265 @@
+"""The database's look: what the server, our sessions and the tables must be like for the ledger's promises to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC
+from typing import Any, Final
+from urllib.parse import quote
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+import migrations
+import worker.schema  # noqa: F401 - its tables join the metadata
+from producers.database import open_engine
+from producers.schema import metadata
+from worker.doctor.checks import (
+    ANSWER_TIMEOUT_S,
+    MIGRATE,
+    CannotLook,
+    Check,
+    Findings,
+    Verdict,
+    attempt,
+    clock_ahead,
+    clock_verdict,
+    fail,
+    ok,
+    release_verdict,
+    skipped,
+    warn,
+)
+
+VERSIONS_MIN: Final = {"MariaDB": (10, 6), "MySQL": (8, 0, 16)}  # before 8.0.16 MySQL read CHECK and forgot it
+STRICT: Final = ("STRICT_TRANS_TABLES", "STRICT_ALL_TABLES")
+NAMED_MAX: Final = 5
+
+
+@contextmanager
+def reading(url: str) -> Iterator[Engine]:
+    """An engine whose sessions are ours in all but one thing: they cannot write."""
+    if url.startswith("sqlite"):
+        # Not open_engine's: it would make the file, and set how its journal is kept.
+        path = quote(make_url(url).database or "")
+        engine = create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", connect_args={"timeout": ANSWER_TIMEOUT_S})
+    else:
+        engine = open_engine(url)
+
+        @event.listens_for(engine, "do_connect")
+        def impatient(_dialect: Any, _record: Any, _args: Any, keywords: dict[str, Any]) -> None:
+            keywords["connect_timeout"] = keywords["read_timeout"] = ANSWER_TIMEOUT_S
+
+        @event.listens_for(engine, "connect")
+        def read_only(connection: Any, _record: Any) -> None:
+            with connection.cursor() as cursor:
+                cursor.execute("SET SESSION TRANSACTION READ ONLY")
+
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def examine_database(engine: Engine, found: Findings) -> Iterator[Check]:
+    """Every check of the database; the first says whether it answers at all."""
+
+    def first() -> Verdict:
+        with engine.connect() as connection:
+            verdict = _server(connection)
+            found.has_database = True
+            return verdict
+
+    yield _refused_is_failed(attempt("database", first))
+    names = [name for name, _ in LOOKS]
+    if not found.has_database:
+        yield from skipped(["migrations", *names], "the database does not answer")
+        return
+    yield attempt("migrations", lambda: _asked(engine, _migrations))
+    if engine.dialect.name == "sqlite":
+        yield from skipped(names, "SQLite")
+        return
+    for name, look in LOOKS:
+        yield attempt(name, lambda look=look: _asked(engine, look))  # type: ignore[misc]
+
+
+def _refused_is_failed(check: Check) -> Check:
+    """A database that refuses us is no missing table, although both are a matter of configuration."""
+    return replace(check, status="fail", cure="check TOMBOLA_DATABASE_URL") if check.status == "skip" else check
+
+
+def is_migrated(engine: Engine) -> bool:
+    """Whether the tables are there to be read."""
+    try:
+        with engine.connect() as connection:
+            return migrations.current_revision(connection) is not None
+    except SQLAlchemyError:
+        return False
+
+
+def _asked(engine: Engine, look: Callable[[Connection], Verdict]) -> Verdict:
+    with engine.connect() as connection:
+        return look(connection)
+
+
+def _server(connection: Connection) -> Verdict:
+    if connection.dialect.name == "sqlite":
+        # Does it open, and is it a database? The driver says so at the first read.
+        journal = connection.execute(text("PRAGMA journal_mode")).scalar_one()
+        connection.execute(text("SELECT COUNT(*) FROM sqlite_master"))
+        version = connection.execute(text("SELECT sqlite_version()")).scalar_one()
+        return ok(f"SQLite {version}, journal: {journal}")
+    product, version = product_and_version(connection.execute(text("SELECT VERSION()")).scalar_one())
+    return release_verdict(product, version, VERSIONS_MIN[product])
+
+
+def product_and_version(said: str) -> tuple[str, str]:
+    """What `SELECT VERSION()` means: old replication clients made MariaDB put 5.5.5 in front."""
+    if "mariadb" in said.lower():
+        return "MariaDB", said.removeprefix("5.5.5-").partition("-")[0]
+    return "MySQL", said
+
+
+def _migrations(connection: Connection) -> Verdict:
+    at, head = migrations.current_revision(connection), migrations.head_revision()
+    if at == head:
+        return ok(f"at {head}, the newest")
+    if at is None:
+        return fail("there are no tables yet", MIGRATE)
+    if migrations.knows(at):
+        return fail(f"at {at}, this release needs {head}", MIGRATE)
+    return warn(f"at {at}, which a newer release made; this one brings {head}", "upgrade tombola here, too")
+
+
+def _isolation_level(connection: Connection) -> Verdict:
+    level = connection.get_isolation_level()
+    if level != "READ COMMITTED":
+        return fail(
+            f"{level} in our own sessions, which ask for READ COMMITTED",
+            "look for a proxy or an init_connect that changes sessions: repeats would not see what has settled",
+        )
+    return ok(level)
+
+
+def _strict_mode(connection: Connection) -> Verdict:
+    ours, servers = connection.execute(text("SELECT @@SESSION.sql_mode, @@GLOBAL.sql_mode")).one()
+    if not any(mode in ours for mode in STRICT):
+        return fail(
+            f"our own sessions are not strict: {ours or 'no mode at all'}",
+            "look for a proxy or an init_connect that changes sessions: a key too long would be cut, not refused",
+        )
+    if not any(mode in servers for mode in STRICT):
+        return warn(
+            f"our sessions are strict, the server's default is not: {servers or 'no mode at all'}",
+            "add STRICT_TRANS_TABLES to sql_mode: whatever else writes to this database is not refused, but cut",
+        )
+    return ok("strict")
+
+
+def _durability(connection: Connection) -> Verdict:
+    value = int(connection.execute(text("SELECT @@innodb_flush_log_at_trx_commit")).scalar_one())
+    found = f"innodb_flush_log_at_trx_commit = {value}"
+    if value != 1:
+        return fail(found, "set it to 1: a power cut undoes draws whose results were shown")
+    return ok(found)
+
+
+def _binary_log(connection: Connection) -> Verdict:
+    is_on, every = connection.execute(text("SELECT @@log_bin, @@sync_binlog")).one()
+    if not int(is_on):
+        return ok("off")
+    if int(every) != 1:
+        return warn(
+            f"sync_binlog = {every}",
+            "set it to 1: after a power cut a replica lacks draws that the primary has, or the other way round",
+        )
+    return ok("sync_binlog = 1")
+
+
+def _tables(connection: Connection) -> Verdict:
+    rows = connection.execute(
+        text(
+            "SELECT table_name, engine, table_collation FROM information_schema.tables "
+            "WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE'"
+        )
+    ).all()
+    ours = {name: (engine, collation) for name, engine, collation in rows if name in metadata.tables}
+    if not ours:
+        raise CannotLook("there are no tables yet")
+    foreign = [f"{name} is {engine}" for name, (engine, _) in sorted(ours.items()) if engine != "InnoDB"]
+    if foreign:
+        return fail(
+            _some(foreign), "ALTER TABLE … ENGINE=InnoDB: without transactions half a draw can stay in the ledger"
+        )
+    other = [
+        f"{name} is {collation}" for name, (_, collation) in sorted(ours.items()) if not collation.endswith("_bin")
+    ]
+    if other:
+        return warn(
+            _some(other),
+            "ALTER TABLE … DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin: a column added later would inherit it",
+        )
+    return ok(f"{len(ours)} tables, InnoDB, compared by bytes")
+
+
+def key_columns() -> set[tuple[str, str]]:
+    """Every column that holds a key, as table and column: those that the code declares to compare by bytes."""
+    dialect = mysql.dialect()
+    return {
+        (table.name, column.name)
+        for table in metadata.tables.values()
+        for column in table.columns
+        if getattr(column.type.dialect_impl(dialect), "collation", None) == "ascii_bin"
+    }
+
+
+def _key_columns(connection: Connection) -> Verdict:
+    rows = connection.execute(
+        text(
+            "SELECT table_name, column_name, collation_name FROM information_schema.columns "
+            "WHERE table_schema = DATABASE()"
+        )
+    ).all()
+    keys = key_columns()
+    there = {(table, column): collation for table, column, collation in rows if (table, column) in keys}
+    if not there:
+        raise CannotLook("there are no tables yet")
+    # Bytes without a character set have no collation, and compare as they should.
+    lax = [
+        f"{table}.{column} is {collation}"
+        for (table, column), collation in sorted(there.items())
+        if collation is not None and not collation.endswith("_bin")
+    ]
+    if lax:
+        return fail(
+            _some(lax),
+            "ALTER TABLE … MODIFY … CHARACTER SET ascii COLLATE ascii_bin: two keys that differ in case are one to it",
+        )
+    return ok(f"{len(there)} columns, compared by bytes")
+
+
+def _clock(connection: Connection) -> Verdict:
+    def ask() -> Any:
+        return connection.execute(text("SELECT UTC_TIMESTAMP(6)")).scalar_one().replace(tzinfo=UTC)
+
+    return clock_verdict(*clock_ahead(ask))
+
+
+def _some(found: list[str]) -> str:
+    more = f" and {len(found) - NAMED_MAX} more" if len(found) > NAMED_MAX else ""
+    return ", ".join(found[:NAMED_MAX]) + more
+
+
+LOOKS: Final[tuple[tuple[str, Callable[[Connection], Verdict]], ...]] = (
+    ("isolation level", _isolation_level),
+    ("strict mode", _strict_mode),
+    ("durability", _durability),
+    ("binary log", _binary_log),
+    ("tables", _tables),
+    ("key columns", _key_columns),
+    ("clock of the database", _clock),
+)

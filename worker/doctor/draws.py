@@ -1,0 +1,204 @@
+"""The draws' look: is anything stuck, does anybody work, and do we draw as those before us did?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlalchemy import Connection, Engine, func, select
+
+from producers import requests
+from producers.database import utc_now
+from producers.ledger import CONSUME
+from producers.schema import account_asset_balances as accounts
+from producers.schema import api_idempotency_requests as requests_table
+from producers.schema import asset_transactions as transactions
+from producers.settings import Settings
+from worker.doctor.checks import (
+    MIGRATE,
+    CannotLook,
+    Check,
+    Findings,
+    Verdict,
+    attempt,
+    fail,
+    ok,
+    skipped,
+    warn,
+)
+from worker.doctor.database import is_migrated
+from worker.draw import wheels
+from worker.parking import OPEN
+from worker.schema import dead_letters
+
+WAITING_WARN_S: Final = 60.0
+OVERDUE_FAIL_S: Final = 60.0
+OVERDUE_COUNTED_MAX: Final = 10_000
+BACKLOG_WARN: Final = 0.8
+LAST_ROWS: Final = 1000
+CAUSES_MAX: Final = 5
+
+START_RELAY: Final = "start `tombola relay`"
+START_WORKER: Final = "start one: celery -A worker worker"
+
+Look = Callable[[Connection, Settings, Findings], Verdict]
+
+
+def examine_draws(engine: Engine, settings: Settings, found: Findings) -> Iterator[Check]:
+    """Every check of what is under way and what is on record."""
+    names = [name for name, _ in LOOKS]
+    if not found.has_database:
+        yield from skipped(names, "the database does not answer")
+        return
+    if not is_migrated(engine):
+        yield from skipped(names, f"no tables: {MIGRATE}")
+        return
+    for name, look in LOOKS:
+
+        def asked(look: Look = look) -> Verdict:
+            with engine.connect() as connection:
+                return look(connection, settings, found)
+
+        yield attempt(name, asked)
+
+
+def examine_workers(found: Findings, *, is_stream: bool) -> Check:
+    """Whether anybody takes what is queued: RabbitMQ knows its consumers, Redis not all of them (see streams)."""
+
+    def look() -> Verdict:
+        if found.queued is None:
+            raise CannotLook("skipped: the broker does not tell who consumes")
+        is_certain = found.workers is not None or not is_stream
+        alive = found.consumers or 0
+        if is_stream:
+            alive = max(alive, found.workers or 0)
+        if alive:
+            return ok(f"{alive} at work")
+        if not is_certain:
+            raise CannotLook("skipped: the result store does not tell who shows a pulse")
+        waiting = f", and {found.queued:,} draws wait" if found.queued else ""
+        return fail(f"nobody consumes{waiting}", START_WORKER)
+
+    return attempt("workers", look)
+
+
+def _backlog(connection: Connection, settings: Settings, found: Findings) -> Verdict:
+    most = settings.backlog_max
+    accepted = requests.count_accepted(connection, count_max=most + 1)
+    more = "" if accepted <= most else "more than "
+    queued = "" if found.queued is None else f"; {found.queued:,} in the queue"
+    said = f"{more}{min(accepted, most):,} accepted and under way{queued}"
+    if accepted > most:
+        return fail(said, "the gateway turns draws away: start more workers, or see why these settle nothing")
+    if accepted > most * BACKLOG_WARN:
+        return warn(said, f"the gateway turns draws away above {most:,}: start more workers")
+    return ok(said)
+
+
+def _oldest(connection: Connection, _settings: Settings, _found: Findings) -> Verdict:
+    accepted_at: datetime | None = connection.execute(
+        select(func.min(requests_table.c.accepted_at)).where(requests_table.c.status == requests.ACCEPTED)
+    ).scalar()
+    if accepted_at is None:
+        return ok("nothing waits")
+    age_s = (utc_now() - accepted_at).total_seconds()
+    said = f"waits for {age_s:,.0f} s"
+    if age_s > WAITING_WARN_S:
+        return warn(said, "see the checks of workers, relay and queue; `tombola doctor` again in a minute")
+    return ok(said)
+
+
+def _relay(connection: Connection, settings: Settings, found: Findings) -> Verdict:
+    """Overdue for long, although a relay would have published it: by its own rule, see producers.outbox."""
+    conditions = [
+        requests_table.c.status == requests.ACCEPTED,
+        requests_table.c.publish_at <= utc_now() - timedelta(seconds=OVERDUE_FAIL_S),
+    ]
+    if found.queued:
+        # Most may just be queued: a relay leaves alone what no other has overtaken.
+        settled_up_to = requests.last_settled_publish(connection)
+        published = requests_table.c.published_at
+        if settled_up_to is None:
+            conditions.append(published.is_(None))
+        else:
+            overtaken = settled_up_to - timedelta(seconds=settings.relay_after_s)
+            conditions.append(published.is_(None) | (published < overtaken))
+    some = select(requests_table.c.request_key).where(*conditions).limit(OVERDUE_COUNTED_MAX).subquery()
+    overdue = connection.execute(select(func.count()).select_from(some)).scalar_one()
+    if not overdue:
+        return ok("nothing is overdue")
+    if found.queued is None:
+        raise CannotLook(f"{overdue:,} are overdue; skipped: the broker does not tell what is queued")
+    at_least = "at least " if overdue == OVERDUE_COUNTED_MAX else ""
+    return fail(f"{at_least}{overdue:,} draws overdue for longer than {OVERDUE_FAIL_S:.0f} s", START_RELAY)
+
+
+def _dead_letters(connection: Connection, _settings: Settings, _found: Findings) -> Verdict:
+    causes = connection.execute(
+        select(dead_letters.c.cause, func.count().label("parked"))
+        .where(dead_letters.c.state.in_(OPEN))
+        .group_by(dead_letters.c.cause)
+        .order_by(func.count().desc(), dead_letters.c.cause)
+    ).all()
+    if not causes:
+        return ok("none")
+    named = ", ".join(f"{cause}: {count:,}" for cause, count in causes[:CAUSES_MAX])
+    return warn(f"{sum(count for _, count in causes):,} parked ({named})", "look at them: tombola dead-letters groups")
+
+
+def _balances(connection: Connection, _settings: Settings, _found: Findings) -> Verdict:
+    account = connection.execute(select(accounts.c.id, accounts.c.balance).where(accounts.c.balance < 0).limit(1))
+    if (row := account.first()) is not None:
+        return fail(
+            f"account {row.id} holds {row.balance}",
+            "run `tombola audit`: something wrote past the CHECK constraint",
+        )
+    return ok("none is negative")
+
+
+def _same_draws(connection: Connection, settings: Settings, _found: Findings) -> Verdict:
+    """Whether the newest charge was drawn with our seed and our odds: its row says with which."""
+    if not settings.has("seed"):
+        raise CannotLook("skipped: no seed here")
+    # The newest rows: should the last charge be further back, it is too old to say anything.
+    newest = select(transactions).order_by(transactions.c.transaction_id.desc()).limit(LAST_ROWS).subquery()
+    row = connection.execute(
+        select(newest.c.notes, requests_table.c.campaign)
+        .join(requests_table, requests_table.c.lottery_session_id == newest.c.lottery_session_id)
+        .where(newest.c.business_type == CONSUME)
+        .order_by(newest.c.transaction_id.desc())
+        .limit(1)
+    ).first()
+    if row is None:
+        return ok("nothing was drawn lately")
+    wheel = wheels(settings.seed_bytes).get(row.campaign)
+    if wheel is None:
+        return warn(f"the last draw was of campaign {row.campaign}, unknown here", "upgrade tombola here, too")
+    theirs, ours = _noted(row.notes), _noted(wheel.notes)
+    if theirs.get("seed") != ours["seed"]:
+        return fail(
+            f"the last draw was made with seed {theirs.get('seed', 'unknown')}…, ours is {ours['seed']}… (SHA-256)",
+            "set TOMBOLA_SEED to what the workers have, or restart those that have another one: repeats would be "
+            "drawn anew, and the audit cannot recompute",
+        )
+    if theirs.get("odds") != ours["odds"]:
+        return fail(
+            f"the last draw of campaign {row.campaign} had other odds than this release has",
+            "a campaign never changes: give new odds a new name",
+        )
+    return ok(f"the last draw was made with ours ({ours['seed']}…)")
+
+
+def _noted(notes: str | None) -> dict[str, str]:
+    return dict(word.partition("=")[::2] for word in (notes or "").split())
+
+
+LOOKS: Final[tuple[tuple[str, Look], ...]] = (
+    ("seed of the ledger", _same_draws),
+    ("backlog", _backlog),
+    ("oldest accepted", _oldest),
+    ("relay", _relay),
+    ("dead letters", _dead_letters),
+    ("balances", _balances),
+)

@@ -1,0 +1,99 @@
+"""RabbitMQ's look: are the two queues there, and are they ours? Nothing is declared that is not there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+import amqp
+import kombu
+
+from producers.broker import DEAD_QUEUE, DEAD_QUORUM_QUEUE, QUEUE, QUORUM_QUEUE
+from worker.doctor.checks import (
+    ANSWER_TIMEOUT_S,
+    NO_ANSWER,
+    Check,
+    Findings,
+    Verdict,
+    attempt,
+    fail,
+    ok,
+    release_verdict,
+    skipped,
+    warn,
+)
+
+VERSION_MIN: Final = (3, 10)
+
+
+def examine_queues(url: str, found: Findings) -> Iterator[Check]:
+    """Every check of a RabbitMQ."""
+    opened: list[Any] = []
+    connection = kombu.Connection(url, connect_timeout=ANSWER_TIMEOUT_S, transport_options={"read_timeout": 5})
+    transport = connection.transport
+    yield attempt("broker", lambda: _server(transport, opened))
+    if not opened:
+        yield from skipped(["queue", "dead-letter queue"], "the broker does not answer")
+        return
+    try:
+        channel = opened[0].channel
+        yield attempt("queue", lambda: _queue(channel, found))
+        yield attempt("dead-letter queue", lambda: _dead_queue(channel))
+    finally:
+        with suppress(Exception):
+            transport.close_connection(opened[0])
+
+
+def _server(transport: Any, opened: list[Any]) -> Verdict:
+    try:
+        # The transport's own attempt: the connection's waits two seconds and makes a second one.
+        connection = transport.establish_connection()
+    except (amqp.AccessRefused, amqp.NotAllowed) as error:
+        return fail(f"RabbitMQ refuses us: {error.reply_text}", "check user, password and virtual host in its URL")
+    except (amqp.AMQPError, OSError) as error:
+        return fail(f"RabbitMQ does not answer: {error or type(error).__name__}", NO_ANSWER)
+    opened.append(connection)
+    properties = connection.server_properties
+    product, version = (str(properties.get(name, "unknown")) for name in ("product", "version"))
+    if product != "RabbitMQ":
+        return warn(f"{product} {version}", "tombola is tested with RabbitMQ alone: quorum queues, confirms, returns")
+    return release_verdict(product, version, VERSION_MIN)
+
+
+def _declared(open_channel: Callable[[], Any], queue: kombu.Queue) -> tuple[int, int] | str | None:
+    """Messages and consumers of a queue like ours; how it differs; None if there is none."""
+    # An error ends its channel, hence one for each question.
+    try:
+        with open_channel() as channel:
+            there = channel.queue_declare(queue.name, passive=True)
+    except amqp.NotFound:
+        return None
+    try:
+        with open_channel() as channel:
+            queue(channel).queue_declare()  # of a queue that is there: RabbitMQ compares, and says what differs
+    except amqp.PreconditionFailed as error:
+        return str(error.reply_text).removeprefix("PRECONDITION_FAILED - ")
+    return int(there.message_count), int(there.consumer_count)
+
+
+def _queue(open_channel: Callable[[], Any], found: Findings) -> Verdict:
+    declared = _declared(open_channel, QUORUM_QUEUE)
+    if declared is None:
+        found.queued = found.consumers = 0
+        return warn(f"no queue `{QUEUE}` yet", "start a worker, or enqueue a draw: whoever comes first declares it")
+    if isinstance(declared, str):
+        return fail(declared, f"stop the workers, let it run empty, delete `{QUEUE}`: the next worker declares it")
+    found.queued, found.consumers = declared
+    return ok(f"{found.queued:,} waiting, {found.consumers} consumers")
+
+
+def _dead_queue(open_channel: Callable[[], Any]) -> Verdict:
+    declared = _declared(open_channel, DEAD_QUORUM_QUEUE)
+    if declared is None:
+        return warn(f"no queue `{DEAD_QUEUE}` yet", "start a worker: it declares what RabbitMQ gives up on has to go")
+    if isinstance(declared, str):
+        return fail(declared, f"move away what it holds, delete `{DEAD_QUEUE}`: the next worker declares it")
+    if declared[0]:
+        return warn(f"{declared[0]:,} messages that RabbitMQ gave up on", "start a worker: it parks them")
+    return ok("empty")

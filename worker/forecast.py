@@ -1,0 +1,184 @@
+"""What a replay would do, before it is done: per message and summed. It writes nothing.
+
+The answer comes from the transaction's own book (worker.batch), read without locks and never posted; so a forecast
+cannot say anything else than what settling would do now. Draws and recharges that happen in between change it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, Engine, select
+
+from producers.contract import DrawRequest, parse_result
+from producers.database import Fault, explain, fault_of, transaction
+from producers.errors import DrawError, InvalidRequest
+from worker.batch import Answer, Refused, Rehearsal, Settled, Wheels
+from worker.dead_letters import DeadLetter, Selection
+from worker.draw import blind_wheels
+from worker.parking import ROWS_MAX, normalised
+from worker.parking import SETTLED as IS_SETTLED
+from worker.schema import dead_letters as table
+
+ALREADY_SETTLED: Final = "already settled"
+WOULD_CHARGE: Final = "would charge"
+WOULD_BE_REJECTED: Final = "would be rejected"
+CONFLICT: Final = "conflict"
+CANNOT_BE_PARSED: Final = "cannot be parsed"
+UNKNOWN_CAMPAIGN: Final = "unknown campaign"
+OUTCOMES: Final = (
+    ALREADY_SETTLED, WOULD_CHARGE, WOULD_BE_REJECTED, CONFLICT, CANNOT_BE_PARSED, UNKNOWN_CAMPAIGN,
+)  # fmt: skip
+# What a replay leaves parked.
+REFUSALS: Final = (CONFLICT, CANNOT_BE_PARSED)
+
+LINES_MAX: Final = 200_000
+
+
+class Line(NamedTuple):
+    """What would become of one dead letter, and why if that is not plain."""
+
+    id: int
+    request_key: str | None
+    account_id: int | None
+    outcome: str
+    why: str = ""
+
+
+@dataclass
+class Forecast:
+    """Sums, and a line for each of the first LINES_MAX. `charged` is by asset code.
+
+    It is exact if the prizes could be drawn: without the seed, what would be won is left out, and a charge that a prize
+    would pay for shows as a rejection.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    charged: dict[str, Decimal] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+    is_exact: bool = True
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def add(self, line: Line) -> None:
+        """Count a line, and keep it if there is room."""
+        self.counts[line.outcome] += 1
+        if line.why:
+            self.reasons[f"{line.outcome}: {normalised(line.why)}"] += 1
+        if len(self.lines) < LINES_MAX:
+            self.lines.append(line)
+
+
+def forecast(
+    engine: Engine,
+    selection: Selection,
+    wheels: Wheels | None,
+    *,
+    limit: int | None = None,
+    tell: Callable[[int], None] = lambda _done: None,
+) -> Forecast:
+    """What a replay of `selection`, up to `limit` of them in the order of their ids, would do now.
+
+    `wheels` are the campaigns under the seed, None where that is not known. `tell` hears how many are done.
+    Raises ServiceUnavailable or ConfigurationError when the database cannot be used.
+    """
+    book = blind_wheels() if wheels is None else wheels
+    said = Forecast(is_exact=wheels is not None)
+    rehearsal = Rehearsal(book)
+    try:
+        for letters in _in_order(engine, selection, limit):
+            for line, request in _lines(engine, rehearsal, letters):
+                said.add(line)
+                if line.outcome == WOULD_CHARGE and request is not None:
+                    campaign = book[request.campaign].campaign
+                    said.charged[campaign.asset_code] = (
+                        said.charged.get(campaign.asset_code, Decimal(0)) + campaign.cost
+                    )
+            tell(said.total)
+    except DrawError:
+        raise
+    except Exception as error:
+        if fault_of(error) is Fault.REFUSED:
+            raise
+        raise explain(error) from error
+    return said
+
+
+def selected_ids(connection: Connection, selection: Selection, limit: int | None) -> list[int]:
+    """The ids of those that a replay takes, in its order."""
+    query = select(table.c.id).where(selection.condition()).order_by(table.c.id)
+    return list(connection.execute(query if limit is None else query.limit(limit)).scalars())
+
+
+def letters_of(connection: Connection, ids: Sequence[int]) -> list[DeadLetter]:
+    """These dead letters, in the order of their ids."""
+    rows = connection.execute(select(table).where(table.c.id.in_(ids)).order_by(table.c.id))
+    return [DeadLetter(**row._mapping) for row in rows]
+
+
+def originals_settled(connection: Connection, letters: Sequence[DeadLetter]) -> set[int]:
+    """Which of these edited copies come too late: the ids of their originals that have settled."""
+    originals = sorted({it.edited_from for it in letters if it.edited_from is not None})
+    if not originals:
+        return set()
+    return set(
+        connection.execute(select(table.c.id).where(table.c.id.in_(originals), table.c.state == IS_SETTLED)).scalars()
+    )
+
+
+def _in_order(engine: Engine, selection: Selection, limit: int | None) -> Iterator[list[DeadLetter]]:
+    with engine.connect().execution_options(read_only=True) as connection:
+        ids = selected_ids(connection, selection, limit)
+    for start in range(0, len(ids), ROWS_MAX):
+        with engine.connect().execution_options(read_only=True) as connection:
+            yield letters_of(connection, ids[start : start + ROWS_MAX])
+
+
+def _lines(
+    engine: Engine, rehearsal: Rehearsal, letters: Sequence[DeadLetter]
+) -> Iterator[tuple[Line, DrawRequest | None]]:
+    with engine.connect().execution_options(read_only=True) as connection:
+        too_late = originals_settled(connection, letters)
+    asked: list[DrawRequest | None] = []
+    whys: list[str] = []
+    for it in letters:
+        why, request = "", None
+        try:
+            request = it.request()
+        except InvalidRequest as error:
+            why = str(error)
+        asked.append(request)
+        whys.append(why)
+    with transaction(engine, read_only=True) as open_transaction:
+        answers = iter(rehearsal.settle(open_transaction, [it for it in asked if it is not None]))
+    for letter, request, why in zip(letters, asked, whys, strict=True):
+        if request is None:
+            outcome = CANNOT_BE_PARSED
+        else:
+            outcome, why = _outcome(next(answers))
+            if letter.edited_from in too_late and outcome != ALREADY_SETTLED:
+                outcome, why = CONFLICT, "its original has settled"
+        key, account_id = (
+            (letter.request_key, letter.account_id) if request is None else (request.request_key, request.account_id)
+        )
+        yield Line(letter.id, key, account_id, outcome, why), request
+
+
+def _outcome(answer: Answer) -> tuple[str, str]:
+    match answer:
+        case Settled(is_repeat=True):
+            return ALREADY_SETTLED, ""
+        case Settled():
+            result = parse_result(answer.result)
+            return (WOULD_CHARGE, "") if result.status == "completed" else (WOULD_BE_REJECTED, result.reason or "")
+        case Refused(cause="unknown campaign"):
+            return UNKNOWN_CAMPAIGN, answer.error
+        case _:
+            return CONFLICT, answer.error

@@ -1,0 +1,333 @@
+"""Parking: set a message aside with its cause, so that it never stops the others.
+
+The row is committed first, then the message is acked. A message is known by its request's fingerprint, or by its
+bytes if it is no request: the same one parked twice is one row, also when it was replayed in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import traceback
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from producers import requests
+from producers.broker import QUEUE
+from producers.contract import DrawRequest
+from producers.database import explain, is_duplicate_key, utc_now
+from producers.errors import DrawError
+from producers.schema import api_idempotency_requests
+from worker.deliveries import Delivery
+from worker.schema import dead_letters as table
+
+# A dead letter is parked until an operator replays or discards it; what is replayed settles, or is parked again.
+PARKED: Final = "parked"
+REPLAYING: Final = "replaying"
+SETTLED: Final = "settled"
+PARKED_AGAIN: Final = "parked again"
+DISCARDED: Final = "discarded"
+STATES: Final = (PARKED, REPLAYING, SETTLED, PARKED_AGAIN, DISCARDED)
+OPEN: Final = (PARKED, PARKED_AGAIN)
+
+UNPARSABLE: Final = "unparsable"
+UNKNOWN_VERSION: Final = "unknown version"
+INVALID: Final = "invalid"
+FINGERPRINT_MISMATCH: Final = "fingerprint mismatch"
+UNKNOWN_CAMPAIGN: Final = "unknown campaign"
+TOO_MANY_DELIVERIES: Final = "too many deliveries"
+NEVER_SETTLED: Final = "never settled"
+FAILED_ALONE: Final = "failed alone"
+CAUSES: Final = (
+    UNPARSABLE, UNKNOWN_VERSION, INVALID, FINGERPRINT_MISMATCH, UNKNOWN_CAMPAIGN, TOO_MANY_DELIVERIES, NEVER_SETTLED,
+    FAILED_ALONE,
+)  # fmt: skip
+
+BODY_KEPT_BYTES_MAX: Final = 64 * 1024
+HEADERS_KEPT_LENGTH_MAX: Final = 8 * 1024
+ERROR_LENGTH_MAX: Final = 2000
+TRACEBACK_LENGTH_MAX: Final = 12 * 1024  # in four bytes each it still fits a TEXT
+ROWS_MAX: Final = 500
+TRIES_MAX: Final = 5
+VERSION: Final = version("tombola")
+
+
+def here() -> str:
+    """Which process this is: host:pid."""
+    return f"{socket.gethostname()}:{os.getpid()}"[:80]
+
+
+class Parking(NamedTuple):
+    """A message to set aside. `request` is what it asks for, if it can be read."""
+
+    delivery: Delivery
+    cause: str
+    error: str
+    request: DrawRequest | None = None
+    exception: BaseException | None = None
+    # Not tried yet: what it asks for is not given up.
+    is_tried: bool = True
+    # The request was given up before: that was recorded then, with the cause that mattered.
+    is_echo: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """What the message is known by."""
+        return hashlib.sha256(self.delivery.body).hexdigest() if self.request is None else self.request.fingerprint()
+
+
+def park(engine: Engine, parkings: Sequence[Parking], *, worker: str) -> list[bool]:
+    """Commit a row for each of these messages; whether each is newly parked.
+
+    In the same transaction a request that was accepted is marked dead: nobody publishes it again. A request with
+    another content under the same key is left alone. Raises ServiceUnavailable or ConfigurationError when that fails:
+    then nothing is parked, and nothing is to be acked.
+    """
+    news: list[bool] = []
+    for start in range(0, len(parkings), ROWS_MAX):
+        some = parkings[start : start + ROWS_MAX]
+        for attempt in range(1, TRIES_MAX + 1):
+            try:
+                with engine.begin() as connection:
+                    given_up = [it.request for it in some if it.request is not None and it.is_tried]
+                    requests.give_up_all(connection, given_up, requests.PARKED)
+                    news += _park(connection, some, worker, utc_now())
+            except SQLAlchemyError as error:
+                # Somebody else parked one of them just now.
+                if is_duplicate_key(error) and attempt < TRIES_MAX:
+                    continue
+                raise explain(error) from error
+            break
+    return news
+
+
+def unpark(engine: Engine, parking: Parking) -> None:
+    """Take back the row of a message that went through after all; one with a past is settled instead."""
+    mine = table.c.body_sha256 == parking.sha256
+    try:
+        with engine.begin() as connection:
+            row = connection.execute(select(table.c.replay_id, table.c.times_parked).where(mine)).first()
+            if row is not None and row.replay_id is None and row.times_parked == 1:
+                connection.execute(delete(table).where(mine))
+            else:
+                connection.execute(update(table).where(mine).values(state=SETTLED, state_at=utc_now()))
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+
+
+def bury(connection: Connection, given_up: Sequence[DrawRequest], reason: str, *, worker: str) -> None:
+    """Park requests that the relay has given up, in the transaction in which it does: nothing dies unseen."""
+    errors = {
+        requests.NEVER_SETTLED: "published again and again, and no worker has settled it",
+        requests.TIMED_OUT: "accepted too long ago, and no worker has settled it",
+    }
+    parkings = [Parking(Delivery(it.encode(), 0, 0), NEVER_SETTLED, errors.get(reason, reason), it) for it in given_up]
+    for start in range(0, len(parkings), ROWS_MAX):
+        _park(connection, parkings[start : start + ROWS_MAX], worker, utc_now())
+
+
+def follow_up_once(engine: Engine, *, rows_max: int = 10 * ROWS_MAX) -> int:
+    """Mark up to rows_max replayed dead letters settled whose requests have settled meanwhile; return how many.
+
+    With an edited copy its original is settled as well: what was asked for has happened.
+    """
+    book = api_idempotency_requests
+    now = utc_now()
+    try:
+        with engine.connect().execution_options(read_only=True) as connection:
+            ids = list(
+                connection.execute(
+                    select(table.c.id)
+                    .join(book, book.c.request_key == table.c.request_key)
+                    .where(table.c.state == REPLAYING, book.c.status.in_((requests.COMPLETED, requests.REJECTED)))
+                    .limit(rows_max)
+                ).scalars()
+            )
+        for start in range(0, len(ids), ROWS_MAX):
+            some = ids[start : start + ROWS_MAX]
+            with engine.begin() as connection:
+                settle(connection, some, now)
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+    return len(ids)
+
+
+def settle(connection: Connection, ids: Sequence[int], now: datetime) -> None:
+    """replaying → settled for these, and for the originals of those that are edited copies."""
+    connection.execute(
+        update(table)
+        .where(table.c.id.in_(ids), table.c.state.in_((REPLAYING, *OPEN)))
+        .values(state=SETTLED, state_at=now)
+    )
+    originals = [
+        it
+        for it in connection.execute(select(table.c.edited_from).where(table.c.id.in_(ids)).distinct()).scalars()
+        if it is not None
+    ]
+    if originals:
+        connection.execute(
+            update(table).where(table.c.id.in_(originals), table.c.state.in_(OPEN)).values(state=SETTLED, state_at=now)
+        )
+
+
+def _park(connection: Connection, parkings: Sequence[Parking], worker: str, now: datetime) -> list[bool]:
+    by_sha = {it.sha256: it for it in parkings}  # the same message twice at once is one row: the last one tells
+    known = {
+        row.body_sha256: row
+        for row in connection.execute(
+            select(table.c.body_sha256, table.c.id, table.c.state)
+            .where(table.c.body_sha256.in_(sorted(by_sha)))
+            .with_for_update()
+        )
+    }
+    new = [_row(it, worker, now) | {"body_sha256": sha} for sha, it in by_sha.items() if sha not in known]
+    for sha, row in known.items():
+        connection.execute(
+            update(table).where(table.c.id == row.id).values(_again(by_sha[sha], row.state, worker, now))
+        )
+    if new:
+        connection.execute(insert(table), new)
+    unseen = {sha for sha in by_sha if sha not in known or known[sha].state not in OPEN}
+    news = []
+    for it in parkings:
+        sha = it.sha256
+        news.append(sha in unseen)
+        unseen.discard(sha)
+    return news
+
+
+def _row(parking: Parking, worker: str, now: datetime) -> dict[str, Any]:
+    delivery, request = parking.delivery, parking.request
+    key, session, account_id = (
+        _claims(delivery.body)
+        if request is None
+        else (request.request_key, request.lottery_session_id, request.account_id)
+    )
+    return {
+        **_why(parking, worker, now),
+        "state": PARKED,
+        "body": delivery.body[:BODY_KEPT_BYTES_MAX],
+        "body_bytes": len(delivery.body),
+        "headers": _headers(delivery.headers),
+        "request_key": key,
+        "lottery_session_id": session,
+        "account_id": account_id,
+        "queue": QUEUE,
+        "deliveries": delivery.count,
+        "times_parked": 1,
+        "first_parked_at": now,
+        "last_parked_at": now,
+    }
+
+
+def _again(parking: Parking, state: str, worker: str, now: datetime) -> dict[str, Any]:
+    changes: dict[str, Any] = {
+        "times_parked": table.c.times_parked + 1,
+        "deliveries": max(1, parking.delivery.count),
+        "last_parked_at": now,
+    }
+    if not (parking.is_echo and state in OPEN):
+        changes |= _why(parking, worker, now)
+    if state != PARKED:
+        changes |= {"state": PARKED_AGAIN, "state_at": now}
+    return changes
+
+
+def _why(parking: Parking, worker: str, now: datetime) -> dict[str, Any]:
+    error, exception = _storable(parking.error)[:ERROR_LENGTH_MAX], parking.exception
+    stack = None if exception is None else _storable("".join(traceback.format_exception(exception)))
+    return {
+        "cause": parking.cause,
+        "error": error,
+        "error_type": None if exception is None else type(exception).__name__.encode("ascii", "replace").decode()[:100],
+        "traceback": None if stack is None else stack[-TRACEBACK_LENGTH_MAX:],
+        "group_id": group_of(parking.cause, error, exception),
+        "worker": worker[:100],
+        "version": VERSION[:32],
+        "state_at": now,
+    }
+
+
+def _storable(text: str) -> str:
+    """Without what UTF-8 cannot say: a row that the database refuses would stop everybody."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+# ---- groups ----------------------------------------------------------------------------------------------------------
+
+# What differs between two messages that died of the same: quoted words, keys and hashes, numbers.
+_QUOTED: Final = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`")
+_TOKEN: Final = re.compile(r"\b(?=\w*\d)[\w.\-]{6,}\b")
+_NUMBER: Final = re.compile(r"\d+")
+
+
+def group_of(cause: str, error: str, exception: BaseException | None = None) -> str:
+    """The group of a dead letter, 16 hex digits: alike in cause, and in the error's type and place or its words.
+
+    Our own errors are told apart by their words, for they are all raised in the same few places; others by the
+    functions they passed through, for their words quote the message.
+    """
+    if exception is None or isinstance(exception, DrawError):
+        signature = normalised(error)
+    else:
+        frames = traceback.extract_tb(exception.__traceback__)
+        signature = " ".join(f"{frame.filename.rpartition('/')[2]}:{frame.name}" for frame in frames)
+    kind = "" if exception is None else type(exception).__qualname__
+    return hashlib.sha256("\n".join((cause, kind, signature)).encode(errors="replace")).hexdigest()[:16]
+
+
+def normalised(error: str) -> str:
+    """`error` without what is one message's own."""
+    return _NUMBER.sub("#", _TOKEN.sub("#", _QUOTED.sub("'#'", error)))
+
+
+# ---- what a message says of itself -----------------------------------------------------------------------------------
+
+
+def _claims(body: bytes) -> tuple[str | None, str | None, int | None]:
+    """The request key, session and account id that a message names, as far as they fit their columns."""
+    try:
+        loose: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None, None, None
+    if not isinstance(loose, dict):
+        return None, None, None
+    account_id = loose.get("account_id")
+    id_fits = isinstance(account_id, int) and not isinstance(account_id, bool) and abs(account_id) < 2**63
+    return (
+        _fitting(loose.get("request_key"), 64),
+        _fitting(loose.get("lottery_session_id"), 100),
+        account_id if id_fits else None,
+    )
+
+
+def _fitting(text: Any, length_max: int) -> str | None:
+    fits = isinstance(text, str) and 0 < len(text) <= length_max and text.isascii() and text.isprintable()
+    return text if fits else None
+
+
+def _headers(headers: Mapping[str, Any]) -> str | None:
+    """The headers as a JSON object; what JSON cannot hold as its repr, what is too long cut off."""
+    if not headers:
+        return None
+    kept: dict[str, Any] = {}
+    room = HEADERS_KEPT_LENGTH_MAX
+    for name, value in headers.items():
+        try:
+            text = msgspec.json.encode(value).decode()
+        except (TypeError, ValueError, RecursionError):
+            text = value = _storable(repr(value))
+        room -= len(text) + len(str(name))
+        if room < 0:
+            kept["…"] = "too long: the rest was left out"
+            break
+        kept[_storable(str(name))] = value
+    return msgspec.json.encode(kept).decode()
