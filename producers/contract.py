@@ -128,9 +128,11 @@ def parse_request(body: bytes) -> DrawRequest:
         wire = _decode_request(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         loose = _loosely(body)
-        if not isinstance(loose, dict):
+        # A number too large for the parser is a fault of its field, not of the JSON.
+        is_field = loose is None and isinstance(error, msgspec.ValidationError) and body.strip() != b"null"
+        if not isinstance(loose, dict) and not is_field:
             raise Unparsable(f"not a JSON object: {_shown(error)}") from None
-        version = loose.get("v")
+        version = loose.get("v") if isinstance(loose, dict) else None
         if isinstance(version, int) and not isinstance(version, bool) and version != VERSION:
             raise UnknownVersion(
                 f"contract version {version!r:.40} is not known here, only {VERSION}: upgrade the workers, then replay"

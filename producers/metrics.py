@@ -25,7 +25,7 @@ from producers import pulse
 from producers.broker import Broker, StreamBroker, open_redis
 from producers.database import explain, utc_now
 from producers.errors import PublishFailed
-from producers.requests import ACCEPTED
+from producers.requests import ACCEPTED, NEVER_SETTLED, TIMED_OUT
 from producers.schema import api_idempotency_requests as requests
 from producers.settings import Settings
 
@@ -67,6 +67,11 @@ BROKER_PENDING: Final = Gauge(
 MEMBERS: Final = Gauge(
     "tombola_members", "processes that give a sign of life, by role", ["role"], multiprocess_mode="mostrecent"
 )
+
+
+# There from the beginning, at 0: an increase from nothing to one would not be seen.
+for _reason in (NEVER_SETTLED, TIMED_OUT):
+    GIVEN_UP.labels(_reason)
 
 
 def serve(settings: Settings) -> None:

@@ -21,6 +21,7 @@ from producers.database import explain, utc_now
 from producers.metrics import Throttle
 from producers.pulse import Pulse
 from worker.deliveries import Delivery
+from worker.parking import CAUSES
 from worker.schema import dead_letters
 
 if TYPE_CHECKING:
@@ -60,6 +61,14 @@ REPLAYED: Final = Counter(
 CODES: Final = frozenset({1020, 1062, 1180, 1205, 1213, 3101})
 
 SETTLED, REJECTED, REPEATS = (DRAWS.labels(outcome) for outcome in ("settled", "rejected", "repeat"))
+
+# There from the beginning, at 0: an increase from nothing to one would not be seen.
+for _cause in CAUSES:
+    PARKED.labels(_cause)
+for _code in (*map(str, sorted(CODES)), "other"):
+    RETRIES.labels(_code)
+for _outcome in ("settled", "parked_again", "refused"):
+    REPLAYED.labels(_outcome)
 
 
 class Watch:

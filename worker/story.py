@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, or_, select
 from producers import ledger, requests
 from producers.ledger import Account
 from producers.schema import api_idempotency_requests, asset_transactions
-from worker import actions, parking
+from worker import parking
 from worker.actions import Action
 from worker.schema import dead_letters, operator_actions, replays
 
@@ -60,15 +60,15 @@ class Story(NamedTuple):
 
     query: str
     kind: Literal["draw", "account", "nothing"]
-    events: list[Event] = []
+    events: Sequence[Event] = ()
     request: dict[str, Any] | None = None
     lottery_session_id: str | None = None
-    ledger_rows: list[dict[str, Any]] = []
+    ledger_rows: Sequence[dict[str, Any]] = ()
     result: bytes | None = None
-    dead_letters: list[Any] = []
+    dead_letters: Sequence[Any] = ()
     account: Account | None = None
     account_id: int | None = None
-    draws: list[Draw] = []
+    draws: Sequence[Draw] = ()
 
 
 def tell(connection: Connection, query: str) -> Story:

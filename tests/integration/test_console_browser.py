@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,9 +21,9 @@ from redis import Redis
 from sqlalchemy import select
 
 from producers.contract import DrawRequest
+from producers.database import transaction, utc_now
 from producers.pulse import Pulse
 from producers.requests import Asked, accept
-from producers.database import transaction, utc_now
 from tests import processes, servers
 from worker import actions, dead_letters, operators, parking
 from worker.console.app import create_app
@@ -270,7 +269,7 @@ def test_one_logs_in_where_one_wanted_to_go_and_out_again(nobody: Seat) -> None:
     nobody.page.get_by_role("button", name="Log in").click()
     nobody.title("Dead letters")
     expect(nobody.page.locator("#count")).to_have_text(str(GOOD))
-    (session,) = [it for it in nobody.context.cookies() if it["name"] == "tombola_session"]
+    (session,) = [dict(it) for it in nobody.context.cookies() if it["name"] == "tombola_session"]
     assert session["httpOnly"]
     assert session["sameSite"] == "Strict"
     assert nobody.page.evaluate("document.cookie") == ""
@@ -278,7 +277,8 @@ def test_one_logs_in_where_one_wanted_to_go_and_out_again(nobody: Seat) -> None:
     nobody.page.get_by_role("button", name="Logout").click()
     nobody.title("Log in")
     # The old session is over, not only forgotten by the browser.
-    nobody.context.add_cookies([session])
+    again: Any = session
+    nobody.context.add_cookies([again])
     nobody.page.goto("/")
     nobody.title("Log in")
 
@@ -305,9 +305,7 @@ def test_a_form_on_another_site_does_nothing(operator: Seat, night: Night) -> No
         f'<form method="post" action="{night.console.url}/dead-letters/{id}/discard">'
         f'<input name="reason" value="forged"><input name="csrftoken" value="{token}"><button>Win!</button></form>'
     )
-    operator.page.route(
-        "http://elsewhere.test/**", lambda route: route.fulfill(content_type="text/html", body=form)
-    )
+    operator.page.route("http://elsewhere.test/**", lambda route: route.fulfill(content_type="text/html", body=form))
     operator.page.goto("http://elsewhere.test/win")
     operator.page.get_by_role("button", name="Win!").click()
     operator.page.wait_for_url(f"{night.console.url}/**")
@@ -335,8 +333,10 @@ def test_the_overview_lives(operator: Seat, night: Night) -> None:
         pulse.flush_once()
         pulse.beat_once()
         expect(page.locator("#members")).to_contain_text("celery@lot-7")
-        page.wait_for_function("Chart.getChart('troubles').data.datasets[1].data.at(-1) + "
-                               "Chart.getChart('troubles').data.datasets[1].data.at(-2) >= 3")
+        page.wait_for_function(
+            "Chart.getChart('troubles').data.datasets[1].data.at(-1) + "
+            "Chart.getChart('troubles').data.datasets[1].data.at(-2) >= 3"
+        )
     assert page.evaluate("Chart.getChart('draws').data.labels.length") == 60
     page.locator("#causes").get_by_text("failed alone").click()
     expect(page.locator("#count")).to_have_text(str(GOOD))
@@ -534,11 +534,12 @@ PAGES = {
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_no_page_is_wider_than_its_screen(
-    browser: Browser, night: Night, cookies: dict[str, Any], width: int
-) -> None:
+def test_no_page_is_wider_than_its_screen(browser: Browser, night: Night, cookies: dict[str, Any], width: int) -> None:
     with seated(
-        browser, night, storage_state=cookies[OPERATOR], viewport={"width": width, "height": 844 if width < 600 else 800}
+        browser,
+        night,
+        storage_state=cookies[OPERATOR],
+        viewport={"width": width, "height": 844 if width < 600 else 800},
     ) as seat:
         for name, address in PAGES.items():
             seat.page.goto(address)

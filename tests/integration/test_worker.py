@@ -46,11 +46,11 @@ def bad_bodies(taken: DrawRequest, known_key: str) -> dict[bytes, str]:
 
     good_until_here = b'{"v":1,"request_key":"bad_number","account_id":1e999}'
     return {
-        b"\x00\xff\xfe\x80 garbage": "invalid",
-        b"": "invalid",
-        b"[" * 5_000: "invalid",
+        b"\x00\xff\xfe\x80 garbage": "unparsable",
+        b"": "unparsable",
+        b"[" * 5_000: "unparsable",
         body(request_key="with\0nul"): "invalid",
-        good_until_here: "invalid",
+        good_until_here: "unparsable",
         body(account_id=-1): "invalid",
         body(account_id=2**63): "invalid",
         body(account_id="1"): "invalid",

@@ -21,6 +21,7 @@ from producers.database import open_engine
 from producers.errors import DrawError, InvalidRequest
 from producers.gateway.serve import serve
 from producers.ledger import get_lottery_session_transactions
+from producers.logs import set_up_logging
 from producers.schema import account_asset_balances as accounts
 from worker import audit as audits
 from worker import embedded, ledger, sample
@@ -158,12 +159,13 @@ def relay(
     once: Annotated[bool, typer.Option("--once", help="Publish what is overdue now, and end.")] = False,
 ) -> None:
     """Publish accepted draws again that never came through. Any number of relays may run."""
-    relaying = open_relay(settings_with("database_url", "broker_url"))
+    settings = settings_with("database_url", "broker_url")
+    relaying = open_relay(settings)
     try:
         if once:
             out.print(f"{relaying.run_once():,} overdue requests published")
             return
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        set_up_logging(settings.log_format)
         stopping = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopping.set())

@@ -81,9 +81,7 @@ def create_app(settings: Settings) -> Guard:
     """The console of these settings; nothing connects before the first request."""
     engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
     wheels = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, settings.seed_bytes)} if settings.has("seed") else None
-    client = (
-        open_redis(settings.need("result_url"), timeout_s=REDIS_TIMEOUT_S) if settings.has("result_url") else None
-    )
+    client = open_redis(settings.need("result_url"), timeout_s=REDIS_TIMEOUT_S) if settings.has("result_url") else None
     desk = Desk(settings, engine, client, wheels, Forecasts(engine, wheels), Replays(settings, engine))
 
     @asynccontextmanager

@@ -16,10 +16,10 @@ from worker.console import shown
 from worker.console.pages import AGES, ALL, OPEN, Page, act, address, fields_of, page, selection_of, whole
 from worker.console.security import must_act
 from worker.dead_letters import CAUSES, STATES, Selection
+from worker.parking import DISCARDED
 from worker.schema import dead_letters as table
 
 ROWS: Final = 100
-COUNTED_MAX: Final = 200_000
 # What a list shows: neither bodies nor tracebacks, of which a hundred are megabytes.
 LISTED: Final = [
     table.c[name]
@@ -43,13 +43,18 @@ class Letters(Page):
         fields = fields_of(query)
         selection = selection_of(fields)
         rows, count, counts = await self.read(_list, selection, whole(query, "before"))
+        by_state = _by_state(counts)
+        state = fields.get("state", OPEN)
         return self.show(
             request,
             "letters.html",
             "Dead letters",
             rows=rows[:ROWS],
             count=count,
-            by_state=_sums(counts, 0),
+            by_state=by_state,
+            can_replay=state in (ALL, OPEN, *dead_letters.OPEN),
+            # What a button for all of them would do it to.
+            movable=count if state in (OPEN, DISCARDED, *dead_letters.OPEN) else 0,
             next=address(self.path, fields, before=rows[ROWS - 1].id) if len(rows) > ROWS else None,
             is_first=not query.get("before"),
             **_filters(fields),
@@ -61,9 +66,7 @@ class Letters(Page):
         selection = selection_of(fields)
         found = await self.read(dead_letters.groups, selection)
         total = sum(group.count for group in found)
-        return self.show(
-            request, "groups.html", "Dead letters by group", groups=found, count=total, **_filters(fields)
-        )
+        return self.show(request, "groups.html", "Dead letters by group", groups=found, count=total, **_filters(fields))
 
     @page("/{id:int}")
     async def one(self, request: Request) -> Response:
@@ -164,10 +167,11 @@ def _one(connection: Connection, id: int) -> tuple[dead_letters.DeadLetter, list
     return letter, dead_letters.copies(connection, id), alike
 
 
-def _sums(counts: dict[tuple[str, str], int], part: int) -> dict[str, int]:
-    sums: dict[str, int] = {}
-    for key, number in counts.items():
-        sums[key[part]] = sums.get(key[part], 0) + number
+def _by_state(counts: dict[tuple[str, str], int]) -> dict[str, int]:
+    sums = dict.fromkeys((OPEN, ALL), 0)
+    for (state, _), number in counts.items():
+        for name in (state, ALL, *((OPEN,) if state in dead_letters.OPEN else ())):
+            sums[name] = sums.get(name, 0) + number
     return sums
 
 

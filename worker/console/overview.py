@@ -17,6 +17,7 @@ from producers import pulse, requests
 from producers.broker import open_broker
 from producers.database import utc_now
 from producers.errors import ConfigurationError, DrawError
+from producers.schema import api_idempotency_requests as table
 from worker import dead_letters
 from worker.console import shown
 from worker.console.pages import Desk, Page, page
@@ -164,7 +165,6 @@ class BrokerWatch:
 
 def _oldest_accepted(connection: Connection) -> datetime | None:
     """When the oldest of those under way was accepted, of those that the relay looks at first."""
-    table = requests.table
     some = (
         select(table.c.accepted_at)
         .where(table.c.status == requests.ACCEPTED)

@@ -76,7 +76,7 @@ class Page(CustomView):
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Desk.read in a thread."""
-        return await run_in_threadpool(self.desk.read, function, *args, **kwargs)
+        return await run_in_threadpool(lambda: self.desk.read(function, *args, **kwargs))
 
     def show(self, request: Request, template: str, title: str, **context: Any) -> Response:
         """A page made of a template."""

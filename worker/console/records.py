@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import redis
 from starlette.concurrency import run_in_threadpool
@@ -39,7 +39,7 @@ class Stories(Page):
         if self.desk.redis is None:
             return "there is no result store"
         try:
-            ttl_s: int = self.desk.redis.ttl(f"{KEY_PREFIX}{lottery_session_id}")  # type: ignore[assignment]
+            ttl_s: Any = self.desk.redis.ttl(f"{KEY_PREFIX}{lottery_session_id}")
         except redis.RedisError as error:
             return f"Redis does not answer: {error}"
         if ttl_s == -2:

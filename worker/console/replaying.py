@@ -154,9 +154,7 @@ def _live(it: Replay) -> dict[str, Any]:
         "rate": f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
         "lasted": shown.duration(lasted),
         "left": shown.duration(left / rate) if it.is_running and rate > 0 and left > 0 else "",
-        "shares": [
-            round(100 * part / max(it.selected, 1), 2) for part in (it.settled, it.parked_again, it.refused)
-        ],
+        "shares": [round(100 * part / max(it.selected, 1), 2) for part in (it.settled, it.parked_again, it.refused)],
         "because": it.stopped_because or "",
     }
 

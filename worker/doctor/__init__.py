@@ -78,7 +78,9 @@ def _examine_results(settings: Settings, found: Findings) -> Iterator[Check]:
 
 
 def _not_set(name: str, variable: str) -> Check:
-    return Check(name, "fail", f"{variable} is not set here", f"set it; or, on this machine alone: tombola up ({name})")
+    return Check(
+        name, "fail", f"{variable} is not set here", "set it, or run `tombola up` for everything on this machine"
+    )
 
 
 @contextmanager

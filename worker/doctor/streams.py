@@ -199,7 +199,7 @@ def _consumers(client: redis.Redis, found: Findings, *, claim_after_s: float) ->
         if not alive and not found.workers:
             return fail(named, "start a worker: it takes over what they hold")
         return warn(named, "others should have taken that over long ago: look into the workers' logs")
-    return ok(f"{len(alive)} alive of {len(consumers)} on record")
+    return ok(f"{len(consumers)} on record, none silent with draws in hand")
 
 
 def _text(value: Any) -> str:
