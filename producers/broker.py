@@ -168,9 +168,10 @@ class QueueBroker:
         self._confirms = _Confirms()
 
     def publish(self, bodies: Sequence[bytes], headers: Headers | None = None) -> None:
+        besides = itertools.repeat(None, len(bodies)) if headers is None else headers
+        messages = list(zip(bodies, besides, strict=True))
         with self._open() as channel:
-            besides = itertools.repeat(None, len(bodies)) if headers is None else headers
-            for body, beside in zip(bodies, besides, strict=True):
+            for body, beside in messages:
                 self._confirms.sent += 1
                 channel.basic_publish(
                     amqp.Message(

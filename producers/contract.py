@@ -7,7 +7,9 @@ versions and keys outside their alphabet are refused. Encoding is canonical: equ
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -128,11 +130,9 @@ def parse_request(body: bytes) -> DrawRequest:
         wire = _decode_request(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         loose = _loosely(body)
-        # A number too large for the parser is a fault of its field, not of the JSON.
-        is_field = loose is None and isinstance(error, msgspec.ValidationError) and body.strip() != b"null"
-        if not isinstance(loose, dict) and not is_field:
+        if not isinstance(loose, dict):
             raise Unparsable(f"not a JSON object: {_shown(error)}") from None
-        version = loose.get("v") if isinstance(loose, dict) else None
+        version = loose.get("v")
         if isinstance(version, int) and not isinstance(version, bool) and version != VERSION:
             raise UnknownVersion(
                 f"contract version {version!r:.40} is not known here, only {VERSION}: upgrade the workers, then replay"
@@ -161,8 +161,13 @@ def _shown(error: Exception) -> str:
 
 
 def _loosely(body: bytes) -> Any:
-    """Whatever JSON a refused body is, None if it is none."""
+    """Whatever JSON a refused body is; raises Unparsable if it is none."""
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    except msgspec.ValidationError:
+        # A number too large for this parser is a fault of its field, not of the JSON: another one takes any.
+        with suppress(ValueError, RecursionError):
+            return json.loads(body, parse_int=lambda digits: int(digits[:40]), parse_constant=int)
+        raise Unparsable("not a JSON object: a number out of range, and what follows it is no JSON") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Unparsable(f"not a JSON object: {_shown(error)}") from None

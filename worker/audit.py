@@ -7,6 +7,7 @@
     I5   no balance is negative
     I10  one key, one answer: every kept result is rebuilt from the ledger and compared byte by byte
     I11  all rows of a session, or none
+    I12  every replay is on record: who, why, and when it ended
 
 Sessions are streamed in the order of their ids, so memory does not grow with the ledger.
 """
@@ -31,6 +32,7 @@ from producers.schema import account_asset_balances as accounts
 from producers.schema import api_idempotency_requests as requests
 from producers.schema import asset_transactions as transactions
 from worker.batch import Wheels
+from worker.schema import dead_letters, operator_actions, replays
 
 INVARIANTS: Final = {
     "I1": "one charge per completed request, none for the others",
@@ -40,6 +42,7 @@ INVARIANTS: Final = {
     "I5": "no balance is negative",
     "I10": "one key, one answer, byte for byte",
     "I11": "all rows of a draw, or none",
+    "I12": "every replay is on record",
 }
 VIOLATIONS_MAX: Final = 1000  # a broken ledger should not fill the memory as well
 FETCH_SIZE: Final = 2000
@@ -85,7 +88,8 @@ def audit(engine: Engine, wheels: Wheels) -> Report:
             if engine.dialect.name != "sqlite":
                 # One moment for all checks, while the workers go on.
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
-            for check in (_accounts(connection, report), _sessions(connection, report, wheels)):
+            checks = (_accounts(connection, report), _sessions(connection, report, wheels), _replays(connection))
+            for check in checks:
                 for violation in check:
                     report.violations.append(violation)
                     if len(report.violations) >= VIOLATIONS_MAX:
@@ -232,3 +236,24 @@ def _answer(request: Any, rebuilt: str | None) -> Iterator[Violation]:
 def _ledger_row(pair: Any) -> dict[str, Any]:
     """The ledger's half of a pair, by column name."""
     return {name.removeprefix("row_"): value for name, value in pair._mapping.items() if name.startswith("row_")}
+
+
+def _replays(connection: Connection) -> Iterator[Violation]:
+    """I12: a dead letter that was replayed names its replay, which somebody began, and which ended on record."""
+    begun = dict(connection.execute(select(replays.c.id, replays.c.ended_at)).tuples().all())
+    recorded: dict[str, set[int | None]] = {}
+    for action, replay_id in connection.execute(
+        select(operator_actions.c.action, operator_actions.c.replay_id).where(operator_actions.c.replay_id.is_not(None))
+    ):
+        recorded.setdefault(action, set()).add(replay_id)
+    for replay_id, ended_at in begun.items():
+        if replay_id not in recorded.get("replay", ()):
+            yield Violation("I12", f"replay {replay_id}", "nobody is on record for it")
+        if ended_at is not None and replay_id not in recorded.get("replay ended", ()):
+            yield Violation("I12", f"replay {replay_id}", "its end is not on record")
+    named = connection.execute(
+        select(dead_letters.c.replay_id).where(dead_letters.c.replay_id.is_not(None)).distinct()
+    ).scalars()
+    for replay_id in named:
+        if replay_id not in begun:
+            yield Violation("I12", f"replay {replay_id}", "dead letters name it, and it is not on record")

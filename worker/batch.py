@@ -34,6 +34,7 @@ from producers.database import (
     Transaction,
     explain,
     fault_of,
+    is_duplicate_key,
     is_lock_conflict,
     is_lock_timeout,
     transaction,
@@ -126,6 +127,7 @@ def _settle(
     sleep: Callable[[float], None],
     *,
     is_split: bool,
+    is_careful: bool = False,
 ) -> list[Answer]:
     error: Exception | None = None
     for attempt in range(tries_max):
@@ -133,7 +135,7 @@ def _settle(
             sleep(random.uniform(0, 0.01 * 2**attempt))
         try:
             with transaction(engine) as open_transaction:
-                return settle_in(open_transaction, draws, wheels, utc_now(), handling)
+                return settle_in(open_transaction, draws, wheels, utc_now(), handling, is_careful=is_careful)
         except Exception as raised:
             error, fault = raised, fault_of(raised)
             if fault is Fault.OUTAGE:
@@ -142,6 +144,8 @@ def _settle(
             # A part that has waited in full for a lock does not wait again: the whole batch has, and time is bounded.
             if fault is Fault.REFUSED or (is_split and is_lock_timeout(raised)):
                 break
+            # Or one of them asks for another request's session: looked up only now, as hardly any ever does.
+            is_careful = is_careful or is_duplicate_key(raised)
     assert error is not None
     if len(draws) == 1:
         why = f"{type(error).__name__}: {error}"
@@ -151,7 +155,7 @@ def _settle(
     return [
         answer
         for half in (draws[:middle], draws[middle:])
-        for answer in _settle(engine, half, wheels, tries_max, handling, sleep, is_split=True)
+        for answer in _settle(engine, half, wheels, tries_max, handling, sleep, is_split=True, is_careful=is_careful)
     ]
 
 
@@ -161,8 +165,13 @@ def settle_in(
     wheels: Wheels,
     now: datetime,
     handling: Handling = UNTOLD,
+    *,
+    is_careful: bool = False,
 ) -> list[Answer]:
-    """Settle `draws` inside `open_transaction`, which the caller commits; nothing is visible before that."""
+    """Settle `draws` inside `open_transaction`, which the caller commits; nothing is visible before that.
+
+    Where one asks for another request's session, the insert raises; a careful one finds and refuses it.
+    """
     # Before the locks, what needs none: nobody waits for it.
     fingerprints = [draw.fingerprint() for draw in draws]
     book = _Book(
@@ -173,6 +182,8 @@ def settle_in(
         now=now,
         redelivered=handling.redelivered,
     )
+    if is_careful:
+        book.owners = requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in draws])
     # The ledger's keys never expire: a request whose own row is gone is not charged again.
     asked = [draw.request_key for draw in draws if book.needs_ledger(draw.request_key)]
     book.charged = ledger.charged_draws(open_transaction, asked)
@@ -207,18 +218,19 @@ class Rehearsal:
             for key, it in requests.look_up(open_transaction, [draw.request_key for draw in draws]).items()
         }
         self._owners |= requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in draws])
-        book = _Book(accounts=self._accounts, known=self._seen | known, wheels=self._wheels, now=utc_now())
+        book = _Book(
+            accounts=self._accounts,
+            known=self._seen | known,
+            wheels=self._wheels,
+            now=utc_now(),
+            owners=self._owners,
+        )
         asked = [draw.request_key for draw in draws if book.needs_ledger(draw.request_key)]
         book.charged = ledger.charged_draws(open_transaction, asked)
-        answers = [self._settle(book, draw) for draw in draws]
+        answers = [book.settle(draw, draw.fingerprint()) for draw in draws]
         # Those that have just settled in here: another request under their key is a conflict from now on.
         self._seen |= {it.request.request_key: book.known[it.request.request_key] for it in book.finished}
         return answers
-
-    def _settle(self, book: _Book, draw: DrawRequest) -> Answer:
-        if self._owners.setdefault(draw.lottery_session_id, draw.request_key) != draw.request_key:
-            return Refused(draw, "fingerprint mismatch", "its lottery session is another request's")
-        return book.settle(draw, draw.fingerprint())
 
 
 @dataclass(slots=True)
@@ -231,6 +243,7 @@ class _Book:
     now: datetime
     redelivered: Mapping[str, int] = field(default_factory=dict)
     charged: dict[str, ledger.Charged] = field(default_factory=dict)
+    owners: dict[str, str] | None = None  # whose the sessions are, by session, if that is looked after
     entries: list[Entry] = field(default_factory=list)
     moved: dict[int, Decimal] = field(default_factory=dict)
     finished: list[Finished] = field(default_factory=list)
@@ -257,6 +270,8 @@ class _Book:
             result = completed(draw, charged.rows)
         elif wheel is None:
             return Refused(draw, "unknown campaign", f"there is no campaign {draw.campaign!r} here")
+        elif not self._owns_session(draw):
+            return Refused(draw, "fingerprint mismatch", "its lottery session is another request's")
         else:
             result = self._draw(draw, wheel)
         body = result.encode()
@@ -282,6 +297,12 @@ class _Book:
             is_rejected=charged is None and result.status == requests.REJECTED,
             accepted_at=None if known is None else known.accepted_at,
         )
+
+    def _owns_session(self, draw: DrawRequest) -> bool:
+        """Whether the session is this request's, or was nobody's and is its from now on."""
+        if self.owners is None:
+            return True
+        return self.owners.setdefault(draw.lottery_session_id, draw.request_key) == draw.request_key
 
     def _repeat(self, draw: DrawRequest, known: Known) -> Answer:
         """The first result of a settled draw: as it was kept, or rebuilt if it has been archived."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import time
+from typing import Final
 
 from sqlalchemy import Engine
 
@@ -12,18 +14,27 @@ from producers.settings import Settings
 from worker import parking
 from worker.metrics import DeadLetterCount
 
+LOOK_FOR_UNSEEN_EVERY_S: Final = 600.0
+
 
 def open_relay(settings: Settings) -> Relay:
     """A relay for `settings`; it connects at first use."""
     count = DeadLetterCount()
+    worker = f"relay@{parking.here()}"
+    next_look = 0.0
 
     def afterwards(engine: Engine) -> None:
+        nonlocal next_look
         parking.follow_up_once(engine)
+        if time.monotonic() >= next_look:
+            while parking.bury_unseen_once(engine, worker=worker) == parking.ROWS_MAX:
+                pass
+            next_look = time.monotonic() + LOOK_FOR_UNSEEN_EVERY_S
         if are_wanted(settings):
             count.look(engine)
 
     return Relay.from_settings(
         settings,
-        bury=functools.partial(parking.bury, worker=f"relay@{parking.here()}"),
+        bury=functools.partial(parking.bury, worker=worker),
         afterwards=afterwards,
     )

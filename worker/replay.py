@@ -116,11 +116,7 @@ def begin(engine: Engine, selection: Selection, options: Options, *, operator: s
             number = len(selected_ids(connection, asked, options.limit)) if asked.states else 0
             if not number:
                 raise InvalidRequest("nothing to replay: no parked message is selected")
-            connection.execute(
-                update(table)
-                .where(table.c.status == RUNNING, table.c.seen_at < now - timedelta(seconds=DEAD_AFTER_S))
-                .values(status=FAILED, stopped_because="whoever ran it died", ended_at=now)
-            )
+            _end_the_dead(connection, now)
             (replay_id,) = connection.execute(
                 insert(table).values(
                     operator=operator[:100],
@@ -146,6 +142,33 @@ def begin(engine: Engine, selection: Selection, options: Options, *, operator: s
     except SQLAlchemyError as error:
         raise explain(error) from error
     return int(replay_id)
+
+
+def _end_the_dead(connection: Connection, now: datetime) -> None:
+    """Put on record that replays which have given no sign of life are over."""
+    rows = connection.execute(
+        select(table)
+        .where(table.c.status == RUNNING, table.c.seen_at < now - timedelta(seconds=DEAD_AFTER_S))
+        .with_for_update()
+    ).all()
+    for row in rows:
+        _record_end(connection, Replay(**row._mapping), FAILED, "whoever ran it died", now)
+
+
+def _record_end(connection: Connection, run: Replay, status: str, because: str | None, now: datetime) -> None:
+    connection.execute(
+        update(table).where(table.c.id == run.id).values(status=status, stopped_because=because, ended_at=now)
+    )
+    sums = {name: getattr(run, name) for name in ("selected", "sent", "settled", "parked_again", "refused")}
+    actions.record(
+        connection,
+        operator=run.operator,
+        action="replay ended",
+        reason=run.reason,
+        count=run.sent,
+        details={"status": status, "because": because, **sums},
+        replay_id=run.id,
+    )
 
 
 def ask_to_stop(engine: Engine, replay_id: int, *, operator: str) -> None:
@@ -446,25 +469,7 @@ class Replayer:
             time.sleep(LOOK_EVERY_S)
         try:
             with self._engine.begin() as connection:
-                connection.execute(
-                    update(table)
-                    .where(table.c.id == replay_id)
-                    .values(status=status, stopped_because=because, ended_at=utc_now())
-                )
-                details = {
-                    "status": status,
-                    "because": because,
-                    **{name: getattr(run, name) for name in ("selected", "sent", "settled", "parked_again", "refused")},
-                }
-                actions.record(
-                    connection,
-                    operator=run.operator,
-                    action="replay ended",
-                    reason=run.reason,
-                    count=run.sent,
-                    details=details,
-                    replay_id=replay_id,
-                )
+                _record_end(connection, run, status, because, utc_now())
                 ended = find(connection, replay_id)
         except SQLAlchemyError as error:
             raise explain(error) from error

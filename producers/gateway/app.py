@@ -521,6 +521,7 @@ def create_app(settings: Settings) -> Litestar:
         middleware=[Meter, DefineMiddleware(Door, keeper=gateway.keeper)],
         exception_handlers=problem_handlers(),
         request_max_body_size=BODY_BYTES_MAX,
+        logging_config=None,  # the framework would put its own handlers in place of ours
         openapi_config=_openapi(needs_key=settings.gateway_auth == "api-key"),
     )
     app.state.gateway = gateway
@@ -531,7 +532,7 @@ def create_app(settings: Settings) -> Litestar:
 def _describe(app: Litestar) -> None:
     """Add to the OpenAPI document what the framework cannot see: the routes that read their bodies themselves."""
     described = Litestar(
-        [make_draw_described, make_draws_described], openapi_config=_openapi(needs_key=False)
+        [make_draw_described, make_draws_described], openapi_config=_openapi(needs_key=False), logging_config=None
     ).openapi_schema
     schema = app.openapi_schema
     assert described.paths is not None

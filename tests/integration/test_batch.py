@@ -305,7 +305,7 @@ def test_a_session_belongs_to_one_draw(engine: Engine) -> None:
     assert [type(answer) for answer in answers] == [
         *(Settled, Settled, Settled, Refused, Settled, Settled, Refused, Settled)
     ]
-    assert {answer.cause for answer in answers if isinstance(answer, Refused)} == {"failed alone"}
+    assert {answer.cause for answer in answers if isinstance(answer, Refused)} == {"fingerprint mismatch"}
     assert {row["idempotency_key"].partition(":")[0] for row in session_of(engine, "s")} == {"k1"}
 
 
@@ -528,8 +528,8 @@ def test_a_draw_that_makes_our_own_code_fail_is_found(
     draws = [DrawRequest(account_id=account_id, request_key=f"k{number}") for number in range(13)]
     finish = requests.finish
 
-    def fail_on_one(open_transaction: Any, finished: Sequence[Any], now: Any) -> None:
-        finish(open_transaction, finished, now)
+    def fail_on_one(open_transaction: Any, finished: Sequence[Any], now: Any, **options: Any) -> None:
+        finish(open_transaction, finished, now, **options)
         if any(it.request.request_key == f"k{poisoned}" for it in finished):
             raise ArithmeticError("a bug of ours")
 
@@ -610,8 +610,8 @@ def test_what_ends_after_a_statement_leaves_nothing(
     before = snapshot(engine)
     step = getattr(module, name)
 
-    def die(*arguments: Any) -> None:
-        step(*arguments)
+    def die(*arguments: Any, **options: Any) -> None:
+        step(*arguments, **options)
         raise error
 
     monkeypatch.setattr(module, name, die)
@@ -1023,7 +1023,7 @@ class Model:
         if wheel is None:
             return "unknown campaign", None, False
         if self.sessions.get(draw.lottery_session_id, key) != key:
-            return "failed alone", None, False
+            return "fingerprint mismatch", None, False
         self._record(draw)
         self.answered[key] = self._outcome(draw, wheel)
         return "settled", self.answered[key], False

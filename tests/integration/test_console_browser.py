@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from redis import Redis
 from sqlalchemy import select
@@ -25,8 +23,8 @@ from producers.database import transaction, utc_now
 from producers.pulse import Pulse
 from producers.requests import Asked, accept
 from tests import processes, servers
+from tests.consoles import PASSWORD, Console
 from worker import actions, dead_letters, operators, parking
-from worker.console.app import create_app
 from worker.dead_letters import Selection
 from worker.deliveries import Delivery
 from worker.parking import Parking
@@ -47,7 +45,7 @@ CHROMIUM_ARGUMENTS = (
     f"--host-resolver-rules=MAP elsewhere.test {servers.HOST}",
 )
 EXPECT_TIMEOUT_MS = 20_000
-OPERATOR, VIEWER, PASSWORD = "ann", "val", "correct horse battery"
+OPERATOR, VIEWER = "ann", "val"
 GOOD, POISONED = 12, 12
 # Set it to a folder to have a picture of each page put there.
 SHOTS = os.environ.get("TEST_CONSOLE_SHOTS", "")
@@ -57,31 +55,6 @@ pytestmark = pytest.mark.timeout(servers.INSTALL_TIMEOUT_S + 180)
 
 
 # ---- a deployment with a bad night -----------------------------------------------------------------------------------
-
-
-class Console:
-    """The console, served by a thread of this process."""
-
-    def __init__(self, house: processes.House) -> None:
-        self.port = servers._free_port()
-        app = create_app(house.settings)
-        self._server = uvicorn.Server(
-            uvicorn.Config(app, host=servers.HOST, port=self.port, log_config=None, access_log=False)
-        )
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://{servers.HOST}:{self.port}"
-
-    def __enter__(self) -> Console:
-        self._thread.start()
-        processes.wait_for(lambda: self._server.started, within_s=20, what=lambda: "the console did not start")
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._server.should_exit = True
-        self._thread.join(30)
 
 
 @dataclass
@@ -133,7 +106,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
         servers.redis(private=True) as redis,
         processes.House(f"sqlite:///{folder}/ledger.db", redis.url, redis.url) as house,
         processes.worker(house.env) as worker,
-        Console(house) as console,
+        Console(house.settings) as console,
     ):
         accounts = house.accounts(5)
         operators.add(house.engine, OPERATOR, "operator", PASSWORD, by="shell:root@lot")

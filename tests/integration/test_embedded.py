@@ -67,7 +67,7 @@ def test_it_draws_sums_up_and_leaves(home: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     assert "300 draws settled" in " ".join(run.stdout.split())
     assert "The books balance." in run.stdout
-    for invariant in ("I1 ", "I2 ", "I3 ", "I4 ", "I5 ", "I10", "I11"):
+    for invariant in ("I1 ", "I2 ", "I3 ", "I4 ", "I5 ", "I10", "I11", "I12"):
         assert invariant in run.stdout
     again = tombola(home, "up", "--draws", "100", "--exit")
     assert "Audit of 400 requests" in again.stdout, "the state of the first start is kept"

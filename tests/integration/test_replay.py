@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import redis
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 
 from producers.broker import open_broker
 from producers.contract import DrawRequest
@@ -32,6 +32,7 @@ from worker.schema import dead_letters as table
 from worker.schema import operator_actions, replays
 
 WHO = "ada"
+ALL = Selection()
 WHY = "the bad deploy is rolled back"
 
 
@@ -70,17 +71,17 @@ class Desk:
                 break
         consumer.deliveries.close()
 
-    def forecast(self, selection: Selection = Selection(), wheels: Any = 0) -> Forecast:
+    def forecast(self, selection: Selection = ALL, wheels: Any = 0) -> Forecast:
         return forecast(self.engine, selection, self.house.wheels if wheels == 0 else wheels)
 
-    def replay(self, selection: Selection = Selection(), **options: Any) -> Replay:
+    def replay(self, selection: Selection = ALL, **options: Any) -> Replay:
         replay_id = replay.begin(self.engine, selection, Options(**options), operator=WHO, reason=WHY)
         return self.replayer.run(replay_id)
 
     def states(self) -> dict[str, int]:
         with self.engine.connect().execution_options(read_only=True) as connection:
             rows = connection.execute(select(table.c.state, func.count()).group_by(table.c.state))
-            return {state: number for state, number in rows}
+            return dict(rows.tuples().all())
 
     def letters(self, *states: str) -> list[dead_letters.DeadLetter]:
         with self.engine.connect().execution_options(read_only=True) as connection:
@@ -439,3 +440,28 @@ def test_no_code_changes_what_operators_did() -> None:
     assert "update" not in Path(actions.__file__).read_text()
     assert operator_actions.name == "operator_actions"
     assert ResultStore is not None
+
+
+def test_a_request_that_died_unseen_is_parked_by_the_next_relay(house: House, desk: Desk) -> None:
+    """As a relay of the release before leaves it: dead, and no dead letter."""
+    (draw,) = draws(house.accounts(1), 1)
+    desk_accept(house, draw)
+    with house.engine.begin() as connection:
+        connection.execute(update(requests).values(status="dead", reason="TIMED_OUT"))
+    relay = open_relay(house.settings)
+    relay.run_once()
+    (letter,) = desk.letters()
+    assert (letter.cause, letter.request_key) == ("never settled", draw.request_key)
+    desk.work()
+    assert desk.replay().settled == 1
+    relay.close()
+
+
+def test_the_audit_finds_a_replay_that_nobody_answers_for(house: House, desk: Desk) -> None:
+    desk.park_by_worker(*[draw.encode() for draw in draws(house.accounts(1), 3)], wheels={})
+    desk.work()
+    desk.replay()
+    assert house.violations() == []
+    with house.engine.begin() as connection:
+        connection.execute(text("DELETE FROM operator_actions"))
+    assert [it.split()[0] for it in house.violations()] == ["I12", "I12"]

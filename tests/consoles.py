@@ -1,0 +1,64 @@
+"""The operators' console for tests: served by a thread of this process, and somebody who talks to it over HTTP."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import Any
+
+import httpx
+import uvicorn
+
+from producers.settings import Settings
+from tests import processes, servers
+from worker.console.app import create_app
+
+PASSWORD = "correct horse battery"
+
+
+class Console:
+    """The console of some settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.port = servers._free_port()
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(settings), host=servers.HOST, port=self.port, log_config=None, access_log=False
+            )
+        )
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://{servers.HOST}:{self.port}"
+
+    def __enter__(self) -> Console:
+        self._thread.start()
+        processes.wait_for(lambda: self._server.started, within_s=20, what=lambda: "the console did not start")
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+
+
+class Visitor(httpx.Client):
+    """A browser without a screen: keeps cookies, follows no redirect by itself, and fills in forms."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(base_url=url, timeout=30)
+
+    def token(self, page: str) -> str:
+        """What the forms of a page carry."""
+        found = re.search(r'name="csrftoken" value="([0-9a-f]{64})"', self.get(page).text)
+        assert found, f"{page} has no form"
+        return found[1]
+
+    def submit(self, path: str, form: dict[str, Any], *, page: str = "/", **headers: str) -> httpx.Response:
+        """Send a form as `page` would."""
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.post(path, data={"csrftoken": self.token(page), **form}, headers=names)
+
+    def log_in(self, name: str, password: str = PASSWORD, *, query: str = "", **headers: str) -> httpx.Response:
+        form = {"username": name, "password": password}
+        return self.submit(f"/login{query}", form, page="/login", **headers)
