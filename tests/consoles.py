@@ -11,7 +11,7 @@ import uvicorn
 
 from producers.settings import Settings
 from tests import processes, servers
-from worker.console.app import create_app
+from worker.console.serve import configured
 
 PASSWORD = "correct horse battery"
 
@@ -21,11 +21,7 @@ class Console:
 
     def __init__(self, settings: Settings) -> None:
         self.port = servers._free_port()
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(settings), host=servers.HOST, port=self.port, log_config=None, access_log=False
-            )
-        )
+        self._server = uvicorn.Server(configured(settings, servers.HOST, self.port))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
     @property

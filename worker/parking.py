@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
 import socket
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -23,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from producers import requests
 from producers.broker import QUEUE
 from producers.contract import DrawRequest
-from producers.database import explain, is_duplicate_key, utc_now
+from producers.database import Fault, explain, fault_of, utc_now
 from producers.errors import DrawError
 from producers.schema import api_idempotency_requests
 from worker.deliveries import Delivery
@@ -99,12 +101,14 @@ def park(engine: Engine, parkings: Sequence[Parking], *, worker: str) -> list[bo
                 with engine.begin() as connection:
                     given_up = [it.request for it in some if it.request is not None and it.is_tried]
                     requests.give_up_all(connection, given_up, requests.PARKED)
-                    news += _park(connection, some, worker, utc_now())
+                    are_new = _park(connection, some, worker, utc_now())
             except SQLAlchemyError as error:
-                # Somebody else parked one of them just now.
-                if is_duplicate_key(error) and attempt < TRIES_MAX:
+                # Somebody else parked one of them just now, or waits for us as we for them.
+                if fault_of(error) is Fault.CONFLICT and attempt < TRIES_MAX:
+                    time.sleep(random.uniform(0, 0.01 * 2**attempt))
                     continue
                 raise explain(error) from error
+            news += are_new
             break
     return news
 
@@ -287,8 +291,15 @@ def _storable(text: str) -> str:
 
 # What differs between two messages that died of the same: quoted words, keys and hashes, numbers.
 _QUOTED: Final = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`")
+_SOME: Final = re.compile(r"'#'(?:, '#')+")
 _TOKEN: Final = re.compile(r"\b(?=\w*\d)[\w.\-]{6,}\b")
-_NUMBER: Final = re.compile(r"\d+")
+_NUMBER: Final = re.compile(r"\b0x[0-9a-f]+|\d+(?:,\d{3})*")
+# What does not: the words in which the parser names our own fields, and JSON's types.
+_OURS: Final = frozenset(
+    f"`{word}`"
+    for name in ("v", *DrawRequest.__struct_fields__)
+    for word in (name, f"$.{name}", "str", "int", "float", "bool", "null", "array", "object")
+)
 
 
 def group_of(cause: str, error: str, exception: BaseException | None = None) -> str:
@@ -308,7 +319,8 @@ def group_of(cause: str, error: str, exception: BaseException | None = None) -> 
 
 def normalised(error: str) -> str:
     """`error` without what is one message's own."""
-    return _NUMBER.sub("#", _TOKEN.sub("#", _QUOTED.sub("'#'", error)))
+    words = _SOME.sub("'#'", _QUOTED.sub(lambda quoted: quoted[0] if quoted[0] in _OURS else "'#'", error))
+    return _NUMBER.sub("#", _TOKEN.sub("#", words))
 
 
 # ---- what a message says of itself -----------------------------------------------------------------------------------
@@ -345,7 +357,7 @@ def _headers(headers: Mapping[str, Any]) -> str | None:
     for name, value in headers.items():
         try:
             text = msgspec.json.encode(value).decode()
-        except (TypeError, ValueError, RecursionError):
+        except (TypeError, ValueError, OverflowError, RecursionError):
             text = value = _storable(repr(value))
         room -= len(text) + len(str(name))
         if room < 0:

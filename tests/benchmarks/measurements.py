@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 from producers import DrawClient, DrawRequest
 from producers.broker import open_broker
 from tests.benchmarks import baseline
+from tests.benchmarks.dead_letters import full_replay, poison
 from tests.benchmarks.gateway import gateway
 from tests.benchmarks.lab import (
     ACCOUNTS,
@@ -402,5 +403,7 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
     "gateway": gateway,
     "ledger": ledger,
     "memory": memory,
+    "poison": poison,
+    "replay": full_replay,
 }
 BY_NAME_ONLY: Final[dict[str, Measurement]] = {"tune": tune}

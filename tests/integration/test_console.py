@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import Engine, insert, select, update
 
 from producers.contract import DrawRequest
-from producers.database import open_engine, utc_now
+from producers.database import utc_now
+from producers.settings import Settings
 from tests import processes, servers
 from tests.consoles import PASSWORD, Console, Visitor
 from worker import actions, operators, parking
@@ -31,6 +32,7 @@ PAGES = (
     *("/dead-letters?state=all&cause=unparsable&newer=1h", "/story?q=nobody", "/story?q=7"),
 )
 CLOSED = f"redis://{servers.HOST}:1/0"
+NO_DATABASE = f"mysql+pymysql://nobody:secret@{servers.HOST}:1/none"
 XSS = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
@@ -171,7 +173,8 @@ def test_a_session_ends(ann: Visitor, house: processes.House) -> None:
 def test_a_page_that_refreshes_itself_keeps_no_session_open(ann: Visitor, house: processes.House) -> None:
     def seen_at() -> datetime:
         with house.engine.connect().execution_options(read_only=True) as connection:
-            return connection.execute(select(operator_sessions.c.seen_at)).scalar_one()
+            moment: datetime = connection.execute(select(operator_sessions.c.seen_at)).scalar_one()
+            return moment
 
     with house.engine.begin() as connection:
         connection.execute(update(operator_sessions).values(seen_at=utc_now() - timedelta(minutes=20)))
@@ -305,8 +308,17 @@ def test_what_a_message_holds_is_shown_and_never_run(ann: Visitor, house: proces
     with house.engine.begin() as connection:
         id = connection.execute(select(table.c.id)).scalar_one()
         connection.execute(update(table).values(request_key="<script>key", lottery_session_id="<script>session"))
-        actions.record(connection, operator=XSS, action="<script>", reason=XSS, count=1, details={XSS: {"id": id, XSS: [XSS]}})
-    pages = (f"/dead-letters/{id}", "/dead-letters", "/dead-letters/groups", "/actions", f"/story?q={XSS}", "/story?q=<script>key")
+        actions.record(
+            connection, operator=XSS, action="<script>", reason=XSS, count=1, details={XSS: {"id": id, XSS: [XSS]}}
+        )
+    pages = (
+        f"/dead-letters/{id}",
+        "/dead-letters",
+        "/dead-letters/groups",
+        "/actions",
+        f"/story?q={XSS}",
+        "/story?q=<script>key",
+    )
     for page in (*pages, f"/dead-letters?group={XSS}&key={XSS}", f"/login?next={XSS}"):
         shown = ann.get(page).text
         assert "<script>" not in re.sub(r"<script nonce=\"[^\"]+\">", "", shown), page
@@ -397,16 +409,16 @@ def test_a_replay_needs_a_reason_and_something_to_replay(ann: Visitor, house: pr
     ]:
         answer = ann.submit("/replays", form)
         assert answer.headers["location"].startswith("/replays/new")
-        where = answer.headers["location"] if form.get("state") is None else "/"
-        answer = ann.get(where)
-        assert said in html.unescape(answer.text if answer.status_code == 200 else ann.get(answer.headers["location"]).text), form
+        while answer.status_code == 303:
+            answer = ann.get(answer.headers["location"])
+        assert said in html.unescape(answer.text), form
     assert states(house) == {"parked"}
     assert "replay" not in recorded(house)
 
 
 def test_what_is_away_is_said(house: processes.House, console: Console) -> None:
     env = house.env | {"TOMBOLA_RESULT_URL": CLOSED, "TOMBOLA_BROKER_URL": CLOSED}
-    with Console(type(house.settings).from_env(env)) as lonely, visit(lonely, OPERATOR) as visitor:
+    with Console(Settings.from_env(env)) as lonely, visit(lonely, OPERATOR) as visitor:
         deadline, live = time.monotonic() + 20, visitor.get("/live.json").json()
         while "The broker does not answer" not in str(live["words"]):
             assert time.monotonic() < deadline, live
@@ -421,7 +433,10 @@ def test_what_is_away_is_said(house: processes.House, console: Console) -> None:
 
 
 def test_without_a_database_there_is_a_word(redis_url: str) -> None:
-    env = {"TOMBOLA_DATABASE_URL": f"mysql+pymysql://nobody:secret@{servers.HOST}:1/none", "TOMBOLA_BROKER_URL": redis_url}
+    env = {
+        "TOMBOLA_DATABASE_URL": f"mysql+pymysql://nobody:secret@{servers.HOST}:1/none",
+        "TOMBOLA_BROKER_URL": redis_url,
+    }
     settings = processes.Settings.from_env(env)
     with Console(settings) as console, Visitor(console.url) as visitor:
         assert visitor.get("/login").status_code == 200
@@ -435,9 +450,8 @@ def test_without_a_database_there_is_a_word(redis_url: str) -> None:
             assert "secret" not in text
 
 
-def test_nothing_connects_before_it_is_asked(redis_url: str) -> None:
-    url = f"mysql+pymysql://nobody:secret@{servers.HOST}:1/none"
-    create_app(processes.Settings.from_env({"TOMBOLA_DATABASE_URL": url, "TOMBOLA_BROKER_URL": CLOSED}))
+def test_nothing_connects_before_it_is_asked() -> None:
+    create_app(Settings.from_env({"TOMBOLA_DATABASE_URL": NO_DATABASE, "TOMBOLA_BROKER_URL": CLOSED}))
 
 
 # ---- 100,000 of them -------------------------------------------------------------------------------------------------
@@ -486,9 +500,7 @@ def fill(engine: Engine, count: int, account_ids: list[int]) -> None:
             connection.execute(insert(table), rows)
 
 
-def test_100_000_dead_letters_are_shown_within_300_ms(
-    mariadb_url: str, redis_url: str, record_property: Any
-) -> None:
+def test_100_000_dead_letters_are_shown_within_300_ms(mariadb_url: str, redis_url: str, record_property: Any) -> None:
     with processes.House(mariadb_url, redis_url, redis_url) as house:
         operators.add(house.engine, OPERATOR, "operator", PASSWORD, by="root")
         fill(house.engine, MANY, house.accounts(50))
@@ -526,10 +538,3 @@ def test_100_000_dead_letters_are_shown_within_300_ms(
                 if median > SHOWN_WITHIN_S:
                     slow[page] = round(median, 3)
             assert slow == {}
-
-
-def test_the_engine_is_let_go_of(house: processes.House) -> None:
-    """Consoles that come and go leave no threads or connections behind that would hold up their process."""
-    with Console(house.settings) as console, visit(console, OPERATOR) as ann:
-        assert ann.get("/").status_code == 200
-    assert open_engine(house.settings.need("database_url"))

@@ -13,6 +13,7 @@ from worker.cli import app
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+FOR_OPERATORS = (ROOT / "worker" / "README.md").read_text()
 
 
 def commands() -> list[str]:
@@ -35,14 +36,14 @@ def test_there_are_commands_to_look_for() -> None:
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_is_in_the_readme(command: str) -> None:
-    assert f"tombola {command}" in README
+    assert f"tombola {command}" in README + FOR_OPERATORS
 
 
 def test_the_snippet_is_the_pages_own_code() -> None:
     assert (ROOT / "producers" / "gateway" / "page" / "draw.js").read_text() in README
 
 
-@pytest.mark.parametrize("path", ["producers/README.md", "producers/examples/README.md"])
+@pytest.mark.parametrize("path", ["producers/README.md", "producers/examples/README.md", "worker/README.md"])
 def test_what_it_links_to_is_there(path: str) -> None:
     assert f"]({path.removesuffix('README.md')})" in README or f"]({path})" in README
     assert (ROOT / path).is_file()

@@ -13,10 +13,9 @@ from worker.console.app import create_app
 GRACE_S: Final = 10
 
 
-def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve until told to stop: SIGTERM ends what is under way, and stops replays that run here."""
-    set_up_logging(settings.log_format)
-    uvicorn.run(
+def configured(settings: Settings, host: str, port: int) -> uvicorn.Config:
+    """How uvicorn serves the console."""
+    return uvicorn.Config(
         create_app(settings),
         host=host,
         port=port,
@@ -27,3 +26,9 @@ def serve(settings: Settings, host: str, port: int) -> None:
         server_header=False,
         proxy_headers=False,  # whose address it is decides a rate limit: no header may say so
     )
+
+
+def serve(settings: Settings, host: str, port: int) -> None:
+    """Serve until told to stop: SIGTERM ends what is under way, and stops replays that run here."""
+    set_up_logging(settings.log_format)
+    uvicorn.Server(configured(settings, host, port)).run()
