@@ -1,7 +1,7 @@
 """What Prometheus is told of the relay and of the state of everything, and the port where it asks.
 
-The gateway's own figures are in producers.gateway, the worker's in worker.metrics. No label is ever a key or an account:
-what has no end does not belong in a metric.
+The gateway's own figures are in producers.gateway, the worker's in worker.metrics. No label is ever a key or an
+account: what has no end does not belong in a metric.
 
 State (backlogs, ages, who is alive) is looked up by the relay every few seconds, not when somebody scrapes. Any process
 may export these names, and those that do not look have 0 there: take the `max()` of them.

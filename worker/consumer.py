@@ -200,10 +200,10 @@ class Consumer:
                         "draw %s is left for later: %s", request.request_key, answer.error, extra=about(request)
                     )
                     deferred.append(delivery)
-        self._park(parkings)
         self.results.put(
             [StoredResult(answer.request.lottery_session_id, answer.result, answer.settled_at) for answer in settled]
         )
+        self._park(parkings)  # last: where the result store is away all of this is repeated
         self._watch.tell(settled, len(deferred))
         repeats = sum(answer.is_repeat for answer in settled)
         if repeats:

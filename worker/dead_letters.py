@@ -30,7 +30,6 @@ from worker.schema import dead_letters as table
 
 __all__ = ["CAUSES", "OPEN", "STATES", "DeadLetter", "Group", "Selection"]
 
-EDITED: Final = "edited by hand"
 SHOWN_IDS_MAX: Final = 100
 
 
@@ -264,7 +263,7 @@ def edit(engine: Engine, dead_letter_id: int, body: bytes, *, operator: str, rea
                 "state": PARKED,
                 "state_at": now,
                 "cause": original.cause,
-                "error": f"{EDITED}, a copy of {original.id}: {original.error}"[:2000],
+                "error": original.error,
                 "group_id": original.group_id,
                 "body": request.encode(),
                 "body_bytes": len(request.encode()),

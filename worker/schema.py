@@ -52,7 +52,7 @@ dead_letters = Table(
     Index("idx_state_group", "state", "group_id", "cause", "last_parked_at"),
     Index("idx_dead_letter_request_key", "request_key"),
     Index("idx_dead_letter_session", "lottery_session_id"),
-    Index("idx_dead_letter_account", "account_id"),
+    Index("idx_dead_letter_account", "account_id", "state"),
     Index("idx_dead_letter_replay", "replay_id", "state"),
     Index("idx_edited_from", "edited_from"),
     sqlite_autoincrement=True,

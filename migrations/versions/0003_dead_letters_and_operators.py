@@ -26,7 +26,7 @@ INDEXES = {
     "idx_state_group": ["state", "group_id", "cause", "last_parked_at"],
     "idx_dead_letter_request_key": ["request_key"],
     "idx_dead_letter_session": ["lottery_session_id"],
-    "idx_dead_letter_account": ["account_id"],
+    "idx_dead_letter_account": ["account_id", "state"],
     "idx_dead_letter_replay": ["replay_id", "state"],
     "idx_edited_from": ["edited_from"],
 }

@@ -437,7 +437,7 @@ def test_without_a_database_there_is_a_word(redis_url: str) -> None:
         "TOMBOLA_DATABASE_URL": f"mysql+pymysql://nobody:secret@{servers.HOST}:1/none",
         "TOMBOLA_BROKER_URL": redis_url,
     }
-    settings = processes.Settings.from_env(env)
+    settings = Settings.from_env(env)
     with Console(settings) as console, Visitor(console.url) as visitor:
         assert visitor.get("/login").status_code == 200
         answer = visitor.log_in(OPERATOR)

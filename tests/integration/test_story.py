@@ -135,12 +135,11 @@ def test_a_draw_that_died_and_was_replayed(house: processes.House) -> None:
             connection, operator="eve", action="discard", reason="another", count=1, details={"ids": [id + 1]}
         )
     told = tell(house, "key_1")
-    assert sorted(whats(told)) == sorted(
-        ("accepted", "parked", "discard", "restore", "parked again")
-        + ("replay 41", "accepted again", "settled", "replay 41 done")
-    )
+    before = ("accepted", "parked", "discard", "restore", "parked again")
+    after = ("replay 41", "accepted again", "settled", "replay 41 done")
+    assert sorted(whats(told)) == sorted((*before, *after))
     # The publishes before the replay are forgotten: it began to count anew.
-    assert all(before.at <= after.at for before, after in pairwise(told.events))
+    assert all(first.at <= second.at for first, second in pairwise(told.events))
     by = {it.what: it for it in told.events}
     assert by["discard"].text == "by ann: garbage"
     assert by["replay 41"].link == "/replays/41"

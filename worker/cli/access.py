@@ -21,6 +21,10 @@ app.add_typer(api_key_app, name="api-key")
 user_app = typer.Typer(help="Say who may use the console: viewers look, operators act.", no_args_is_help=True)
 app.add_typer(user_app, name="user")
 
+PasswordStdinOption = Annotated[
+    bool, typer.Option("--password-stdin", help="Read the password from the standard input.")
+]
+
 
 @api_key_app.command("add")
 def api_key_add(
@@ -55,19 +59,39 @@ def api_key_revoke(key: Annotated[str, typer.Argument(help="The key, or its id a
 def user_add(
     name: Annotated[str, typer.Argument(help="1 to 64 characters of A-Z a-z 0-9 . _ and -.")],
     role: Annotated[str, typer.Option(help="viewer or operator.")] = "viewer",
-    password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the password from the standard input.")
-    ] = False,
+    password_stdin: PasswordStdinOption = False,
 ) -> None:
     """Let somebody into the console. Asks for a password."""
-    if password_stdin:
-        password = sys.stdin.readline().rstrip("\n")
-    elif sys.stdin.isatty():
-        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
-    else:
-        raise InvalidRequest("nobody to ask for a password here: use --password-stdin")
-    operators.add(engine_of(), name, role, password, by=shell_operator())
+    operators.add(engine_of(), name, role, _password(password_stdin), by=shell_operator())
     out.print(f"{name} may {'look and act' if role == 'operator' else 'look'}")
+
+
+@user_app.command("password")
+def user_password(
+    name: Annotated[str, typer.Argument(help="The user's name.")], password_stdin: PasswordStdinOption = False
+) -> None:
+    """Give a user another password. Whoever is logged in under that name is out."""
+    operators.change_password(engine_of(), name, _password(password_stdin), by=shell_operator())
+    out.print(f"{name} has another password")
+
+
+@user_app.command("role")
+def user_role(
+    name: Annotated[str, typer.Argument(help="The user's name.")],
+    role: Annotated[str, typer.Argument(help="viewer or operator.")],
+) -> None:
+    """Say that a user may only look (viewer), or act as well (operator)."""
+    operators.change_role(engine_of(), name, role, by=shell_operator())
+    out.print(f"{name} may {'look and act' if role == 'operator' else 'look'}")
+
+
+def _password(from_stdin: bool) -> str:
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\n")
+    if not sys.stdin.isatty():
+        raise InvalidRequest("nobody to ask for a password here: use --password-stdin")
+    typed: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    return typed
 
 
 @user_app.command("list")
