@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -60,6 +61,7 @@ TRACEBACK_LENGTH_MAX: Final = 12 * 1024  # in four bytes each it still fits a TE
 ROWS_MAX: Final = 500
 TRIES_MAX: Final = 5
 VERSION: Final = version("tombola")
+INSTALLED_IN: Final = f"{Path(__file__).parents[1]}{os.sep}"
 
 
 def here() -> str:
@@ -270,6 +272,8 @@ def _again(parking: Parking, state: str, worker: str, now: datetime) -> dict[str
 def _why(parking: Parking, worker: str, now: datetime) -> dict[str, Any]:
     error, exception = _storable(parking.error)[:ERROR_LENGTH_MAX], parking.exception
     stack = None if exception is None else _storable("".join(traceback.format_exception(exception)))
+    if stack is not None:  # where it is installed is nobody's business, and a long word in every line
+        stack = stack.replace(f'File "{INSTALLED_IN}', 'File "')
     return {
         "cause": parking.cause,
         "error": error,

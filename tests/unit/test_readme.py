@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,10 @@ def test_the_snippet_is_the_pages_own_code() -> None:
 def test_what_it_links_to_is_there(path: str) -> None:
     assert f"]({path.removesuffix('README.md')})" in README or f"]({path})" in README
     assert (ROOT / path).is_file()
+
+
+def test_every_picture_is_there_and_shown() -> None:
+    """The console's pages; TEST_CONSOLE_SHOTS makes new ones (tests/integration/test_console_browser.py)."""
+    pictures = {path.name for path in (ROOT / "worker" / "screenshots").iterdir()}
+    assert set(re.findall(r"screenshots/([\w-]+\.png)", FOR_OPERATORS)) == pictures
+    assert set(re.findall(r"screenshots/([\w-]+\.png)", README)) <= pictures
