@@ -287,7 +287,8 @@ def statement(engine: Engine) -> Iterator[Transaction]:
 def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Transaction]:
     """A transaction on the driver's own connection: committed at the end, or rolled back whole.
 
-    A read-only one cannot write: the server itself refuses. After an error the connection is thrown away, not returned: whatever state it is in, nobody meets it again.
+    A read-only one cannot write: the server itself refuses. After an error the connection is thrown away, not returned:
+    whatever state it is in, nobody meets it again.
     """
     proxy = engine.raw_connection()
     try:

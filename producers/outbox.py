@@ -63,8 +63,9 @@ def relay_once(
     """Republish up to rows_max accepted requests that are overdue, ROWS_MAX in a transaction; return how many.
 
     Those that were published `tries_max` times before are dead from here on (NEVER_SETTLED), and told to `bury`. Any
-    number of relays may run at once: rows that another one has in hand are skipped. Raises PublishFailed when the broker does not take them,
-    which is no attempt, and ServiceUnavailable or ConfigurationError when the database cannot be used.
+    number of relays may run at once: rows that another one has in hand are skipped. Raises PublishFailed when the
+    broker does not take them, which is no attempt, and ServiceUnavailable or ConfigurationError when the database
+    cannot be used.
     """
     try:
         now = utc_now()

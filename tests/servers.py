@@ -234,6 +234,7 @@ def mariadb(
             f"--bind-address={HOST}",
             f"--port={port}",
             "--socket=socket",  # relative to the data, as a path of more than 107 bytes could not be bound
+            f"--tmpdir={folder}",  # in a folder that they share, a server that starts deletes the others' tables
             "--skip-name-resolve",
             "--skip-log-bin",
             f"--innodb-buffer-pool-size={buffer_pool_mib}M",

@@ -29,8 +29,8 @@ from producers.settings import Settings
 from worker import batch, metrics, parking
 from worker.batch import Answer, Deferred, Handling, Refused, Settled, Wheels
 from worker.deliveries import Deliveries, Delivery, open_deliveries
-from worker.metrics import Watch
 from worker.parking import Parking
+from worker.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +289,10 @@ class Consumer:
 
 
 def _about(it: Parking) -> dict[str, str]:
-    return {} if it.request is None else about(it.request)
+    """Which draw a line of the log is about, as far as the message says."""
+    key, session, _ = it.claims
+    said = {"request_key": key, "lottery_session_id": session or key}
+    return {name: text for name, text in said.items() if text is not None}
 
 
 def _cause_of(error: InvalidRequest) -> str:

@@ -31,6 +31,8 @@ from worker.schema import dead_letters as table
 __all__ = ["CAUSES", "OPEN", "STATES", "DeadLetter", "Group", "Selection"]
 
 SHOWN_IDS_MAX: Final = 100
+ID_MAX: Final = 2**63 - 1
+AGE_S_MAX: Final = 36_500 * 86_400.0
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -54,6 +56,12 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 raise InvalidRequest(f"there is no state {state!r}: {', '.join(STATES)}")
         if self.cause is not None and self.cause not in CAUSES:
             raise InvalidRequest(f"there is no cause {self.cause!r}: {', '.join(CAUSES)}")
+        for number in (*self.ids, self.account_id or 0):
+            if abs(number) > ID_MAX:
+                raise InvalidRequest(f"an id is at most {ID_MAX}, not {number}")
+        for age_s in (self.older_than_s, self.newer_than_s):
+            if age_s is not None and not 0 <= age_s <= AGE_S_MAX:
+                raise InvalidRequest(f"an age is at most {AGE_S_MAX / 86_400:,.0f} days, not {age_s / 86_400:,.0f}")
 
     def condition(self, now: datetime | None = None) -> ColumnElement[bool]:
         """The selection as SQL."""
@@ -149,7 +157,9 @@ def some(
 
 def get(connection: Connection, dead_letter_id: int) -> DeadLetter:
     """One of them; raises DeadLetterNotFound."""
-    row = connection.execute(select(table).where(table.c.id == dead_letter_id)).first()
+    row = None
+    if abs(dead_letter_id) <= ID_MAX:
+        row = connection.execute(select(table).where(table.c.id == dead_letter_id)).first()
     if row is None:
         raise DeadLetterNotFound(f"there is no dead letter {dead_letter_id}")
     return DeadLetter(**row._mapping)

@@ -267,6 +267,7 @@ def _part(home: Home, settings: Settings, name: str, *command: str, **more: str)
     environment = {
         PREFIX + name.upper(): settings.need(name) for name in ("database_url", "broker_url", "seed", "result_secret")
     }
+    environment[f"{PREFIX}LOG_FORMAT"] = "text"  # it goes to a file, and is read by people all the same
     log = home.path / f"{name}.log"
     with log.open("wb") as file:
         # In its own folder: `worker` must be found where it is installed, not in the folder we were called from.

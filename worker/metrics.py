@@ -6,26 +6,17 @@ Names and labels are a contract with worker/monitoring/. No label is ever a key 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pymysql
 from prometheus_client import Counter, Gauge, Histogram
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from producers import tracing
-from producers.database import explain, utc_now
+from producers.database import explain
 from producers.metrics import Throttle
-from producers.pulse import Pulse
-from worker.deliveries import Delivery
 from worker.parking import CAUSES
-from worker.schema import dead_letters
-
-if TYPE_CHECKING:
-    from worker.batch import Settled
+from worker.schema import dead_letters, replays
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +48,8 @@ REPLAYED: Final = Counter(
     "tombola_replayed", "dead letters replayed: settled, parked_again, or refused by the forecast", ["outcome"]
 )
 
+OUTCOMES: Final = ("settled", "parked_again", "refused")
+
 # The rest are `other`: a label has few values.
 CODES: Final = frozenset({1020, 1062, 1180, 1205, 1213, 3101})
 
@@ -67,52 +60,8 @@ for _cause in CAUSES:
     PARKED.labels(_cause)
 for _code in (*map(str, sorted(CODES)), "other"):
     RETRIES.labels(_code)
-for _outcome in ("settled", "parked_again", "refused"):
+for _outcome in OUTCOMES:
     REPLAYED.labels(_outcome)
-
-
-class Watch:
-    """What a consumer tells of its work: metrics, a span per batch, and the pulse.
-
-    `with_latency` looks at every single draw, for which it takes one in a hundred parts of settling it.
-    """
-
-    def __init__(self, pulse: Pulse | None = None, *, with_latency: bool = False) -> None:
-        self._pulse = pulse
-        self._with_latency = with_latency
-
-    @contextmanager
-    def batch(self, fetched: Sequence[Delivery]) -> Iterator[None]:
-        """Around all that is done with one batch."""
-        began = time.perf_counter()
-        BATCH_DRAWS.observe(len(fetched))
-        REDELIVERED.inc(sum(delivery.count > 1 for delivery in fetched))
-        with tracing.settling((delivery.headers for delivery in fetched), len(fetched)):
-            yield
-        BATCH_SECONDS.observe(time.perf_counter() - began)
-
-    def tell(self, settled: Sequence[Settled], deferred: int) -> None:
-        """These draws are settled, and their results stored."""
-        repeats = sum(it.is_repeat for it in settled)
-        rejected = sum(it.is_rejected for it in settled)
-        counts = {"settled": len(settled) - repeats - rejected, "rejected": rejected, "repeats": repeats}
-        for counter, count in zip((SETTLED, REJECTED, REPEATS), counts.values(), strict=True):
-            counter.inc(count)
-        DEFERRED.inc(deferred)
-        if self._pulse is not None:
-            for what, count in counts.items():
-                self._pulse.add(what, count)
-        if self._with_latency:
-            now = utc_now()
-            for it in settled:
-                if it.accepted_at is not None:
-                    LATENCY.observe((now - it.accepted_at).total_seconds())
-
-    def tell_parked(self, cause: str) -> None:
-        """A message is parked."""
-        PARKED.labels(cause).inc()
-        if self._pulse is not None:
-            self._pulse.add("parked")
 
 
 def tell_retry(error: BaseException) -> None:
@@ -124,14 +73,19 @@ def tell_retry(error: BaseException) -> None:
 
 
 class DeadLetterCount:
-    """Counts the dead letters for their gauge. Call it often: it looks when it is time."""
+    """Counts the dead letters, and what became of those replayed. Call it often: it looks when it is time.
+
+    Replays run in shells and in the console, which nobody scrapes: their outcomes are counted from their rows, from
+    the first look on.
+    """
 
     def __init__(self) -> None:
         self._throttle = Throttle()
         self._known: set[tuple[str, str]] = set()
+        self._outcomes: dict[str, int] | None = None
 
     def look(self, engine: Engine) -> None:
-        """Set the gauge if it is time; what has no dead letter left is set to 0."""
+        """Set the gauge if it is time, what has no dead letter left to 0; and move the counter on."""
         if not self._throttle.is_due():
             return
         try:
@@ -141,6 +95,7 @@ class DeadLetterCount:
                         dead_letters.c.state, dead_letters.c.cause
                     )
                 ).all()
+                sums = connection.execute(select(*(func.sum(replays.c[name]).label(name) for name in OUTCOMES))).one()
         except SQLAlchemyError as error:
             log.warning("how many dead letters there are is not known: %s", explain(error))
             return
@@ -150,3 +105,7 @@ class DeadLetterCount:
         self._known |= set(counts)
         for labels in self._known:
             DEAD_LETTERS.labels(*labels).set(counts.get(labels, 0))
+        outcomes = {name: int(getattr(sums, name) or 0) for name in OUTCOMES}
+        for name, before in (self._outcomes or outcomes).items():
+            REPLAYED.labels(name).inc(max(0, outcomes[name] - before))
+        self._outcomes = outcomes

@@ -83,6 +83,13 @@ class Parking(NamedTuple):
     is_echo: bool = False
 
     @property
+    def claims(self) -> tuple[str | None, str | None, int | None]:
+        """The request key, session and account that it names, as far as they can be read and fit their columns."""
+        if self.request is None:
+            return _claims(self.delivery.body)
+        return self.request.request_key, self.request.lottery_session_id, self.request.account_id
+
+    @property
     def sha256(self) -> str:
         """What the message is known by."""
         return hashlib.sha256(self.delivery.body).hexdigest() if self.request is None else self.request.fingerprint()
@@ -233,12 +240,8 @@ def _park(connection: Connection, parkings: Sequence[Parking], worker: str, now:
 
 
 def _row(parking: Parking, worker: str, now: datetime) -> dict[str, Any]:
-    delivery, request = parking.delivery, parking.request
-    key, session, account_id = (
-        _claims(delivery.body)
-        if request is None
-        else (request.request_key, request.lottery_session_id, request.account_id)
-    )
+    delivery = parking.delivery
+    key, session, account_id = parking.claims
     return {
         **_why(parking, worker, now),
         "state": PARKED,

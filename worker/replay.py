@@ -300,12 +300,16 @@ class Replayer:
         size = ROWS_MAX if rate is None else max(1, min(ROWS_MAX, int(rate * LOOK_EVERY_S)))
         began, sent, next_look = time.monotonic(), 0, 0.0
         for start in range(0, len(ids), size):
-            if time.monotonic() >= next_look:
-                self._heed_stop(replay_id, tell)
-                next_look = time.monotonic() + LOOK_EVERY_S
+            # However slow it goes, it heeds a stop and gives a sign of life.
+            while True:
+                if time.monotonic() >= next_look or self._stopping.is_set():
+                    self._heed_stop(replay_id, tell)
+                    next_look = time.monotonic() + LOOK_EVERY_S
+                ahead_s = 0.0 if rate is None else began + sent / rate - time.monotonic()
+                if ahead_s <= 0:
+                    break
+                self._stopping.wait(min(ahead_s, LOOK_EVERY_S))
             sent += self._send(replay_id, ids[start : start + size])
-            if rate is not None:
-                self._stopping.wait(max(0.0, began + sent / rate - time.monotonic()))
         self._heed_stop(replay_id, tell)
 
     def _heed_stop(self, replay_id: int, tell: Callable[[Replay], None]) -> Replay:

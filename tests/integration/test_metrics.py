@@ -35,7 +35,8 @@ from tests.processes import House, draws, wait_for
 from worker import batch, ledger, metrics, parking
 from worker.deliveries import Delivery
 from worker.relay import open_relay
-from worker.schema import dead_letters
+from worker.schema import dead_letters, replays
+from worker.watch import Watch
 
 RELAY = [sys.executable, "-m", "worker", "relay"]
 WITHIN_S = 40.0
@@ -141,7 +142,7 @@ def test_a_worker_tells_what_it_did(real_house: House, port: int) -> None:
 
 
 def test_redeliveries_are_counted() -> None:
-    watch = metrics.Watch()
+    watch = Watch()
     before = now("redelivered_total")
     with watch.batch([Delivery(b"", 1), Delivery(b"", 2, 3), Delivery(b"", 3, 2)]):
         pass
@@ -430,3 +431,23 @@ def test_a_gateway_and_a_relay_write_json(house: House) -> None:
     with processes.worker(house.env, command=RELAY, until="relaying") as relay:
         (line,) = [line for line in json_lines(relay.log()) if line["event"] == "relaying"]
     assert line["level"] == logging.getLevelName(logging.INFO).lower()
+
+
+def test_the_outcomes_of_replays_are_counted_from_the_first_look_on(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run in shells, which nobody scrapes: the relay tells of them."""
+    monkeypatch.setattr(metrics, "Throttle", lambda: SimpleNamespace(is_due=lambda: True, done=lambda: None))
+    row = {"operator": "ann", "reason": "r", "selection": "{}", "options": "{}", "status": "done", "selected": 9}
+    times = {"started_at": utc_now(), "seen_at": utc_now()}
+    with house.engine.begin() as connection:
+        connection.execute(insert(replays).values(**row, **times, settled=5))
+    count = metrics.DeadLetterCount()
+    before = {name: now("replayed_total", outcome=name) for name in metrics.OUTCOMES}
+    count.look(house.engine)
+    with house.engine.begin() as connection:
+        connection.execute(insert(replays).values(**row, **times, settled=2, parked_again=3, refused=4))
+    count.look(house.engine)
+    count.look(house.engine)
+    after = {name: now("replayed_total", outcome=name) for name in metrics.OUTCOMES}
+    assert {name: after[name] - before[name] for name in after} == {"settled": 2, "parked_again": 3, "refused": 4}

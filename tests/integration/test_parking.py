@@ -297,7 +297,7 @@ def test_another_type_at_the_same_place_is_another_group() -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("there is no campaign 'winter' here", "there is no campaign 'it''s' here"),
+        ("there is no campaign 'winter' here", "there is no campaign 'spring-25' here"),
         ("byte 17", "byte 1,017"),
         ("draw lottery_req_1700000000000_0a1b2c3d_001 is lost", "draw lottery_req_1800000000000_ffffffff_999 is lost"),
         ("this one holds ':'", "this one holds ':', ' ', 'ü'"),
@@ -324,7 +324,7 @@ def test_our_own_fields_and_types_part_groups(one: str, other: str) -> None:
 
 def test_a_group_is_the_same_in_every_process() -> None:
     """It is in operators' scripts and in links: another value is another release's."""
-    assert parking.group_of(UNKNOWN_CAMPAIGN, "there is no campaign 'x' here") == "6f3a"
+    assert parking.group_of(UNKNOWN_CAMPAIGN, "there is no campaign 'x' here") == "ab739c4ce3a00d18"
 
 
 # ---- bounds ----------------------------------------------------------------------------------------------------------
@@ -459,8 +459,7 @@ def test_a_worker_that_dies_between_the_row_and_the_ack_parks_it_once(
     with monkeypatch.context() as dying:
         dying.setattr(consumer.deliveries, "ack", die)
         with pytest.raises(Killed):
-            while True:
-                consumer.consume_once(wait_s=0.3)
+            consumer.consume_once(wait_s=10)
     assert the_letter(small.engine).times_parked == 1
     consumer.deliveries.close()
     consume_all(small)
@@ -486,6 +485,7 @@ def test_a_database_outage_parks_nothing_and_acks_nothing(broker_url: str, redis
             assert letters(house.engine) == []
             consume_all(house)
             assert {it.times_parked for it in letters(house.engine)} == {1}
+            assert {it.deliveries for it in letters(house.engine)} == {2}  # it had been in hand meanwhile
             assert len(letters(house.engine)) == 5
             assert left(broker_url) == 0
 

@@ -138,7 +138,7 @@ def list_letters(
     for it in found:
         table.add_row(
             str(it.id), it.state, it.cause, _shown(it.account_id), _shown(it.request_key), _when(it.last_parked_at),
-            str(it.times_parked), Text(it.error),
+            str(it.times_parked), _shown(it.error),
         )  # fmt: skip
     out.print(table)
     out.print(f"{len(found):,} of {number:,}")
@@ -164,7 +164,7 @@ def list_groups(
     for it in found:
         table.add_row(
             it.group_id, f"{it.count:,}", it.cause, _when(it.first_parked_at), _when(it.last_parked_at),
-            str(it.sample_id), Text(it.title),
+            str(it.sample_id), _shown(it.title),
         )  # fmt: skip
     out.print(table)
     out.print(f"{sum(it.count for it in found):,} in {len(found):,} groups")
@@ -203,13 +203,13 @@ def show(
     ]
     for name, value in rows:
         if value is not None:
-            table.add_row(name, Text(str(value)))
+            table.add_row(name, _shown(value))
     out.print(table)
     out.print(f"\nbody, {it.body_bytes:,} bytes" + ("" if it.is_whole else f" (the first {len(it.body):,})") + ":")
-    out.print(Text(_readable(it.body)))
+    out.print(_shown(_readable(it.body)))
     if it.traceback:
         out.print("\ntraceback:")
-        out.print(Text(it.traceback.rstrip()))
+        out.print(_shown(it.traceback.rstrip()))
 
 
 @group.command("export")
@@ -242,10 +242,13 @@ def export(
             typer.echo(line)
         return
     number = 0
-    with to.open("x", encoding="utf-8") as file:
-        for line in lines():
-            file.write(line + "\n")
-            number += 1
+    try:
+        with to.open("x", encoding="utf-8") as file:
+            for line in lines():
+                file.write(line + "\n")
+                number += 1
+    except OSError as error:
+        raise InvalidRequest(f"{to} cannot be written: {error.strerror or error}") from None
     out.print(f"{number:,} dead letters written to {to}")
 
 
@@ -274,7 +277,7 @@ def foretell(
         return
     table = _table("id", "account", "request key", "outcome", "why")
     for line in said.lines[:LINES_SHOWN_MAX]:
-        table.add_row(str(line.id), _shown(line.account_id), _shown(line.request_key), line.outcome, Text(line.why))
+        table.add_row(str(line.id), _shown(line.account_id), _shown(line.request_key), line.outcome, _shown(line.why))
     out.print(table)
     if said.total > LINES_SHOWN_MAX:
         out.print(f"… and {said.total - LINES_SHOWN_MAX:,} more: --json lists them all")
@@ -402,7 +405,7 @@ def _show_sums(said: Forecast) -> None:
             out.print(f"{said.counts[outcome]:>9,}  {words[outcome]}")
             for why, number in said.reasons.most_common():
                 if why.startswith(f"{outcome}: "):
-                    out.print(Text(f"{'':>9}    {number:,} × {why.removeprefix(f'{outcome}: ')[:120]}"))
+                    out.print(_shown(f"{'':>9}    {number:,} × {why.removeprefix(f'{outcome}: ')[:120]}"))
     if not said.is_exact:
         out.print("TOMBOLA_SEED is not set here: what would be won is left out of the balances.")
     if said.total and all(outcome in REFUSALS for outcome in said.counts):
@@ -416,7 +419,7 @@ def _show_end(done: Replay) -> None:
         + (f", {done.under_way:,} under way" if done.under_way else "")
     )
     if done.stopped_because:
-        out.print(Text(done.stopped_because))
+        out.print(_shown(done.stopped_because))
 
 
 def _confirm(question: str) -> None:
@@ -517,8 +520,10 @@ def _readable(body: bytes) -> str:
     return body.decode(errors="backslashreplace")
 
 
-def _shown(value: object) -> str:
-    return "" if value is None else str(value)
+def _shown(value: object) -> Text:
+    """What a stranger may have written, for a terminal: no markup, and nothing that it would obey."""
+    text = "" if value is None else str(value)
+    return Text("".join(it if it.isprintable() or it in "\n\t" else ascii(it)[1:-1] for it in text))
 
 
 def _when(moment: datetime) -> str:

@@ -1,0 +1,163 @@
+"""Dead letters in quantity: poison among 20,000 draws, 100,000 of them in a list, and a replay that is killed."""
+
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from sqlalchemy import Engine, func, select
+
+from producers.broker import open_broker
+from producers.contract import DrawRequest
+from tests import processes
+from tests.benchmarks.dead_letters import GROUPS, PARKED_AT_ONCE, causes
+from tests.integration.test_poison import settle_among_poison
+from tests.poison import accept
+from tests.processes import PROJECT, House, draws, environment, wait_for
+from worker import dead_letters, parking, replay
+from worker.dead_letters import Selection
+from worker.forecast import WOULD_CHARGE, forecast
+from worker.parking import PARKED, SETTLED, STATES
+from worker.relay import open_relay
+from worker.replay import Options, Replayer
+from worker.schema import dead_letters as table
+from worker.schema import operator_actions, replays
+
+pytestmark = pytest.mark.chaos
+
+MANY = 100_000
+KILLS = 5
+LOOK_MS_MAX = 300.0
+# The aim is 3,000 a second, measured by `python -m tests.benchmarks --only replay`. Here it only must not be hopeless.
+REPLAY_RATE_MIN = 500.0
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def house(request: pytest.FixtureRequest, mariadb_url: str, redis_url: str) -> Iterator[House]:
+    broker_url = redis_url if request.param == "redis" else request.getfixturevalue("rabbitmq_url")
+    # What a killed replay had accepted and not published, the relay publishes soon.
+    with House(mariadb_url, broker_url, redis_url, TOMBOLA_RELAY_AFTER_S="3") as house:
+        yield house
+
+
+only_redis = pytest.mark.parametrize("house", ["redis"], indirect=True)
+
+
+def test_poison_among_twenty_thousand_draws(house: House) -> None:
+    settle_among_poison(house, 20_000, within_s=240)
+
+
+def fill(house: House, count: int) -> list[DrawRequest]:
+    """Park `count` draws as a bad night leaves them; every second five hundred were accepted before."""
+    asked = draws(house.accounts(200, balance=100_000), count)
+    for start in range(0, count, 2 * PARKED_AT_ONCE):
+        accept(house.engine, asked[start : start + PARKED_AT_ONCE])
+    for start in range(0, count, PARKED_AT_ONCE):
+        parking.park(house.engine, list(causes(asked[start : start + PARKED_AT_ONCE])), worker="chaos:1")
+    return asked
+
+
+def states(engine: Engine) -> dict[str, int]:
+    with engine.connect().execution_options(read_only=True) as connection:
+        rows = connection.execute(select(table.c.state, func.count()).group_by(table.c.state))
+        return {state: int(number) for state, number in rows}
+
+
+def assert_settled_once(house: House, asked: list[DrawRequest]) -> None:
+    assert house.results().keys() == {draw.request_key for draw in asked}
+    assert states(house.engine) == {SETTLED: len(asked)}
+    assert house.violations() == []
+
+
+@only_redis
+def test_a_hundred_thousand_are_listed_grouped_foretold_and_replayed(house: House) -> None:
+    asked = fill(house, MANY)
+    with house.engine.connect().execution_options(read_only=True) as connection:
+        took_ms: dict[str, float] = {}
+        for name, look in (
+            ("list", lambda: dead_letters.some(connection, Selection(), rows_max=50)),
+            ("count", lambda: dead_letters.count(connection, Selection())),
+            ("counts", lambda: dead_letters.counts(connection)),
+            ("groups", lambda: dead_letters.groups(connection, Selection())),
+            ("groups, all states", lambda: dead_letters.groups(connection, Selection(states=STATES))),
+        ):
+            # The best of three: what else this machine does is not ours.
+            times = []
+            for _ in range(3):
+                began = time.perf_counter()
+                look()  # type: ignore[no-untyped-call]
+                times.append((time.perf_counter() - began) * 1000)
+            took_ms[name] = min(times)
+        found = dead_letters.groups(connection, Selection())
+        assert dead_letters.count(connection, Selection()) == MANY
+    print({name: f"{value:.0f} ms" for name, value in took_ms.items()})
+    assert max(took_ms.values()) < LOOK_MS_MAX, took_ms
+    assert len(found) == GROUPS
+    assert Counter({it.cause: 0 for it in found}) + Counter(
+        {cause: sum(it.count for it in found if it.cause == cause) for cause in {it.cause for it in found}}
+    ) == {"unknown campaign": MANY * 6 // 10, "failed alone": MANY * 3 // 10, "too many deliveries": MANY // 10}
+    assert sorted(it.count for it in found if it.cause == "failed alone") == [MANY // 10] * 3
+    assert forecast(house.engine, Selection(), house.wheels).counts == {WOULD_CHARGE: MANY}
+    with processes.worker(house.env), closing(open_broker(house.env["TOMBOLA_BROKER_URL"], publish_timeout_s=30)) as it:
+        began = time.perf_counter()
+        replay_id = replay.begin(house.engine, Selection(), Options(), operator="chaos", reason="all of them")
+        done = Replayer(house.engine, it, house.settings).run(replay_id)
+        rate = MANY / (time.perf_counter() - began)
+    print(f"replayed and settled at {rate:,.0f}/s")
+    assert (done.status, done.settled) == (replay.DONE, MANY)
+    assert rate >= REPLAY_RATE_MIN
+    assert_settled_once(house, asked)
+
+
+def test_a_replay_that_is_killed_again_and_again_settles_each_once(house: House) -> None:
+    asked = fill(house, MANY)
+    moments = random.Random()
+    command = [sys.executable, "-m", "worker", "dead-letters", "replay", "--yes", "--json", "--reason", "again"]
+    relay = open_relay(house.settings)
+    killed_while_running = 0
+    with processes.worker(house.env) as worker:
+        for number in range(KILLS + 1):
+            process = subprocess.Popen(
+                command, cwd=PROJECT, env=environment(house.env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            if number < KILLS:
+                # Once it is on record: what died before has done nothing.
+                wait_for(
+                    lambda number=number, process=process: starts(house.engine) > number or process.poll() is not None,  # type: ignore[misc]
+                    within_s=60,
+                    what=lambda: f"{starts(house.engine)} starts on record",
+                )
+                time.sleep(moments.uniform(0, 2.5))
+                killed_while_running += process.poll() is None
+                process.kill()
+                process.communicate()
+            else:
+                _, err = process.communicate(timeout=300)
+                assert b"Traceback" not in err, err
+        print(f"killed {killed_while_running} times while it ran; then: {states(house.engine)}")
+        assert killed_while_running >= 2
+        deadline = time.monotonic() + 120
+        while states(house.engine) != {SETTLED: MANY}:
+            assert time.monotonic() < deadline, f"{states(house.engine)}\n{worker.log()[-3000:]}"
+            relay.run_once()
+            time.sleep(0.5)
+        assert worker.is_alive
+    relay.close()
+    with house.engine.connect().execution_options(read_only=True) as connection:
+        runs = connection.execute(select(replays.c.id)).scalars().all()
+        on_record = connection.execute(
+            select(operator_actions.c.replay_id).where(operator_actions.c.action == "replay")
+        ).scalars()
+        assert sorted(on_record) == sorted(runs)
+    assert len(runs) >= killed_while_running
+    assert PARKED not in states(house.engine)
+    assert_settled_once(house, asked)
+
+
+def starts(engine: Engine) -> int:
+    with engine.connect().execution_options(read_only=True) as connection:
+        return int(connection.execute(select(func.count()).select_from(replays)).scalar_one())
