@@ -11,7 +11,7 @@ run: .venv/run  ## draws from end to end on an embedded default: no server, no r
 	@$(BIN)/tombola up $(ARGS)
 
 test: .venv/dev lint  ## everything; finds or starts the servers it needs
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -24,6 +24,15 @@ from tests import servers
 _redis_databases = itertools.cycle(range(16))
 
 
+# Named servers are shared by all that run: two at once would empty each other's.
+NAMED = ("TEST_MARIADB_URL", "TEST_REDIS_URL", "TEST_RABBITMQ_URL")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two at once, with servers of their own: most tests wait for processes and disks."""
+    return 0 if any(os.environ.get(name) for name in NAMED) else min(2, os.cpu_count() or 1)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """List skips with their reasons, asked (-rs) or not."""
     if not set("sAa") & set(config.option.reportchars):

@@ -216,7 +216,7 @@ def _bytes_that_are_no_text() -> list[Poison]:
 
 
 def _wrong_types() -> list[Poison]:
-    wrong = {
+    wrong: dict[str, list[Any]] = {
         "account_id": ["6", "", 6.0, 6.5, True, False, None, [6], {"id": 6}],
         "request_key": [6, 6.5, True, None, ["k"], {"key": "k"}],
         "lottery_session_id": [6, 6.5, False, None, ["s"], {}],

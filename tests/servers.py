@@ -13,6 +13,7 @@ a port of its own on 127.0.0.1 with its data in a temporary folder. What cannot 
 """
 
 import ctypes
+import fcntl
 import functools
 import os
 import secrets
@@ -27,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -474,6 +475,13 @@ def _apt_install(packages: tuple[str, ...]) -> str:
     """Install Debian packages; why not, if not. Cached, so that what fails is tried once per run."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return f"only root on Debian installs it ({' '.join(packages)})"
+    # One at a time: runs side by side would find the package lists locked.
+    with Path(gettempdir(), "tombola-tests-apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _install_alone(packages)
+
+
+def _install_alone(packages: tuple[str, ...]) -> str:
     with _services_held_back():
         return _apt_update() or _apt_get("install", "-y", "--no-install-recommends", *packages)
 

@@ -124,9 +124,14 @@ class DeadLetter(NamedTuple):
 
     def request(self) -> DrawRequest:
         """What it asks for; raises InvalidRequest if that cannot be read, or was not kept."""
-        if not self.is_whole:
-            raise InvalidRequest(f"only the first {len(self.body):,} of {self.body_bytes:,} bytes were kept")
-        return parse_request(self.body)
+        return request_in(self.body, self.body_bytes)
+
+
+def request_in(body: bytes, body_bytes: int) -> DrawRequest:
+    """What a message that was kept asks for; raises InvalidRequest if that cannot be read, or was not kept."""
+    if len(body) != body_bytes:
+        raise InvalidRequest(f"only the first {len(body):,} of {body_bytes:,} bytes were kept")
+    return parse_request(body)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from producers.database import utc_now
 from tests.books import assert_books
 from tests.processes import PROJECT, House, draws, environment
 from tests.processes import wait_for as wait_until
-from worker import actions, cli, parking
+from worker import actions, cli, parking, replay
 from worker.consumer import Consumer
 from worker.deliveries import Delivery
 from worker.parking import DISCARDED, PARKED, PARKED_AGAIN, REPLAYING, SETTLED, Parking
@@ -451,6 +451,21 @@ def test_ctrl_c_stops_and_the_rest_stays_parked(house: House, at_work: Consumer,
         run = connection.execute(select(replays)).one()
     assert (run.status, run.sent, run.settled) == ("stopped", after[SETTLED], after[SETTLED])
     assert_books(house.engine)
+
+
+def test_however_slow_it_goes_it_heeds_a_stop_from_elsewhere(house: House, at_work: Consumer) -> None:
+    park(house, *[good(draw) for draw in draws(house.accounts(1), 5)])
+    process = start(house, "replay", "--yes", "--json", "--rate", "0.02", "--reason", "one in 50 s")
+    try:
+        wait_until(lambda: states(house).get(SETTLED, 0) == 1, within_s=40, what=lambda: str(states(house)))
+        with house.engine.connect().execution_options(read_only=True) as connection:
+            (before,) = replay.recent(connection, 2)
+        replay.ask_to_stop(house.engine, before.id, operator="grace")
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert json.loads(out)["stopped_because"] == "stopped by grace", err
+    assert states(house) == {SETTLED: 1, PARKED: 4}
 
 
 # ---- edit, discard, restore ------------------------------------------------------------------------------------------

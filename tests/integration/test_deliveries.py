@@ -7,10 +7,12 @@ from contextlib import suppress
 from threading import Thread
 from typing import Any, ClassVar
 
+import amqp
 import pytest
 from redis import Redis
 
 from producers.broker import (
+    DEAD_QUEUE,
     GROUP,
     QUEUE,
     Broker,
@@ -173,6 +175,33 @@ class DeliveriesContract:
         assert said(fetch_all(source.consumer(), len(odd))) == odd
 
     # ---- ack, give back
+
+    def test_headers_come_with_the_body_they_were_sent_with(self, source: Source) -> None:
+        producer = source.producer()
+        producer.publish([b"one", b"two"], [{"traceparent": "00-1-2-01", "empty": ""}, {}])
+        producer.publish([b"three"])
+        one, two, three = fetch_all(source.consumer(), 3)
+        assert dict(one.headers) == {"traceparent": "00-1-2-01", "empty": ""}
+        assert (dict(two.headers), dict(three.headers)) == ({}, {})
+
+    def test_headers_stay_when_a_message_comes_again(self, source: Source) -> None:
+        source.producer().publish([b"one"], [{"traceparent": "00-1-2-01"}])
+        first = source.consumer()
+        (fetched,) = fetch_all(first, 1)
+        first.close()
+        (again,) = fetch_all(source.consumer(), 1)
+        assert (again.body, again.count) == (fetched.body, 2)
+        assert again.headers["traceparent"] == "00-1-2-01"
+
+    def test_where_the_broker_gave_nothing_up_there_is_nothing_dead(self, source: Source) -> None:
+        source.publish(*bodies(3))
+        consumer = source.consumer()
+        assert consumer.fetch_dead(10) == []
+        consumer.ack_dead([])
+        fetched = fetch_all(consumer, 3)
+        assert consumer.fetch_dead(10) == []
+        consumer.ack(fetched)
+        assert nothing_comes(source.consumer(claim_after_s=CLAIM_AFTER_S), for_s=2 * CLAIM_AFTER_S)
 
     def test_what_was_acked_never_comes_back(self, source: Source) -> None:
         source.publish(*bodies(4))
@@ -594,3 +623,54 @@ class TestQueues(DeliveriesContract):
     def depth(self, url: str) -> int:
         with open_amqp(url) as connection:
             return int(connection.channel().queue_declare(QUEUE, passive=True).message_count)
+
+    def test_what_the_broker_gave_up_is_fetched_until_it_is_acked(self, source: Source) -> None:
+        publish_dead(source, *bodies(5), headers={"x-first-death-reason": "delivery_limit"})
+        first = source.consumer()
+        assert eventually(lambda: len(first.fetch_dead(1)) == 1)
+        first.close()  # and it is back
+        second = source.consumer()
+        fetched = fetch_all_dead(second, 3)
+        assert all(delivery.headers["x-first-death-reason"] == "delivery_limit" for delivery in fetched)
+        second.ack_dead(fetched)
+        rest = fetch_all_dead(second, 2)
+        assert sorted(said([*fetched, *rest])) == bodies(5)
+        second.ack_dead(rest)
+        second.close()
+        assert source.consumer().fetch_dead(10) == []
+
+    def test_what_is_dead_and_what_is_alive_are_acked_apart(self, source: Source) -> None:
+        """Both are numbered from 1 on: an ack of one must not reach the other."""
+        publish_dead(source, b"dead")
+        source.publish(*bodies(3))
+        consumer = source.consumer()
+        alive = fetch_all(consumer, 3)
+        consumer.ack_dead(fetch_all_dead(consumer, 1))
+        consumer.close()
+        assert sorted(said(fetch_all(source.consumer(), 3))) == sorted(said(alive))
+        publish_dead(source, b"dead again")
+        source.publish(b"alive again")
+        both = source.consumer()
+        assert said(fetch_all_dead(both, 1)) == [b"dead again"]
+        both.ack(fetch_all(both, 4))
+        both.close()
+        assert eventually(lambda: said(source.consumer().fetch_dead(10)) == [b"dead again"])
+
+
+def fetch_all_dead(consumer: Deliveries, count: int) -> list[Delivery]:
+    """`count` of the broker's dead letters: it takes a moment until it has put them there."""
+    fetched: list[Delivery] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while len(fetched) < count and time.monotonic() < deadline:
+        fetched += consumer.fetch_dead(count - len(fetched))
+    return fetched
+
+
+def publish_dead(source: Source, *bodies: bytes, headers: dict[str, Any] | None = None) -> None:
+    """As the broker itself does, into its dead-letter exchange."""
+    with open_amqp(source.url) as connection:
+        channel: Any = connection.channel()
+        declare_queues(channel)
+        for body in bodies:
+            message = amqp.Message(body, delivery_mode=2, application_headers=headers or {})
+            channel.basic_publish(message, exchange=DEAD_QUEUE, routing_key=QUEUE)
