@@ -240,7 +240,7 @@ def _ledger_row(pair: Any) -> dict[str, Any]:
 
 def _replays(connection: Connection) -> Iterator[Violation]:
     """I12: a dead letter that was replayed names its replay, which somebody began, and which ended on record."""
-    begun = dict(connection.execute(select(replays.c.id, replays.c.ended_at)).tuples().all())
+    begun = {row.id: row.ended_at for row in connection.execute(select(replays.c.id, replays.c.ended_at))}
     recorded: dict[str, set[int | None]] = {}
     for action, replay_id in connection.execute(
         select(operator_actions.c.action, operator_actions.c.replay_id).where(operator_actions.c.replay_id.is_not(None))

@@ -208,13 +208,8 @@ def groups(connection: Connection, selection: Selection) -> list[Group]:
     titles: dict[int, str] = {}
     samples = [row.sample for row in found]
     for start in range(0, len(samples), ROWS_MAX):
-        titles |= dict(
-            connection.execute(
-                select(table.c.id, table.c.error).where(table.c.id.in_(samples[start : start + ROWS_MAX]))
-            )
-            .tuples()
-            .all()
-        )
+        some_of_them = select(table.c.id, table.c.error).where(table.c.id.in_(samples[start : start + ROWS_MAX]))
+        titles |= {row.id: row.error for row in connection.execute(some_of_them)}
     return [
         Group(row.group_id, row.cause, titles.get(row.sample, ""), row.number, row.first, row.last, row.sample)
         for row in found

@@ -443,13 +443,10 @@ class Replayer:
         """Bring the replay's row up to date, which is its sign of life."""
         book = dead_letters.c
         with self._engine.connect().execution_options(read_only=True) as connection:
-            by_state: dict[str, int] = dict(
-                connection.execute(
-                    select(book.state, func.count()).where(book.replay_id == replay_id).group_by(book.state)
-                )
-                .tuples()
-                .all()
+            rows = connection.execute(
+                select(book.state, func.count().label("number")).where(book.replay_id == replay_id).group_by(book.state)
             )
+            by_state = {row.state: row.number for row in rows}
         with self._engine.begin() as connection:
             connection.execute(
                 update(table)

@@ -19,7 +19,7 @@ CHART = Path(__file__).with_name("chart.svg")
 BUSY_MAX = 0.15  # above this somebody else is measured, too
 EPILOG = """\
 examples:
-  python -m tests.benchmarks                                everything, about 15 minutes
+  python -m tests.benchmarks                                everything, about 25 minutes
   python -m tests.benchmarks --quick                        small sizes, to see whether it works
   python -m tests.benchmarks --only latency memory
   python -m tests.benchmarks --only tune --quick            lanes and batch sizes, for the defaults

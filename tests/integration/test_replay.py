@@ -81,7 +81,7 @@ class Desk:
     def states(self) -> dict[str, int]:
         with self.engine.connect().execution_options(read_only=True) as connection:
             rows = connection.execute(select(table.c.state, func.count()).group_by(table.c.state))
-            return dict(rows.tuples().all())
+            return {row[0]: row[1] for row in rows}
 
     def letters(self, *states: str) -> list[dead_letters.DeadLetter]:
         with self.engine.connect().execution_options(read_only=True) as connection:
@@ -158,7 +158,8 @@ def test_a_forecast_comes_true_line_by_line(house: House, desk: Desk) -> None:
     done = desk.replay()
     assert (done.refused, done.parked_again) == (2, 1)
     with house.engine.connect().execution_options(read_only=True) as connection:
-        became = dict(connection.execute(select(requests.c.request_key, requests.c.status)).tuples().all())
+        found = connection.execute(select(requests.c.request_key, requests.c.status))
+        became = {row.request_key: row.status for row in found}
     told = {"would charge": "completed", "would be rejected": "rejected"}
     assert {key: status for key, status in became.items() if key in said and key not in ("known", "elsewhere")} == {
         key: told[outcome] for key, (outcome, _) in said.items() if outcome in told

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Final
 import click
 import msgspec
 import typer
+from rich.cells import cell_len
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -52,6 +54,7 @@ group = typer.Typer(
 app.add_typer(group, name="dead-letters")
 
 LINES_SHOWN_MAX: Final = 20
+LAST_COLUMN_WIDTH_MIN: Final = 60
 _AGE: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -134,13 +137,23 @@ def list_letters(
         for letter in found:
             typer.echo(_json(letter))
         return
-    table = _table("id", "state", "cause", "account", "request key", "parked", "times", "error")
-    for it in found:
-        table.add_row(
-            str(it.id), it.state, it.cause, _shown(it.account_id), _shown(it.request_key), _when(it.last_parked_at),
-            str(it.times_parked), _shown(it.error),
-        )  # fmt: skip
-    out.print(table)
+    rows = [
+        [
+            _shown(value)
+            for value in (
+                it.id,
+                it.state,
+                it.cause,
+                it.account_id,
+                it.request_key,
+                _when(it.last_parked_at),
+                it.times_parked,
+                it.error,
+            )
+        ]
+        for it in found
+    ]
+    _print_table(["id", "state", "cause", "account", "request key", "parked", "times", "error"], rows)
     out.print(f"{len(found):,} of {number:,}")
 
 
@@ -160,13 +173,22 @@ def list_groups(
     if as_json:
         typer.echo(msgspec.json.encode(found).decode())
         return
-    table = _table("group", "count", "cause", "first", "last", "such as", "error")
-    for it in found:
-        table.add_row(
-            it.group_id, f"{it.count:,}", it.cause, _when(it.first_parked_at), _when(it.last_parked_at),
-            str(it.sample_id), _shown(it.title),
-        )  # fmt: skip
-    out.print(table)
+    rows = [
+        [
+            _shown(value)
+            for value in (
+                it.group_id,
+                f"{it.count:,}",
+                it.cause,
+                _when(it.first_parked_at),
+                _when(it.last_parked_at),
+                it.sample_id,
+                it.title,
+            )
+        ]
+        for it in found
+    ]
+    _print_table(["group", "count", "cause", "first", "last", "such as", "error"], rows)
     out.print(f"{sum(it.count for it in found):,} in {len(found):,} groups")
 
 
@@ -275,10 +297,11 @@ def foretell(
         shown = {"counts": said.counts, "reasons": said.reasons, "charged": said.charged, "is_exact": said.is_exact}
         typer.echo(msgspec.json.encode({**shown, "lines": [it._asdict() for it in said.lines]}).decode())
         return
-    table = _table("id", "account", "request key", "outcome", "why")
-    for line in said.lines[:LINES_SHOWN_MAX]:
-        table.add_row(str(line.id), _shown(line.account_id), _shown(line.request_key), line.outcome, _shown(line.why))
-    out.print(table)
+    shown_lines = [
+        [_shown(value) for value in (it.id, it.account_id, it.request_key, it.outcome, it.why)]
+        for it in said.lines[:LINES_SHOWN_MAX]
+    ]
+    _print_table(["id", "account", "request key", "outcome", "why"], shown_lines)
     if said.total > LINES_SHOWN_MAX:
         out.print(f"… and {said.total - LINES_SHOWN_MAX:,} more: --json lists them all")
     _show_sums(said)
@@ -499,13 +522,20 @@ def _act(act: Callable[..., int], done: str, selection: Selection, reason: str, 
 # ---- how things are shown --------------------------------------------------------------------------------------------
 
 
-def _table(*columns: str) -> Table:
-    """A line for each row: the last column gives way, so that ids can be copied."""
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+    """A line for each row: only the last column gives way, so that ids can be copied at any width."""
     table = Table(box=None)
-    for column in columns[:-1]:
-        table.add_column(column, no_wrap=True, overflow="fold")
-    table.add_column(columns[-1], no_wrap=True, overflow="ellipsis", min_width=20)
-    return table
+    others = 0
+    for number, column in enumerate(columns[:-1]):
+        width = max([cell_len(column), *(row[number].cell_len for row in rows)])
+        table.add_column(column, no_wrap=True, width=width)
+        others += width + 2
+    last = max(LAST_COLUMN_WIDTH_MIN, out.width - others - 2)
+    table.add_column(columns[-1], no_wrap=True, overflow="ellipsis", width=last)
+    for row in rows:
+        table.add_row(*row)
+    # A terminal too narrow for it breaks the lines; a console of its width would shorten the ids.
+    Console(highlight=False, width=others + last + 2).print(table)
 
 
 def _json(letter: DeadLetter) -> str:
