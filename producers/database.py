@@ -40,6 +40,8 @@ CENT: Final = Decimal("0.01")
 SQL_MODE: Final = "STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
 READ_TIMEOUT_S: Final = 30  # a server that says nothing for so long is gone; the keys tell what it had done
 CONNECT_TIMEOUT_S: Final = 5
+# A process that is frozen half-way holds its locks for so long: no transaction of ours waits for anything else.
+IDLE_TRANSACTION_S: Final = 10
 
 # ---- column types ----------------------------------------------------------------------------------------------------
 
@@ -140,6 +142,8 @@ def open_engine(url: str, *, lock_wait_s: int = 2, is_lean: bool = False) -> Eng
             "write_timeout": READ_TIMEOUT_S,
             "init_command": (
                 f"SET SESSION sql_mode='{SQL_MODE}', time_zone='+00:00', innodb_lock_wait_timeout={lock_wait_s}"
+                # MariaDB alone knows it, and alone reads this kind of comment.
+                f" /*M!100300 , idle_transaction_timeout={IDLE_TRANSACTION_S} */"
             ),
         },
     )

@@ -76,10 +76,10 @@ def dying_deliveries(*args: Any, **kwargs: Any) -> Deliveries:
 
 
 def dying_settle(settle: Callable[..., Any]) -> Callable[..., Any]:
-    def with_eyes_on_keys(transaction: Transaction, draws: Sequence[DrawRequest], *args: Any) -> Any:
+    def with_eyes_on_keys(transaction: Transaction, draws: Sequence[DrawRequest], *args: Any, **options: Any) -> Any:
         if any(draw.request_key == DIE_ON for draw in draws):
             die()
-        return settle(transaction, draws, *args)
+        return settle(transaction, draws, *args, **options)
 
     return with_eyes_on_keys
 
