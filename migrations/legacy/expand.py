@@ -35,6 +35,14 @@ def statements(engine: Engine) -> list[str]:
     with each_by_itself(engine) as connection:
         found = list(tables.STATE_TABLES)
         ledger, accounts = tables.ledger(connection), tables.accounts(connection)
+        known = tables.steps(connection).get("expand")
+        if known is None or known.status == tables.ROLLED_BACK:
+            # Before anything is altered: what rollback goes back to.
+            details = tables.as_json(_before(connection, ledger, accounts)).replace("\\", "\\\\").replace("'", "''")
+            found.append(
+                "REPLACE INTO legacy_migration (step, status, started_at, details) "
+                f"VALUES ('expand', '{tables.RUNNING}', UTC_TIMESTAMP(6), '{details}')"
+            )
         if columns := missing_in_ledger(ledger):
             found.append(add_columns(LEDGER, columns)[0])
         if columns := missing_in_accounts(accounts):
@@ -88,7 +96,12 @@ def _begin(connection: Connection) -> None:
         raise ConfigurationError(f"{LEDGER} has {', '.join(sorted(here_before))} already, which no expand put there")
     connection.execute(text("DELETE FROM legacy_migration WHERE step <> 'expand'"))
     connection.execute(text("DELETE FROM legacy_migration_chunks"))
-    details: dict[str, Any] = {
+    tables.begin(connection, "expand", _before(connection, ledger, accounts))
+
+
+def _before(connection: Connection, ledger: tables.Definition, accounts: tables.Definition) -> dict[str, Any]:
+    """What is there before the first change, and what will be added."""
+    return {
         "definitions": {LEDGER: ledger.plain_sql, ACCOUNTS: accounts.plain_sql},
         "columns": list(ledger.columns),
         "indexes": {it.name: it.definition for it in ledger.indexes.values()},
@@ -96,7 +109,6 @@ def _begin(connection: Connection) -> None:
         "tables_before": [name for name in tables.own_tables() if tables.has_table(connection, name)],
         "barrier": tables.highest_id(connection),
     }
-    tables.begin(connection, "expand", details)
 
 
 def _create(connection: Connection, name: str) -> None:

@@ -19,6 +19,11 @@ from migrations.legacy.verify import definitions_changed
 from producers.errors import ConfigurationError
 
 DUPLICATE: Final = 1062
+# A row of new code has its session in business_id, too.
+KEEP_KEYS: Final = (
+    f"INSERT IGNORE INTO legacy_migration_keys SELECT transaction_id, {KEY}, business_id FROM {LEDGER} "
+    f"WHERE {KEY} <> CONCAT('tx_', transaction_id)"
+)
 
 
 def drop_column(table: str, name: str) -> list[str]:
@@ -50,6 +55,8 @@ def statements(engine: Engine) -> list[str]:
         if FOREIGN_KEY in ledger.foreign_keys:
             found.append(f"ALTER TABLE {LEDGER} DROP FOREIGN KEY {FOREIGN_KEY}, ALGORITHM=INPLACE, LOCK=NONE")
         for column in (SESSION, KEY):
+            if column == KEY and KEY in ledger.columns:
+                found.append(KEEP_KEYS)
             if drops := _drop_indexes(ledger, details, of=column if column == SESSION else None):
                 found.append(f"ALTER TABLE {LEDGER} {', '.join(drops)}, ALGORITHM=INPLACE, LOCK=NONE")
             if column in ledger.columns:
@@ -79,8 +86,7 @@ def rollback(engine: Engine, *, keep_new_rows: bool, say: Say) -> None:
                 alter(connection, drop_column(ACCOUNTS, name), say)
         kept = [name for name in reversed(tables.own_tables()) if not _drop_own(connection, name, details)]
         changed = [] if kept_out else definitions_changed(connection, details)
-        for step in tables.steps(connection).values():
-            tables.end(connection, step.step, step.details, status=tables.ROLLED_BACK)
+        tables.end_all(connection)
     if kept:
         say(f"left as they are, as they hold rows: {', '.join(sorted(kept))}")
     if changed:
@@ -137,12 +143,7 @@ def _take_columns_away(connection: Connection, details: dict[str, Any], keep_new
             raise ConfigurationError(
                 "new code has written meanwhile: stop it, then `tombola legacy rollback --keep-new-rows` does the rest"
             )
-        connection.execute(
-            text(
-                f"INSERT IGNORE INTO legacy_migration_keys SELECT transaction_id, {KEY}, business_id FROM {LEDGER} "
-                f"WHERE {KEY} <> CONCAT('tx_', transaction_id)"
-            )
-        )
+        connection.execute(text(KEEP_KEYS))
     _drop(connection, KEY, _drop_indexes(tables.ledger(connection), details, of=None), say)
 
 

@@ -70,8 +70,18 @@ def status(engine: Engine) -> Status:
         )
 
 
+def is_legacy(connection: Connection) -> bool:
+    """Whether the ledger here is old code's, without our columns."""
+    if connection.dialect.name == "sqlite":
+        return False
+    found = tables.read(connection, tables.LEDGER)
+    return found is not None and KEY not in found.columns
+
+
 def why_workers_must_wait(connection: Connection) -> str | None:
-    """Why no worker may settle here yet; None if one may. For databases that hold `legacy_migration`."""
+    """Why no worker may settle here yet; None if one may, as wherever the ledger never was old code's."""
+    if connection.dialect.name == "sqlite" or not tables.has_table(connection, "legacy_migration"):
+        return None
     ledger, known = tables.ledger(connection), tables.steps(connection)
     if not known or known["expand"].status != tables.DONE:
         return "the legacy ledger is not expanded: see `tombola legacy status`"

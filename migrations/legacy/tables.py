@@ -287,7 +287,7 @@ def begin(connection: Connection, step: str, details: Mapping[str, Any]) -> Step
             "REPLACE INTO legacy_migration (step, status, started_at, ended_at, details) "
             "VALUES (:step, :status, :now, NULL, :details)"
         ),
-        {"step": step, "status": RUNNING, "now": _now(), "details": _json(details)},
+        {"step": step, "status": RUNNING, "now": _now(), "details": as_json(details)},
     )
     return steps(connection)[step]
 
@@ -296,7 +296,7 @@ def note(connection: Connection, step: str, details: Mapping[str, Any]) -> None:
     """Replace a step's details: its checkpoint."""
     connection.execute(
         text("UPDATE legacy_migration SET details = :details WHERE step = :step"),
-        {"step": step, "details": _json(details)},
+        {"step": step, "details": as_json(details)},
     )
 
 
@@ -304,7 +304,14 @@ def end(connection: Connection, step: str, details: Mapping[str, Any], *, status
     """Put on record that `step` is over."""
     connection.execute(
         text("UPDATE legacy_migration SET status = :status, ended_at = :now, details = :details WHERE step = :step"),
-        {"step": step, "status": status, "now": _now(), "details": _json(details)},
+        {"step": step, "status": status, "now": _now(), "details": as_json(details)},
+    )
+
+
+def end_all(connection: Connection) -> None:
+    """Put on record that all of it was rolled back: at once, so that no two steps say different things."""
+    connection.execute(
+        text("UPDATE legacy_migration SET status = :status, ended_at = :now"), {"status": ROLLED_BACK, "now": _now()}
     )
 
 
@@ -312,7 +319,8 @@ def _now() -> Any:
     return utc_now().replace(tzinfo=None)
 
 
-def _json(details: Mapping[str, Any]) -> str:
+def as_json(details: Mapping[str, Any]) -> str:
+    """A step's details as they are kept."""
     return msgspec.json.encode(dict(details)).decode()
 
 
