@@ -7,16 +7,27 @@ with legacy.writers(url, 4) as old:      # threads that charge and reward, as th
 old.waits_s                              # how long each insert took
 """
 
+from __future__ import annotations
+
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pymysql
 from sqlalchemy import Engine, text
 from sqlalchemy.engine import make_url
+
+from migrations.legacy import backfill, contract, expand, rollback, verify
+from migrations.legacy.session import open_session
+
+PROJECT = Path(__file__).parents[1]
 
 ACCOUNTS = 200
 BALANCE = 1_000_000
@@ -124,7 +135,7 @@ class Writers:
     draws: int = 0
 
 
-def old_draw(connection: pymysql.Connection, session_id: str, account_id: int, *, wins: bool) -> None:
+def old_draw(connection: pymysql.Connection[Any], session_id: str, account_id: int, *, wins: bool) -> None:
     """One draw by old code: lock the account, add its rows, move the balance."""
     with connection.cursor() as cursor:
         connection.begin()
@@ -143,7 +154,7 @@ def old_draw(connection: pymysql.Connection, session_id: str, account_id: int, *
         connection.commit()
 
 
-def connect(url: str) -> pymysql.Connection:
+def connect(url: str) -> pymysql.Connection[Any]:
     parts = make_url(url)
     return pymysql.connect(
         host=parts.host or "127.0.0.1", port=parts.port or 3306, user=parts.username, password=parts.password or "",
@@ -184,3 +195,59 @@ def writers(url: str, count: int, *, rate: float = 50.0, wins: bool = True) -> I
         stopping.set()
         for thread in threads:
             thread.join(10)
+
+
+# ---- steps as processes, to be killed --------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """`python -m tests.legacy URL STEP`: says `ready` when it begins, so that it is killed at work."""
+    url, step = sys.argv[1:]
+    engine = open_session(url)
+    print("ready", flush=True)
+    run_step(engine, step)
+
+
+def run_step(engine: Engine, step: str) -> None:
+    """One step, to its end."""
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    def tell(*_progress: object) -> None:
+        pass
+
+    match step:
+        case "expand":
+            expand.expand(engine, say=say, tell=tell)
+        case "backfill":
+            backfill.backfill(engine, own_session=False, follow=False, say=say, tell=tell)
+        case "verify":
+            found = verify.verify(engine, tell=tell)
+            assert found.is_clean, found.problems
+        case "contract":
+            contract.contract(engine, drop_business_unique=True, quiet_s=0.2, say=say, tell=tell)
+        case "rollback":
+            rollback.rollback(engine, keep_new_rows=False, say=say)
+        case _:
+            raise AssertionError(step)
+
+
+def kill_and_resume(url: str, step: str, *, kills: int, chance: random.Random, within_s: float) -> list[str]:
+    """Run a step, killed -9 `kills` times at random moments, then to its end; what it said then."""
+    command = [sys.executable, "-m", "tests.legacy", url, step]
+    options: dict[str, Any] = {"cwd": PROJECT, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
+    for _ in range(kills):
+        with subprocess.Popen(command, **options, stderr=subprocess.STDOUT) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(chance.uniform(0, within_s))
+            process.kill()
+            process.wait()
+    done = subprocess.run(command, **options, stderr=subprocess.STDOUT, timeout=120)
+    assert done.returncode == 0, done.stdout
+    return str(done.stdout).splitlines()
+
+
+if __name__ == "__main__":
+    main()

@@ -38,13 +38,17 @@ CANARY_S_MIN: Final = (
 
 def chunk_statement(ledger: Definition, *, own_session: bool) -> str:
     """The guide's two rules for the rows from :first to :last that have no key yet."""
-    # What the server sets by itself at each update stays as it is.
-    kept = [name for name, it in ledger.columns.items() if "on update" in it.extra.lower()]
     session = f"IF({IS_USABLE}, business_id, CONCAT('tx_', transaction_id))" if own_session else "business_id"
     values = [f"{KEY} = CONCAT('tx_', transaction_id)", f"{SESSION} = {session}"]
-    values += [f"{tables.quoted(name)} = {tables.quoted(name)}" for name in kept]
+    values += _kept(ledger)
     which = f"transaction_id BETWEEN :first AND :last AND {KEY} IS NULL"
     return f"UPDATE {LEDGER} SET {', '.join(values)} WHERE {which}" + ("" if own_session else f" AND {IS_USABLE}")
+
+
+def _kept(ledger: Definition, prefix: str = "") -> list[str]:
+    """What the server would set by itself at each update stays as it is."""
+    found = [prefix + tables.quoted(name) for name, it in ledger.columns.items() if "on update" in it.extra.lower()]
+    return [f"{name} = {name}" for name in found]
 
 
 def index_statement(ledger: Definition) -> str | None:
@@ -118,11 +122,14 @@ def backfill(
 
 def _restore_keys(connection: Connection) -> None:
     """Draws by new code from before a rollback that kept their rows: they have had keys, and get them back."""
-    for first, last in checksums.ranges(connection, 0, tables.highest_id(connection), 100_000):
+    if connection.execute(text("SELECT 1 FROM legacy_migration_keys LIMIT 1")).first() is None:
+        return
+    values = [f"it.{KEY} = kept.{KEY}", f"it.{SESSION} = kept.{SESSION}", *_kept(tables.ledger(connection), "it.")]
+    for first, last in checksums.ranges(connection, 0, tables.highest_id(connection), 5000):
         connection.execute(
             text(
                 f"UPDATE legacy_migration_keys AS kept JOIN {LEDGER} AS it ON it.transaction_id = kept.transaction_id "
-                f"SET it.{KEY} = kept.{KEY}, it.{SESSION} = kept.{SESSION} "
+                f"SET {', '.join(values)} "
                 f"WHERE it.{KEY} IS NULL AND kept.transaction_id BETWEEN :first AND :last"
             ),
             {"first": first, "last": last},

@@ -234,7 +234,7 @@ def unique_on_business_id_alone(table: Definition) -> str | None:
 
 def own_tables() -> list[str]:
     """Our tables besides the two that old code brings, in the order in which they are made."""
-    return [table.name for table in metadata.sorted_tables if table.name not in (LEDGER, ACCOUNTS)]
+    return [str(table.name) for table in metadata.sorted_tables if table.name not in (LEDGER, ACCOUNTS)]
 
 
 def create_own(name: str) -> list[str]:
