@@ -2,9 +2,9 @@
 
 legacy.create(engine)
 legacy.fill(engine, 50_000)
-with legacy.writers(url, 4) as old:      # threads that charge and reward, as the owner's service does
+with legacy.writers(url, 4) as old:  # threads that charge and reward, as the owner's service does
     ...
-old.waits_s                              # how long each insert took
+old.waits_s  # how long each draw took
 """
 
 from __future__ import annotations
@@ -233,7 +233,9 @@ def run_step(engine: Engine, step: str) -> None:
             raise AssertionError(step)
 
 
-def kill_and_resume(url: str, step: str, *, kills: int, chance: random.Random, within_s: float) -> list[str]:
+def kill_and_resume(
+    url: str, step: str, *, kills: int, chance: random.Random, within_s: float, timeout_s: float = 120
+) -> list[str]:
     """Run a step, killed -9 `kills` times at random moments, then to its end; what it said then."""
     command = [sys.executable, "-m", "tests.legacy", url, step]
     options: dict[str, Any] = {"cwd": PROJECT, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
@@ -244,7 +246,7 @@ def kill_and_resume(url: str, step: str, *, kills: int, chance: random.Random, w
             time.sleep(chance.uniform(0, within_s))
             process.kill()
             process.wait()
-    done = subprocess.run(command, **options, stderr=subprocess.STDOUT, timeout=120)
+    done = subprocess.run(command, **options, stderr=subprocess.STDOUT, timeout=timeout_s)
     assert done.returncode == 0, done.stdout
     return str(done.stdout).splitlines()
 
