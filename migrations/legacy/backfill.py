@@ -101,7 +101,10 @@ def backfill(
             say("nothing to do: every row has a key, and the ledger takes no other")
             return 0
         _restore_keys(connection)
-    filled = _Sweep(engine, own_session, say, tell).run()
+    filled = _Sweep(engine, own_session, tell, stopping).run()
+    if stopping.is_set():
+        say("stopped: run it again, and it goes on from here")
+        return filled
     _build_indexes(engine, say, tell)
     filled += catch_up(engine, own_session=own_session)
     _end(engine, say)
@@ -115,8 +118,7 @@ def backfill(
         except DBAPIError as error:
             if code_of(error) == 1054:
                 raise ConfigurationError("the columns are gone: it was rolled back meanwhile") from None
-            if code_of(error) not in (1205, 1213):
-                raise
+            raise
     return filled
 
 
@@ -139,8 +141,8 @@ def _restore_keys(connection: Connection) -> None:
 class _Sweep:
     """The old rows, from the lowest id to the highest that there is at the beginning."""
 
-    def __init__(self, engine: Engine, own_session: bool, say: Say, tell: Tell) -> None:
-        self._engine, self._own_session, self._say, self._tell = engine, own_session, say, tell
+    def __init__(self, engine: Engine, own_session: bool, tell: Tell, stopping: threading.Event) -> None:
+        self._engine, self._own_session, self._tell, self._stopping = engine, own_session, tell, stopping
         self._pause_share = PAUSE_SHARE_MIN
         self._usual_s = 0.0
         self._next_look = 0.0
@@ -156,7 +158,7 @@ class _Sweep:
             self._usual_s = statistics.median(self._canary(connection) for _ in range(5))
         filled, size = 0, float(SIZE_FIRST)
         with self._engine.connect() as connection, each_by_itself(self._engine) as canary:
-            while details["last_id"] < details["up_to"]:
+            while details["last_id"] < details["up_to"] and not self._stopping.is_set():
                 begin = time.monotonic()
                 try:
                     filled += self._chunk(connection, statement, details, int(size))
@@ -233,9 +235,16 @@ def catch_up(engine: Engine, *, own_session: bool) -> int:
                 )
             ).scalars()
             found = list(ids)
-            if found:
-                filled += connection.execute(statement, {"first": found[0], "last": found[-1]}).rowcount
-            connection.commit()
+            try:
+                if found:
+                    filled += connection.execute(statement, {"first": found[0], "last": found[-1]}).rowcount
+                connection.commit()
+            except DBAPIError as error:
+                if code_of(error) not in (1205, 1213):
+                    raise
+                connection.rollback()  # a writer was there first: its row is ours a moment later
+                time.sleep(TARGET_S)
+                continue
             if len(found) < CATCH_UP_ROWS // 10:  # what is added meanwhile is for the next time
                 return filled
 

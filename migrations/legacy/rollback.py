@@ -14,7 +14,17 @@ from sqlalchemy.exc import DBAPIError
 
 from migrations.legacy import tables
 from migrations.legacy.session import Say, alter, code_of, each_by_itself, turn
-from migrations.legacy.tables import ACCOUNTS, FOREIGN_KEY, KEY, LEDGER, SESSION, Definition
+from migrations.legacy.tables import (
+    ACCOUNT_INDEX,
+    ACCOUNTS,
+    FOREIGN_KEY,
+    KEY,
+    KEY_INDEX,
+    LEDGER,
+    SESSION,
+    SESSION_INDEX,
+    Definition,
+)
 from migrations.legacy.verify import definitions_changed
 from producers.errors import ConfigurationError
 
@@ -39,11 +49,15 @@ def _add_back(ledger: Definition, details: dict[str, Any]) -> list[str]:
     return [how for name, how in details["indexes"].items() if name not in ledger.indexes]
 
 
-def _drop_indexes(ledger: Definition, details: dict[str, Any], *, of: str | None) -> list[str]:
-    """Our indexes: those on column `of`, or the others."""
-    ours = [it for it in ledger.indexes.values() if it.name not in details["indexes"]]
-    names = [it.name for it in ours if (tables.quoted(of) in it.columns if of else SESSION not in it.columns[0])]
-    return [f"DROP INDEX {tables.quoted(name)}" for name in names]
+def _drop_indexes(ledger: Definition, details: dict[str, Any], *, of: str) -> list[str]:
+    """Our indexes: the one on column `of`, or the others."""
+    names = [SESSION_INDEX] if of == SESSION else [KEY_INDEX, ACCOUNT_INDEX]
+    ours = [name for name in names if name in ledger.indexes and name not in details["indexes"]]
+    return [f"DROP INDEX {tables.quoted(name)}" for name in ours]
+
+
+def _is_our_foreign_key_there(ledger: Definition, details: dict[str, Any]) -> bool:
+    return FOREIGN_KEY in ledger.foreign_keys and FOREIGN_KEY not in details["definitions"][LEDGER]
 
 
 def statements(engine: Engine) -> list[str]:
@@ -52,12 +66,12 @@ def statements(engine: Engine) -> list[str]:
         details, ledger = tables.recorded(connection).details, tables.ledger(connection)
         found = ["DROP TABLE IF EXISTS alembic_version"]
         found += [f"ALTER TABLE {LEDGER} ADD {it}, ALGORITHM=INPLACE, LOCK=NONE" for it in _add_back(ledger, details)]
-        if FOREIGN_KEY in ledger.foreign_keys:
+        if _is_our_foreign_key_there(ledger, details):
             found.append(f"ALTER TABLE {LEDGER} DROP FOREIGN KEY {FOREIGN_KEY}, ALGORITHM=INPLACE, LOCK=NONE")
         for column in (SESSION, KEY):
             if column == KEY and KEY in ledger.columns:
                 found.append(KEEP_KEYS)
-            if drops := _drop_indexes(ledger, details, of=column if column == SESSION else None):
+            if drops := _drop_indexes(ledger, details, of=column):
                 found.append(f"ALTER TABLE {LEDGER} {', '.join(drops)}, ALGORITHM=INPLACE, LOCK=NONE")
             if column in ledger.columns:
                 found.append(drop_column(LEDGER, column)[0])
@@ -78,13 +92,13 @@ def rollback(engine: Engine, *, keep_new_rows: bool, say: Say) -> None:
             _refuse_to_lose(connection, details)
         tables.begin(connection, "rollback", {})
         # Workers that start from here on are told that the database is not migrated.
-        connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+        alter(connection, ["DROP TABLE IF EXISTS alembic_version"], say)
         kept_out = _put_indexes_back(connection, details, keep_new_rows, say)
         _take_columns_away(connection, details, keep_new_rows, say)
         for name in details["added_to_accounts"]:
             if name in tables.accounts(connection).columns:
                 alter(connection, drop_column(ACCOUNTS, name), say)
-        kept = [name for name in reversed(tables.own_tables()) if not _drop_own(connection, name, details)]
+        kept = [name for name in reversed(tables.own_tables()) if not _drop_own(connection, name, details, say)]
         changed = [] if kept_out else definitions_changed(connection, details)
         tables.end_all(connection)
     if kept:
@@ -134,7 +148,7 @@ def _put_indexes_back(connection: Connection, details: dict[str, Any], keep_new_
 
 
 def _take_columns_away(connection: Connection, details: dict[str, Any], keep_new_rows: bool, say: Say) -> None:
-    if FOREIGN_KEY in tables.ledger(connection).foreign_keys:
+    if _is_our_foreign_key_there(tables.ledger(connection), details):
         alter(connection, [f"ALTER TABLE {LEDGER} DROP FOREIGN KEY {FOREIGN_KEY}, ALGORITHM=INPLACE, LOCK=NONE"], say)
     # The session first: from then on new code cannot write, and what has a key of its own is settled.
     _drop(connection, SESSION, _drop_indexes(tables.ledger(connection), details, of=SESSION), say)
@@ -144,7 +158,7 @@ def _take_columns_away(connection: Connection, details: dict[str, Any], keep_new
                 "new code has written meanwhile: stop it, then `tombola legacy rollback --keep-new-rows` does the rest"
             )
         connection.execute(text(KEEP_KEYS))
-    _drop(connection, KEY, _drop_indexes(tables.ledger(connection), details, of=None), say)
+    _drop(connection, KEY, _drop_indexes(tables.ledger(connection), details, of=KEY), say)
 
 
 def _drop(connection: Connection, column: str, indexes: list[str], say: Say) -> None:
@@ -154,13 +168,13 @@ def _drop(connection: Connection, column: str, indexes: list[str], say: Say) -> 
         alter(connection, drop_column(LEDGER, column), say)
 
 
-def _drop_own(connection: Connection, name: str, details: dict[str, Any]) -> bool:
+def _drop_own(connection: Connection, name: str, details: dict[str, Any], say: Say) -> bool:
     """Drop one of our tables if it is empty; whether it is gone, or was never ours to drop."""
     if name in details["tables_before"] or not tables.has_table(connection, name):
         return True
     if _has_rows(connection, name):
         return False
-    connection.execute(text(f"DROP TABLE {tables.quoted(name)}"))
+    alter(connection, [f"DROP TABLE {tables.quoted(name)}"], say)
     return True
 
 

@@ -117,7 +117,8 @@ def assert_chains(engine: Engine) -> None:
         assert last.get(account_id, before) == before, row
         last[account_id] = after
     with engine.connect() as connection:
-        balances = dict(connection.execute(text("SELECT id, balance FROM account_asset_balances")).tuples().all())
+        rows = connection.execute(text("SELECT id, balance FROM account_asset_balances"))
+        balances = {row.id: row.balance for row in rows}
     assert {account_id: balances[account_id] for account_id in last} == last
 
 
@@ -535,3 +536,36 @@ def test_sessions_of_won_draws_are_whole(engine: Engine) -> None:
     for business_id in won[:20]:
         rows = get_lottery_session_transactions(business_id, engine=engine)
         assert [row["business_type"] for row in rows] == ["lottery_consume", "lottery_reward"]
+
+
+def test_a_long_transaction_on_the_table_holds_up_the_step_and_not_the_writers(url: str, engine: Engine) -> None:
+    legacy.create(engine)
+    legacy.fill(engine, 500)
+    reader = legacy.connect(url)
+    reader.begin()
+    with reader.cursor() as cursor:
+        cursor.execute("SELECT COUNT(*) FROM asset_transactions")
+    # Young at first: the ALTER asks for the table and has to give up. Old then: it waits before it asks.
+    ending = threading.Timer(4.0, reader.rollback)
+    with legacy.writers(url, 2) as old:
+        ending.start()
+        run(engine, "expand")
+    ending.join()
+    reader.close()
+    assert not old.failures
+    assert max(old.waits_s) < WAIT_S_MAX
+    with engine.connect() as connection:
+        assert {"idempotency_key", "lottery_session_id"} <= tables.ledger(connection).columns.keys()
+
+
+def test_what_others_have_added_meanwhile_stays(engine: Engine) -> None:
+    legacy.create(engine)
+    legacy.fill(engine, 500)
+    run(engine, "expand", "backfill")
+    execute(engine, "ALTER TABLE asset_transactions ADD INDEX idx_notes (notes(10))")
+    with pytest.raises(ConfigurationError, match="somebody else has changed it since expand"):
+        run(engine, "rollback")
+    with engine.connect() as connection:
+        ledger = tables.ledger(connection)
+    assert "idx_notes" in ledger.indexes
+    assert "idempotency_key" not in ledger.columns

@@ -260,7 +260,7 @@ def _ask(question: str, yes: bool) -> None:
 
 @contextmanager
 def _until_signalled() -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM ends a `--follow` in order; the next one ends at once."""
+    """The first Ctrl-C or SIGTERM ends it after the chunk in hand; the next one at once."""
     stopping = threading.Event()
 
     def end(_number: int, _frame: object) -> None:
