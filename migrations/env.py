@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, event, inspect
 from sqlalchemy.exc import DBAPIError
 
 import worker.schema  # noqa: F401
@@ -66,6 +66,8 @@ def _run_offline(url: str) -> None:
 def _run_online(connection: Connection) -> None:
     connection.detach()  # what is set here must not go back to the pool of an engine that we were given
     _take_turn(connection)
+    _refuse_a_legacy_ledger(connection)
+    connection.rollback()  # alembic commits only what it began itself
     context.configure(
         connection=connection,
         # open_engine says BEGIN itself, so that on SQLite an upgrade happens whole or not at all.
@@ -93,6 +95,18 @@ def _report(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
     if context.config.cmd_opts is not None and not getattr(context.config.cmd_opts, "quiet", False):
         verb = "upgraded to" if step.is_upgrade else "downgraded from"
         context.config.print_stdout(f"{verb} {step.up_revision_id}: {step.up_revision.doc}")
+
+
+def _refuse_a_legacy_ledger(connection: Connection) -> None:
+    """Old code's tables have our names, and go another way."""
+    if connection.dialect.name == "sqlite":
+        return  # old code was never there
+    found = inspect(connection)
+    if not found.has_table("asset_transactions") or found.has_table("alembic_version"):
+        return
+    columns = {column["name"] for column in found.get_columns("asset_transactions")}
+    if "business_id" in columns and "idempotency_key" not in columns:
+        raise CommandError("asset_transactions is old code's, with rows to keep: start with `tombola legacy inspect`")
 
 
 def _refuse(error: DBAPIError) -> NoReturn:

@@ -108,14 +108,19 @@ def settle(
     tries_max: int,
     handling: Handling = UNTOLD,
     sleep: Callable[[float], None] = time.sleep,
+    is_legacy: bool = False,
 ) -> list[Answer]:
     """Settle `draws` in one transaction; return an answer for each, in their order.
 
     After a conflict the whole transaction runs again, up to `tries_max` times; a batch that still fails is halved, so
     that one bad draw is found and the others go through. Raises ServiceUnavailable or ConfigurationError when the
     database cannot be used: then nothing is known to be settled, and the same call later finds out.
+
+    A legacy ledger holds draws by old code as well (worker.ledger.holds_old_rows): they are not charged again either.
     """
-    return _settle(engine, draws, wheels, tries_max, handling, sleep, is_split=False) if draws else []
+    if not draws:
+        return []
+    return _settle(engine, draws, wheels, tries_max, handling, sleep, is_split=False, is_legacy=is_legacy)
 
 
 def _settle(
@@ -127,6 +132,7 @@ def _settle(
     sleep: Callable[[float], None],
     *,
     is_split: bool,
+    is_legacy: bool,
     is_careful: bool = False,
 ) -> list[Answer]:
     error: Exception | None = None
@@ -135,7 +141,9 @@ def _settle(
             sleep(random.uniform(0, 0.01 * 2**attempt))
         try:
             with transaction(engine) as open_transaction:
-                return settle_in(open_transaction, draws, wheels, utc_now(), handling, is_careful=is_careful)
+                return settle_in(
+                    open_transaction, draws, wheels, utc_now(), handling, is_careful=is_careful, is_legacy=is_legacy
+                )
         except Exception as raised:
             error, fault = raised, fault_of(raised)
             if fault is Fault.OUTAGE:
@@ -155,7 +163,9 @@ def _settle(
     return [
         answer
         for half in (draws[:middle], draws[middle:])
-        for answer in _settle(engine, half, wheels, tries_max, handling, sleep, is_split=True, is_careful=is_careful)
+        for answer in _settle(
+            engine, half, wheels, tries_max, handling, sleep, is_split=True, is_legacy=is_legacy, is_careful=is_careful
+        )
     ]
 
 
@@ -167,6 +177,7 @@ def settle_in(
     handling: Handling = UNTOLD,
     *,
     is_careful: bool = False,
+    is_legacy: bool = False,
 ) -> list[Answer]:
     """Settle `draws` inside `open_transaction`, which the caller commits; nothing is visible before that.
 
@@ -187,6 +198,8 @@ def settle_in(
     # The ledger's keys never expire: a request whose own row is gone is not charged again.
     asked = [draw.request_key for draw in draws if book.needs_ledger(draw.request_key)]
     book.charged = ledger.charged_draws(open_transaction, asked)
+    if is_legacy:
+        book.meet_old_draws(open_transaction, draws, adopt=True)
     answers = [book.settle(draw, fingerprint) for draw, fingerprint in zip(draws, fingerprints, strict=True)]
     ledger.post(open_transaction, book.entries, now)
     ledger.move(open_transaction, book.moved, now)
@@ -200,8 +213,9 @@ class Rehearsal:
     A request that was given up counts as accepted, as it is once it is replayed.
     """
 
-    def __init__(self, wheels: Wheels) -> None:
+    def __init__(self, wheels: Wheels, *, is_legacy: bool = False) -> None:
         self._wheels = wheels
+        self._is_legacy = is_legacy
         self._accounts: dict[int, ledger.Account] = {}
         self._seen: dict[str, Known] = {}
         self._owners: dict[str, str] = {}
@@ -227,6 +241,8 @@ class Rehearsal:
         )
         asked = [draw.request_key for draw in draws if book.needs_ledger(draw.request_key)]
         book.charged = ledger.charged_draws(open_transaction, asked)
+        if self._is_legacy:
+            book.meet_old_draws(open_transaction, draws, adopt=False)
         answers = [book.settle(draw, draw.fingerprint()) for draw in draws]
         # Those that have just settled in here: another request under their key is a conflict from now on.
         self._seen |= {it.request.request_key: book.known[it.request.request_key] for it in book.finished}
@@ -252,6 +268,16 @@ class _Book:
         """Whether the ledger must be asked if it has charged this request, and what it wrote."""
         known = self.known.get(request_key)
         return known is None or (known.result is None and known.status in (requests.ACCEPTED, requests.COMPLETED))
+
+    def meet_old_draws(self, open_transaction: Transaction, draws: Sequence[DrawRequest], *, adopt: bool) -> None:
+        """Draws by old code are charged already, and their sessions are theirs."""
+        asking = [it for it in draws if it.request_key not in self.charged and self.needs_ledger(it.request_key)]
+        names = sorted({name for it in asking for name in (it.request_key, it.lottery_session_id)})
+        old = ledger.old_draws(open_transaction, names, adopt=adopt)
+        if not old:
+            return
+        self.charged |= {it.request_key: old[it.request_key] for it in asking if it.request_key in old}
+        self.owners = (self.owners or {}) | {session_id: session_id for session_id in old}
 
     def settle(self, draw: DrawRequest, fingerprint: str) -> Answer:
         known = self.known.get(draw.request_key)

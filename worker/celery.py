@@ -17,6 +17,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
+from migrations.legacy import status as legacy
 from producers import metrics, tracing
 from producers.broker import declare_group, open_amqp, open_redis
 from producers.contract import DrawRequest
@@ -32,6 +33,7 @@ from worker.batch import Deferred, Refused
 from worker.consumer import Consumer
 from worker.deliveries.streams import forget_consumers
 from worker.draw import Wheel, wheels
+from worker.ledger import holds_old_rows
 from worker.relay import open_relay
 
 log = logging.getLogger(__name__)
@@ -119,6 +121,7 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
             check(self._settings, self._engine)
         except DrawError as error:
             raise Misconfigured(str(error)) from None
+        self._is_legacy = holds_old_rows(self._engine)
         # Forked children must not share a connection with us.
         self._engine.dispose()
 
@@ -126,7 +129,9 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
         tracing.set_up("worker")
         metrics.serve(self._settings)
         self._pulse = Pulse.open(self._settings, "worker")
-        self._consumer = Consumer.open(self._settings, self._engine, wheels_of(self._settings), self._pulse)
+        self._consumer = Consumer.open(
+            self._settings, self._engine, wheels_of(self._settings), self._pulse, is_legacy=self._is_legacy
+        )
         self._consumer.start()
         log.info("consuming draws, up to %d at a time", self._settings.batch_size_max)
 
@@ -144,10 +149,14 @@ def check(settings: Settings, engine: Engine) -> None:
     try:
         with engine.connect().execution_options(read_only=True) as connection:
             at, head = migrations.current_revision(connection), migrations.head_revision()
+            if at is None and legacy.is_legacy(connection):
+                raise ConfigurationError("asset_transactions is old code's: start with `tombola legacy inspect`")
             if at is None or (at != head and migrations.knows(at)):
                 raise ConfigurationError(
                     f"the database is at revision {at or 'none'}, this release needs {head}: run `alembic upgrade head`"
                 )
+            if why := legacy.why_workers_must_wait(connection):
+                raise ConfigurationError(why)
             if engine.dialect.name != "sqlite":
                 durable = connection.execute(text("SELECT @@innodb_flush_log_at_trx_commit")).scalar_one()
                 if int(durable) != 1:
@@ -188,6 +197,11 @@ def _engine(settings: Settings) -> Engine:
     return _engine_of_process(settings.need("database_url"), settings.lock_wait_s, os.getpid())
 
 
+@cache
+def _is_legacy(engine: Engine) -> bool:
+    return holds_old_rows(engine)
+
+
 def draw(task: Task, **fields: Any) -> dict[str, Any]:
     """`tombola.draw`: settle one draw, for shops that call `send_task` with a DrawRequest's fields as kwargs.
 
@@ -201,7 +215,10 @@ def draw(task: Task, **fields: Any) -> dict[str, Any]:
     except TypeError as error:
         raise InvalidRequest(f"not a draw request: {error}") from None
     try:
-        (answer,) = batch.settle(_engine(settings), [request], wheels_of(settings), tries_max=settings.tries_max)
+        engine = _engine(settings)
+        (answer,) = batch.settle(
+            engine, [request], wheels_of(settings), tries_max=settings.tries_max, is_legacy=_is_legacy(engine)
+        )
         if isinstance(answer, Deferred):
             raise ServiceUnavailable(answer.error)
         if isinstance(answer, Refused):

@@ -72,12 +72,15 @@ class Consumer:
         wheels: Wheels,
         settings: Settings,
         pulse: Pulse | None = None,
+        *,
+        is_legacy: bool = False,
     ):
         self.deliveries = deliveries
         self.engine = engine
         self.results = results
         self.wheels = wheels
         self.settings = settings
+        self._is_legacy = is_legacy
         # SQLite has one writer at a time.
         self._lanes = 1 if engine.dialect.name == "sqlite" else settings.lanes
         self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix="lane")
@@ -88,13 +91,21 @@ class Consumer:
         self._thread = threading.Thread(target=self.run, name="draws", daemon=True)
 
     @classmethod
-    def open(cls, settings: Settings, engine: Engine, wheels: Wheels, pulse: Pulse | None = None) -> Self:
-        """A consumer for `settings`; it connects when it starts."""
+    def open(
+        cls,
+        settings: Settings,
+        engine: Engine,
+        wheels: Wheels,
+        pulse: Pulse | None = None,
+        *,
+        is_legacy: bool = False,
+    ) -> Self:
+        """A consumer for `settings`, on a ledger that was old code's or not; it connects when it starts."""
         deliveries = open_deliveries(
             settings.need("broker_url"), claim_after_s=settings.claim_after_s, prefetch=2 * settings.batch_size_max
         )
         results = ResultStore.from_settings(settings)
-        return cls(deliveries, engine, results, wheels, settings, pulse)
+        return cls(deliveries, engine, results, wheels, settings, pulse, is_legacy=is_legacy)
 
     def start(self) -> None:
         """Consume in a thread of its own, so that a transaction never blocks the caller's event loop."""
@@ -214,7 +225,9 @@ class Consumer:
         """An answer for each draw, in their order; raises what batch.settle raises, when all lanes are done."""
         tries_max = self.settings.tries_max
         if self._lanes == 1 or len(draws) < SPLIT_SIZE_MIN:
-            return batch.settle(self.engine, draws, self.wheels, tries_max=tries_max, handling=handling)
+            return batch.settle(
+                self.engine, draws, self.wheels, tries_max=tries_max, handling=handling, is_legacy=self._is_legacy
+            )
         by_lane: dict[int, list[int]] = {}
         for position, draw in enumerate(draws):
             by_lane.setdefault(_lane_of(draw.account_id, self._lanes), []).append(position)
@@ -228,6 +241,7 @@ class Consumer:
                     self.wheels,
                     tries_max=tries_max,
                     handling=handling,
+                    is_legacy=self._is_legacy,
                 ),
             )
             for positions in by_lane.values()

@@ -20,6 +20,7 @@ from producers.errors import DrawError, InvalidRequest
 from worker.batch import Answer, Refused, Rehearsal, Settled, Wheels
 from worker.dead_letters import Selection, request_in
 from worker.draw import blind_wheels
+from worker.ledger import holds_old_rows
 from worker.parking import ROWS_MAX, normalised
 from worker.parking import SETTLED as IS_SETTLED
 from worker.schema import dead_letters as table
@@ -91,8 +92,8 @@ def forecast(
     """
     book = blind_wheels() if wheels is None else wheels
     said = Forecast(is_exact=wheels is not None)
-    rehearsal = Rehearsal(book)
     try:
+        rehearsal = Rehearsal(book, is_legacy=holds_old_rows(engine))
         for letters in _in_order(engine, selection, limit):
             for line, request in _lines(engine, rehearsal, letters):
                 said.add(line)

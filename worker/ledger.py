@@ -7,13 +7,13 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final, NamedTuple
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Connection, Engine, insert, inspect, select, update
 
 from producers import keys
 from producers.contract import LedgerRow
 from producers.database import CENT, Transaction, time_text, utc_now
 from producers.errors import AccountNotFound, InvalidRequest
-from producers.ledger import RECHARGE
+from producers.ledger import CONSUME, RECHARGE
 from producers.schema import account_asset_balances as accounts
 from producers.schema import asset_transactions as transactions
 
@@ -106,6 +106,63 @@ def charged_draws(transaction: Transaction, request_keys: Sequence[str]) -> dict
                 LedgerRow(*values, *(str(transaction.amount(amount)) for amount in (delta, before, after)))
             )
     return charged
+
+
+# ---- rows of old code, where a legacy ledger became ours ------------------------------------------------------------
+
+
+def holds_old_rows(database: Engine | Connection) -> bool:
+    """Whether this ledger was old code's before (`tombola legacy`): then its draws are known by their session alone."""
+    # Only MySQL and MariaDB have them.
+    return database.dialect.name != "sqlite" and inspect(database).has_table("legacy_migration")
+
+
+def old_draws(transaction: Transaction, names: Sequence[str], *, adopt: bool) -> dict[str, Charged]:
+    """Draws by old code whose `business_id`, which was request key and session in one, is among `names`.
+
+    Rows that have no key yet are read as the backfill will leave them, and with `adopt` get their key here and now.
+    """
+    if not names:
+        return {}
+    amounts = "business_type, asset_code, delta_amount, balance_before, balance_after"
+    found = list(
+        transaction.select(
+            f"SELECT transaction_id, account_id, lottery_session_id, {amounts} FROM asset_transactions "
+            "WHERE lottery_session_id IN (??) AND idempotency_key = CONCAT('tx_', transaction_id)",
+            names,
+        )
+    )
+    # After the contract no row is without a key, and the server knows that without looking.
+    late = [
+        row
+        for row in transaction.select(
+            f"SELECT transaction_id, account_id, business_id, {amounts}, created_at, updated_at "
+            "FROM asset_transactions WHERE business_id IN (??) AND idempotency_key IS NULL",
+            names,
+        )
+        if row[2] in names  # old columns may hold `ABC` and `abc` for equal
+    ]
+    if late and adopt:
+        transaction.update(
+            "asset_transactions",
+            "transaction_id",
+            # The times, as some servers set them by themselves.
+            ("idempotency_key", "lottery_session_id", "created_at", "updated_at"),
+            [(row[0], f"tx_{row[0]}", row[2], str(row[8]), str(row[9])) for row in late],
+        )
+    draws: dict[str, Charged] = {}
+    for transaction_id, account_id, session_id, kind, asset, delta, before, after in sorted(
+        [*found, *(row[:8] for row in late)]
+    ):
+        if kind == CONSUME:
+            draws.setdefault(session_id, Charged(account_id, session_id, []))
+        if session_id in draws:
+            shown = [str(transaction.amount(amount)) for amount in (delta, before, after)]
+            draws[session_id].rows.append(LedgerRow(f"tx_{transaction_id}", kind, asset, *shown))
+    return draws
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
 
 
 def post(transaction: Transaction, entries: Sequence[Entry], now: datetime) -> None:

@@ -23,6 +23,7 @@ examples:
   python -m tests.benchmarks --quick                        small sizes, to see whether it works
   python -m tests.benchmarks --only latency memory
   python -m tests.benchmarks --only tune --quick            lanes and batch sizes, for the defaults
+  python -m tests.benchmarks --only legacy                  the legacy migration, 5 million rows; some 15 minutes
 
 A missed target is a finding, not an error: the exit code is 0 unless something broke.
 """

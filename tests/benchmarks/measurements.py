@@ -30,6 +30,7 @@ from tests.benchmarks.lab import (
     make_draws,
     send,
 )
+from tests.benchmarks.legacy import legacy
 from tests.benchmarks.report import Finding, at_least, at_most
 from worker import batch
 
@@ -406,4 +407,4 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
     "poison": poison,
     "replay": full_replay,
 }
-BY_NAME_ONLY: Final[dict[str, Measurement]] = {"tune": tune}
+BY_NAME_ONLY: Final[dict[str, Measurement]] = {"tune": tune, "legacy": legacy}

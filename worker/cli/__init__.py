@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from producers.database import explain
 from producers.errors import DrawError
-from worker.cli import access, dead_letters, draws, watch
+from worker.cli import access, dead_letters, draws, legacy, watch
 from worker.cli.base import out
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (draws, dead_letters, watch, access):
+for part in (draws, dead_letters, watch, access, legacy):
     app.add_typer(part.app)
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
 import worker.schema  # noqa: F401 - its tables join the metadata
+from migrations.legacy import status as legacy
 from producers.database import open_engine
 from producers.schema import metadata
 from worker.doctor.checks import (
@@ -126,6 +127,10 @@ def product_and_version(said: str) -> tuple[str, str]:
 
 def _migrations(connection: Connection) -> Verdict:
     at, head = migrations.current_revision(connection), migrations.head_revision()
+    if at is None and legacy.is_legacy(connection):
+        return fail("the ledger is old code's", "start with `tombola legacy inspect`")
+    if why := legacy.why_workers_must_wait(connection):
+        return fail(why, "see `tombola legacy status`")
     if at == head:
         return ok(f"at {head}, the newest")
     if at is None:

@@ -1,0 +1,273 @@
+"""backfill: a key and a session for every old row, by the guide's two rules, in small transactions that yield.
+
+    sweep the old rows by primary key ─► build both indexes, online ─► catch up with what old code adds
+
+A chunk is as large as what the server does in TARGET_S; before the next one there is a pause, longer where a commit of
+our own, the canary, takes longer than on the idle server: then the writers' commits do, too.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from migrations.legacy import checksums, tables
+from migrations.legacy.inspection import IS_USABLE
+from migrations.legacy.session import Say, Tell, alter, code_of, each_by_itself, turn
+from migrations.legacy.tables import ACCOUNT_INDEX, KEY, KEY_INDEX, LEDGER, SESSION, SESSION_INDEX, Definition
+from producers.errors import ConfigurationError
+
+TARGET_S: Final = 0.05
+SIZE_FIRST, SIZE_MIN, SIZE_MAX = 500, 50, 10_000
+CATCH_UP_ROWS: Final = 1000
+FOLLOW_EVERY_S: Final = 0.5
+PAUSE_SHARE_MIN, PAUSE_SHARE_MAX = 0.05, 4.0
+CANARY_EVERY_S: Final = 0.5
+CANARY_S_MIN: Final = (
+    0.02  # a commit that is slower than this, and than three of the first ones, is the writers' trouble
+)
+
+
+# ---- what a chunk is -------------------------------------------------------------------------------------------------
+
+
+def chunk_statement(ledger: Definition, *, own_session: bool) -> str:
+    """The guide's two rules for the rows from :first to :last that have no key yet."""
+    session = f"IF({IS_USABLE}, business_id, CONCAT('tx_', transaction_id))" if own_session else "business_id"
+    values = [f"{KEY} = CONCAT('tx_', transaction_id)", f"{SESSION} = {session}"]
+    values += _kept(ledger)
+    which = f"transaction_id BETWEEN :first AND :last AND {KEY} IS NULL"
+    return f"UPDATE {LEDGER} SET {', '.join(values)} WHERE {which}" + ("" if own_session else f" AND {IS_USABLE}")
+
+
+def _kept(ledger: Definition, prefix: str = "") -> list[str]:
+    """What the server would set by itself at each update stays as it is."""
+    found = [prefix + tables.quoted(name) for name, it in ledger.columns.items() if "on update" in it.extra.lower()]
+    return [f"{name} = {name}" for name in found]
+
+
+def index_statement(ledger: Definition) -> str | None:
+    """The ALTER that builds what is missing of the indexes; None if nothing is."""
+    wanted = {
+        KEY_INDEX: f"ADD UNIQUE INDEX {KEY_INDEX} ({KEY})",
+        SESSION_INDEX: f"ADD INDEX {SESSION_INDEX} ({SESSION})",
+    }
+    if not ledger.has_index_on("account_id"):
+        wanted[ACCOUNT_INDEX] = f"ADD INDEX {ACCOUNT_INDEX} (account_id, created_at)"
+    added = [how for name, how in wanted.items() if name not in ledger.indexes]
+    return f"ALTER TABLE {LEDGER} {', '.join(added)}, ALGORITHM=INPLACE, LOCK=NONE" if added else None
+
+
+def statements(engine: Engine, *, own_session: bool) -> list[str]:
+    """What is left of this step, for somebody who runs it by hand."""
+    with each_by_itself(engine) as connection:
+        ledger = tables.ledger(connection)
+        update = chunk_statement(ledger, own_session=own_session)
+        index = index_statement(ledger)
+        return [
+            f"-- for each range of some 1,000 transaction_ids up to {tables.highest_id(connection):,}, one transaction",
+            update.replace(":first", "<first>").replace(":last", "<last>"),
+            *([index] if index else []),
+            f"-- again, until this is 0: SELECT COUNT(*) FROM {LEDGER} WHERE {KEY} IS NULL",
+        ]
+
+
+# ---- the step --------------------------------------------------------------------------------------------------------
+
+
+def backfill(
+    engine: Engine,
+    *,
+    own_session: bool,
+    follow: bool,
+    say: Say,
+    tell: Tell,
+    stopping: threading.Event | None = None,
+) -> int:
+    """Do what is left, and with `follow` go on until contract has been; how many rows got a key.
+
+    Raises ConfigurationError when rows are left whose business_id cannot be a session's id.
+    """
+    stopping = stopping or threading.Event()
+    with each_by_itself(engine) as connection:
+        if tables.recorded(connection).status != tables.DONE:
+            raise ConfigurationError("expand is not done: run `tombola legacy expand` first")
+        if tables.is_contracted(tables.ledger(connection)):
+            say("nothing to do: every row has a key, and the ledger takes no other")
+            return 0
+        _restore_keys(connection)
+    filled = _Sweep(engine, own_session, tell, stopping).run()
+    if stopping.is_set():
+        say("stopped: run it again, and it goes on from here")
+        return filled
+    _build_indexes(engine, say, tell)
+    filled += catch_up(engine, own_session=own_session)
+    _end(engine, say)
+    while follow and not stopping.wait(FOLLOW_EVERY_S):
+        try:
+            with each_by_itself(engine) as connection:
+                if tables.is_contracted(tables.ledger(connection)):
+                    say("contract has been: nothing is left to follow")
+                    break
+            filled += catch_up(engine, own_session=own_session)
+        except DBAPIError as error:
+            if code_of(error) == 1054:
+                raise ConfigurationError("the columns are gone: it was rolled back meanwhile") from None
+            raise
+    return filled
+
+
+def _restore_keys(connection: Connection) -> None:
+    """Draws by new code from before a rollback that kept their rows: they have had keys, and get them back."""
+    if connection.execute(text("SELECT 1 FROM legacy_migration_keys LIMIT 1")).first() is None:
+        return
+    values = [f"it.{KEY} = kept.{KEY}", f"it.{SESSION} = kept.{SESSION}", *_kept(tables.ledger(connection), "it.")]
+    for first, last in checksums.ranges(connection, 0, tables.highest_id(connection), 5000):
+        connection.execute(
+            text(
+                f"UPDATE legacy_migration_keys AS kept JOIN {LEDGER} AS it ON it.transaction_id = kept.transaction_id "
+                f"SET {', '.join(values)} "
+                f"WHERE it.{KEY} IS NULL AND kept.transaction_id BETWEEN :first AND :last"
+            ),
+            {"first": first, "last": last},
+        )
+
+
+class _Sweep:
+    """The old rows, from the lowest id to the highest that there is at the beginning."""
+
+    def __init__(self, engine: Engine, own_session: bool, tell: Tell, stopping: threading.Event) -> None:
+        self._engine, self._own_session, self._tell, self._stopping = engine, own_session, tell, stopping
+        self._pause_share = PAUSE_SHARE_MIN
+        self._usual_s = 0.0
+        self._next_look = 0.0
+
+    def run(self) -> int:
+        with each_by_itself(self._engine) as connection:
+            details = tables.begin(
+                connection, "backfill", {"last_id": 0, "up_to": tables.highest_id(connection), "filled": 0}
+            ).details
+            if details["last_id"] >= details["up_to"]:
+                return 0
+            statement = text(chunk_statement(tables.ledger(connection), own_session=self._own_session))
+            self._usual_s = statistics.median(self._canary(connection) for _ in range(5))
+        filled, size = 0, float(SIZE_FIRST)
+        with self._engine.connect() as connection, each_by_itself(self._engine) as canary:
+            while details["last_id"] < details["up_to"] and not self._stopping.is_set():
+                begin = time.monotonic()
+                try:
+                    filled += self._chunk(connection, statement, details, int(size))
+                except DBAPIError as error:
+                    if code_of(error) not in (1205, 1213):
+                        raise
+                    connection.rollback()
+                    size = max(SIZE_MIN, size / 2)
+                    time.sleep(TARGET_S)
+                    continue
+                took_s = time.monotonic() - begin
+                size = min(SIZE_MAX, max(SIZE_MIN, size * min(1.5, max(0.5, TARGET_S / max(took_s, 1e-4)))))
+                self._tell("rows", details["last_id"], details["up_to"])
+                self._look(canary)
+                time.sleep(took_s * self._pause_share)
+        return filled
+
+    def _chunk(self, connection: Connection, statement: Any, details: dict[str, Any], size: int) -> int:
+        """One transaction: the rows, and how far we are."""
+        # A range that is settled before, by an index alone: nothing is locked in finding it.
+        first, last = next(checksums.ranges(connection, details["last_id"], details["up_to"], size))
+        count = connection.execute(statement, {"first": first, "last": last}).rowcount
+        details |= {"last_id": last, "filled": details["filled"] + count}
+        tables.note(connection, "backfill", details)
+        connection.commit()
+        return int(count)
+
+    def _look(self, connection: Connection) -> None:
+        """Slow down where commits are slower than they were, speed up where they are not."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + CANARY_EVERY_S
+        took_s = self._canary(connection)
+        if took_s > max(CANARY_S_MIN, 3 * self._usual_s):
+            self._pause_share = min(PAUSE_SHARE_MAX, self._pause_share * 2)
+        else:
+            self._pause_share = max(PAUSE_SHARE_MIN, self._pause_share * 0.7)
+
+    @staticmethod
+    def _canary(connection: Connection) -> float:
+        """How long a commit of one row takes, as the writers' do."""
+        begin = time.monotonic()
+        connection.execute(
+            text(
+                "INSERT INTO legacy_migration (step, status, started_at, details) "
+                "VALUES ('canary', '', UTC_TIMESTAMP(6), '{}') ON DUPLICATE KEY UPDATE started_at = UTC_TIMESTAMP(6)"
+            )
+        )
+        return time.monotonic() - begin
+
+
+def _build_indexes(engine: Engine, say: Say, tell: Tell) -> None:
+    with turn(engine, say) as connection:
+        statement = index_statement(tables.ledger(connection))
+        if statement is None:
+            return
+        say("building the indexes, online")
+        upto = tables.highest_id(connection)
+        alter(connection, [statement], say)
+        checksums.take(connection, tables.recorded(connection).details["columns"], upto, tell)
+
+
+def catch_up(engine: Engine, *, own_session: bool) -> int:
+    """Rows that old code has added without a key: found by the index, as they are the only ones without."""
+    filled = 0
+    with engine.connect() as connection:
+        statement = text(chunk_statement(tables.ledger(connection), own_session=own_session))
+        usable = "" if own_session else f" AND {IS_USABLE}"
+        while True:
+            ids = connection.execute(
+                text(
+                    f"SELECT transaction_id FROM {LEDGER} FORCE INDEX ({KEY_INDEX}) WHERE {KEY} IS NULL{usable} "
+                    f"ORDER BY transaction_id LIMIT {CATCH_UP_ROWS}"
+                )
+            ).scalars()
+            found = list(ids)
+            try:
+                if found:
+                    filled += connection.execute(statement, {"first": found[0], "last": found[-1]}).rowcount
+                connection.commit()
+            except DBAPIError as error:
+                if code_of(error) not in (1205, 1213):
+                    raise
+                connection.rollback()  # a writer was there first: its row is ours a moment later
+                time.sleep(TARGET_S)
+                continue
+            if len(found) < CATCH_UP_ROWS // 10:  # what is added meanwhile is for the next time
+                return filled
+
+
+def without_key(connection: Connection) -> int:
+    """How many rows have no key. Only with the indexes there is it quick."""
+    return int(connection.execute(text(f"SELECT COUNT(*) FROM {LEDGER} WHERE {KEY} IS NULL")).scalar_one())
+
+
+def _end(engine: Engine, say: Say) -> None:
+    with each_by_itself(engine) as connection:
+        connection.execute(text("DELETE FROM legacy_migration WHERE step = 'canary'"))
+        left = connection.execute(
+            text(f"SELECT transaction_id FROM {LEDGER} WHERE {KEY} IS NULL AND NOT COALESCE({IS_USABLE}, 0)")
+        ).scalars()
+        ids = list(left)
+        if ids:
+            raise ConfigurationError(
+                f"{len(ids):,} rows have a business_id that cannot be a session's id (such as transaction_id "
+                f"{', '.join(map(str, ids[:5]))}; `tombola legacy inspect` says why): give them one, or run this again "
+                "with --own-session: each gets a session of its own, tx_{transaction_id}"
+            )
+        known = tables.steps(connection)["backfill"]
+        if known.status != tables.DONE:
+            tables.end(connection, "backfill", known.details)
+        say(f"every row has a key but the latest of old code ({without_key(connection):,} now)")

@@ -1,0 +1,130 @@
+"""expand: two nullable columns, what our code needs of the accounts, and our own tables. Old code goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+
+import migrations
+from migrations.legacy import checksums, tables
+from migrations.legacy.inspection import obstacles
+from migrations.legacy.session import Say, Tell, alter, each_by_itself, turn
+from migrations.legacy.tables import ACCOUNT_COLUMNS_ADDED, ACCOUNTS, KEY, KEY_TYPE, LEDGER, SESSION
+from producers.errors import ConfigurationError
+
+
+def add_columns(table: str, columns: dict[str, str]) -> list[str]:
+    """ALTERs that add `columns`: at once where the server can, otherwise beside the writers."""
+    added = ", ".join(f"ADD COLUMN {tables.quoted(name)} {kind}" for name, kind in columns.items())
+    return [f"ALTER TABLE {table} {added}, {how}" for how in ("ALGORITHM=INSTANT", "ALGORITHM=INPLACE, LOCK=NONE")]
+
+
+def missing_in_ledger(table: tables.Definition) -> dict[str, str]:
+    return {name: f"{KEY_TYPE} NULL" for name in (KEY, SESSION) if name not in table.columns}
+
+
+def missing_in_accounts(table: tables.Definition) -> dict[str, str]:
+    return {name: kind for name, kind in ACCOUNT_COLUMNS_ADDED.items() if name not in table.columns}
+
+
+def statements(engine: Engine) -> list[str]:
+    """What is left of this step, for somebody who runs it by hand."""
+    with each_by_itself(engine) as connection:
+        found = list(tables.STATE_TABLES)
+        ledger, accounts = tables.ledger(connection), tables.accounts(connection)
+        known = tables.steps(connection).get("expand")
+        if known is None or known.status == tables.ROLLED_BACK:
+            # Before anything is altered: what rollback goes back to.
+            details = tables.as_json(_before(connection, ledger, accounts)).replace("\\", "\\\\").replace("'", "''")
+            found.append(
+                "REPLACE INTO legacy_migration (step, status, started_at, details) "
+                f"VALUES ('expand', '{tables.RUNNING}', UTC_TIMESTAMP(6), '{details}')"
+            )
+        if columns := missing_in_ledger(ledger):
+            found.append(add_columns(LEDGER, columns)[0])
+        if columns := missing_in_accounts(accounts):
+            found.append(add_columns(ACCOUNTS, columns)[0])
+        for name in tables.own_tables():
+            if not tables.has_table(connection, name):
+                found += tables.create_own(name)
+    return [*found, "-- then `tombola legacy expand`: it takes the checksums and puts on record where the database is"]
+
+
+def expand(engine: Engine, *, say: Say, tell: Tell) -> None:
+    """Do what is left of this step. Raises ConfigurationError when something is in the way."""
+    with turn(engine, say) as connection:
+        known = tables.steps(connection).get("expand")
+        if known is None or known.status != tables.DONE:
+            _expand(connection, say, tell)
+        say("expanded: both columns are there, nullable, and old code goes on")
+
+
+def _expand(connection: Connection, say: Say, tell: Tell) -> None:
+    for statement in tables.STATE_TABLES:
+        connection.execute(text(statement))
+    known = tables.steps(connection).get("expand")
+    if known is None or known.status != tables.RUNNING:
+        _begin(connection)
+    details = tables.recorded(connection).details
+    if columns := missing_in_ledger(tables.ledger(connection)):
+        # The ALTER ends when every transaction on the table has ended: up to here no row appears any more.
+        details["barrier"] = tables.highest_id(connection)
+        tables.note(connection, "expand", details)
+        alter(connection, add_columns(LEDGER, columns), say)
+    if columns := missing_in_accounts(tables.accounts(connection)):
+        alter(connection, add_columns(ACCOUNTS, columns), say)
+    for name in tables.own_tables():
+        _create(connection, name)
+    checksums.take(connection, details["columns"], details["barrier"], tell)
+    stamp(connection)
+    tables.end(connection, "expand", details)
+
+
+def _begin(connection: Connection) -> None:
+    """Look what is in the way, and put the definitions before on record."""
+    ledger, accounts = tables.ledger(connection), tables.accounts(connection)
+    revision = migrations.current_revision(connection)
+    if revision is not None:
+        raise ConfigurationError(f"the database is at revision {revision}: it is migrated, and not a legacy one")
+    if blocking := [it for it in obstacles(ledger, accounts) if it.is_blocking]:
+        raise ConfigurationError("; ".join(f"{it.what}: {it.cure}" for it in blocking))
+    here_before = {KEY, SESSION} & ledger.columns.keys()
+    if here_before:
+        raise ConfigurationError(f"{LEDGER} has {', '.join(sorted(here_before))} already, which no expand put there")
+    connection.execute(text("DELETE FROM legacy_migration WHERE step <> 'expand'"))
+    connection.execute(text("DELETE FROM legacy_migration_chunks"))
+    tables.begin(connection, "expand", _before(connection, ledger, accounts))
+
+
+def _before(connection: Connection, ledger: tables.Definition, accounts: tables.Definition) -> dict[str, Any]:
+    """What is there before the first change, and what will be added."""
+    return {
+        "definitions": {LEDGER: ledger.plain_sql, ACCOUNTS: accounts.plain_sql},
+        "columns": list(ledger.columns),
+        "indexes": {it.name: it.definition for it in ledger.indexes.values()},
+        "added_to_accounts": list(missing_in_accounts(accounts)),
+        "tables_before": [name for name in tables.own_tables() if tables.has_table(connection, name)],
+        "barrier": tables.highest_id(connection),
+    }
+
+
+def _create(connection: Connection, name: str) -> None:
+    """Make one of our tables, or what is left of it: the server commits each statement by itself."""
+    found = tables.read(connection, name)
+    table, *indexes = tables.create_own(name)
+    if found is None:
+        connection.execute(text(table))
+    there = set() if found is None else set(found.indexes)
+    for statement in indexes:
+        if statement.split(" ON ")[0].split()[-1].strip("`") not in there:
+            connection.execute(text(statement))
+
+
+def stamp(connection: Connection) -> None:
+    """Tell alembic that the database is at this release's revision."""
+    MigrationContext.configure(connection).stamp(
+        ScriptDirectory.from_config(migrations.alembic_config()), migrations.head_revision()
+    )

@@ -1,0 +1,297 @@
+"""inspect: what the legacy table looks like, how it differs from the guide, and which rows would be in the way.
+
+Only reads. Rows are walked by the primary key in chunks; what has to see all rows of a session at once (keys that
+collide, rewards without a charge) is asked in parts by a hash of `business_id`, each part a statement of seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, text
+
+from migrations.legacy import tables
+from migrations.legacy.session import Tell, each_by_itself
+from migrations.legacy.tables import (
+    ACCOUNT_COLUMNS,
+    ACCOUNT_COLUMNS_ADDED,
+    ACCOUNTS,
+    KEY,
+    LEDGER,
+    LEDGER_COLUMNS,
+    SESSION,
+    Definition,
+)
+
+CHUNK_ROWS: Final = 20_000
+PART_ROWS: Final = 500_000
+SAMPLES: Final = 5
+OWN_INDEXES: Final = (tables.KEY_INDEX, tables.SESSION_INDEX)
+
+# ASCII is as long in UTF-8 as it has characters.
+IS_ASCII: Final = "LENGTH(CONVERT(business_id USING utf8mb4)) = CHAR_LENGTH(business_id)"
+# What can be a session's id in a column of 100 ASCII characters.
+IS_USABLE: Final = f"(business_id IS NOT NULL AND business_id <> '' AND CHAR_LENGTH(business_id) <= 100 AND {IS_ASCII})"
+OWN_SESSION: Final = (
+    "give these rows one, or run `tombola legacy backfill --own-session`: each gets a session of its own, tx_{id}"
+)
+
+
+@dataclass(slots=True)
+class Finding:
+    """One thing that somebody should know before the migration. A blocking one keeps `expand` from beginning."""
+
+    name: str
+    what: str
+    cure: str
+    count: int = 0
+    samples: list[Any] = field(default_factory=list)
+    is_blocking: bool = False
+
+    def add(self, sample: Any, count: int = 1) -> None:
+        self.count += count
+        if len(self.samples) < SAMPLES:
+            self.samples.append(sample)
+
+
+@dataclass(slots=True)
+class Inspection:
+    """The report."""
+
+    server: str
+    table: dict[str, Any]
+    columns: list[dict[str, Any]]
+    indexes: list[str]
+    differences: list[str]
+    account_columns_beside_ours: list[str]
+    findings: list[Finding]
+    rows: int = 0
+
+    @property
+    def can_begin(self) -> bool:
+        return not any(finding.is_blocking for finding in self.findings)
+
+
+def inspect(engine: Engine, *, tell: Tell, with_rows: bool = True) -> Inspection:
+    """Look at the definitions, and at every row unless told otherwise."""
+    with each_by_itself(engine) as connection:
+        ledger, accounts = tables.ledger(connection), tables.accounts(connection)
+        found = Inspection(
+            server=str(connection.execute(text("SELECT VERSION()")).scalar_one()),
+            table={
+                "engine": ledger.engine,
+                "collation": ledger.collation,
+                "rows_estimated": ledger.rows,
+                "size_bytes": ledger.size_bytes,
+                "triggers": list(ledger.triggers),
+            },
+            columns=[
+                {"name": it.name, "type": it.type, "null": it.is_nullable, "collation": it.collation}
+                for it in ledger.columns.values()
+            ],
+            indexes=[it.definition for it in ledger.indexes.values()],
+            differences=list(_differences(ledger)),
+            account_columns_beside_ours=[
+                name for name in accounts.columns if name not in (*ACCOUNT_COLUMNS, *ACCOUNT_COLUMNS_ADDED)
+            ],
+            findings=obstacles(ledger, accounts),
+        )
+        if with_rows and found.can_begin:
+            found.rows, seen = _walk(connection, tell)
+            found.findings += seen
+            found.findings += _sessions(connection, found.rows, tell)
+    return found
+
+
+# ---- definitions -----------------------------------------------------------------------------------------------------
+
+
+def obstacles(ledger: Definition, accounts: Definition) -> list[Finding]:
+    """What the definitions alone say."""
+    return [*_of_ledger(ledger), *_of_accounts(accounts)]
+
+
+def _of_ledger(ledger: Definition) -> Iterator[Finding]:
+    if ledger.engine != "InnoDB":
+        yield _blocking("engine", f"{LEDGER} is on {ledger.engine}", "it needs transactions: convert it to InnoDB")
+    primary = ledger.indexes.get("PRIMARY")
+    if primary is None or primary.columns != (tables.quoted("transaction_id"),):
+        yield _blocking("primary key", "transaction_id is not the primary key", "every step goes by it")
+    missing = [name for name in LEDGER_COLUMNS if name not in ledger.columns]
+    if missing:
+        yield _blocking("columns", f"{LEDGER} lacks {', '.join(missing)}", "add them, nullable: workers write them")
+    for column in ledger.columns.values():
+        if column.name not in (*LEDGER_COLUMNS, KEY, SESSION) and column.is_needed_on_insert:
+            yield _blocking("columns", f"{LEDGER}.{column.name} has no default", "give it one: workers do not know it")
+        if column.name in ("delta_amount", "balance_before", "balance_after"):
+            yield from _of_amount(LEDGER, column)
+        if column.kind == "enum" and column.name == "business_type":
+            lacking = [name for name in ("lottery_consume", "lottery_reward") if f"'{name}'" not in column.type]
+            if lacking:
+                yield _blocking("columns", f"business_type has no {', '.join(lacking)}", "add what workers write")
+    if ledger.triggers:
+        yield Finding(
+            "triggers",
+            f"{LEDGER} has triggers: {', '.join(ledger.triggers)}",
+            "make sure that they leave rows alone whose two new columns are updated",
+            len(ledger.triggers),
+        )
+    if name := tables.unique_on_business_id_alone(ledger):
+        yield Finding(
+            "unique business_id",
+            f"{name} covers business_id alone: a draw's second row cannot hold the session's id",
+            "new workers do not start before it is dropped: `tombola legacy contract --drop-business-unique`",
+            1,
+            [name],
+        )
+
+
+def _of_accounts(accounts: Definition) -> Iterator[Finding]:
+    missing = [name for name in ACCOUNT_COLUMNS if name not in accounts.columns]
+    if missing:
+        yield _blocking("accounts", f"{ACCOUNTS} lacks {', '.join(missing)}", "it is what draws are charged to")
+    elif accounts.indexes.get("PRIMARY", None) is None or accounts.indexes["PRIMARY"].columns != ("`id`",):
+        yield _blocking("accounts", f"id is not the primary key of {ACCOUNTS}", "its row is what draws lock")
+    if accounts.engine != "InnoDB":
+        yield _blocking("engine", f"{ACCOUNTS} is on {accounts.engine}", "it needs row locks: convert it to InnoDB")
+    if "balance" in accounts.columns:
+        yield from _of_amount(ACCOUNTS, accounts.columns["balance"])
+    needed = [
+        it.name
+        for it in accounts.columns.values()
+        if it.is_needed_on_insert and it.name not in (*ACCOUNT_COLUMNS, *ACCOUNT_COLUMNS_ADDED)
+    ]
+    if needed:
+        yield Finding(
+            "accounts",
+            f"{ACCOUNTS} wants {', '.join(needed)} of every new account",
+            "old code goes on opening accounts; `tombola account open` cannot",
+            len(needed),
+            needed,
+        )
+
+
+def _of_amount(table: str, column: tables.Column) -> Iterator[Finding]:
+    if column.kind != "decimal" or (column.scale or 0) < 2:
+        yield _blocking(
+            "amounts", f"{table}.{column.name} is {column.type}", "it must be DECIMAL with two places, as DECIMAL(10,2)"
+        )
+
+
+def _blocking(name: str, what: str, cure: str) -> Finding:
+    return Finding(name, what, cure, 1, is_blocking=True)
+
+
+def _differences(ledger: Definition) -> Iterator[str]:
+    """What the guide's table has otherwise."""
+    for name in (KEY, SESSION):
+        if name not in ledger.columns:
+            yield f"no column {name}: expand adds it"
+    for name in (*OWN_INDEXES, tables.ACCOUNT_INDEX):
+        if name not in ledger.indexes:
+            yield f"no index {name}"
+    for name in ledger.columns.keys() - {*LEDGER_COLUMNS, KEY, SESSION}:
+        yield f"a column of its own: {name}, left as it is"
+    business_id = ledger.columns.get("business_id")
+    if business_id is not None and business_id.is_nullable:
+        yield "business_id may be null"
+    if business_id is not None and business_id.collation not in (None, "ascii_bin"):
+        yield f"business_id compares by {business_id.collation}, keys compare byte by byte"
+    if "DEFAULT current_timestamp" in ledger.sql or "ON UPDATE" in ledger.sql.upper():
+        yield "columns that the server sets by itself: the backfill leaves them as they are"
+    if not ledger.foreign_keys:
+        yield "no foreign key to the accounts: contract adds one if every row has its account"
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _walk(connection: Connection, tell: Tell) -> tuple[int, list[Finding]]:
+    """Every row once, in the order of the primary key."""
+    null = Finding("business_id null", "rows without a business_id", OWN_SESSION)
+    empty = Finding("business_id empty", "rows whose business_id is empty or blank", OWN_SESSION)
+    long = Finding("business_id too long", "rows whose business_id is longer than 100 characters", OWN_SESSION)
+    foreign = Finding("business_id not ascii", "rows whose business_id is not ASCII", OWN_SESSION)
+    orphans = Finding(
+        "no account", "rows whose account does not exist", "they are left as they are; no foreign key is added"
+    )
+    sums = Finding("sum", "rows whose balance_after is not balance_before + delta_amount", "they are left as they are")
+    gaps = Finding(
+        "chain", "rows that do not begin where the account's row before ended", "they are left as they are: look why"
+    )
+    accounts = {
+        int(it)
+        for it in connection.execute(text(f"SELECT id FROM {ACCOUNTS}").execution_options(yield_per=5000)).scalars()
+    }
+    last: dict[int, Decimal] = {}
+    rows, last_id, highest = 0, 0, tables.highest_id(connection)
+    while True:
+        chunk = connection.execute(
+            text(
+                "SELECT transaction_id, account_id, delta_amount, balance_before, balance_after, "
+                "CASE WHEN business_id IS NULL THEN 1 WHEN business_id = '' THEN 2 "
+                f"WHEN CHAR_LENGTH(business_id) > 100 THEN 3 WHEN NOT {IS_ASCII} THEN 4 ELSE 0 END FROM {LEDGER} "
+                "WHERE transaction_id > :last AND transaction_id <= :highest ORDER BY transaction_id LIMIT :size"
+            ),
+            {"last": last_id, "highest": highest, "size": CHUNK_ROWS},
+        ).all()
+        for transaction_id, account_id, delta, before, after, trouble in chunk:
+            if trouble:
+                (null, empty, long, foreign)[trouble - 1].add(transaction_id)
+            if account_id not in accounts:
+                orphans.add(transaction_id)
+            if before + delta != after:
+                sums.add(transaction_id)
+            if last.get(account_id, before) != before:
+                gaps.add(transaction_id)
+            last[account_id] = after
+        rows += len(chunk)
+        if len(chunk) < CHUNK_ROWS:
+            break
+        last_id = chunk[-1][0]
+        tell("rows", last_id, highest)
+    tell("rows", highest, highest)
+    return rows, [it for it in (null, empty, long, foreign, orphans, sums, gaps) if it.count]
+
+
+def _sessions(connection: Connection, rows: int, tell: Tell) -> list[Finding]:
+    """What only all rows of a business_id together can tell."""
+    colliding = Finding(
+        "collision",
+        "business_ids that differ only in case or trailing blanks: old code held them for one, keys compare bytes",
+        "each becomes a session of its own; look whether they belong together",
+    )
+    alone = Finding(
+        "reward alone", "sessions with a reward and no charge", "they stay as they are: verify lists them, too"
+    )
+    twice = Finding(
+        "charged twice",
+        "business_ids with more than one lottery_consume",
+        "old code charged these more than once: look",
+    )
+    parts = max(1, rows // PART_ROWS)
+    folded = "LOWER(TRIM(TRAILING ' ' FROM CONVERT(business_id USING utf8mb4)))"
+    for part in range(parts):
+        found = connection.execute(
+            text(
+                f"SELECT MIN(business_id), COUNT(DISTINCT CAST(business_id AS BINARY)), "
+                f"MAX(charges), MAX(rewards > 0 AND charges = 0) FROM (SELECT business_id, {folded} AS folded, "
+                f"SUM(business_type = 'lottery_consume') AS charges, SUM(business_type = 'lottery_reward') AS rewards "
+                f"FROM {LEDGER} WHERE business_id IS NOT NULL AND CRC32({folded}) % {parts} = {part} "
+                f"GROUP BY CAST(business_id AS BINARY), business_id, {folded}) AS exact GROUP BY folded "
+                f"HAVING COUNT(DISTINCT CAST(business_id AS BINARY)) > 1 OR MAX(charges) > 1 "
+                "OR MAX(rewards > 0 AND charges = 0)"
+            )
+        )
+        for business_id, spellings, charges, has_reward_alone in found:
+            if spellings > 1:
+                colliding.add(business_id)
+            if charges > 1:
+                twice.add(business_id)
+            if has_reward_alone:
+                alone.add(business_id)
+        tell("sessions", part + 1, parts)
+    return [it for it in (colliding, alone, twice) if it.count]

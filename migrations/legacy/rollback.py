@@ -1,0 +1,182 @@
+"""rollback: from every step to the definition before, online, and no row is lost.
+
+What new code has written stands in the way, as its keys have no place in the old definition. With `keep_new_rows` the
+rows stay in the ledger, where old code reads them by `business_id`, and their keys in `legacy_migration_keys`, from
+where a later backfill takes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from migrations.legacy import tables
+from migrations.legacy.session import Say, alter, code_of, each_by_itself, turn
+from migrations.legacy.tables import (
+    ACCOUNT_INDEX,
+    ACCOUNTS,
+    FOREIGN_KEY,
+    KEY,
+    KEY_INDEX,
+    LEDGER,
+    SESSION,
+    SESSION_INDEX,
+    Definition,
+)
+from migrations.legacy.verify import definitions_changed
+from producers.errors import ConfigurationError
+
+DUPLICATE: Final = 1062
+# A row of new code has its session in business_id, too.
+KEEP_KEYS: Final = (
+    f"INSERT IGNORE INTO legacy_migration_keys SELECT transaction_id, {KEY}, business_id FROM {LEDGER} "
+    f"WHERE {KEY} <> CONCAT('tx_', transaction_id)"
+)
+
+
+def drop_column(table: str, name: str) -> list[str]:
+    """ALTERs that drop a column: at once where the server can, otherwise beside the writers."""
+    return [
+        f"ALTER TABLE {table} DROP COLUMN {tables.quoted(name)}, {how}"
+        for how in ("ALGORITHM=INSTANT", "ALGORITHM=INPLACE, LOCK=NONE")
+    ]
+
+
+def _add_back(ledger: Definition, details: dict[str, Any]) -> list[str]:
+    """The old indexes that are gone."""
+    return [how for name, how in details["indexes"].items() if name not in ledger.indexes]
+
+
+def _drop_indexes(ledger: Definition, details: dict[str, Any], *, of: str) -> list[str]:
+    """Our indexes: the one on column `of`, or the others."""
+    names = [SESSION_INDEX] if of == SESSION else [KEY_INDEX, ACCOUNT_INDEX]
+    ours = [name for name in names if name in ledger.indexes and name not in details["indexes"]]
+    return [f"DROP INDEX {tables.quoted(name)}" for name in ours]
+
+
+def _is_our_foreign_key_there(ledger: Definition, details: dict[str, Any]) -> bool:
+    return FOREIGN_KEY in ledger.foreign_keys and FOREIGN_KEY not in details["definitions"][LEDGER]
+
+
+def statements(engine: Engine) -> list[str]:
+    """What is left of this step, for somebody who runs it by hand."""
+    with each_by_itself(engine) as connection:
+        details, ledger = tables.recorded(connection).details, tables.ledger(connection)
+        found = ["DROP TABLE IF EXISTS alembic_version"]
+        found += [f"ALTER TABLE {LEDGER} ADD {it}, ALGORITHM=INPLACE, LOCK=NONE" for it in _add_back(ledger, details)]
+        if _is_our_foreign_key_there(ledger, details):
+            found.append(f"ALTER TABLE {LEDGER} DROP FOREIGN KEY {FOREIGN_KEY}, ALGORITHM=INPLACE, LOCK=NONE")
+        for column in (SESSION, KEY):
+            if column == KEY and KEY in ledger.columns:
+                found.append(KEEP_KEYS)
+            if drops := _drop_indexes(ledger, details, of=column):
+                found.append(f"ALTER TABLE {LEDGER} {', '.join(drops)}, ALGORITHM=INPLACE, LOCK=NONE")
+            if column in ledger.columns:
+                found.append(drop_column(LEDGER, column)[0])
+        there = tables.accounts(connection).columns
+        found += [drop_column(ACCOUNTS, name)[0] for name in details["added_to_accounts"] if name in there]
+        return found
+
+
+def rollback(engine: Engine, *, keep_new_rows: bool, say: Say) -> None:
+    """Do what is left of this step. Raises ConfigurationError when new code has written, and nobody said what then."""
+    with turn(engine, say) as connection:
+        expanded = tables.recorded(connection)
+        if expanded.status == tables.ROLLED_BACK:
+            say("nothing to do: it was rolled back")
+            return
+        details = expanded.details
+        if not keep_new_rows:
+            _refuse_to_lose(connection, details)
+        tables.begin(connection, "rollback", {})
+        # Workers that start from here on are told that the database is not migrated.
+        alter(connection, ["DROP TABLE IF EXISTS alembic_version"], say)
+        kept_out = _put_indexes_back(connection, details, keep_new_rows, say)
+        _take_columns_away(connection, details, keep_new_rows, say)
+        for name in details["added_to_accounts"]:
+            if name in tables.accounts(connection).columns:
+                alter(connection, drop_column(ACCOUNTS, name), say)
+        kept = [name for name in reversed(tables.own_tables()) if not _drop_own(connection, name, details, say)]
+        changed = [] if kept_out else definitions_changed(connection, details)
+        tables.end_all(connection)
+    if kept:
+        say(f"left as they are, as they hold rows: {', '.join(sorted(kept))}")
+    if changed:
+        raise ConfigurationError("; ".join(changed) + ": somebody else has changed it since expand")
+    say("rolled back: the definitions are those before. `tombola legacy verify` compares the rows")
+
+
+def _refuse_to_lose(connection: Connection, details: dict[str, Any]) -> None:
+    holding = [
+        name
+        for name in tables.own_tables()
+        if name not in details["tables_before"] and tables.has_table(connection, name) and _has_rows(connection, name)
+    ]
+    new_rows = _new_rows(connection, tables.ledger(connection))
+    if new_rows or holding:
+        what = [f"{new_rows:,} rows of the ledger"] if new_rows else []
+        raise ConfigurationError(
+            f"new code has written: {', '.join(what + holding)}. Stop it, then `tombola legacy rollback "
+            "--keep-new-rows`: the rows stay, and so do their keys, aside"
+        )
+
+
+def _new_rows(connection: Connection, ledger: Definition) -> int:
+    if KEY not in ledger.columns:
+        return 0
+    return int(
+        connection.execute(
+            text(f"SELECT COUNT(*) FROM {LEDGER} WHERE {KEY} <> CONCAT('tx_', transaction_id)")
+        ).scalar_one()
+    )
+
+
+def _put_indexes_back(connection: Connection, details: dict[str, Any], keep_new_rows: bool, say: Say) -> bool:
+    """The old unique index, if it was dropped; whether it had to be left out."""
+    left_out = False
+    for index in _add_back(tables.ledger(connection), details):
+        try:
+            alter(connection, [f"ALTER TABLE {LEDGER} ADD {index}, ALGORITHM=INPLACE, LOCK=NONE"], say)
+        except DBAPIError as error:
+            if code_of(error) != DUPLICATE or not keep_new_rows:
+                raise
+            say(f"left out, as rows of new code do not fit it: {index}")
+            left_out = True
+    return left_out
+
+
+def _take_columns_away(connection: Connection, details: dict[str, Any], keep_new_rows: bool, say: Say) -> None:
+    if _is_our_foreign_key_there(tables.ledger(connection), details):
+        alter(connection, [f"ALTER TABLE {LEDGER} DROP FOREIGN KEY {FOREIGN_KEY}, ALGORITHM=INPLACE, LOCK=NONE"], say)
+    # The session first: from then on new code cannot write, and what has a key of its own is settled.
+    _drop(connection, SESSION, _drop_indexes(tables.ledger(connection), details, of=SESSION), say)
+    if KEY in tables.ledger(connection).columns:
+        if _new_rows(connection, tables.ledger(connection)) and not keep_new_rows:
+            raise ConfigurationError(
+                "new code has written meanwhile: stop it, then `tombola legacy rollback --keep-new-rows` does the rest"
+            )
+        connection.execute(text(KEEP_KEYS))
+    _drop(connection, KEY, _drop_indexes(tables.ledger(connection), details, of=KEY), say)
+
+
+def _drop(connection: Connection, column: str, indexes: list[str], say: Say) -> None:
+    if indexes:
+        alter(connection, [f"ALTER TABLE {LEDGER} {', '.join(indexes)}, ALGORITHM=INPLACE, LOCK=NONE"], say)
+    if column in tables.ledger(connection).columns:
+        alter(connection, drop_column(LEDGER, column), say)
+
+
+def _drop_own(connection: Connection, name: str, details: dict[str, Any], say: Say) -> bool:
+    """Drop one of our tables if it is empty; whether it is gone, or was never ours to drop."""
+    if name in details["tables_before"] or not tables.has_table(connection, name):
+        return True
+    if _has_rows(connection, name):
+        return False
+    alter(connection, [f"DROP TABLE {tables.quoted(name)}"], say)
+    return True
+
+
+def _has_rows(connection: Connection, name: str) -> bool:
+    return connection.execute(text(f"SELECT 1 FROM {tables.quoted(name)} LIMIT 1")).first() is not None

@@ -1,0 +1,118 @@
+"""How the steps talk to the server: connections with rules of their own, and ALTERs that nobody waits long for."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import DBAPIError
+
+from producers.database import open_engine
+from producers.errors import ConfigurationError, ServiceUnavailable
+
+Say = Callable[[str], None]
+Tell = Callable[[str, int, int], None]  # what is under way, how much of it is done, how much there is
+
+# An ALTER that waits for a table's users makes everybody after them wait, too: a second, the least that a server knows.
+TABLE_LOCK_WAIT_S: Final = 1
+ROW_LOCK_WAIT_S: Final = 1
+ALTER_TRIES_MAX: Final = 60
+LONG_TRANSACTION_S: Final = 1  # an ALTER waits for these before it asks for the table, so that writers do not
+TURN_WAIT_S: Final = 3600
+_IS_BUSY: Final = (1205, 1213)
+_CANNOT: Final = (1845, 1846)  # this algorithm does not do that
+
+
+def open_session(url: str) -> Engine:
+    """An engine for the steps: statements may take as long as a large table needs, locks may not."""
+    if not url.startswith(("mysql", "mariadb")):
+        raise ConfigurationError("the legacy table is on MySQL or MariaDB: TOMBOLA_DATABASE_URL names something else")
+    engine = open_engine(url, lock_wait_s=ROW_LOCK_WAIT_S)
+
+    @event.listens_for(engine, "do_connect")
+    def without_read_timeout(_dialect: Any, _record: Any, _args: Any, keywords: dict[str, Any]) -> None:
+        keywords["read_timeout"] = None
+        keywords["init_command"] += f", lock_wait_timeout={TABLE_LOCK_WAIT_S}"
+
+    return engine
+
+
+def code_of(error: DBAPIError) -> int | None:
+    """The server's number for an error."""
+    return error.orig.args[0] if error.orig is not None and error.orig.args else None
+
+
+@contextmanager
+def each_by_itself(engine: Engine) -> Iterator[Connection]:
+    """A connection whose statements commit themselves."""
+    with engine.connect() as plain:
+        yield plain.execution_options(isolation_level="AUTOCOMMIT")
+
+
+@contextmanager
+def turn(engine: Engine, say: Say) -> Iterator[Connection]:
+    """The only one that changes definitions, alembic included, until the end.
+
+    A step that was killed leaves its statement running in the server: the lock is that session's until it is done.
+    """
+    with each_by_itself(engine) as connection:
+        name = "CONCAT('tombola_', SHA1(DATABASE()))"  # migrations/env.py takes the same one
+        if connection.execute(text(f"SELECT GET_LOCK({name}, 0)")).scalar() != 1:
+            say("another run, or a statement that one left behind, is at it: waiting for its end")
+            if connection.execute(text(f"SELECT GET_LOCK({name}, {TURN_WAIT_S})")).scalar() != 1:
+                raise ServiceUnavailable(f"another upgrade of this database has been at it for {TURN_WAIT_S} s")
+        try:
+            yield connection
+        finally:
+            with suppress(DBAPIError):
+                connection.execute(text(f"SELECT RELEASE_LOCK({name})"))
+
+
+def alter(connection: Connection, variants: Sequence[str], say: Say) -> None:
+    """Run the first of `variants` that the server can do, patiently: no writer queues behind it for much over 1 s.
+
+    Raises ServiceUnavailable when the table was never free, DBAPIError when the server objects to the change itself.
+    """
+    for number, statement in enumerate(variants):
+        try:
+            return _alter(connection, statement, say)
+        except DBAPIError as error:
+            if code_of(error) not in _CANNOT or number == len(variants) - 1:
+                raise
+    return None
+
+
+def _alter(connection: Connection, statement: str, say: Say) -> None:
+    for attempt in range(1, ALTER_TRIES_MAX + 1):
+        _wait_for_long_transactions(connection, say)
+        try:
+            connection.execute(text(statement))
+            return
+        except DBAPIError as error:
+            if code_of(error) not in _IS_BUSY:
+                raise
+        say(f"the table is in use, trying again ({attempt} of {ALTER_TRIES_MAX}): {statement:.60}…")
+        time.sleep(random.uniform(0.2, 1.0))
+    raise ServiceUnavailable(f"the table was in use {ALTER_TRIES_MAX} times in a row; nothing has changed: {statement}")
+
+
+def _wait_for_long_transactions(connection: Connection, say: Say, *, patience_s: float = 60) -> None:
+    old = text(
+        "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE TIMESTAMPDIFF(SECOND, trx_started, "
+        f"CONVERT_TZ(UTC_TIMESTAMP(), '+00:00', 'SYSTEM')) > {LONG_TRANSACTION_S}"
+    )
+    deadline, has_said = time.monotonic() + patience_s, False
+    while time.monotonic() < deadline:
+        try:
+            if not connection.execute(old).scalar():
+                return
+        except DBAPIError:
+            return  # without PROCESS nobody may look: the lock's own time-out is there still
+        if not has_said:
+            say("waiting for a long transaction to end, so that writers do not wait for it with us")
+            has_said = True
+        time.sleep(0.2)

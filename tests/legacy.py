@@ -1,0 +1,255 @@
+"""The owner's old table and the old code that writes it, for the migration's tests and its benchmark.
+
+legacy.create(engine)
+legacy.fill(engine, 50_000)
+with legacy.writers(url, 4) as old:  # threads that charge and reward, as the owner's service does
+    ...
+old.waits_s  # how long each draw took
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pymysql
+from sqlalchemy import Engine, text
+from sqlalchemy.engine import make_url
+
+from migrations.legacy import backfill, contract, expand, rollback, verify
+from migrations.legacy.session import open_session
+
+PROJECT = Path(__file__).parents[1]
+
+ACCOUNTS = 200
+BALANCE = 1_000_000
+
+LEDGER = """
+CREATE TABLE asset_transactions (
+  transaction_id {id} NOT NULL AUTO_INCREMENT,
+  account_id {id} NOT NULL,
+  business_id varchar({length}) {null},
+  business_type varchar(50) NOT NULL,
+  asset_code varchar(50) NOT NULL,
+  delta_amount decimal(10,2) NOT NULL,
+  balance_before decimal(10,2) NOT NULL,
+  balance_after decimal(10,2) NOT NULL,
+  notes text,
+  created_at datetime NOT NULL,
+  updated_at datetime NOT NULL {on_update},
+  PRIMARY KEY (transaction_id),
+  {unique}
+  KEY idx_account_created (account_id, created_at)
+) ENGINE=InnoDB DEFAULT CHARSET={charset} COLLATE={collation}
+"""
+ACCOUNT_TABLE = """
+CREATE TABLE account_asset_balances (
+  id {id} NOT NULL AUTO_INCREMENT,
+  user_id {id} NOT NULL,
+  asset_code varchar(50) NOT NULL,
+  balance decimal(10,2) NOT NULL DEFAULT 0.00,
+  frozen_amount decimal(10,2) NOT NULL DEFAULT 0.00,
+  level enum('gold','silver') DEFAULT 'silver',
+  version int NOT NULL DEFAULT 0,
+  created_at datetime NOT NULL,
+  {updated_at}
+  PRIMARY KEY (id),
+  UNIQUE KEY uk_user (user_id, asset_code)
+) ENGINE=InnoDB DEFAULT CHARSET={charset} COLLATE={collation}
+"""
+BOTH = "UNIQUE KEY uk_business_idempotency (business_id, business_type),"
+ALONE = "UNIQUE KEY uk_business_idempotency (business_id),"
+WITHOUT = ""
+
+
+def create(
+    engine: Engine,
+    *,
+    unique: str = BOTH,
+    collation: str = "utf8mb4_general_ci",
+    id_type: str = "bigint",
+    on_update: bool = True,
+    lacks_updated_at: bool = False,
+    nullable: bool = False,
+    length: int = 100,
+) -> None:
+    """Both tables as old code has them."""
+    shape = {
+        "id": id_type,
+        "unique": unique,
+        "charset": collation.partition("_")[0],
+        "collation": collation,
+        "on_update": "DEFAULT current_timestamp() ON UPDATE current_timestamp()" if on_update else "",
+        "updated_at": "" if lacks_updated_at else "updated_at datetime NOT NULL,",
+        "null": "NULL" if nullable else "NOT NULL",
+        "length": length,
+    }
+    with engine.begin() as connection:
+        connection.execute(text(ACCOUNT_TABLE.format(**shape)))
+        connection.execute(text(LEDGER.format(**shape)))
+        stamps = "created_at" if lacks_updated_at else "created_at, updated_at"
+        values = "'2024-01-01'" if lacks_updated_at else "'2024-01-01', '2024-01-01'"
+        connection.execute(
+            text(
+                f"INSERT INTO account_asset_balances (id, user_id, asset_code, balance, {stamps}) "
+                f"SELECT seq, seq, 'POINT', {BALANCE}, {values} FROM seq_1_to_{ACCOUNTS}"
+            )
+        )
+
+
+def fill(engine: Engine, rows: int, *, alone: bool = False) -> None:
+    """`rows` rows, each account's chain in order: of ten draws three win, or with `alone` each row is a draw."""
+    step = 100_000
+    kind = "'lottery_consume'" if alone else "IF(seq MOD 13 IN (3, 6, 9), 'lottery_reward', 'lottery_consume')"
+    # A reward stands right after its charge: same business_id, same account.
+    draw = "seq" if alone else "IF(seq MOD 13 IN (3, 6, 9), seq - 1, seq)"
+    with engine.connect() as connection:
+        for start in range(1, rows + 1, step):
+            connection.execute(
+                text(
+                    "INSERT INTO asset_transactions (account_id, business_id, business_type, asset_code, delta_amount, "
+                    "balance_before, balance_after, notes, created_at, updated_at) SELECT "
+                    f"1 + (({draw}) * 7) MOD {ACCOUNTS}, CONCAT('lottery_tx_', 1700000000000 + ({draw}) * 37, '_', "
+                    f"LPAD(LOWER(HEX((({draw}) * 7919) MOD 16777216)), 6, '0'), '_001'), {kind}, 'POINT', 0, "
+                    f"{BALANCE}, {BALANCE}, IF(seq MOD 2, NULL, 'alt'), '2024-01-01' + INTERVAL seq SECOND, "
+                    f"'2024-01-01' + INTERVAL seq SECOND FROM seq_{start}_to_{min(rows, start + step - 1)}"
+                )
+            )
+            connection.commit()
+
+
+@dataclass
+class Writers:
+    """Old code at work."""
+
+    waits_s: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    draws: int = 0
+
+
+def old_draw(connection: pymysql.Connection[Any], session_id: str, account_id: int, *, wins: bool) -> None:
+    """One draw by old code: lock the account, add its rows, move the balance."""
+    with connection.cursor() as cursor:
+        connection.begin()
+        cursor.execute("SELECT balance FROM account_asset_balances WHERE id = %s FOR UPDATE", (account_id,))
+        (balance,) = cursor.fetchone() or (None,)
+        assert balance is not None
+        for kind, delta in (("lottery_consume", -1), ("lottery_reward", 5))[: 1 + wins]:
+            cursor.execute(
+                "INSERT INTO asset_transactions (account_id, business_id, business_type, asset_code, delta_amount, "
+                "balance_before, balance_after, created_at, updated_at) "
+                "VALUES (%s, %s, %s, 'POINT', %s, %s, %s, UTC_TIMESTAMP(), UTC_TIMESTAMP())",
+                (account_id, session_id, kind, delta, balance, balance + delta),
+            )
+            balance += delta
+        cursor.execute("UPDATE account_asset_balances SET balance = %s WHERE id = %s", (balance, account_id))
+        connection.commit()
+
+
+def connect(url: str) -> pymysql.Connection[Any]:
+    parts = make_url(url)
+    return pymysql.connect(
+        host=parts.host or "127.0.0.1", port=parts.port or 3306, user=parts.username, password=parts.password or "",
+        database=parts.database, charset="utf8mb4",
+    )  # fmt: skip
+
+
+@contextmanager
+def writers(url: str, count: int, *, rate: float = 50.0, wins: bool = True) -> Iterator[Writers]:
+    """`count` threads that draw as old code does, each up to `rate` times a second."""
+    work, stopping = Writers(), threading.Event()
+
+    def run(number: int) -> None:
+        chance, connection = random.Random(number), connect(url)
+        try:
+            while not stopping.is_set():
+                begin = time.perf_counter()
+                session_id = f"old_{number}_{time.time_ns()}"
+                try:
+                    old_draw(connection, session_id, chance.randint(1, ACCOUNTS), wins=wins and chance.random() < 0.3)
+                    work.draws += 1
+                except pymysql.MySQLError as error:
+                    work.failures.append(str(error))
+                    with suppress(pymysql.MySQLError):
+                        connection.rollback()
+                took_s = time.perf_counter() - begin
+                work.waits_s.append(took_s)
+                stopping.wait(max(0.0, 1 / rate - took_s))
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield work
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(10)
+
+
+# ---- steps as processes, to be killed --------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """`python -m tests.legacy URL STEP`: says `ready` when it begins, so that it is killed at work."""
+    url, step = sys.argv[1:]
+    engine = open_session(url)
+    print("ready", flush=True)
+    run_step(engine, step)
+
+
+def run_step(engine: Engine, step: str) -> None:
+    """One step, to its end."""
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    def tell(*_progress: object) -> None:
+        pass
+
+    match step:
+        case "expand":
+            expand.expand(engine, say=say, tell=tell)
+        case "backfill":
+            backfill.backfill(engine, own_session=False, follow=False, say=say, tell=tell)
+        case "verify":
+            found = verify.verify(engine, tell=tell)
+            assert found.is_clean, found.problems
+        case "contract":
+            contract.contract(engine, drop_business_unique=True, quiet_s=0.2, say=say, tell=tell)
+        case "rollback":
+            rollback.rollback(engine, keep_new_rows=False, say=say)
+        case _:
+            raise AssertionError(step)
+
+
+def kill_and_resume(
+    url: str, step: str, *, kills: int, chance: random.Random, within_s: float, timeout_s: float = 120
+) -> list[str]:
+    """Run a step, killed -9 `kills` times at random moments, then to its end; what it said then."""
+    command = [sys.executable, "-m", "tests.legacy", url, step]
+    options: dict[str, Any] = {"cwd": PROJECT, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
+    for _ in range(kills):
+        with subprocess.Popen(command, **options, stderr=subprocess.STDOUT) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(chance.uniform(0, within_s))
+            process.kill()
+            process.wait()
+    done = subprocess.run(command, **options, stderr=subprocess.STDOUT, timeout=timeout_s)
+    assert done.returncode == 0, done.stdout
+    return str(done.stdout).splitlines()
+
+
+if __name__ == "__main__":
+    main()

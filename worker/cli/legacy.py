@@ -1,0 +1,278 @@
+"""`tombola legacy`: the owner's own table becomes ours, online, with proof and a way back (migrations/README.md)."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import Engine
+
+from migrations.legacy import backfill as backfilling
+from migrations.legacy import contract as contracting
+from migrations.legacy import expand as expanding
+from migrations.legacy import inspection
+from migrations.legacy import rollback as rolling
+from migrations.legacy import status as standing
+from migrations.legacy import verify as verifying
+from migrations.legacy.session import Tell, open_session
+from worker.cli.base import JsonOption, out, settings_with
+
+app = typer.Typer()
+group = typer.Typer(
+    help="Turn a legacy asset_transactions into ours while old code goes on writing.",
+    no_args_is_help=True,
+    epilog=(
+        "\b\nIn this order, each safe to run again:\n"
+        "  tombola legacy inspect\n"
+        "  tombola legacy expand\n"
+        "  tombola legacy backfill --follow\n"
+        "  tombola legacy verify\n"
+        "  tombola legacy contract --drop-business-unique\n"
+        "Back out at any time: tombola legacy rollback\n"
+    ),
+)
+app.add_typer(group, name="legacy")
+
+SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements that are left, and run none.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask: for scripts.")]
+OwnSessionOption = Annotated[
+    bool, typer.Option("--own-session", help="Rows whose business_id is no session's id get one of their own, tx_{id}.")
+]
+
+
+@contextmanager
+def _engine() -> Iterator[Engine]:
+    engine = open_session(settings_with("database_url").need("database_url"))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _progress() -> Iterator[Tell]:
+    """A bar for each thing under way, with its rate and the time left; nothing where nobody looks."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total, rate="")
+            speed = progress.tasks[bars[what]].speed
+            progress.update(bars[what], completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
+
+        yield tell
+
+
+def _say(line: str) -> None:
+    out.print(escape(line))
+
+
+def _print_sql(statements: list[str]) -> None:
+    for statement in statements:
+        typer.echo(statement if statement.startswith("--") else f"{statement};")
+
+
+# ---- look ------------------------------------------------------------------------------------------------------------
+
+
+@group.command("inspect")
+def inspect(
+    no_rows: Annotated[bool, typer.Option("--no-rows", help="Only the definitions: a moment.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at the legacy table: its shape, what differs, which rows would be in the way. Only reads."""
+    with _engine() as engine, _progress() as tell:
+        found = inspection.inspect(engine, tell=tell, with_rows=not no_rows)
+    if as_json:
+        typer.echo(msgspec.json.encode({"can_begin": found.can_begin, **msgspec.to_builtins(found)}).decode())
+    else:
+        _show(found)
+    raise typer.Exit(0 if found.can_begin else 1)
+
+
+def _show(found: inspection.Inspection) -> None:
+    table = found.table
+    out.print(
+        f"asset_transactions on {escape(found.server)}: {escape(table['engine'])}, {escape(table['collation'])}, "
+        f"some {found.rows or table['rows_estimated']:,} rows, {table['size_bytes'] / 2**20:,.0f} MiB"
+    )
+    for name, lines in (
+        ("columns", [f"{it['name']} {it['type']}{'' if it['null'] else ' not null'}" for it in found.columns]),
+        ("indexes", found.indexes),
+        ("what differs from the guide", found.differences),
+        ("in the accounts beside ours", found.account_columns_beside_ours),
+    ):
+        if lines:
+            out.print(f"\n[bold]{name}[/]")
+            for line in lines:
+                _say(f"  {line}")
+    if not found.findings:
+        out.print("\n[green]nothing is in the way[/]: next is `tombola legacy expand`")
+        return
+    out.print("\n[bold]in the way[/]")
+    shown = Table(box=None)
+    for name in ("", "count", "what", "such as", "what to do"):
+        shown.add_column(name, overflow="fold")
+    for it in found.findings:
+        mark = Text("must", style="bold red") if it.is_blocking else Text("look", style="yellow")
+        samples = ", ".join(map(str, it.samples))
+        shown.add_row(mark, f"{it.count:,}", Text(it.what), Text(samples), Text(it.cure))
+    out.print(shown)
+
+
+@group.command("status")
+def status(as_json: JsonOption = False) -> None:
+    """Say where the database stands, and what comes next."""
+    with _engine() as engine:
+        found = standing.status(engine)
+    if as_json:
+        typer.echo(msgspec.json.encode(found).decode())
+        return
+    table = Table(show_header=False, box=None)
+    rows: list[tuple[str, Any]] = [
+        ("stage", found.stage),
+        ("next", found.next or "nothing"),
+        ("revision", found.revision or "none"),
+        ("rows without a key", "not counted yet" if found.rows_without_key is None else f"{found.rows_without_key:,}"),
+        ("workers", found.workers),
+    ]
+    for step in found.steps:
+        rows.append((step["step"], f"{step['status']}, {step['started_at']} to {step['ended_at'] or 'now'}"))
+    for name, value in rows:
+        table.add_row(name, Text(str(value)))
+    out.print(table)
+
+
+@group.command("verify")
+def verify(as_json: JsonOption = False) -> None:
+    """Check keys and sessions, and every untouched column against its checksum from before."""
+    with _engine() as engine, _progress() as tell:
+        found = verifying.verify(engine, tell=tell)
+    if as_json:
+        typer.echo(msgspec.json.encode(found).decode())
+        raise typer.Exit(0 if found.is_clean else 1)
+    out.print(f"{found.rows:,} rows in {found.chunks:,} chunks compared with their checksums from before")
+    if found.rows_total:
+        out.print(
+            f"{found.rows_total:,} rows, {found.keys_distinct:,} distinct keys, {found.duplicates:,} duplicates, "
+            f"{found.rows_without_key:,} rows without a key yet"
+        )
+    if found.rewards_alone_old:
+        _say(f"rewards without a charge, from before: {', '.join(found.rewards_alone_old)} …")
+    for problem in found.problems[:20]:
+        out.print(f"[bold red]wrong:[/] {escape(problem)}")
+    if not found.is_clean:
+        out.print(f"{len(found.problems):,} problems")
+        raise typer.Exit(1)
+    out.print("[green]all as it was, and all keys in order[/]")
+
+
+# ---- change ----------------------------------------------------------------------------------------------------------
+
+
+@group.command("expand")
+def expand(sql: SqlOption = False) -> None:
+    """Add both columns, nullable, what else our code needs, and take the checksums. Old code goes on."""
+    with _engine() as engine:
+        if sql:
+            _print_sql(expanding.statements(engine))
+            return
+        with _progress() as tell:
+            expanding.expand(engine, say=_say, tell=tell)
+
+
+@group.command("backfill")
+def backfill(
+    own_session: OwnSessionOption = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what old code adds, until contract.")] = False,
+    sql: SqlOption = False,
+) -> None:
+    """Give every old row its key and its session, in small transactions that yield; build both indexes."""
+    with _engine() as engine:
+        if sql:
+            _print_sql(backfilling.statements(engine, own_session=own_session))
+            return
+        with _until_signalled() as stopping, _progress() as tell:
+            filled = backfilling.backfill(
+                engine, own_session=own_session, follow=follow, say=_say, tell=tell, stopping=stopping
+            )
+        out.print(f"{filled:,} rows got their keys")
+
+
+@group.command("contract")
+def contract(
+    drop_business_unique: Annotated[
+        bool, typer.Option("--drop-business-unique", help="Drop the old unique index on business_id as well.")
+    ] = False,
+    quiet_s: Annotated[
+        float, typer.Option(min=0.0, help="For how long no row of old code may come before it begins.")
+    ] = contracting.QUIET_S,
+    yes: YesOption = False,
+    sql: SqlOption = False,
+) -> None:
+    """Make both columns NOT NULL: from then on old code cannot write."""
+    with _engine() as engine:
+        if sql:
+            _print_sql(contracting.statements(engine, drop_business_unique=drop_business_unique))
+            return
+        _ask("From here on the ledger takes rows with keys only: inserts by old code fail. Go on?", yes)
+        with _progress() as tell:
+            contracting.contract(
+                engine, drop_business_unique=drop_business_unique, quiet_s=quiet_s, say=_say, tell=tell
+            )
+
+
+@group.command("rollback")
+def rollback(
+    keep_new_rows: Annotated[
+        bool, typer.Option("--keep-new-rows", help="Also where new code has written: its rows stay, keys aside.")
+    ] = False,
+    yes: YesOption = False,
+    sql: SqlOption = False,
+) -> None:
+    """Go back to the definition before, from whatever step."""
+    with _engine() as engine:
+        if sql:
+            _print_sql(rolling.statements(engine))
+            return
+        _ask("New workers must be stopped: from here on they cannot write. Go on?", yes)
+        rolling.rollback(engine, keep_new_rows=keep_new_rows, say=_say)
+
+
+def _ask(question: str, yes: bool) -> None:
+    if not yes:
+        typer.confirm(question, abort=True)
+
+
+@contextmanager
+def _until_signalled() -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM ends it after the chunk in hand; the next one at once."""
+    stopping = threading.Event()
+
+    def end(_number: int, _frame: object) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    before: dict[int, Callable[..., Any] | int | None] = {
+        number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
