@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from decimal import Decimal
@@ -569,3 +570,33 @@ def test_what_others_have_added_meanwhile_stays(engine: Engine) -> None:
         ledger = tables.ledger(connection)
     assert "idx_notes" in ledger.indexes
     assert "idempotency_key" not in ledger.columns
+
+
+def test_new_code_goes_on_while_the_table_is_rebuilt(url: str, engine: Engine) -> None:
+    legacy.create(engine)
+    legacy.fill(engine, ROWS)
+    run(engine, "expand", "backfill", "verify")
+    waits_s: list[float] = []
+    answers: list[batch.Answer] = []
+    stopping = threading.Event()
+    mine = open_engine(url)
+
+    def settle() -> None:
+        while not stopping.is_set():
+            begin = time.perf_counter()
+            draws = [DrawRequest(account_id=account_id) for account_id in range(1, 6)]
+            answers.extend(batch.settle(mine, draws, WHEELS, tries_max=3, is_legacy=True))
+            waits_s.append(time.perf_counter() - begin)
+
+    worker = threading.Thread(target=settle)
+    worker.start()
+    run(engine, "contract")
+    stopping.set()
+    worker.join()
+    mine.dispose()
+    assert len(waits_s) > 10
+    assert max(waits_s) < WAIT_S_MAX
+    assert all(isinstance(answer, batch.Settled) and not answer.is_repeat for answer in answers)
+    run(engine, "verify")
+    assert_chains(engine)
+    assert audit(engine, WHEELS).violations == []
