@@ -15,7 +15,7 @@ from typing import Final
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
 
-from migrations.legacy import backfill, contract, expand, rollback, tables, verify
+from migrations.legacy import backfill, contract, expand, tables, verify
 from migrations.legacy.session import each_by_itself, open_session
 from producers.errors import ConfigurationError
 from tests import legacy as old_code
@@ -130,7 +130,7 @@ def _migrate(url: str, engine: Engine, rows: int, say: Say) -> list[float]:
     found = verify.verify(engine, tell=_untold)
     if not found.is_clean or found.duplicates or found.rows_without_key:
         raise BenchmarkFailed(f"verify: {found}")
-    _timed("rollback", say, lambda: rollback.rollback(engine, keep_new_rows=False, say=say))
+    _timed("rollback", say, lambda: _killed(url, "rollback", chance, within_s))
     found = verify.verify(engine, tell=_untold)
     with each_by_itself(engine) as connection:
         is_as_before = tables.ledger(connection).plain_sql == before
