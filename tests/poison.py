@@ -22,8 +22,8 @@ from producers.broker import open_broker
 from producers.contract import BODY_BYTES_MAX, DrawRequest
 from producers.entry import Entry
 from producers.requests import Asked
+from worker.deliveries import BODY_KEPT_BYTES_MAX
 from worker.parking import (
-    BODY_KEPT_BYTES_MAX,
     FINGERPRINT_MISMATCH,
     INVALID,
     PARKED,

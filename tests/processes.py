@@ -24,12 +24,12 @@ import migrations
 from producers.broker import open_broker
 from producers.contract import DrawRequest
 from producers.database import open_engine
+from producers.draw import DEFAULT_CAMPAIGN, Wheel
 from producers.schema import api_idempotency_requests as requests
 from producers.settings import Settings
 from worker import ledger
 from worker.audit import audit
 from worker.batch import Wheels
-from worker.draw import DEFAULT_CAMPAIGN, Wheel
 from worker.schema import dead_letters
 
 PROJECT = Path(__file__).parents[1]

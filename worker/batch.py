@@ -40,11 +40,11 @@ from producers.database import (
     transaction,
     utc_now,
 )
+from producers.draw import Wheel
 from producers.ledger import CONSUME, REWARD, completed, rejected
 from producers.logs import about
 from producers.requests import Finished, Known
 from worker import ledger, metrics
-from worker.draw import Wheel
 from worker.ledger import CONSUME_TYPE, REWARD_TYPE, Entry
 
 log = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from producers import metrics, tracing
 from producers.broker import declare_group, open_amqp, open_redis
 from producers.contract import DrawRequest
 from producers.database import explain, open_engine
+from producers.draw import Wheel, wheels
 from producers.errors import ConfigurationError, DrawError, InvalidRequest, ServiceUnavailable
 from producers.logs import set_up_logging
 from producers.outbox import archive_once
@@ -32,7 +33,6 @@ from worker import batch
 from worker.batch import Deferred, Refused
 from worker.consumer import Consumer
 from worker.deliveries.streams import forget_consumers
-from worker.draw import Wheel, wheels
 from worker.ledger import holds_old_rows
 from worker.relay import open_relay
 

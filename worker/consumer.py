@@ -19,7 +19,7 @@ from typing import Final, Self, TypeVar
 
 from sqlalchemy import Engine
 
-from producers.contract import DrawRequest, parse_request
+from producers.contract import DrawRequest
 from producers.errors import ConfigurationError, InvalidRequest, ServiceUnavailable, UnknownVersion, Unparsable
 from producers.logs import about
 from producers.metrics import are_wanted
@@ -187,7 +187,7 @@ class Consumer:
         parkings: list[Parking] = []
         for delivery in fetched:
             try:
-                parsed.append((delivery, parse_request(delivery.body)))
+                parsed.append((delivery, delivery.request()))
             except InvalidRequest as error:
                 parkings.append(Parking(delivery, _cause_of(error), str(error), exception=error))
         answers = self._settle(
@@ -261,7 +261,7 @@ class Consumer:
         why = f"delivered {delivery.count} times and never settled"
         request = None
         with suppress(InvalidRequest):
-            request = parse_request(delivery.body)
+            request = delivery.request()
         untried = Parking(delivery, parking.TOO_MANY_DELIVERIES, why, request, is_tried=False)
         if not self._persist(lambda: parking.park(self.engine, [untried], worker=self._name))[0]:
             log.error(
@@ -319,7 +319,7 @@ def _given_up_by_broker(delivery: Delivery) -> Parking:
     """A message from RabbitMQ's own dead-letter queue: beyond its delivery limit, unless it says otherwise."""
     request = None
     with suppress(InvalidRequest):
-        request = parse_request(delivery.body)
+        request = delivery.request()
     why = str(delivery.headers.get("x-first-death-reason", "delivery_limit"))
     return Parking(delivery, parking.TOO_MANY_DELIVERIES, f"RabbitMQ gave it up: {why}", request)
 

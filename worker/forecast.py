@@ -16,10 +16,10 @@ from sqlalchemy import Connection, Engine, select
 
 from producers.contract import DrawRequest, parse_result
 from producers.database import Fault, explain, fault_of, transaction
+from producers.draw import blind_wheels
 from producers.errors import DrawError, InvalidRequest
 from worker.batch import Answer, Refused, Rehearsal, Settled, Wheels
 from worker.dead_letters import Selection, request_in
-from worker.draw import blind_wheels
 from worker.ledger import holds_old_rows
 from worker.parking import ROWS_MAX, normalised
 from worker.parking import SETTLED as IS_SETTLED

@@ -29,7 +29,7 @@ from producers.contract import DrawRequest
 from producers.database import Fault, explain, fault_of, utc_now
 from producers.errors import DrawError
 from producers.schema import api_idempotency_requests
-from worker.deliveries import Delivery
+from worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
 from worker.schema import dead_letters as table
 
 # A dead letter is parked until an operator replays or discards it; what is replayed settles, or is parked again.
@@ -54,7 +54,6 @@ CAUSES: Final = (
     FAILED_ALONE,
 )  # fmt: skip
 
-BODY_KEPT_BYTES_MAX: Final = 64 * 1024
 HEADERS_KEPT_LENGTH_MAX: Final = 8 * 1024
 ERROR_LENGTH_MAX: Final = 2000
 TRACEBACK_LENGTH_MAX: Final = 12 * 1024  # in four bytes each it still fits a TEXT
@@ -92,7 +91,7 @@ class Parking(NamedTuple):
     @property
     def sha256(self) -> str:
         """What the message is known by."""
-        return hashlib.sha256(self.delivery.body).hexdigest() if self.request is None else self.request.fingerprint()
+        return self.delivery.sha256 if self.request is None else self.request.fingerprint()
 
 
 def park(engine: Engine, parkings: Sequence[Parking], *, worker: str) -> list[bool]:
@@ -246,7 +245,7 @@ def _row(parking: Parking, worker: str, now: datetime) -> dict[str, Any]:
         **_why(parking, worker, now),
         "state": PARKED,
         "body": delivery.body[:BODY_KEPT_BYTES_MAX],
-        "body_bytes": len(delivery.body),
+        "body_bytes": delivery.body_bytes,
         "headers": _headers(delivery.headers),
         "request_key": key,
         "lottery_session_id": session,

@@ -21,12 +21,12 @@ from sqlalchemy.orm import Session
 from producers import keys
 from producers.contract import INSUFFICIENT_BALANCE, DrawRequest
 from producers.database import open_engine, utc_now
+from producers.draw import DEFAULT_CAMPAIGN, Wheel
 from producers.ledger import CONSUME, REWARD, completed
 from producers.schema import account_asset_balances as accounts
 from producers.schema import api_idempotency_requests as requests
 from producers.schema import asset_transactions as transactions
 from worker import ledger
-from worker.draw import DEFAULT_CAMPAIGN, Wheel
 from worker.ledger import CONSUME_TYPE, REWARD_TYPE, Entry
 
 TASK: Final = "baseline.draw"

@@ -31,11 +31,11 @@ import migrations
 from producers import DrawClient, DrawRequest, Settings
 from producers.broker import QUEUE, open_broker
 from producers.database import open_engine
+from producers.draw import DEFAULT_CAMPAIGN, Wheel
 from producers.schema import api_idempotency_requests as requests
 from tests import servers
 from tests.benchmarks import baseline
 from worker import audit
-from worker.draw import DEFAULT_CAMPAIGN, Wheel
 
 ROOT: Final = Path(__file__).parents[2]
 ACCOUNTS: Final = 10_000

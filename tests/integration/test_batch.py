@@ -26,13 +26,13 @@ import migrations
 from producers import requests
 from producers.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, parse_result
 from producers.database import fault_of, open_engine, transaction, utc_now
+from producers.draw import DEFAULT_CAMPAIGN, Campaign, Prize, Wheel
 from producers.errors import ConfigurationError, ServiceUnavailable
 from producers.ledger import get_lottery_session_transactions
 from producers.schema import account_asset_balances, api_idempotency_requests, asset_transactions
 from tests.books import Row, assert_books, table
 from worker import batch, ledger
 from worker.batch import Answer, Deferred, Refused, Settled
-from worker.draw import DEFAULT_CAMPAIGN, Campaign, Prize, Wheel
 from worker.ledger import AMOUNT_MAX, open_account, recharge
 
 SEED = bytes(range(32))

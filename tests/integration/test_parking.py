@@ -22,9 +22,8 @@ from tests.processes import wait_for as wait_until
 from worker import parking
 from worker.consumer import Consumer
 from worker.dead_letters import DeadLetter, Selection, some
-from worker.deliveries import Delivery
+from worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
 from worker.parking import (
-    BODY_KEPT_BYTES_MAX,
     FAILED_ALONE,
     HEADERS_KEPT_LENGTH_MAX,
     INVALID,

@@ -23,6 +23,7 @@ import migrations
 from producers import requests
 from producers.contract import DrawRequest
 from producers.database import open_engine, utc_now
+from producers.draw import wheels
 from producers.entry import Entry
 from producers.outbox import archive_once, time_out_once
 from producers.requests import (
@@ -42,7 +43,6 @@ from tests.books import Row, assert_books, table
 from worker import batch, ledger
 from worker.audit import audit
 from worker.batch import Answer, Refused, Settled
-from worker.draw import wheels
 from worker.ledger import open_account, recharge
 
 WHEELS = wheels(bytes(range(32)))

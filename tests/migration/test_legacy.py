@@ -28,13 +28,13 @@ from migrations.legacy import backfill, contract, expand, inspection, rollback, 
 from migrations.legacy.session import open_session
 from producers.contract import DrawRequest
 from producers.database import open_engine
+from producers.draw import DEFAULT_CAMPAIGN, Wheel
 from producers.errors import ConfigurationError
 from producers.ledger import get_lottery_session_transactions
 from tests import legacy
 from tests.processes import House, failed_start
 from worker import batch
 from worker.audit import audit
-from worker.draw import DEFAULT_CAMPAIGN, Wheel
 from worker.ledger import holds_old_rows, recharge
 
 ROWS = 50_000

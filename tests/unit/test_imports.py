@@ -48,8 +48,8 @@ def python(script: str) -> list[str]:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {path.name for path in PRODUCERS} >= {"keys.py", "contract.py", "requests.py"}
-    assert {path.name for path in WORKER} >= {"batch.py", "draw.py"}
+    assert {path.name for path in PRODUCERS} >= {"keys.py", "contract.py", "requests.py", "draw.py"}
+    assert {path.name for path in WORKER} >= {"batch.py", "consumer.py"}
     assert "sqlalchemy" in {name for _, name in imported(PROJECT / "producers" / "database.py")}
 
 
@@ -71,7 +71,7 @@ def test_a_web_process_loads_no_celery(module: str) -> None:
     assert BEHIND_THE_BROKER & set(loaded) <= {"billiard"}
 
 
-PURE = ["producers.keys", "producers.errors", "worker.draw"]
+PURE = ["producers.keys", "producers.errors", "producers.draw"]
 
 
 @pytest.mark.parametrize("module", PURE)

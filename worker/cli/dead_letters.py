@@ -24,6 +24,7 @@ from rich.text import Text
 from sqlalchemy import Connection, Engine
 
 from producers.broker import open_broker
+from producers.draw import wheels
 from producers.errors import InvalidRequest
 from producers.settings import Settings
 from worker import dead_letters as letters
@@ -31,7 +32,6 @@ from worker import replay as replays
 from worker.actions import shell_operator
 from worker.cli.base import JsonOption, engine_of, out, settings_with
 from worker.dead_letters import DeadLetter, Selection
-from worker.draw import wheels
 from worker.forecast import OUTCOMES, REFUSALS, Forecast, forecast
 from worker.parking import CAUSES, OPEN, STATES
 from worker.replay import Options, Replay, Replayer

@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from producers.client import DrawClient
 from producers.contract import CAMPAIGN_DEFAULT, DrawRequest, DrawResult
 from producers.database import open_engine
+from producers.draw import DEFAULT_CAMPAIGN, wheels
 from producers.errors import DrawError, InvalidRequest
 from producers.gateway.serve import serve
 from producers.ledger import get_lottery_session_transactions
@@ -26,7 +27,6 @@ from producers.schema import account_asset_balances as accounts
 from worker import audit as audits
 from worker import embedded, ledger, sample
 from worker.cli.base import JsonOption, amount_of, engine_of, out, settings_with, until_interrupted
-from worker.draw import DEFAULT_CAMPAIGN, wheels
 from worker.embedded import CONSOLE_USER, GATEWAY_PORT
 from worker.relay import open_relay
 

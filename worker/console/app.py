@@ -20,6 +20,7 @@ from starlette_admin.theme import DefaultTheme, TablerSettings
 
 from producers.broker import open_redis
 from producers.database import explain, open_engine
+from producers.draw import DEFAULT_CAMPAIGN, Wheel
 from producers.errors import DrawError
 from producers.settings import Settings
 from worker.console import shown
@@ -30,7 +31,6 @@ from worker.console.pages import Desk
 from worker.console.records import Actions, Stories, Users
 from worker.console.replaying import Replays as ReplayPages
 from worker.console.security import Guard, Login, Nonces, status_of
-from worker.draw import DEFAULT_CAMPAIGN, Wheel
 
 HERE: Final = Path(__file__).parent
 REDIS_TIMEOUT_S: Final = 1.0  # a page waits for it

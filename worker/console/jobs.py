@@ -21,10 +21,10 @@ from sqlalchemy import Engine
 
 from producers.broker import Broker, open_broker
 from producers.database import utc_now
+from producers.draw import Wheel
 from producers.errors import DrawError, ServiceUnavailable
 from producers.settings import Settings
 from worker.dead_letters import Selection
-from worker.draw import Wheel
 from worker.forecast import Forecast, forecast
 from worker.replay import Replayer
 

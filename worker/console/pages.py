@@ -18,12 +18,12 @@ from starlette_admin.routing import route
 from starlette_admin.views import CustomView
 
 from producers.database import explain
+from producers.draw import Wheel
 from producers.errors import InvalidRequest
 from producers.settings import Settings
 from worker.console.jobs import Forecasts, Replays
 from worker.console.security import must_act
 from worker.dead_letters import STATES, Selection
-from worker.draw import Wheel
 from worker.operators import Operator
 
 P = ParamSpec("P")

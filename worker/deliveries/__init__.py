@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
+from producers.contract import BODY_BYTES_MAX, DrawRequest, parse_request
+from producers.errors import InvalidRequest
+
 NO_HEADERS: Final[Mapping[str, Any]] = MappingProxyType({})
+BODY_KEPT_BYTES_MAX: Final = 64 * 1024  # of a body that is too large to be a draw: as much as a dead letter keeps
+HELD_BYTES_MAX: Final = 32 * 1024 * 1024  # bodies that one fetch takes in, before they are cut to BODY_KEPT_BYTES_MAX
+COUNT_MAX: Final = 2**31 - 1  # what the column of a dead letter holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +22,45 @@ class Delivery:
     """One message in hand. `count` says how often it has been delivered, this time included.
 
     `headers` is what came beside the body: a Stream entry's other fields, an AMQP message's application headers.
+    `body` is the beginning of a body that was larger than BODY_KEPT_BYTES_MAX; `body_bytes` and `sha256` are the whole
+    one's. `problem` says what is wrong with a message that cannot be a draw whatever its body says.
     """
 
     body: bytes
     tag: bytes | int
     count: int = 1
     headers: Mapping[str, Any] = field(default_factory=lambda: NO_HEADERS, hash=False)
+    whole: tuple[int, str] | None = None  # length and SHA-256 of the whole body, if `body` is only its beginning
+    problem: str = ""
+
+    @property
+    def body_bytes(self) -> int:
+        """The length of the whole body."""
+        return len(self.body) if self.whole is None else self.whole[0]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the whole body, 64 hex digits."""
+        return hashlib.sha256(self.body).hexdigest() if self.whole is None else self.whole[1]
+
+    def request(self) -> DrawRequest:
+        """The draw that it asks for; raises InvalidRequest with what is wrong."""
+        if self.problem:
+            raise InvalidRequest(self.problem)
+        if self.whole is not None:
+            raise InvalidRequest(f"a draw request has at most {BODY_BYTES_MAX:,} bytes, this one has {self.whole[0]:,}")
+        return parse_request(self.body)
+
+
+def received(
+    body: bytes, tag: bytes | int, count: int = 1, headers: Mapping[str, Any] = NO_HEADERS, *, problem: str = ""
+) -> Delivery:
+    """The delivery of a message as a broker hands it over: no larger and no more often than we can keep."""
+    whole = None
+    if len(body) > BODY_KEPT_BYTES_MAX:
+        whole = (len(body), hashlib.sha256(body).hexdigest())
+        body = body[:BODY_KEPT_BYTES_MAX]
+    return Delivery(body, tag, min(max(1, count), COUNT_MAX), headers, whole, problem)
 
 
 class Deliveries(Protocol):

@@ -15,7 +15,7 @@ import kombu
 
 from producers.broker import AMQP_ERRORS, DEAD_QUEUE, QUEUE, declare_queues, open_amqp
 from producers.errors import ServiceUnavailable
-from worker.deliveries import NO_HEADERS, Delivery
+from worker.deliveries import NO_HEADERS, Delivery, received
 
 
 class QueueDeliveries:
@@ -123,7 +123,7 @@ class QueueDeliveries:
 def _delivery(message: Any) -> Delivery:
     body = message.body
     headers = message.properties.get("application_headers") or NO_HEADERS
-    return Delivery(
+    return received(
         body if isinstance(body, bytes) else str(body).encode("utf-8", "surrogateescape"),
         message.delivery_tag,
         _count(headers),

@@ -19,7 +19,7 @@ import redis
 
 from producers.broker import BODY_FIELD, GROUP, QUEUE, declare_group, open_redis
 from producers.errors import ServiceUnavailable
-from worker.deliveries import NO_HEADERS, Delivery
+from worker.deliveries import NO_HEADERS, Delivery, received
 
 READ_TIMEOUT_S: Final = 10.0
 NO_BLOCK_PAUSE_S: Final = 0.01  # for a server that does not know how to BLOCK (fakeredis): do not spin
@@ -123,7 +123,7 @@ class StreamDeliveries:
                 time.sleep(NO_BLOCK_PAUSE_S)
             return []
         entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-        return [Delivery(_body(fields), tag, 1, _headers(fields)) for tag, fields in entries]
+        return [received(_body(fields), tag, 1, _headers(fields)) for tag, fields in entries]
 
     def _claim(self, count_max: int) -> list[Delivery]:
         pending: Any = self._client.execute_command(
@@ -137,7 +137,7 @@ class StreamDeliveries:
             "XCLAIM", QUEUE, GROUP, self.consumer, self._claim_after_ms, *counts
         )
         return [
-            Delivery(_body(entry[1]), entry[0], counts[entry[0]] + 1, _headers(entry[1]))
+            received(_body(entry[1]), entry[0], counts[entry[0]] + 1, _headers(entry[1]))
             for entry in claimed
             if entry and entry[1]
         ]

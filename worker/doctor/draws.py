@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, func, select
 
 from producers import requests
 from producers.database import utc_now
+from producers.draw import wheels
 from producers.ledger import CONSUME
 from producers.schema import account_asset_balances as accounts
 from producers.schema import api_idempotency_requests as requests_table
@@ -28,7 +29,6 @@ from worker.doctor.checks import (
     warn,
 )
 from worker.doctor.database import is_migrated
-from worker.draw import wheels
 from worker.parking import OPEN
 from worker.schema import dead_letters
 
