@@ -7,8 +7,9 @@ driver itself through `Transaction`; everything else uses SQLAlchemy Core on the
 from __future__ import annotations
 
 import enum
+import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -29,7 +30,7 @@ from sqlalchemy import (
     event,
 )
 from sqlalchemy.dialects import mysql
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.types import TypeEngine
 
 from producers.errors import ConfigurationError, DrawError, ServiceUnavailable
@@ -162,6 +163,14 @@ def _begin_sqlite(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
+class WhenHeld(enum.Enum):
+    """What a locking read does about a row that another transaction holds."""
+
+    WAIT = ""  # until it is free, or for innodb_lock_wait_timeout
+    SKIP = " SKIP LOCKED"
+    FAIL = " NOWAIT"
+
+
 class RowsChanged(Exception):
     """Rows are no longer as this transaction read them: somebody else was quicker."""
 
@@ -181,16 +190,53 @@ class Transaction:
         self._cursor = connection.cursor()
         self.is_sqlite = is_sqlite
 
-    def select(self, statement: str, keys: Sequence[Value], *, lock: bool = False) -> Sequence[tuple[Any, ...]]:
-        """Rows of `statement`, whose `??` stands for `keys`; `lock` holds them until the end (FOR UPDATE)."""
+    def select(
+        self, statement: str, keys: Sequence[Value], *, lock: bool = False, when_held: WhenHeld = WhenHeld.WAIT
+    ) -> Sequence[tuple[Any, ...]]:
+        """Rows of `statement`, whose `??` stands for `keys`; `lock` holds them until the end (FOR UPDATE).
+
+        `when_held` says what happens to a row that another transaction holds.
+        """
         if lock and not self.is_sqlite:  # SQLite has one writer at a time: BEGIN IMMEDIATE is its lock
-            statement += " FOR UPDATE"
+            statement += f" FOR UPDATE{when_held.value}"
         if self.is_sqlite:
             self._cursor.execute(statement.replace("??", ",".join("?" * len(keys))), keys)
         else:
             self._cursor.execute(statement.replace("??", ",".join(self._literals(keys))))
         rows: Sequence[tuple[Any, ...]] = self._cursor.fetchall()
         return rows
+
+    def held(self, table: str, index: str, column: str, values: Iterable[str]) -> set[str]:
+        """Those of `values` in `column` whose row another transaction holds, also one inserted and not committed.
+
+        A plain read sees nothing of that. Nothing waits, but what is free is locked until the end. Only for a
+        transaction that writes nothing: a refused lock may have ended it (innodb_rollback_on_timeout).
+        """
+        if self.is_sqlite:  # it has one lock for all: a transaction that has begun waits for no other
+            return set()
+        # A join looks the values up one by one, by the unique `index`; for IN (…) the server may read a small table
+        # from end to end, past the locks of others.
+        statement = (
+            "SELECT 1 FROM JSON_TABLE(??, '$[*]' COLUMNS (value VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin "
+            f"PATH '$')) AS asked STRAIGHT_JOIN {table} FORCE INDEX ({index}) ON {table}.{column} = asked.value"
+        )
+        refused: set[str] = set()
+        parts = [sorted(set(values))]
+        while parts:
+            some = parts.pop()
+            if not some:
+                continue
+            try:
+                self.select(statement, [json.dumps(some)], lock=True, when_held=WhenHeld.FAIL)
+            except pymysql.MySQLError as error:
+                if not is_lock_timeout(error):
+                    raise
+                middle = len(some) // 2
+                if middle:
+                    parts += [some[:middle], some[middle:]]
+                else:
+                    refused.add(some[0])
+        return refused
 
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
         """Insert all `rows` in one statement, in their order."""
@@ -330,27 +376,50 @@ class Fault(enum.Enum):
 # 1020 record changed (snapshot isolation), 1062 duplicate key, 1180 error during COMMIT, 1205 lock wait, 1213 deadlock
 # (on Galera also at COMMIT), 3101 group replication conflict.
 _CONFLICTS: Final = frozenset({1020, 1062, 1180, 1205, 1213, 3101})
-# Not classed as DataError or IntegrityError by the driver: CHECK violated (MySQL, MariaDB), out of range.
-_REFUSALS: Final = frozenset({3819, 4025, 1264, 1690})
-_ASKS_FOR_VALUES = (pymysql.DataError, pymysql.IntegrityError, sqlite3.DataError, sqlite3.IntegrityError)
+# Statements that were not to wait for so long: MariaDB's max_statement_time, MySQL's max_execution_time and NOWAIT.
+_TIMEOUTS: Final = frozenset({1205, 1969, 3024, 3572})
+# What a server answers that cannot serve anybody just now, or not us (MySQL manual, Server Error Message Reference).
+_OUTAGES: Final = frozenset(
+    {
+        *(1040, 1042, 1043, 1129, 1130, 1135, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1226, 4031),  # connections
+        *(1015, 1016, 1017, 1021, 1023, 1026, 1028, 1030, 1034, 1114, 1194, 1195, 1712),  # disk full, files, tables
+        *(1037, 1038, 1041, 1206),  # memory
+        *(1036, 1209, 1223, 1290, 1792, 1836),  # read-only
+        *(1047, 1053, 1077, 1079, 1105, 1317, 1815, 1927, 3168, 3169),  # shutting down, killed, not (yet) in a cluster
+        *(1044, 1045, 1049, 1142, 1143, 1227, 1370),  # we may not
+        *(1054, 1136, 1146, 1305, 1356, 1364, 1449),  # tables, columns or triggers that are not as they should be
+    }
+)
+
+
+def code_of(error: BaseException) -> int | None:
+    """The number of a MySQL or MariaDB error, whichever library raised it; None for any other."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+    code = error.args[0] if isinstance(error, pymysql.MySQLError) and error.args else None
+    return code if isinstance(code, int) else None
 
 
 def fault_of(error: BaseException) -> Fault:
     """Say what an error inside a transaction asks for.
 
-    Whatever the database says that is not known to be about the values is an outage: an outage never dead-letters a
-    draw. What is no database error at all is our own mistake with these draws, and must not stop the others.
+    An outage never dead-letters a draw, and everybody waits for its end: so only what says that the server cannot be
+    used is one. Whatever else it *answers* is about these values, or is our own mistake with these draws, and must not
+    stop the others.
     """
+    code = code_of(error)
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
-    code = error.args[0] if isinstance(error, pymysql.MySQLError) and error.args else None
-    if code in _CONFLICTS or is_duplicate_key(error) or isinstance(error, RowsChanged):
+    if code in _CONFLICTS or code in _TIMEOUTS or is_duplicate_key(error) or isinstance(error, RowsChanged):
         return Fault.CONFLICT
-    if code in _REFUSALS or isinstance(error, _ASKS_FOR_VALUES):
+    if isinstance(error, pymysql.MySQLError):
+        # The client's own errors, from 2000 on or without a number: there was no answer.
+        return Fault.OUTAGE if not code or code in _OUTAGES or 2000 <= code < 3000 else Fault.REFUSED
+    if isinstance(error, sqlite3.Error):
+        return Fault.OUTAGE if type(error) in (sqlite3.OperationalError, sqlite3.DatabaseError) else Fault.REFUSED
+    if isinstance(error, StatementError):  # a value that its column's type does not take
         return Fault.REFUSED
-    if isinstance(error, pymysql.MySQLError | sqlite3.Error | SQLAlchemyError | OSError | DrawError):
-        return Fault.OUTAGE
-    return Fault.REFUSED
+    return Fault.OUTAGE if isinstance(error, SQLAlchemyError | OSError | DrawError) else Fault.REFUSED
 
 
 def is_duplicate_key(error: BaseException) -> bool:
@@ -364,14 +433,12 @@ def is_duplicate_key(error: BaseException) -> bool:
 
 def is_lock_conflict(error: BaseException) -> bool:
     """Whether another transaction's lock is to blame, so that the draw itself is above suspicion."""
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        error = error.orig
-    return isinstance(error, pymysql.MySQLError) and error.args[:1] != (1062,) and fault_of(error) is Fault.CONFLICT
+    return (code := code_of(error)) is not None and code != 1062 and fault_of(error) is Fault.CONFLICT
 
 
 def is_lock_timeout(error: BaseException) -> bool:
     """Whether the statement has waited for a lock for as long as it may."""
-    return isinstance(error, pymysql.MySQLError) and error.args[:1] == (1205,)
+    return code_of(error) in _TIMEOUTS
 
 
 def explain(error: BaseException) -> ServiceUnavailable | ConfigurationError:

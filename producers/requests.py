@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, update
 
 from producers.contract import DrawRequest, parse_result
 from producers.database import Transaction, is_duplicate_key, time_text
@@ -164,6 +164,23 @@ def owners_of_sessions(transaction: Transaction, sessions: Sequence[str], *, loc
         lock=lock,
     )
     return {session: key for session, key in rows}  # noqa: C416 - a dict of Any would not be one of strings
+
+
+def busy(transaction: Transaction, request_keys: Sequence[str], sessions: Sequence[str]) -> set[str]:
+    """Which of these requests another open transaction holds, by request key; `sessions` are theirs, in their order.
+
+    Held is a key, or a session, whose row the other one has locked, or has inserted and not committed. See
+    Transaction.held for what `transaction` may be.
+    """
+    held: set[str] = set()
+    for index, column, values in (
+        ("PRIMARY", "request_key", request_keys),
+        ("uk_request_lottery_session_id", "lottery_session_id", sessions),
+    ):
+        unknown = {value for key, value in zip(request_keys, values, strict=True) if key not in held}
+        refused = transaction.held(table.name, index, column, unknown)
+        held |= {key for key, value in zip(request_keys, values, strict=True) if value in refused}
+    return held
 
 
 def _insert_accepted(
@@ -414,6 +431,22 @@ def put_off(connection: Connection, request_keys: Sequence[str], error: str, pub
             publish_at=publish_at,
         )
     )
+
+
+def postpone(engine: Engine, request_keys: Sequence[str], *, publish_at: datetime) -> None:
+    """Let the relay leave these alone until then: a worker has them in hand. Locked rows are skipped.
+
+    Raises the driver's errors.
+    """
+    if not request_keys:
+        return
+    with engine.begin() as connection:
+        free = connection.execute(
+            select(table.c.request_key)
+            .where(table.c.request_key.in_(request_keys), table.c.status == ACCEPTED)
+            .with_for_update(skip_locked=True)
+        ).scalars()
+        connection.execute(update(table).where(table.c.request_key.in_(list(free))).values(publish_at=publish_at))
 
 
 def time_out(connection: Connection, accepted_before: datetime, *, rows_max: int) -> list[DrawRequest]:

@@ -16,7 +16,7 @@ from producers.results import ResultStore, StoredResult
 from tests import processes, servers
 from tests.processes import House, Worker, wait_for
 from worker import batch
-from worker.batch import Settled
+from worker.batch import Effort, Settled
 
 TIMEOUT_S = 40.0
 OPEN_TO_ALL = {"TOMBOLA_GATEWAY_AUTH": "none", "TOMBOLA_GATEWAY_RATE_MAX": "1000000"}
@@ -54,7 +54,7 @@ def gateway(house: House, *arguments: str, **env: str) -> Iterator[Gateway]:
 
 def settle(house: House, *asked: DrawRequest, store: bool = True) -> list[bytes]:
     """What a worker does with these draws: settle them, and put their results unless told not to."""
-    answers = batch.settle(house.engine, asked, house.wheels, tries_max=1)
+    answers = batch.settle(house.engine, asked, house.wheels, effort=Effort(tries_max=1))
     settled = [answer for answer in answers if isinstance(answer, Settled)]
     assert len(settled) == len(asked)
     if store:

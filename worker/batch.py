@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -81,10 +81,14 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Somebody holds a lock for longer than we wait. Nothing is wrong with the draw: leave it unacked."""
+    """Another transaction holds what the draw needs. Nothing is wrong with the draw: leave it unacked.
+
+    `is_account_held` says that every draw of this account would have to wait.
+    """
 
     request: DrawRequest
     error: str
+    is_account_held: bool = False
 
 
 Answer = Settled | Refused | Deferred
@@ -100,12 +104,23 @@ class Handling(NamedTuple):
 UNTOLD: Final = Handling()
 
 
+class Effort(NamedTuple):
+    """How hard to try: `tries_max` transactions for a batch as a whole, each waiting `lock_wait_s` for its locks.
+
+    Without patience nothing waits for a lock, from the first try on: for draws that were deferred before.
+    """
+
+    tries_max: int = 3
+    lock_wait_s: float = 1.0
+    has_patience: bool = True
+
+
 def settle(
     engine: Engine,
     draws: Sequence[DrawRequest],
     wheels: Wheels,
     *,
-    tries_max: int,
+    effort: Effort = Effort(),  # noqa: B008 - immutable
     handling: Handling = UNTOLD,
     sleep: Callable[[float], None] = time.sleep,
     is_legacy: bool = False,
@@ -113,60 +128,117 @@ def settle(
     """Settle `draws` in one transaction; return an answer for each, in their order.
 
     After a conflict the whole transaction runs again, up to `tries_max` times; a batch that still fails is halved, so
-    that one bad draw is found and the others go through. Raises ServiceUnavailable or ConfigurationError when the
-    database cannot be used: then nothing is known to be settled, and the same call later finds out.
+    that one bad draw is found and the others go through. After the first lock that is not to be had within
+    `lock_wait_s` nothing waits any more: what another transaction holds is deferred, and the others settle.
+
+    Raises ServiceUnavailable or ConfigurationError when the database cannot be used: then nothing is known to be
+    settled, and the same call later finds out.
 
     A legacy ledger holds draws by old code as well (worker.ledger.holds_old_rows): they are not charged again either.
     """
     if not draws:
         return []
-    return _settle(engine, draws, wheels, tries_max, handling, sleep, is_split=False, is_legacy=is_legacy)
+    run = _Run(engine, wheels, effort, handling, sleep, is_legacy)
+    if not effort.has_patience:
+        run.wait_no_more(draws)
+    return run.settle(draws)
 
 
-def _settle(
-    engine: Engine,
-    draws: Sequence[DrawRequest],
-    wheels: Wheels,
-    tries_max: int,
-    handling: Handling,
-    sleep: Callable[[float], None],
-    *,
-    is_split: bool,
-    is_legacy: bool,
-    is_careful: bool = False,
-) -> list[Answer]:
-    error: Exception | None = None
-    for attempt in range(tries_max):
-        if attempt:
-            sleep(random.uniform(0, 0.01 * 2**attempt))
-        try:
-            with transaction(engine) as open_transaction:
-                return settle_in(
-                    open_transaction, draws, wheels, utc_now(), handling, is_careful=is_careful, is_legacy=is_legacy
-                )
-        except Exception as raised:
-            error, fault = raised, fault_of(raised)
+@dataclass(slots=True)
+class _Run:
+    """One call of `settle`, with what its tries have learned."""
+
+    engine: Engine
+    wheels: Wheels
+    effort: Effort
+    handling: Handling
+    sleep: Callable[[float], None]
+    is_legacy: bool
+    has_patience: bool = True
+    is_careful: bool = False
+    held: set[str] = field(default_factory=set)  # request keys that another transaction holds
+    began_at: float = field(default_factory=time.monotonic)
+
+    def settle(self, draws: Sequence[DrawRequest], error: Exception | None = None) -> list[Answer]:
+        """Settle `draws`, all of the batch or a part of one that has failed with `error`."""
+        is_part = error is not None
+        if error is not None and is_lock_conflict(error) and self.is_late:
+            return [Deferred(draw, _why(error)) for draw in draws]
+        for attempt in range(self.effort.tries_max):
+            if attempt:
+                self.sleep(random.uniform(0, 0.01 * 2**attempt))
+            try:
+                return self._try(draws)
+            except Exception as raised:
+                error = raised
+            fault = fault_of(error)
             if fault is Fault.OUTAGE:
-                raise explain(raised) from raised
-            metrics.tell_retry(raised)
-            # A part that has waited in full for a lock does not wait again: the whole batch has, and time is bounded.
-            if fault is Fault.REFUSED or (is_split and is_lock_timeout(raised)):
+                raise explain(error) from error
+            metrics.tell_retry(error)
+            if is_lock_timeout(error) and self.has_patience:
+                self.wait_no_more(draws)
+                return self.settle(draws)
+            # A part that has waited in full for a lock does not wait again: time is bounded.
+            if fault is Fault.REFUSED or (is_lock_timeout(error) and is_part):
                 break
-            # Or one of them asks for another request's session: looked up only now, as hardly any ever does.
-            is_careful = is_careful or is_duplicate_key(raised)
-    assert error is not None
-    if len(draws) == 1:
-        why = f"{type(error).__name__}: {error}"
-        log.warning("draw %s does not settle: %s", draws[0].request_key, why, exc_info=error, extra=about(draws[0]))
-        return [Deferred(draws[0], why) if is_lock_conflict(error) else Refused(draws[0], "failed alone", why, error)]
-    middle = len(draws) // 2
-    return [
-        answer
-        for half in (draws[:middle], draws[middle:])
-        for answer in _settle(
-            engine, half, wheels, tries_max, handling, sleep, is_split=True, is_legacy=is_legacy, is_careful=is_careful
-        )
-    ]
+            # One of them may ask for another request's session: looked up only now, as hardly any ever does.
+            self.is_careful = self.is_careful or is_duplicate_key(error)
+        assert error is not None
+        if len(draws) > 1:
+            middle = len(draws) // 2
+            return [*self.settle(draws[:middle], error), *self.settle(draws[middle:], error)]
+        (draw,) = draws
+        log.warning("draw %s does not settle: %s", draw.request_key, _why(error), exc_info=error, extra=about(draw))
+        if is_lock_conflict(error):
+            return [Deferred(draw, _why(error))]
+        return [Refused(draw, "failed alone", _why(error), error)]
+
+    def wait_no_more(self, draws: Sequence[DrawRequest]) -> None:
+        """From here on do without what another transaction holds."""
+        self.has_patience = False
+        try:
+            with transaction(self.engine) as open_transaction:
+                self.held |= _held(open_transaction, draws)
+        except Exception as error:
+            raise explain(error) from error
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is up in which locks are waited for: the first one, and one for each try."""
+        return time.monotonic() - self.began_at > self.effort.lock_wait_s * (self.effort.tries_max + 1)
+
+    def _try(self, draws: Sequence[DrawRequest]) -> list[Answer]:
+        """One transaction."""
+        free = [draw for draw in draws if draw.request_key not in self.held] if self.held else draws
+        settled: Iterator[Answer] = iter(())
+        if free:
+            with transaction(self.engine) as open_transaction:
+                answers = settle_in(
+                    open_transaction,
+                    free,
+                    self.wheels,
+                    utc_now(),
+                    self.handling,
+                    lock_wait_s=self.effort.lock_wait_s if self.has_patience else None,
+                    is_careful=self.is_careful,
+                    is_legacy=self.is_legacy,
+                )
+            if free is draws:
+                return answers
+            settled = iter(answers)
+        return [_request_held(it) if it.request_key in self.held else next(settled) for it in draws]
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _held(open_transaction: Transaction, draws: Sequence[DrawRequest]) -> set[str]:
+    """The keys of those requests that another transaction holds: in their own rows, or in the ledger."""
+    request_keys = [draw.request_key for draw in draws]
+    return requests.busy(open_transaction, request_keys, [draw.lottery_session_id for draw in draws]) | ledger.busy(
+        open_transaction, request_keys
+    )
 
 
 def settle_in(
@@ -176,35 +248,58 @@ def settle_in(
     now: datetime,
     handling: Handling = UNTOLD,
     *,
+    lock_wait_s: float | None = None,
     is_careful: bool = False,
     is_legacy: bool = False,
 ) -> list[Answer]:
     """Settle `draws` inside `open_transaction`, which the caller commits; nothing is visible before that.
 
-    Where one asks for another request's session, the insert raises; a careful one finds and refuses it.
+    With `lock_wait_s`, raises the driver's error when the accounts are not to be had in that time; without, draws of
+    accounts that another transaction holds are deferred. Where one asks for another request's session, the insert
+    raises; a careful one finds and refuses it.
     """
     # Before the locks, what needs none: nobody waits for it.
     fingerprints = [draw.fingerprint() for draw in draws]
+    account_ids = {draw.account_id for draw in draws}
+    held: Set[int] = frozenset()
+    if lock_wait_s is None:
+        accounts, held = ledger.lock_free_accounts(open_transaction, account_ids)
+    else:
+        accounts = ledger.lock_accounts(open_transaction, account_ids, wait_s_max=lock_wait_s)
+    free = [draw for draw in draws if draw.account_id not in held] if held else draws
+    if not free:
+        return [_account_held(draw) for draw in draws]
     book = _Book(
-        accounts=ledger.lock_accounts(open_transaction, {draw.account_id for draw in draws}),
+        accounts=accounts,
         # Read only under the locks: what another worker settled before us is visible now, and stays so.
-        known=requests.look_up(open_transaction, [draw.request_key for draw in draws]),
+        known=requests.look_up(open_transaction, [draw.request_key for draw in free]),
         wheels=wheels,
         now=now,
         redelivered=handling.redelivered,
     )
     if is_careful:
-        book.owners = requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in draws])
+        book.owners = requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in free])
     # The ledger's keys never expire: a request whose own row is gone is not charged again.
-    asked = [draw.request_key for draw in draws if book.needs_ledger(draw.request_key)]
+    asked = [draw.request_key for draw in free if book.needs_ledger(draw.request_key)]
     book.charged = ledger.charged_draws(open_transaction, asked)
     if is_legacy:
-        book.meet_old_draws(open_transaction, draws, adopt=True)
-    answers = [book.settle(draw, fingerprint) for draw, fingerprint in zip(draws, fingerprints, strict=True)]
+        book.meet_old_draws(open_transaction, free, adopt=True)
+    answers = [
+        _account_held(draw) if draw.account_id in held else book.settle(draw, fingerprint)
+        for draw, fingerprint in zip(draws, fingerprints, strict=True)
+    ]
     ledger.post(open_transaction, book.entries, now)
     ledger.move(open_transaction, book.moved, now)
     requests.finish(open_transaction, book.finished, now, settled_by=handling.by)
     return answers
+
+
+def _request_held(draw: DrawRequest) -> Deferred:
+    return Deferred(draw, "another transaction holds its request")
+
+
+def _account_held(draw: DrawRequest) -> Deferred:
+    return Deferred(draw, "another transaction holds its account", is_account_held=True)
 
 
 class Rehearsal:

@@ -30,7 +30,7 @@ from producers.pulse import Pulse
 from producers.results import ResultStore, StoredResult
 from producers.settings import Settings
 from worker import batch
-from worker.batch import Deferred, Refused
+from worker.batch import Deferred, Effort, Refused
 from worker.consumer import Consumer
 from worker.deliveries.streams import forget_consumers
 from worker.ledger import holds_old_rows
@@ -217,7 +217,11 @@ def draw(task: Task, **fields: Any) -> dict[str, Any]:
     try:
         engine = _engine(settings)
         (answer,) = batch.settle(
-            engine, [request], wheels_of(settings), tries_max=settings.tries_max, is_legacy=_is_legacy(engine)
+            engine,
+            [request],
+            wheels_of(settings),
+            effort=Effort(settings.tries_max, settings.lock_wait_s),
+            is_legacy=_is_legacy(engine),
         )
         if isinstance(answer, Deferred):
             raise ServiceUnavailable(answer.error)

@@ -15,11 +15,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Self, TypeVar
+from datetime import timedelta
+from typing import Final, NamedTuple, Self, TypeVar
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
+from producers import requests
 from producers.contract import DrawRequest
+from producers.database import utc_now
 from producers.errors import ConfigurationError, InvalidRequest, ServiceUnavailable, UnknownVersion, Unparsable
 from producers.logs import about
 from producers.metrics import are_wanted
@@ -27,9 +31,11 @@ from producers.pulse import Pulse
 from producers.results import ResultStore, StoredResult
 from producers.settings import Settings
 from worker import batch, metrics, parking
-from worker.batch import Answer, Deferred, Handling, Refused, Settled, Wheels
+from worker.aside import Aside, Held
+from worker.batch import Answer, Deferred, Effort, Handling, Refused, Settled, Wheels
 from worker.deliveries import Deliveries, Delivery, open_deliveries
-from worker.parking import Parking
+from worker.parking import Parking, Unparkable
+from worker.putting import Putting
 from worker.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -41,6 +47,11 @@ BACKOFF_S_MAX: Final = 5.0
 LOOK_FOR_DEAD_EVERY_S: Final = 5.0
 DEAD_FETCHED_MAX: Final = 500
 SPLIT_SIZE_MIN: Final = 64  # a smaller batch is sooner done in one transaction
+KEEPS_PER_TERM: Final = 3  # how often within claim_after_s a consumer says that it still sees to what it set aside
+REQUEUE_PAUSE_S: Final = 0.1  # where nothing but draws to be requeued is queued: do not spin
+# An outage that lasts: other workers may have what this one holds.
+FAILURES_MAX: Final = 3
+FAILING_S_MAX: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,17 @@ class Report:
 
 class Stopping(Exception):
     """The worker shuts down: leave what is in hand unacked."""
+
+
+class CutOff(ServiceUnavailable):
+    """The database has been away from this worker for longer than a moment."""
+
+
+class _Later(NamedTuple):
+    """A delivery to try again later, and what it waits for."""
+
+    held: Held
+    delivery: Delivery
 
 
 class Consumer:
@@ -77,7 +99,7 @@ class Consumer:
     ):
         self.deliveries = deliveries
         self.engine = engine
-        self.results = results
+        self.results = Putting(results)
         self.wheels = wheels
         self.settings = settings
         self._is_legacy = is_legacy
@@ -86,7 +108,11 @@ class Consumer:
         self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix="lane")
         self._name = parking.here()
         self._watch = Watch(pulse, with_latency=are_wanted(settings))
+        self._aside = Aside(settings.batch_size_max)
         self._next_look_for_dead = 0.0
+        self._next_keep = 0.0
+        self._is_cut_off = False
+        self._trying: set[str] = set()  # suspects that are parked, and not tried to the end, by their SHA-256
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self.run, name="draws", daemon=True)
 
@@ -102,7 +128,7 @@ class Consumer:
     ) -> Self:
         """A consumer for `settings`, on a ledger that was old code's or not; it connects when it starts."""
         deliveries = open_deliveries(
-            settings.need("broker_url"), claim_after_s=settings.claim_after_s, prefetch=2 * settings.batch_size_max
+            settings.need("broker_url"), claim_after_s=settings.claim_after_s, prefetch=3 * settings.batch_size_max
         )
         results = ResultStore.from_settings(settings)
         return cls(deliveries, engine, results, wheels, settings, pulse, is_legacy=is_legacy)
@@ -137,36 +163,83 @@ class Consumer:
                     log.exception("unexpected error in the consumer; trying again (%d)", failures)
                     self._back_off(failures)
         finally:
+            self.results.close()
             self.deliveries.close()
 
     def consume_once(self, *, wait_s: float = IDLE_WAIT_S) -> Report:
-        """Fetch one batch and see it through; say what became of it.
+        """Fetch one batch and see it through, after what was set aside and is due; say what became of the batch.
 
-        Raises Stopping when the worker is told to stop while the database or the result store is away.
+        Raises Stopping when the worker is told to stop while the database is away.
         """
         self._take_in_dead()
-        fetched = self.deliveries.fetch(self.settings.batch_size_max, wait_s=wait_s)
+        self._keep()
+        if due := self._aside.take_due(self.settings.batch_size_max):
+            self._see_through(due, has_patience=False)
+            self._aside.tell_tried()
+        fetched = self.deliveries.fetch(self.settings.batch_size_max, wait_s=min(wait_s, self._aside.due_in_s))
         if not fetched:
             return Report()
         with self._watch.batch(fetched):
             return self._see_through(fetched)
 
-    def _see_through(self, fetched: Sequence[Delivery]) -> Report:
+    def _see_through(self, fetched: Sequence[Delivery], *, has_patience: bool = True) -> Report:
         """Settle what was fetched, put the results, ack."""
+        try:
+            return self._see_some_through(fetched, has_patience=has_patience)
+        except CutOff as error:
+            return self._sit_out(fetched, error)
+
+    def _see_some_through(self, fetched: Sequence[Delivery], *, has_patience: bool) -> Report:
         suspects = [delivery for delivery in fetched if delivery.count > self.settings.deliveries_max]
         regular = [delivery for delivery in fetched if delivery.count <= self.settings.deliveries_max]
-        deferred = [delivery for suspect in suspects for delivery in self._handle_suspect(suspect)]
-        report, later = self._persist(lambda: self._handle(regular))
-        deferred += later
-        # What is left for later goes back first: an ack on RabbitMQ takes in all that came before.
-        self.deliveries.give_back(deferred)
-        left = {delivery.tag for delivery in deferred}
+        later = [it for suspect in suspects for it in self._handle_suspect(suspect)]
+        report, others = self._persist(lambda: self._handle(regular, has_patience=has_patience))
+        later += others
+        left = {it.delivery.tag for it in later}
         self.deliveries.ack([delivery for delivery in fetched if delivery.tag not in left])
+        self._set_aside(later)
         return report
 
+    def _set_aside(self, later: Sequence[_Later]) -> None:
+        """Keep these in hand; those for which there is no room go to the end of the queue."""
+        too_many = [it.delivery for it in later if not self._aside.add(it.held, it.delivery)]
+        too_many = [it for it in too_many if it.whole is None]  # of the others we have the beginning alone
+        metrics.ASIDE.set(len(self._aside))
+        if too_many:
+            self.deliveries.requeue(too_many)
+            self._stopping.wait(REQUEUE_PAUSE_S)
+
+    def _keep(self) -> None:
+        """Tell the others, now and then, that what is set aside is being seen to: other workers, and the relay."""
+        if not len(self._aside) or time.monotonic() < self._next_keep:
+            return
+        settings = self.settings
+        every_s = min(settings.claim_after_s, settings.relay_after_s) / KEEPS_PER_TERM
+        self._next_keep = time.monotonic() + every_s
+        self.deliveries.keep([delivery for _, delivery in self._aside])
+        accounts_held = [delivery.request() for held, delivery in self._aside if isinstance(held, int)]
+        keys = [request.request_key for request in accounts_held]
+        with suppress(SQLAlchemyError):  # then the relay publishes some of them once more: harmless
+            requests.postpone(self.engine, keys, publish_at=utc_now() + timedelta(seconds=settings.relay_after_s))
+
+    def _sit_out(self, fetched: Sequence[Delivery], error: CutOff) -> Report:
+        """Let other workers have what is in hand, and try with one delivery until the database answers."""
+        canary = fetched[:1]
+        log.warning("%s; what this worker held is given back, but for one draw to try with", error)
+        self._aside.clear()
+        self.deliveries.release(but=canary)
+        self._is_cut_off = True
+        try:
+            return self._see_some_through(canary, has_patience=False)
+        finally:
+            self._is_cut_off = False
+
     def _persist(self, step: Callable[[], T]) -> T:
-        """Repeat `step` until the servers it needs are there; it is safe to repeat. Raises Stopping on shutdown."""
-        failures = 0
+        """Repeat `step` until the database is there; it is safe to repeat.
+
+        Raises CutOff when that takes too long, unless all is given back already, and Stopping on shutdown.
+        """
+        failures, began = 0, time.monotonic()
         while True:
             try:
                 return step()
@@ -174,6 +247,11 @@ class Consumer:
                 failures += 1
                 metrics.OUTAGES.inc()
                 log.warning("%s; the draws stay queued, trying again (%d)", error, failures)
+                if self._stopping.is_set():
+                    raise Stopping from error
+                is_long = failures >= FAILURES_MAX or time.monotonic() - began > FAILING_S_MAX
+                if is_long and not self._is_cut_off:
+                    raise CutOff(str(error)) from error
                 self._back_off(failures)
                 if self._stopping.is_set():
                     raise Stopping from error
@@ -181,21 +259,27 @@ class Consumer:
     def _back_off(self, failures: int) -> None:
         self._stopping.wait(min(BACKOFF_S_MAX, 0.05 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
 
-    def _handle(self, fetched: Sequence[Delivery]) -> tuple[Report, list[Delivery]]:
-        """Park, settle and answer; return what was done, and the deliveries to leave for later."""
+    def _handle(self, fetched: Sequence[Delivery], *, has_patience: bool = True) -> tuple[Report, list[_Later]]:
+        """Park, settle and answer; return what was done, and the deliveries to try again later."""
         parsed: list[tuple[Delivery, DrawRequest]] = []
         parkings: list[Parking] = []
+        later: list[_Later] = []
         for delivery in fetched:
             try:
-                parsed.append((delivery, delivery.request()))
+                request = delivery.request()
             except InvalidRequest as error:
                 parkings.append(Parking(delivery, _cause_of(error), str(error), exception=error))
+                continue
+            if has_patience and self._aside.is_held(request.account_id):
+                later.append(_Later(request.account_id, delivery))
+            else:
+                parsed.append((delivery, request))
         answers = self._settle(
             [draw for _, draw in parsed],
             Handling(self._name, {draw.request_key: delivery.count for delivery, draw in parsed if delivery.count > 1}),
+            Effort(self.settings.tries_max, self.settings.lock_wait_s, has_patience),
         )
         settled: list[Settled] = []
-        deferred: list[Delivery] = []
         for (delivery, _), answer in zip(parsed, answers, strict=True):
             match answer:
                 case Settled():
@@ -207,26 +291,25 @@ class Consumer:
                     )
                 case Deferred():
                     request = answer.request
-                    log.warning(
-                        "draw %s is left for later: %s", request.request_key, answer.error, extra=about(request)
-                    )
-                    deferred.append(delivery)
+                    log.info("draw %s is set aside: %s", request.request_key, answer.error, extra=about(request))
+                    held = request.account_id if answer.is_account_held else request.request_key
+                    later.append(_Later(held, delivery))
         self.results.put(
             [StoredResult(answer.request.lottery_session_id, answer.result, answer.settled_at) for answer in settled]
         )
-        self._park(parkings)  # last: where the result store is away all of this is repeated
-        self._watch.tell(settled, len(deferred))
+        unparked = self._park(parkings)
+        later += [_Later(it.sha256, it.delivery) for it in unparked]
+        self._watch.tell(settled, len(later))
         repeats = sum(answer.is_repeat for answer in settled)
         if repeats:
             log.info("%d of %d draws were repeats, answered with their first result", repeats, len(settled))
-        return Report(len(settled), repeats, len(parkings), len(deferred)), deferred
+        return Report(len(settled), repeats, len(parkings) - len(unparked), len(later)), later
 
-    def _settle(self, draws: Sequence[DrawRequest], handling: Handling) -> list[Answer]:
+    def _settle(self, draws: Sequence[DrawRequest], handling: Handling, effort: Effort) -> list[Answer]:
         """An answer for each draw, in their order; raises what batch.settle raises, when all lanes are done."""
-        tries_max = self.settings.tries_max
         if self._lanes == 1 or len(draws) < SPLIT_SIZE_MIN:
             return batch.settle(
-                self.engine, draws, self.wheels, tries_max=tries_max, handling=handling, is_legacy=self._is_legacy
+                self.engine, draws, self.wheels, effort=effort, handling=handling, is_legacy=self._is_legacy
             )
         by_lane: dict[int, list[int]] = {}
         for position, draw in enumerate(draws):
@@ -239,7 +322,7 @@ class Consumer:
                     self.engine,
                     [draws[i] for i in positions],
                     self.wheels,
-                    tries_max=tries_max,
+                    effort=effort,
                     handling=handling,
                     is_legacy=self._is_legacy,
                 ),
@@ -252,18 +335,20 @@ class Consumer:
             answers.update(zip(positions, future.result(), strict=True))
         return [answers[position] for position in range(len(draws))]
 
-    def _handle_suspect(self, delivery: Delivery) -> list[Delivery]:
+    def _handle_suspect(self, delivery: Delivery) -> list[_Later]:
         """Handle alone a message that has been delivered too often: it may be what kills the workers.
 
         It is parked before it is tried. If it takes this worker down, too, its row is found next time and it is not
-        tried again; if nothing is wrong with it, the row is taken back. Returns it if it is to be left for later.
+        tried again; if nothing is wrong with it, the row is taken back. Returns it if it is to be tried again later.
         """
         why = f"delivered {delivery.count} times and never settled"
         request = None
         with suppress(InvalidRequest):
             request = delivery.request()
         untried = Parking(delivery, parking.TOO_MANY_DELIVERIES, why, request, is_tried=False)
-        if not self._persist(lambda: parking.park(self.engine, [untried], worker=self._name))[0]:
+        # Parked by this worker, in an outage that kept it from going on: that says nothing against the message.
+        is_under_trial = untried.sha256 in self._trying
+        if not is_under_trial and not self._persist(lambda: parking.park(self.engine, [untried], worker=self._name))[0]:
             log.error(
                 "a message was delivered %d times: it stays among the dead letters",
                 delivery.count,
@@ -273,33 +358,51 @@ class Consumer:
             self._persist(lambda: self._park([untried._replace(is_tried=True)]))
             return []
         log.warning("a message was delivered %d times: handling it alone", delivery.count, extra=_about(untried))
+        self._trying.add(untried.sha256)
         try:
-            report, deferred = self._persist(lambda: self._handle([delivery]))
-        except Stopping:
+            report, later = self._persist(lambda: self._handle([delivery], has_patience=False))
+        except (Stopping, CutOff):
             # An outage, not the message: left in the books it would not be tried again.
             with suppress(ServiceUnavailable, ConfigurationError):
                 parking.unpark(self.engine, untried)
+                self._trying.discard(untried.sha256)
             raise
         if not report.parked:
             self._persist(lambda: parking.unpark(self.engine, untried))
-        return deferred
+        self._trying.discard(untried.sha256)
+        return later
 
     def _take_in_dead(self) -> None:
         """Park, now and then, what the broker has given up on by itself: a net below our own."""
         if time.monotonic() < self._next_look_for_dead:
             return
         self._next_look_for_dead = time.monotonic() + LOOK_FOR_DEAD_EVERY_S
-        while dead := self.deliveries.fetch_dead(DEAD_FETCHED_MAX):
-            self._persist(lambda dead=dead: self._park([_given_up_by_broker(it) for it in dead]))  # type: ignore[misc]
-            self.deliveries.ack_dead(dead)
+        try:
+            while dead := self.deliveries.fetch_dead(DEAD_FETCHED_MAX):
+                given_up = [_given_up_by_broker(it) for it in dead]
+                unparked = self._persist(lambda given_up=given_up: self._park(given_up))  # type: ignore[misc]
+                left = {it.delivery.tag for it in unparked}
+                self.deliveries.ack_dead([delivery for delivery in dead if delivery.tag not in left])
+        except CutOff:
+            self.deliveries.release()
+            self._aside.clear()
+            raise
 
-    def _park(self, parkings: Sequence[Parking]) -> None:
-        if not parkings:
-            return
-        parking.park(self.engine, parkings, worker=self._name)
+    def _park(self, parkings: Sequence[Parking]) -> list[Parking]:
+        """Set these aside in the database; return those that it refuses, which stay unacked."""
+        unparked: list[Parking] = []
+        if parkings:
+            try:
+                parking.park(self.engine, parkings, worker=self._name)
+            except Unparkable as error:
+                unparked = error.parkings
+        refused = {it.delivery.tag for it in unparked}
         for it in parkings:
+            if it.delivery.tag in refused:
+                continue
             self._watch.tell_parked(it.cause)
             log.error("parked a dead letter (%s): %s", it.cause, it.error, extra={"cause": it.cause, **_about(it)})
+        return unparked
 
 
 def _about(it: Parking) -> dict[str, str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, insert, inspect, select, update
 
 from producers import keys
 from producers.contract import LedgerRow
-from producers.database import CENT, Transaction, time_text, utc_now
+from producers.database import CENT, Transaction, WhenHeld, time_text, utc_now
 from producers.errors import AccountNotFound, InvalidRequest
 from producers.ledger import CONSUME, RECHARGE
 from producers.schema import account_asset_balances as accounts
@@ -60,16 +60,36 @@ class Entry(NamedTuple):
         )
 
 
-def lock_accounts(transaction: Transaction, account_ids: Iterable[int], *, lock: bool = True) -> dict[int, Account]:
-    """Lock these accounts in the order of their ids, so that no two batches wait for each other; absent ones lack.
+def lock_accounts(
+    transaction: Transaction, account_ids: Iterable[int], *, wait_s_max: float = 0, lock: bool = True
+) -> dict[int, Account]:
+    """Lock these accounts in the order of their ids, so that no two batches wait for each other in a circle.
 
-    Without `lock` they are only read: for who wants to know what would happen.
+    Missing accounts are not in the result. One lock after the other may keep us waiting: after `wait_s_max` in all, the
+    server ends the statement (1969, 3024). `lock=False` reads only, for forecasts.
     """
-    rows = transaction.select(
-        "SELECT id, asset_code, balance FROM account_asset_balances WHERE id IN (??) ORDER BY id",
-        sorted(account_ids),
-        lock=lock,
-    )
+    bounded = lock and not transaction.is_sqlite
+    query = _ACCOUNTS_WITHIN % (wait_s_max, 1000 * wait_s_max) if bounded else _ACCOUNTS
+    return _accounts(transaction, transaction.select(query, sorted(account_ids), lock=lock))
+
+
+def lock_free_accounts(transaction: Transaction, account_ids: Iterable[int]) -> tuple[dict[int, Account], set[int]]:
+    """Lock those of these accounts that can be had at once; the others' ids are the second part of the result."""
+    ids = sorted(account_ids)
+    free = _accounts(transaction, transaction.select(_ACCOUNTS, ids, lock=True, when_held=WhenHeld.SKIP))
+    missing = [account_id for account_id in ids if account_id not in free]
+    if not missing or transaction.is_sqlite:
+        return free, set()
+    return free, {row[0] for row in transaction.select(_ACCOUNTS, missing)}
+
+
+_ACCOUNTS: Final = "SELECT id, asset_code, balance FROM account_asset_balances WHERE id IN (??) ORDER BY id"
+# For MariaDB, which alone reads the first kind of comment, and for MySQL, which alone reads the second.
+_WITHIN: Final = "/*M!100101 SET STATEMENT max_statement_time=%g FOR*/SELECT /*+MAX_EXECUTION_TIME(%d)*/"
+_ACCOUNTS_WITHIN: Final = f"{_WITHIN}{_ACCOUNTS.removeprefix('SELECT')}"
+
+
+def _accounts(transaction: Transaction, rows: Sequence[tuple[Any, ...]]) -> dict[int, Account]:
     return {account_id: Account(asset_code, transaction.amount(balance)) for account_id, asset_code, balance in rows}
 
 
@@ -106,6 +126,13 @@ def charged_draws(transaction: Transaction, request_keys: Sequence[str]) -> dict
                 LedgerRow(*values, *(str(transaction.amount(amount)) for amount in (delta, before, after)))
             )
     return charged
+
+
+def busy(transaction: Transaction, request_keys: Sequence[str]) -> set[str]:
+    """Those of these requests whose ledger rows another open transaction holds; see Transaction.held."""
+    keys = [f"{key}:{entry_type}" for key in request_keys for entry_type in (CONSUME_TYPE, REWARD_TYPE)]
+    held = transaction.held("asset_transactions", "uk_idempotency_key", "idempotency_key", keys)
+    return {key.partition(":")[0] for key in held}
 
 
 # ---- rows of old code, where a legacy ledger became ours ------------------------------------------------------------

@@ -22,12 +22,22 @@ log = logging.getLogger(__name__)
 
 DRAWS: Final = Counter("tombola_draws", "draws answered: settled, rejected or repeat", ["outcome"])
 PARKED: Final = Counter("tombola_parked", "messages parked as dead letters, by cause", ["cause"])
-DEFERRED: Final = Counter("tombola_deferred", "draws left for later, because somebody held a lock for too long")
+DEFERRED: Final = Counter("tombola_deferred", "draws set aside, because another transaction held a lock for too long")
 REDELIVERED: Final = Counter("tombola_redelivered", "deliveries that were not the first of their message")
 RETRIES: Final = Counter(
     "tombola_transaction_retries", "transactions rolled back and run again or split, by error code", ["code"]
 )
 OUTAGES: Final = Counter("tombola_worker_outages", "times that a consumer had to wait for one of its servers")
+ASIDE: Final = Gauge(
+    "tombola_aside", "draws in hand whose account or request another transaction holds", multiprocess_mode="livesum"
+)
+RESULT_OUTAGES: Final = Counter("tombola_result_outages", "times that the result store stopped taking results")
+RESULTS_OWED: Final = Gauge(
+    "tombola_results_owed", "results that the store did not take, to be put later", multiprocess_mode="livesum"
+)
+RESULTS_DROPPED: Final = Counter(
+    "tombola_results_dropped", "results never put, as too many were owed: they are rebuilt when they are asked for"
+)
 BATCH_DRAWS: Final = Histogram(
     "tombola_batch_draws", "messages fetched at once", buckets=(1, 2, 5, 10, 25, 50, 100, 200, 400, 800, 900)
 )

@@ -7,6 +7,7 @@ bytes if it is no request: the same one parked twice is one row, also when it wa
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import random
 import re
@@ -31,6 +32,8 @@ from producers.errors import DrawError
 from producers.schema import api_idempotency_requests
 from worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
 from worker.schema import dead_letters as table
+
+log = logging.getLogger(__name__)
 
 # A dead letter is parked until an operator replays or discards it; what is replayed settles, or is parked again.
 PARKED: Final = "parked"
@@ -94,31 +97,67 @@ class Parking(NamedTuple):
         return self.delivery.sha256 if self.request is None else self.request.fingerprint()
 
 
+class Unparkable(DrawError):
+    """The database refuses to hold these messages, in any form; all others are parked. They must not be acked."""
+
+    def __init__(self, parkings: Sequence[Parking], error: Exception) -> None:
+        super().__init__(f"{len(parkings)} messages cannot be parked: {error}")
+        self.parkings = list(parkings)
+
+
 def park(engine: Engine, parkings: Sequence[Parking], *, worker: str) -> list[bool]:
     """Commit a row for each of these messages; whether each is newly parked.
 
-    In the same transaction a request that was accepted is marked dead: nobody publishes it again. A request with
-    another content under the same key is left alone. Raises ServiceUnavailable or ConfigurationError when that fails:
-    then nothing is parked, and nothing is to be acked.
+    In the same transaction a request that was accepted is marked dead: the relay publishes it no more. A request with
+    another content under the same key is left alone. Where the database refuses a row, it is parked alone, with the
+    little that any database takes.
+
+    Raises Unparkable when it refuses that as well, and ServiceUnavailable or ConfigurationError when it cannot be
+    used: then nothing is known to be parked, and nothing is to be acked.
     """
-    news: list[bool] = []
-    for start in range(0, len(parkings), ROWS_MAX):
-        some = parkings[start : start + ROWS_MAX]
-        for attempt in range(1, TRIES_MAX + 1):
-            try:
-                with engine.begin() as connection:
-                    given_up = [it.request for it in some if it.request is not None and it.is_tried]
-                    requests.give_up_all(connection, given_up, requests.PARKED)
-                    are_new = _park(connection, some, worker, utc_now())
-            except SQLAlchemyError as error:
-                # Somebody else parked one of them just now, or waits for us as we for them.
-                if fault_of(error) is Fault.CONFLICT and attempt < TRIES_MAX:
-                    time.sleep(random.uniform(0, 0.01 * 2**attempt))
-                    continue
+    news: dict[int, bool] = {}
+    refused: list[Parking] = []
+    last_error: Exception | None = None
+    todo = [(range(start, min(start + ROWS_MAX, len(parkings))), False) for start in range(0, len(parkings), ROWS_MAX)]
+    while todo:
+        positions, is_bare = todo.pop(0)
+        some = [parkings[position] for position in positions]
+        try:
+            are_new = _park_at_once(engine, some, worker, is_bare=is_bare)
+        except Exception as error:
+            if fault_of(error) is not Fault.REFUSED:
                 raise explain(error) from error
-            news += are_new
-            break
-    return news
+            if len(some) > 1:
+                middle = len(some) // 2
+                todo[:0] = [(positions[:middle], False), (positions[middle:], False)]
+            elif not is_bare:
+                log.warning("the database refuses a dead letter, parking it without what came beside it: %s", error)
+                todo[:0] = [(positions, True)]
+            else:
+                log.error("a message cannot be parked and stays in the queue: %s", error, exc_info=error)
+                refused += some
+                last_error = error
+            continue
+        news |= zip(positions, are_new, strict=True)
+    if last_error is not None:
+        raise Unparkable(refused, last_error)
+    return [news[position] for position in range(len(parkings))]
+
+
+def _park_at_once(engine: Engine, parkings: Sequence[Parking], worker: str, *, is_bare: bool) -> list[bool]:
+    """Park these in one transaction, which runs again after conflicts. Raises the driver's errors."""
+    for attempt in range(1, TRIES_MAX + 1):
+        try:
+            with engine.begin() as connection:
+                given_up = [it.request for it in parkings if it.request is not None and it.is_tried]
+                requests.give_up_all(connection, given_up, requests.PARKED)
+                return _park(connection, parkings, worker, utc_now(), is_bare=is_bare)
+        except SQLAlchemyError as error:
+            # Another worker parked one of them just now, or waits for us as we for it.
+            if fault_of(error) is not Fault.CONFLICT or attempt == TRIES_MAX:
+                raise
+            time.sleep(random.uniform(0, 0.01 * 2**attempt))
+    raise AssertionError
 
 
 def unpark(engine: Engine, parking: Parking) -> None:
@@ -212,7 +251,9 @@ def settle(connection: Connection, ids: Sequence[int], now: datetime) -> None:
         )
 
 
-def _park(connection: Connection, parkings: Sequence[Parking], worker: str, now: datetime) -> list[bool]:
+def _park(
+    connection: Connection, parkings: Sequence[Parking], worker: str, now: datetime, *, is_bare: bool = False
+) -> list[bool]:
     by_sha = {it.sha256: it for it in parkings}  # the same message twice at once is one row: the last one tells
     known = {
         row.body_sha256: row
@@ -222,11 +263,12 @@ def _park(connection: Connection, parkings: Sequence[Parking], worker: str, now:
             .with_for_update()
         )
     }
-    new = [_row(it, worker, now) | {"body_sha256": sha} for sha, it in by_sha.items() if sha not in known]
+    bare = _BARE if is_bare else {}
+    new = [_row(it, worker, now) | {"body_sha256": sha} | bare for sha, it in by_sha.items() if sha not in known]
     for sha, row in known.items():
-        connection.execute(
-            update(table).where(table.c.id == row.id).values(_again(by_sha[sha], row.state, worker, now))
-        )
+        again = _again(by_sha[sha], row.state, worker, now)
+        again |= {name: value for name, value in bare.items() if name in again}
+        connection.execute(update(table).where(table.c.id == row.id).values(again))
     if new:
         connection.execute(insert(table), new)
     unseen = {sha for sha in by_sha if sha not in known or known[sha].state not in OPEN}
@@ -236,6 +278,19 @@ def _park(connection: Connection, parkings: Sequence[Parking], worker: str, now:
         news.append(sha in unseen)
         unseen.discard(sha)
     return news
+
+
+# What may be odd about a message, in a form that any database takes. Its body is kept: that is bytes.
+_BARE: Final[dict[str, Any]] = {
+    "headers": None,
+    "error": "the database refused the whole of what was to be said: see the worker's log",
+    "error_type": None,
+    "traceback": None,
+    "request_key": None,
+    "lottery_session_id": None,
+    "account_id": None,
+    "deliveries": 1,
+}
 
 
 def _row(parking: Parking, worker: str, now: datetime) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from tests.benchmarks.lab import (
 from tests.benchmarks.legacy import legacy
 from tests.benchmarks.report import Finding, at_least, at_most
 from worker import batch
+from worker.batch import Effort
 
 BATCH: Final = 500
 LATENCY_RATE: Final = 20.0  # draws a second
@@ -115,7 +116,7 @@ def ceiling(lab: Lab, count: int) -> float:
     draws = make_draws(count)
 
     for start in range(0, count, BATCH):
-        batch.settle(lab.engine, draws[start : start + BATCH], WHEELS, tries_max=3)
+        batch.settle(lab.engine, draws[start : start + BATCH], WHEELS, effort=Effort(tries_max=3))
     lab.check_books(count)
     return lab.settle_rate(draws)
 
@@ -298,7 +299,7 @@ _OLD_TIME: Final = "'2023-11-14' + INTERVAL seq SECOND"
 
 def _fill_ledger(lab: Lab, rows: int) -> None:
     """Old rows as the worker writes them: 10 requests have 13 ledger rows, and keep their results."""
-    (sample,) = batch.settle(lab.engine, make_draws(1), WHEELS, tries_max=3)
+    (sample,) = batch.settle(lab.engine, make_draws(1), WHEELS, effort=Effort(tries_max=3))
     if not isinstance(sample, batch.Settled):
         raise BenchmarkFailed(f"the sample draw was not settled: {sample}")
     with lab.engine.connect() as connection:

@@ -32,7 +32,7 @@ from producers.ledger import get_lottery_session_transactions
 from producers.schema import account_asset_balances, api_idempotency_requests, asset_transactions
 from tests.books import Row, assert_books, table
 from worker import batch, ledger
-from worker.batch import Answer, Deferred, Refused, Settled
+from worker.batch import Answer, Deferred, Effort, Refused, Settled
 from worker.ledger import AMOUNT_MAX, open_account, recharge
 
 SEED = bytes(range(32))
@@ -70,7 +70,7 @@ def _engine(url: str) -> Iterator[Engine]:
 
 
 def settle(engine: Engine, *draws: DrawRequest, tries_max: int = 2) -> list[Answer]:
-    return batch.settle(engine, draws, WHEELS, tries_max=tries_max, sleep=lambda _: None)
+    return batch.settle(engine, draws, WHEELS, effort=Effort(tries_max, lock_wait_s=LOCK_WAIT_S), sleep=lambda _: None)
 
 
 def settled(engine: Engine, *draws: DrawRequest) -> list[Settled]:
@@ -319,7 +319,7 @@ def test_an_unknown_campaign_is_refused_alone_and_left_unrecorded(engine: Engine
     assert refused.cause == "unknown campaign"
     assert isinstance(answer, Settled)
     summer = Campaign("summer", "POINT", Decimal(1), (Prize(1, Decimal(0)),))
-    (later,) = batch.settle(engine, [early], {"summer": Wheel(summer, SEED)}, tries_max=1)
+    (later,) = batch.settle(engine, [early], {"summer": Wheel(summer, SEED)}, effort=Effort(tries_max=1))
     assert isinstance(later, Settled)
     assert not later.is_repeat
 
@@ -447,7 +447,7 @@ def test_an_archived_request_needs_no_campaign_any_more(engine: Engine) -> None:
     draw = DrawRequest(account_id=account_id, request_key="k")
     (first,) = settled(engine, draw)
     archive(engine)
-    (again,) = batch.settle(engine, [draw], {}, tries_max=1)
+    (again,) = batch.settle(engine, [draw], {}, effort=Effort(tries_max=1))
     assert isinstance(again, Settled)
     assert again.result == first.result
 
@@ -954,7 +954,7 @@ def test_crashes_do_not_roll_the_dice_again(mariadb: Engine) -> None:
 
     with pytest.MonkeyPatch.context() as patch, at_commit(galera_conflict, galera_conflict):
         patch.setattr(ledger, "post", remember)
-        batch.settle(mariadb, draws, WHEELS, tries_max=3, sleep=lambda _: None)
+        batch.settle(mariadb, draws, WHEELS, effort=Effort(tries_max=3), sleep=lambda _: None)
     assert len(attempts) == 3
     assert attempts[0] == attempts[1] == attempts[2]
     assert any(entry.endswith("reward 5.00") for entry in attempts[0])

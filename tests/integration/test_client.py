@@ -30,7 +30,7 @@ from tests import servers
 from tests.books import table
 from tests.processes import House, draws
 from worker import batch
-from worker.batch import Settled
+from worker.batch import Effort, Settled
 from worker.deliveries import Delivery, open_deliveries
 
 
@@ -69,7 +69,7 @@ def queued(url: str, count: int) -> list[DrawRequest]:
 
 def settle(house: House, *asked: DrawRequest, store: bool = True) -> list[bytes]:
     """What a worker would do, in this process."""
-    answers = batch.settle(house.engine, asked, house.wheels, tries_max=1)
+    answers = batch.settle(house.engine, asked, house.wheels, effort=Effort(tries_max=1))
     settled = [answer for answer in answers if isinstance(answer, Settled)]
     assert len(settled) == len(asked)
     if store:

@@ -33,6 +33,7 @@ from producers.settings import Settings
 from tests import gateways, processes, servers
 from tests.processes import House, draws, wait_for
 from worker import batch, ledger, metrics, parking
+from worker.batch import Effort
 from worker.deliveries import Delivery
 from worker.relay import open_relay
 from worker.schema import dead_letters, replays
@@ -172,7 +173,7 @@ def test_retries_are_counted_by_the_databases_code(
 
     monkeypatch.setattr(ledger, "post", fail_once)
     before = now("transaction_retries_total", code=code)
-    batch.settle(house.engine, draws([account_id], 2), house.wheels, tries_max=3, sleep=lambda _s: None)
+    batch.settle(house.engine, draws([account_id], 2), house.wheels, effort=Effort(tries_max=3), sleep=lambda _s: None)
     assert now("transaction_retries_total", code=code) == before + 1
 
 
@@ -183,7 +184,7 @@ def test_an_outage_is_no_retry(house: House, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ledger, "post", gone)
     before = {code: now("transaction_retries_total", code=code) for code in ("2013", "other")}
     with pytest.raises(Exception, match="does not answer"):
-        batch.settle(house.engine, draws(house.accounts(1), 1), house.wheels, tries_max=3)
+        batch.settle(house.engine, draws(house.accounts(1), 1), house.wheels, effort=Effort(tries_max=3))
     assert {code: now("transaction_retries_total", code=code) for code in ("2013", "other")} == before
 
 

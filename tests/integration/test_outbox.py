@@ -27,7 +27,7 @@ from tests import servers
 from tests.books import Row, assert_books, table
 from tests.processes import PROJECT, House, draws, environment, wait_for
 from worker import batch
-from worker.batch import Refused, Settled
+from worker.batch import Effort, Refused, Settled
 
 AFTER_S = 10.0
 HOUR = timedelta(hours=1)
@@ -139,7 +139,7 @@ def moment(stored: Any) -> datetime:
 
 
 def settle(house: House, *asked: DrawRequest) -> None:
-    answers = batch.settle(house.engine, asked, house.wheels, tries_max=2)
+    answers = batch.settle(house.engine, asked, house.wheels, effort=Effort(tries_max=2))
     assert all(isinstance(answer, Settled) for answer in answers), answers
 
 
@@ -258,7 +258,7 @@ def test_the_wait_doubles_with_each_attempt_until_it_is_given_up(
     age(house.engine, draw.request_key)
     assert relay(house, loses, tries_max=8) == 0
 
-    (late,) = batch.settle(house.engine, [draw], house.wheels, tries_max=1)
+    (late,) = batch.settle(house.engine, [draw], house.wheels, effort=Effort(tries_max=1))
     assert isinstance(late, Refused)
     with house.engine.begin() as connection:
         assert requests.revive(connection, [draw.request_key], utc_now()) == 1

@@ -42,7 +42,7 @@ from producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tests.books import Row, assert_books, table
 from worker import batch, ledger
 from worker.audit import audit
-from worker.batch import Answer, Refused, Settled
+from worker.batch import Answer, Effort, Refused, Settled
 from worker.ledger import open_account, recharge
 
 WHEELS = wheels(bytes(range(32)))
@@ -84,7 +84,7 @@ def ask(engine: Engine, draw: DrawRequest, caller: str = "") -> Acceptance:
 
 
 def settle(engine: Engine, *draws: DrawRequest) -> list[Answer]:
-    return batch.settle(engine, draws, WHEELS, tries_max=2, sleep=lambda _: None)
+    return batch.settle(engine, draws, WHEELS, effort=Effort(tries_max=2), sleep=lambda _: None)
 
 
 def settled(engine: Engine, draw: DrawRequest) -> Settled:

@@ -18,7 +18,7 @@ from producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tests import servers
 from tests.processes import House
 from worker import batch
-from worker.batch import Settled
+from worker.batch import Effort, Settled
 
 SESSION = "lottery_tx_1700000000000_abcdef_001"
 
@@ -45,7 +45,7 @@ def store(house: House) -> Iterator[ResultStore]:
 def settle(house: House, *, session_id: str = SESSION, balance: int = 10, key: str = "request_1") -> StoredResult:
     (account_id,) = house.accounts(1, balance=balance)
     draw = DrawRequest(account_id=account_id, request_key=key, lottery_session_id=session_id)
-    (answer,) = batch.settle(house.engine, [draw], house.wheels, tries_max=1)
+    (answer,) = batch.settle(house.engine, [draw], house.wheels, effort=Effort(tries_max=1))
     assert isinstance(answer, Settled)
     return StoredResult(session_id, answer.result, answer.settled_at)
 
@@ -224,7 +224,7 @@ def test_the_rows_of_a_session_by_transaction_id(house: House) -> None:
     (account_id,) = house.accounts(1, balance=100)
     for number in range(100):
         draw = DrawRequest(account_id=account_id, request_key=f"try_{number}", lottery_session_id=f"session_{number}")
-        (answer,) = batch.settle(house.engine, [draw], house.wheels, tries_max=1)
+        (answer,) = batch.settle(house.engine, [draw], house.wheels, effort=Effort(tries_max=1))
         assert isinstance(answer, Settled)
         if parse_result(answer.result).won:
             break

@@ -18,7 +18,7 @@ from producers.requests import Asked, accept
 from producers.schema import account_asset_balances, api_idempotency_requests, asset_transactions
 from tests import processes
 from worker import actions, dead_letters, parking, story
-from worker.batch import settle
+from worker.batch import Effort, settle
 from worker.deliveries import Delivery
 from worker.parking import Parking
 from worker.schema import dead_letters as letters
@@ -44,7 +44,7 @@ def accepted(house: processes.House, draw: DrawRequest, caller: str = "shop") ->
 
 
 def settled(house: processes.House, *draws: DrawRequest) -> None:
-    settle(house.engine, list(draws), house.wheels, tries_max=3)
+    settle(house.engine, list(draws), house.wheels, effort=Effort(tries_max=3))
 
 
 def parked(house: processes.House, draw: DrawRequest, error: str = "boom") -> int:

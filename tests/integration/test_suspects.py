@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from producers.errors import ServiceUnavailable
-from producers.results import ResultStore, StoredResult
+from producers.results import ResultStore
 from tests.processes import House, draws
+from worker import batch, parking
 from worker.consumer import Consumer, Stopping
 from worker.deliveries import Delivery
 
@@ -18,6 +20,7 @@ class Handed:
     def __init__(self, *waiting: Delivery) -> None:
         self.waiting = list(waiting)
         self.acked: list[Delivery] = []
+        self.released = False
 
     def fetch(self, count_max: int, *, wait_s: float) -> list[Delivery]:
         taken, self.waiting = self.waiting[:count_max], self.waiting[count_max:]
@@ -26,8 +29,14 @@ class Handed:
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         self.acked += deliveries
 
-    def give_back(self, deliveries: Sequence[Delivery]) -> None:
+    def keep(self, deliveries: Sequence[Delivery]) -> None:
         pass
+
+    def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        raise AssertionError
+
+    def release(self, *, but: Sequence[Delivery] = ()) -> None:
+        self.released = True
 
     def fetch_dead(self, count_max: int) -> list[Delivery]:
         return []
@@ -65,17 +74,17 @@ def test_a_suspect_with_nothing_wrong_settles_and_is_no_dead_letter(house: House
     assert (house.settled(), house.causes()) == (1, [])
 
 
-def test_a_shutdown_while_the_result_store_is_away_parks_no_suspect(
+def test_a_shutdown_while_the_database_is_away_parks_no_suspect(
     house: House, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delivery = suspect(house)
 
-    def put(_results: Sequence[StoredResult]) -> None:
+    def settle(*_args: object, **_options: object) -> NoReturn:
         consumer._stopping.set()
-        raise ServiceUnavailable("the result store does not answer")
+        raise ServiceUnavailable("the database does not answer")
 
     with monkeypatch.context() as away:
-        away.setattr(consumer.results, "put", put)
+        away.setattr(batch, "settle", settle)
         consumer.deliveries = source = Handed(delivery)
         with pytest.raises(Stopping):
             consumer.consume_once(wait_s=0)
@@ -84,4 +93,32 @@ def test_a_shutdown_while_the_result_store_is_away_parks_no_suspect(
     consumer.consume_once(wait_s=0)
     assert source.acked == [delivery]
     assert (house.settled(), house.causes()) == (1, [])
-    assert consumer.results.peek(draws([1], 1)[0].lottery_session_id) is not None
+
+
+def test_an_outage_that_lasts_parks_no_suspect(
+    house: House, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This worker parked it before it tried: that it is known now is no reason to give it up."""
+    delivery = suspect(house)
+    settle, failures = batch.settle, 0
+
+    def settle_later(*args: Any, **options: Any) -> Any:
+        nonlocal failures
+        failures += 1
+        if failures < 6:
+            raise ServiceUnavailable("the database does not answer")
+        return settle(*args, **options)
+
+    monkeypatch.setattr(batch, "settle", settle_later)
+    unpark = parking.unpark
+
+    def unpark_later(*args: Any) -> None:
+        if failures < 6:
+            raise ServiceUnavailable("the database does not answer")
+        unpark(*args)
+
+    monkeypatch.setattr(parking, "unpark", unpark_later)
+    consumer.deliveries = source = Handed(delivery)
+    consumer.consume_once(wait_s=0)
+    assert (source.released, source.acked) == (True, [delivery])
+    assert (house.settled(), house.causes()) == (1, [])

@@ -74,8 +74,8 @@ def settings(**values: str) -> Settings:
         ({"remote_control": "false"}, "remote control", "ok"),
         ({"database_url": "sqlite:///x.db"}, "remote control", "skip"),
         ({}, "claim time", "ok"),
-        ({"claim_after_s": "13.5"}, "claim time", "warn"),
-        ({"claim_after_s": "13.5", "broker_url": "amqp://x"}, "claim time", "ok"),
+        ({"claim_after_s": "6.5"}, "claim time", "warn"),
+        ({"claim_after_s": "6.5", "broker_url": "amqp://x"}, "claim time", "ok"),
     ],
 )
 def test_settings_that_are_right_somewhere(values: dict[str, str], name: str, status: str) -> None:

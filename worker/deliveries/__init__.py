@@ -66,18 +66,33 @@ def received(
 class Deliveries(Protocol):
     """A source of deliveries, for one thread. Every method raises ServiceUnavailable when the broker is away.
 
-    What was fetched and not acked comes back, to this or another consumer, with a higher count: after `close()`, when
-    the process dies, or when the broker takes it for dead.
+    What was fetched is *in hand* until it is acked, requeued or released. What is in hand when the process dies, or
+    when the broker takes it for dead, comes back to this or another consumer with a higher count.
     """
 
     def fetch(self, count_max: int, *, wait_s: float) -> list[Delivery]:
-        """Whatever is waiting, up to `count_max`; when nothing is, wait up to `wait_s` for the first to come."""
+        """Whatever is waiting, up to `count_max`; when nothing is, wait up to `wait_s` for the first to come.
+
+        Takes in no more than about HELD_BYTES_MAX at once, however large the messages are.
+        """
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Tell the broker that these are done with. The last fetch's only, each at most once."""
+        """Tell the broker that these are done with, each at most once. What else is in hand stays in hand."""
 
-    def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Leave these of the last fetch for later, unacked."""
+    def keep(self, deliveries: Sequence[Delivery]) -> None:
+        """Say that these are still being seen to, so that no other consumer takes them over.
+
+        To be called more often than every `claim_after_s` for what stays in hand.
+        """
+
+    def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        """Put these at the end of the queue, as new messages, and out of hand: others get their turn before them."""
+
+    def release(self, *, but: Sequence[Delivery] = ()) -> None:
+        """Give back at once all that is in hand or was fetched ahead, but for `but`: other consumers can have it.
+
+        Never raises. The next fetch begins anew.
+        """
 
     def fetch_dead(self, count_max: int) -> list[Delivery]:
         """Up to `count_max` of the messages that the broker itself has given up on, in its own dead-letter queue."""
@@ -86,7 +101,7 @@ class Deliveries(Protocol):
         """Take these out of the broker's dead-letter queue. The last fetch_dead's only, each at most once."""
 
     def close(self) -> None:
-        """Give back what is in hand and let go of the connection. Never raises."""
+        """Release, and let go of the connection. Never raises."""
 
 
 def open_deliveries(url: str, *, claim_after_s: float, prefetch: int) -> Deliveries:
