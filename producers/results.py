@@ -28,14 +28,19 @@ from producers.settings import Settings
 
 KEY_PREFIX: Final = "celery-task-meta-"
 
-# One command for a whole batch: the client packs each value once, and Redis does the rest in one go.
+# One command for a whole batch: the client packs each value once, and Redis does the rest in one go. A store that is
+# full cannot keep a result, but can still tell it to those who wait for it now.
 _PUT: Final = """
-local ttl = ARGV[#KEYS + 1]
+local ttl, full = ARGV[#KEYS + 1], nil
 for i = 1, #KEYS do
-  redis.call('SETEX', KEYS[i], ttl, ARGV[i])
+  local reply = redis.pcall('SETEX', KEYS[i], ttl, ARGV[i])
+  if reply.err then
+    if not string.find(reply.err, 'OOM') then return reply end
+    full = reply
+  end
   redis.call('PUBLISH', KEYS[i], ARGV[i])
 end
-return #KEYS
+return full or #KEYS
 """
 
 
@@ -70,18 +75,23 @@ class ResultStore:
         self._put = client.register_script(_PUT)
 
     @classmethod
-    def open(cls, url: str, *, ttl_s: int, engine: Engine | None = None, secret: bytes = b"") -> ResultStore:
+    def open(
+        cls, url: str, *, ttl_s: int, engine: Engine | None = None, secret: bytes = b"", timeout_s: float = 10.0
+    ) -> ResultStore:
         """The store behind a redis:// URL; it connects at first use. Without `engine` it cannot rebuild."""
-        return cls(open_redis(url), ttl_s=ttl_s, engine=engine, secret=secret)
+        return cls(open_redis(url, timeout_s=timeout_s), ttl_s=ttl_s, engine=engine, secret=secret)
 
     @classmethod
-    def from_settings(cls, settings: Settings, *, engine: Engine | None = None) -> ResultStore:
+    def from_settings(cls, settings: Settings, *, engine: Engine | None = None, timeout_s: float = 10.0) -> ResultStore:
         """The store of these settings, see `open`."""
         url, secret = settings.need("result_url"), settings.result_secret_bytes
-        return cls.open(url, ttl_s=settings.result_ttl_s, engine=engine, secret=secret)
+        return cls.open(url, ttl_s=settings.result_ttl_s, engine=engine, secret=secret, timeout_s=timeout_s)
 
     def put(self, results: Sequence[StoredResult]) -> None:
-        """Store and announce `results`; raises ServiceUnavailable when Redis does not take them."""
+        """Store and announce `results`.
+
+        Raises ServiceUnavailable when Redis does not take them; where it is full they are announced all the same.
+        """
         if not results:
             return
         try:

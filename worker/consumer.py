@@ -12,7 +12,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,15 +24,15 @@ from producers import requests
 from producers.contract import DrawRequest
 from producers.database import utc_now
 from producers.errors import ConfigurationError, InvalidRequest, ServiceUnavailable, UnknownVersion, Unparsable
-from producers.logs import about
 from producers.metrics import are_wanted
 from producers.pulse import Pulse
 from producers.results import ResultStore, StoredResult
 from producers.settings import Settings
-from worker import batch, metrics, parking
+from worker import metrics, parking
 from worker.aside import Aside, Held
-from worker.batch import Answer, Deferred, Effort, Handling, Refused, Settled, Wheels
+from worker.batch import Deferred, Effort, Handling, Refused, Settled, Wheels
 from worker.deliveries import Deliveries, Delivery, open_deliveries
+from worker.lanes import Lanes
 from worker.parking import Parking, Unparkable
 from worker.putting import Putting
 from worker.watch import Watch
@@ -46,8 +45,9 @@ IDLE_WAIT_S: Final = 1.0  # how long an idle lane waits before it looks whether 
 BACKOFF_S_MAX: Final = 5.0
 LOOK_FOR_DEAD_EVERY_S: Final = 5.0
 DEAD_FETCHED_MAX: Final = 500
-SPLIT_SIZE_MIN: Final = 64  # a smaller batch is sooner done in one transaction
 KEEPS_PER_TERM: Final = 3  # how often within claim_after_s a consumer says that it still sees to what it set aside
+RESULT_TIMEOUT_S: Final = 2.0  # once, where the result store hangs: from then on nothing waits for it
+HELD_SHOWN_MAX: Final = 5
 REQUEUE_PAUSE_S: Final = 0.1  # where nothing but draws to be requeued is queued: do not spin
 # An outage that lasts: other workers may have what this one holds.
 FAILURES_MAX: Final = 3
@@ -80,11 +80,7 @@ class _Later(NamedTuple):
 
 
 class Consumer:
-    """One loop over one source of deliveries; a worker process has one.
-
-    A large batch is settled in `lanes` transactions side by side that share no account, so that they never wait for
-    each other: two batches of random accounts nearly always do.
-    """
+    """One loop over one source of deliveries; a worker process has one."""
 
     def __init__(
         self,
@@ -100,12 +96,8 @@ class Consumer:
         self.deliveries = deliveries
         self.engine = engine
         self.results = Putting(results)
-        self.wheels = wheels
         self.settings = settings
-        self._is_legacy = is_legacy
-        # SQLite has one writer at a time.
-        self._lanes = 1 if engine.dialect.name == "sqlite" else settings.lanes
-        self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix="lane")
+        self._lanes = Lanes(engine, wheels, settings.lanes, is_legacy=is_legacy)
         self._name = parking.here()
         self._watch = Watch(pulse, with_latency=are_wanted(settings))
         self._aside = Aside(settings.batch_size_max)
@@ -130,7 +122,7 @@ class Consumer:
         deliveries = open_deliveries(
             settings.need("broker_url"), claim_after_s=settings.claim_after_s, prefetch=3 * settings.batch_size_max
         )
-        results = ResultStore.from_settings(settings)
+        results = ResultStore.from_settings(settings, timeout_s=RESULT_TIMEOUT_S)
         return cls(deliveries, engine, results, wheels, settings, pulse, is_legacy=is_legacy)
 
     def start(self) -> None:
@@ -176,6 +168,7 @@ class Consumer:
         if due := self._aside.take_due(self.settings.batch_size_max):
             self._see_through(due, has_patience=False)
             self._aside.tell_tried()
+            metrics.ASIDE.set(len(self._aside))
         fetched = self.deliveries.fetch(self.settings.batch_size_max, wait_s=min(wait_s, self._aside.due_in_s))
         if not fetched:
             return Report()
@@ -202,6 +195,10 @@ class Consumer:
 
     def _set_aside(self, later: Sequence[_Later]) -> None:
         """Keep these in hand; those for which there is no room go to the end of the queue."""
+        if new := [it.held for it in later if not self._aside.is_held(it.held)]:
+            names = (f"account {it}" if isinstance(it, int) else f"request {it}" for it in new[:HELD_SHOWN_MAX])
+            shown = ", ".join(dict.fromkeys(names))
+            log.warning("%d draws wait, the others go on: another transaction holds %s", len(later), shown)
         too_many = [it.delivery for it in later if not self._aside.add(it.held, it.delivery)]
         too_many = [it for it in too_many if it.whole is None]  # of the others we have the beginning alone
         metrics.ASIDE.set(len(self._aside))
@@ -274,7 +271,7 @@ class Consumer:
                 later.append(_Later(request.account_id, delivery))
             else:
                 parsed.append((delivery, request))
-        answers = self._settle(
+        answers = self._lanes.settle(
             [draw for _, draw in parsed],
             Handling(self._name, {draw.request_key: delivery.count for delivery, draw in parsed if delivery.count > 1}),
             Effort(self.settings.tries_max, self.settings.lock_wait_s, has_patience),
@@ -291,9 +288,9 @@ class Consumer:
                     )
                 case Deferred():
                     request = answer.request
-                    log.info("draw %s is set aside: %s", request.request_key, answer.error, extra=about(request))
-                    held = request.account_id if answer.is_account_held else request.request_key
-                    later.append(_Later(held, delivery))
+                    later.append(
+                        _Later(request.account_id if answer.is_account_held else request.request_key, delivery)
+                    )
         self.results.put(
             [StoredResult(answer.request.lottery_session_id, answer.result, answer.settled_at) for answer in settled]
         )
@@ -304,36 +301,6 @@ class Consumer:
         if repeats:
             log.info("%d of %d draws were repeats, answered with their first result", repeats, len(settled))
         return Report(len(settled), repeats, len(parkings) - len(unparked), len(later)), later
-
-    def _settle(self, draws: Sequence[DrawRequest], handling: Handling, effort: Effort) -> list[Answer]:
-        """An answer for each draw, in their order; raises what batch.settle raises, when all lanes are done."""
-        if self._lanes == 1 or len(draws) < SPLIT_SIZE_MIN:
-            return batch.settle(
-                self.engine, draws, self.wheels, effort=effort, handling=handling, is_legacy=self._is_legacy
-            )
-        by_lane: dict[int, list[int]] = {}
-        for position, draw in enumerate(draws):
-            by_lane.setdefault(_lane_of(draw.account_id, self._lanes), []).append(position)
-        under_way = [
-            (
-                positions,
-                self._pool.submit(
-                    batch.settle,
-                    self.engine,
-                    [draws[i] for i in positions],
-                    self.wheels,
-                    effort=effort,
-                    handling=handling,
-                    is_legacy=self._is_legacy,
-                ),
-            )
-            for positions in by_lane.values()
-        ]
-        wait([future for _, future in under_way])
-        answers: dict[int, Answer] = {}
-        for positions, future in under_way:
-            answers.update(zip(positions, future.result(), strict=True))
-        return [answers[position] for position in range(len(draws))]
 
     def _handle_suspect(self, delivery: Delivery) -> list[_Later]:
         """Handle alone a message that has been delivered too often: it may be what kills the workers.
@@ -346,9 +313,14 @@ class Consumer:
         with suppress(InvalidRequest):
             request = delivery.request()
         untried = Parking(delivery, parking.TOO_MANY_DELIVERIES, why, request, is_tried=False)
-        # Parked by this worker, in an outage that kept it from going on: that says nothing against the message.
-        is_under_trial = untried.sha256 in self._trying
-        if not is_under_trial and not self._persist(lambda: parking.park(self.engine, [untried], worker=self._name))[0]:
+        try:
+            # Parked by this worker, in an outage that kept it from going on: that says nothing against the message.
+            is_under_trial = untried.sha256 in self._trying or self._persist(
+                lambda: parking.park(self.engine, [untried], worker=self._name)[0]
+            )
+        except Unparkable:
+            return [_Later(untried.sha256, delivery)]
+        if not is_under_trial:
             log.error(
                 "a message was delivered %d times: it stays among the dead letters",
                 delivery.count,
@@ -425,8 +397,3 @@ def _given_up_by_broker(delivery: Delivery) -> Parking:
         request = delivery.request()
     why = str(delivery.headers.get("x-first-death-reason", "delivery_limit"))
     return Parking(delivery, parking.TOO_MANY_DELIVERIES, f"RabbitMQ gave it up: {why}", request)
-
-
-def _lane_of(account_id: int, lanes: int) -> int:
-    """Always the same lane for an account, spread evenly also where ids come in steps (Galera's auto-increment)."""
-    return (account_id * 0x9E3779B1 >> 16) % lanes

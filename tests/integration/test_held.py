@@ -132,7 +132,7 @@ def test_what_holds_one_request_defers_that_request_alone(engine: Engine, what: 
                     "fingerprint": draw.fingerprint(),
                 },
             )  # fmt: skip
-    statement, values = {
+    holders: dict[str, tuple[str, dict[str, Any]]] = {
         "its key": (HOLD_REQUEST, {"key": draw.request_key, "session": "other", "account": ids[4]}),
         "its session": (HOLD_REQUEST, {"key": "other", "session": draw.request_key, "account": ids[4]}),
         # Under the account's lock by all who keep the rules: this one does not.
@@ -141,7 +141,8 @@ def test_what_holds_one_request_defers_that_request_alone(engine: Engine, what: 
             "SELECT 1 FROM api_idempotency_requests WHERE request_key = :key FOR UPDATE",
             {"key": draw.request_key},
         ),
-    }[what]
+    }
+    statement, values = holders[what]
     with held(engine, statement, **values):
         began = time.monotonic()
         answers = settle(engine, draws, effort)
