@@ -3,6 +3,9 @@
 What a consumer has read stays in the group's pending list until it is acked. A consumer that gives no sign of life for
 `claim_after_s` loses what it held to whoever looks next: XPENDING says how often each was delivered, XCLAIM takes it.
 (XAUTOCLAIM does both in one call, but keeps the count to itself.)
+
+XREADGROUP and XCLAIM count entries, not bytes, and Redis and we would hold all of the reply. So where the Stream holds
+more than a worker may take in, a script in Redis reads it in small slices and stops in time.
 """
 
 from __future__ import annotations
@@ -11,19 +14,114 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import redis
 
 from producers.broker import BODY_FIELD, GROUP, QUEUE, declare_group, open_redis
 from producers.errors import ServiceUnavailable
-from worker.deliveries import NO_HEADERS, Delivery, received
+from worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
 
 READ_TIMEOUT_S: Final = 10.0
 NO_BLOCK_PAUSE_S: Final = 0.01  # for a server that does not know how to BLOCK (fakeredis): do not spin
-CLAIM_LOOKS_PER_TERM: Final = 5  # how often within claim_after_s a consumer looks for what others left behind
+CLAIM_LOOKS_PER_TERM: Final = 5  # how often within claim_after_s a busy consumer looks for what others left behind
+CLAIM_LOOK_EVERY_S_MAX: Final = 5.0
+HEADERS_KEPT_BYTES_MAX: Final = 16 * 1024  # of an entry's other fields; a dead letter keeps less
+TAGS_PER_COMMAND: Final = 1000
+# How long it holds what was found about the Stream's size: what comes in between is read uncounted.
+SMALL_FOR_S: Final = 0.1
+LARGE_FOR_S: Final = 1.0
+
+# Bytes in the Stream, or -1 where nobody can tell soon: walking through it takes a microsecond for some 20 small draws.
+_SIZE: Final = """
+if redis.call('XLEN', KEYS[1]) > 100000 then return -1 end
+local bytes = redis.pcall('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0)
+return type(bytes) == 'number' and bytes or -1
+"""
+
+_SLICED: Final = """
+local SLICE = 4
+local function weight(fields)
+  local bytes = 0
+  for i = 1, #fields do bytes = bytes + #fields[i] end
+  return bytes
+end
+"""
+
+# XREADGROUP without BLOCK until there are enough entries, or bytes.
+_READ: Final = (
+    _SLICED
+    + """
+local found, left, room = {}, tonumber(ARGV[3]), tonumber(ARGV[4])
+while left > 0 and room > 0 do
+  local asked = math.min(SLICE, left)
+  local reply = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', asked, 'STREAMS', KEYS[1], '>')
+  if not reply then break end
+  for _, entry in ipairs(reply[1][2]) do
+    found[#found + 1] = entry
+    room = room - weight(entry[2])
+  end
+  left = left - asked
+end
+return found
+"""
+)
+
+# Take over what has been idle for too long, with its counts, until there are enough entries, or bytes.
+_CLAIM: Final = (
+    _SLICED
+    + """
+local found, room = {}, tonumber(ARGV[5])
+local pending = redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4])
+for first = 1, #pending, SLICE do
+  if room <= 0 then break end
+  local gone, counts, tags = {}, {}, {}
+  for i = first, math.min(first + SLICE - 1, #pending) do
+    local tag = pending[i][1]
+    gone[tag], counts[tag], tags[#tags + 1] = true, pending[i][4] + 1, tag
+  end
+  for _, entry in ipairs(redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], unpack(tags))) do
+    if entry and entry[2] then
+      gone[entry[1]] = nil
+      found[#found + 1] = {entry[1], entry[2], counts[entry[1]]}
+      room = room - weight(entry[2])
+    end
+  end
+  -- Deleted behind our back: Redis before 7 would keep it pending for ever.
+  for tag in pairs(gone) do redis.call('XACK', KEYS[1], ARGV[1], tag) end
+end
+return found
+"""
+)
+
+# Only what is still ours: a claim would take back what another consumer has claimed meanwhile. The tags are in order.
+_KEEP: Final = """
+local mine, command = {}, {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}
+for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[#ARGV], 1000000, ARGV[2])) do
+  mine[entry[1]] = true
+end
+for i = 3, #ARGV do
+  if mine[ARGV[i]] then command[#command + 1] = ARGV[i] end
+end
+local kept = #command - 5
+command[#command + 1] = 'JUSTID'
+if kept > 0 then redis.call(unpack(command)) end
+return kept
+"""
+
+# Twice is as good as once: what has been requeued is no longer there.
+_REQUEUE: Final = """
+for i = 2, #ARGV do
+  local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
+  if entry then
+    redis.call('XADD', KEYS[1], '*', unpack(entry[2]))
+    redis.call('XDEL', KEYS[1], ARGV[i])
+  end
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
+end
+"""
 
 # A consumer that still holds messages must not be deleted: its pending list would go with it.
 _FORGET: Final = """
@@ -48,9 +146,16 @@ class StreamDeliveries:
         # The reply as it comes: redis-py's own shaping takes longer than reading it.
         for command in ("XREADGROUP", "XPENDING", "XCLAIM"):
             self._client.set_response_callback(command, _as_it_is)
+        self._size_script = self._client.register_script(_SIZE)
+        self._read_script = self._client.register_script(_READ)
+        self._claim_script = self._client.register_script(_CLAIM)
+        self._keep_script = self._client.register_script(_KEEP)
+        self._requeue_script = self._client.register_script(_REQUEUE)
         self._claim_after_ms = int(claim_after_s * 1000)
-        self._claim_every_s = claim_after_s / CLAIM_LOOKS_PER_TERM
+        self._claim_every_s = min(CLAIM_LOOK_EVERY_S_MAX, claim_after_s / CLAIM_LOOKS_PER_TERM)
         self._next_claim = 0.0
+        self._is_large = False
+        self._next_look_at_size = 0.0
         self._declared = False
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
@@ -59,14 +164,13 @@ class StreamDeliveries:
             if not self._declared:
                 declare_group(self._client)
                 self._declared = True
-            now = time.monotonic()
-            if now >= self._next_claim:
-                claimed = self._claim(count_max)
-                if len(claimed) < count_max:  # else there may be more of them
-                    self._next_claim = now + self._claim_every_s
-                if claimed:
-                    return claimed
-            return self._read(count_max, min(wait_s, self._claim_every_s))
+            if time.monotonic() < self._next_claim:
+                fetched = self._read(count_max, min(wait_s, self._claim_every_s))
+            else:
+                fetched = self._share(count_max, min(wait_s, self._claim_every_s))
+            if not fetched:
+                self._next_claim = 0.0  # idle: there is time to look
+            return fetched
         except redis.RedisError as error:
             self._declared = False  # FLUSHALL takes the group along
             raise ServiceUnavailable(f"the Stream cannot be read: {error}") from error
@@ -75,18 +179,35 @@ class StreamDeliveries:
         if not deliveries:
             return
         tags = [delivery.tag for delivery in deliveries]
-        try:
-            # Acked and gone: a Stream keeps what it is not told to forget, and Redis is memory.
-            with self._client.pipeline(transaction=True) as pipeline:
-                pipeline.execute_command("XACK", QUEUE, GROUP, *tags)
-                pipeline.execute_command("XDEL", QUEUE, *tags)
-                pipeline.execute()
-        except redis.RedisError as error:
-            raise ServiceUnavailable(f"the Stream cannot be acked: {error}") from error
+        # Acked and gone: a Stream keeps what it is not told to forget, and Redis is memory. In this order, as what is
+        # pending and gone is acked by the next look; and not in MULTI, where a Redis that is full refuses everything.
+        with _outages("acked"), self._client.pipeline(transaction=False) as pipeline:
+            pipeline.execute_command("XDEL", QUEUE, *tags)
+            pipeline.execute_command("XACK", QUEUE, GROUP, *tags)
+            pipeline.execute()
+
+    def keep(self, deliveries: Sequence[Delivery]) -> None:
+        tags = sorted((delivery.tag for delivery in deliveries), key=_place)
+        with _outages("kept"):
+            for some in _chunks(tags):
+                try:
+                    self._keep_script(keys=[QUEUE], args=[GROUP, self.consumer, *some])
+                except redis.ResponseError as error:
+                    if "NOGROUP" not in str(error):  # all are gone: the next fetch says so
+                        raise
+
+    def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        with _outages("requeued"):
+            for some in _chunks([delivery.tag for delivery in deliveries]):
+                self._requeue_script(keys=[QUEUE], args=[GROUP, *some])
 
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
         # They stay pending; whoever looks for what was left behind takes them after claim_after_s.
         return
+
+    def release(self) -> None:
+        with suppress(redis.RedisError):
+            self._release()
 
     def fetch_dead(self, count_max: int) -> list[Delivery]:
         return []  # a Stream gives nothing up
@@ -95,24 +216,42 @@ class StreamDeliveries:
         return
 
     def close(self) -> None:
+        self.release()
         with suppress(redis.RedisError):
-            self._release()
             forget_consumers(self._client, name=self.consumer)
         with suppress(redis.RedisError):
             self._client.close()
 
     def _release(self) -> None:
         """Make what this consumer still holds look long idle, so that the others need not wait for it."""
-        pending: Any = self._client.execute_command(
-            "XPENDING", QUEUE, GROUP, "-", "+", 10_000, self.consumer, parse_detail=True
-        )
-        tags = [entry[0] for entry in pending]
-        if tags:
+        first: Any = "-"
+        while True:
+            pending: Any = self._client.execute_command(
+                "XPENDING", QUEUE, GROUP, first, "+", TAGS_PER_COMMAND, self.consumer, parse_detail=True
+            )
+            if not pending:
+                return
+            tags = [entry[0] for entry in pending]
             self._client.execute_command(
                 "XCLAIM", QUEUE, GROUP, self.consumer, 0, *tags, "IDLE", self._claim_after_ms, "JUSTID"
             )
+            first = b"(" + tags[-1]
+
+    def _share(self, count_max: int, wait_s: float) -> list[Delivery]:
+        """Half of a batch at most is what others left behind: new ones do not wait for the end of it."""
+        claimed = self._claim((count_max + 1) // 2)
+        if not claimed:
+            self._next_claim = time.monotonic() + self._claim_every_s  # else there may be more
+        if len(claimed) == count_max:
+            return claimed
+        return claimed + self._read(count_max - len(claimed), 0 if claimed else wait_s)
 
     def _read(self, count_max: int, wait_s: float) -> list[Delivery]:
+        if self._look_at_size():
+            entries: Any = self._read_script(keys=[QUEUE], args=[GROUP, self.consumer, count_max, HELD_BYTES_MAX])
+            if entries or wait_s <= 0:
+                return [_delivery(tag, fields) for tag, fields in entries]
+            count_max = 1
         block = ("BLOCK", max(1, int(wait_s * 1000))) if wait_s > 0 else ()
         asked_at = time.monotonic()
         reply: Any = self._client.execute_command(
@@ -123,24 +262,22 @@ class StreamDeliveries:
                 time.sleep(NO_BLOCK_PAUSE_S)
             return []
         entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-        return [received(_body(fields), tag, 1, _headers(fields)) for tag, fields in entries]
+        return [_delivery(tag, fields) for tag, fields in entries]
+
+    def _look_at_size(self) -> bool:
+        """Whether the Stream holds more bytes than one read may take in."""
+        now = time.monotonic()
+        if now >= self._next_look_at_size:
+            size = int(self._size_script(keys=[QUEUE]))
+            self._is_large = not 0 <= size <= HELD_BYTES_MAX
+            self._next_look_at_size = now + (LARGE_FOR_S if self._is_large else SMALL_FOR_S)
+        return self._is_large
 
     def _claim(self, count_max: int) -> list[Delivery]:
-        pending: Any = self._client.execute_command(
-            "XPENDING", QUEUE, GROUP, "IDLE", self._claim_after_ms, "-", "+", count_max, parse_detail=True
+        claimed: Any = self._claim_script(
+            keys=[QUEUE], args=[GROUP, self.consumer, self._claim_after_ms, count_max, HELD_BYTES_MAX // 2]
         )
-        if not pending:
-            return []
-        counts = {entry[0]: int(entry[3]) for entry in pending}
-        # Again with the idle time: another consumer may have been quicker.
-        claimed: Any = self._client.execute_command(
-            "XCLAIM", QUEUE, GROUP, self.consumer, self._claim_after_ms, *counts
-        )
-        return [
-            received(_body(entry[1]), entry[0], counts[entry[0]] + 1, _headers(entry[1]))
-            for entry in claimed
-            if entry and entry[1]
-        ]
+        return [_delivery(tag, fields, int(count)) for tag, fields, count in claimed]
 
 
 def forget_consumers(client: redis.Redis, *, name: str = "", idle_s: float = 3600) -> int:
@@ -156,27 +293,50 @@ def forget_consumers(client: redis.Redis, *, name: str = "", idle_s: float = 360
         raise
 
 
+@contextmanager
+def _outages(done: str) -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as error:
+        raise ServiceUnavailable(f"the Stream's entries cannot be {done}: {error}") from error
+
+
 def _as_it_is(reply: Any, **_options: Any) -> Any:
     return reply
 
 
-def _body(fields: Any) -> bytes:
-    """The field `body` of an entry: a flat list, or a mapping. Empty, and so refused, where there is none."""
-    if isinstance(fields, dict):
-        return bytes(fields.get(BODY_FIELD, b""))
-    for name, value in zip(fields[::2], fields[1::2], strict=False):
-        if name == BODY_FIELD:
-            return bytes(value)
-    return b""
+def _place(tag: bytes | int) -> tuple[int, ...]:
+    """Where in the Stream an entry stands."""
+    return tuple(map(int, str(tag, "ascii").split("-"))) if isinstance(tag, bytes) else (tag,)
 
 
-def _headers(fields: Any) -> Mapping[str, Any]:
-    """The other fields of an entry, as text; ours have none."""
-    if len(fields) <= (1 if isinstance(fields, dict) else 2):
-        return NO_HEADERS
-    pairs = fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=False)
-    return {
-        name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace")
-        for name, value in pairs
-        if name != BODY_FIELD
-    }
+def _chunks(tags: Sequence[bytes | int]) -> Iterator[Sequence[bytes | int]]:
+    return (tags[first : first + TAGS_PER_COMMAND] for first in range(0, len(tags), TAGS_PER_COMMAND))
+
+
+def _delivery(tag: bytes, fields: Any, count: int = 1) -> Delivery:
+    """An entry as a delivery. `fields` is a flat list of names and values, or a mapping."""
+    if len(fields) == 2 and not isinstance(fields, dict) and fields[0] == BODY_FIELD:  # ours
+        return received(fields[1], tag, count)
+    pairs = list(fields.items()) if isinstance(fields, dict) else list(zip(fields[::2], fields[1::2], strict=False))
+    bodies = [value for name, value in pairs if name == BODY_FIELD]
+    headers = _headers((name, value) for name, value in pairs if name != BODY_FIELD)
+    if len(bodies) == 1:
+        return received(bodies[0], tag, count, headers)
+    # All of it, as a dead letter is known by its body: a misspelt field must not make a hundred draws one letter.
+    body = b"\n".join(b"%b: %b" % pair for pair in pairs)
+    problem = f"an entry of the Stream has one field `body`, this one has {len(bodies)}"
+    return received(body, tag, count, headers, problem=problem)
+
+
+def _headers(pairs: Iterable[tuple[bytes, bytes]]) -> Mapping[str, Any]:
+    """The other fields of an entry, as text, up to HEADERS_KEPT_BYTES_MAX."""
+    kept: dict[str, Any] = {}
+    room = HEADERS_KEPT_BYTES_MAX
+    for name, value in pairs:
+        room -= len(name) + len(value)
+        if room < 0:
+            kept["…"] = "too long: the rest was left out"
+            break
+        kept[name.decode(errors="backslashreplace")] = value.decode(errors="backslashreplace")
+    return kept or NO_HEADERS
