@@ -115,7 +115,9 @@ def utc_now() -> datetime:
 # ---- engines ---------------------------------------------------------------------------------------------------------
 
 
-def open_engine(url: str, *, lock_wait_s: int = 2, is_lean: bool = False) -> Engine:
+def open_engine(
+    url: str, *, lock_wait_s: int = 2, read_timeout_s: int = READ_TIMEOUT_S, is_lean: bool = False
+) -> Engine:
     """An engine whose sessions do not trust the server's defaults. It connects at first use.
 
     A lean engine is for `statement`: it neither asks before each use whether the server is still there, nor rolls back
@@ -139,8 +141,8 @@ def open_engine(url: str, *, lock_wait_s: int = 2, is_lean: bool = False) -> Eng
         connect_args={
             "charset": "utf8mb4",
             "connect_timeout": CONNECT_TIMEOUT_S,
-            "read_timeout": READ_TIMEOUT_S,
-            "write_timeout": READ_TIMEOUT_S,
+            "read_timeout": read_timeout_s,
+            "write_timeout": read_timeout_s,
             "init_command": (
                 f"SET SESSION sql_mode='{SQL_MODE}', time_zone='+00:00', innodb_lock_wait_timeout={lock_wait_s}"
                 # MariaDB alone knows it, and alone reads this kind of comment.

@@ -1,5 +1,6 @@
 """What another transaction holds, or a trigger refuses, costs the draws that need it and no others."""
 
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -7,16 +8,21 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, text
 
 import migrations
 from producers.contract import DrawRequest
 from producers.database import open_engine
 from producers.draw import DEFAULT_CAMPAIGN, Wheel
+from producers.entry import Entry
+from producers.outbox import Relay
+from producers.requests import Asked
+from tests import servers
 from tests.books import assert_books
-from tests.processes import SEED
+from tests.processes import SEED, House, draws, wait_for
 from worker import batch
 from worker.batch import Answer, Deferred, Effort, Refused, Settled
+from worker.consumer import Consumer
 from worker.ledger import open_account
 
 WHEELS = {"default": Wheel(DEFAULT_CAMPAIGN, bytes.fromhex(SEED))}
@@ -51,8 +57,9 @@ def deferred(answers: Sequence[Answer]) -> list[str]:
 
 @contextmanager
 def held(engine: Engine, statement: str, **values: Any) -> Iterator[Connection]:
-    """Somebody's transaction that has run `statement`, and stays open."""
-    with engine.connect() as stranger:
+    """A stranger's transaction that has run `statement`, and stays open."""
+    # Not by an engine of ours: with these, MariaDB ends a transaction that idles.
+    with create_engine(engine.url, poolclass=NullPool).connect() as stranger:
         stranger.execute(text(statement), values)
         yield stranger
         stranger.rollback()
@@ -189,3 +196,89 @@ def test_what_refuses_one_account_refuses_its_draws_alone(engine: Engine, refuse
     with engine.begin() as connection:
         connection.execute(text(drop))
     assert all(isinstance(answer, Settled) for answer in settle(engine, draws))
+
+
+# ---- the consumer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def house(request: pytest.FixtureRequest, mariadb_url: str, redis_url: str) -> Iterator[House]:
+    broker_url = redis_url if request.param == "redis" else request.getfixturevalue("rabbitmq_url")
+    quick = {"TOMBOLA_BATCH_SIZE_MAX": "100", "TOMBOLA_CLAIM_AFTER_S": "7", "TOMBOLA_RELAY_AFTER_S": "3"}
+    with House(mariadb_url, broker_url, redis_url, **quick) as house:
+        yield house
+
+
+@contextmanager
+def consuming(house: House) -> Iterator[Consumer]:
+    engine = open_engine(house.settings.need("database_url"), lock_wait_s=house.settings.lock_wait_s)
+    consumer = Consumer.open(house.settings, engine, house.wheels)
+    consumer.start()
+    try:
+        yield consumer
+    finally:
+        assert consumer.stop(timeout_s=30)
+        engine.dispose()
+
+
+def keys_of(draws: Sequence[DrawRequest]) -> set[str]:
+    return {draw.request_key for draw in draws}
+
+
+def test_draws_of_held_accounts_wait_apart_and_newcomers_go_first(house: House) -> None:
+    """More of them than there is room for in hand: those go to the end of the queue, and none is lost or blamed."""
+    ids = house.accounts(20)
+    stuck = draws([*ids[:2]], 250, prefix="stuck")
+    with held(house.engine, LOCK_ACCOUNT, id=ids[0]), held(house.engine, LOCK_ACCOUNT, id=ids[1]):
+        house.enqueue(stuck)
+        with consuming(house):
+            for number in range(3):
+                newcomers = draws(ids[2:], 40, prefix=f"new{number}")
+                house.enqueue(newcomers)
+                house.wait_settled(40 * (number + 1), within_s=10)
+                assert keys_of(newcomers) <= house.results().keys()
+            # Longer than a claim takes, and than a suspect is given.
+            time.sleep(9)
+            assert house.settled() == 120
+        assert house.causes() == []
+    with consuming(house):
+        house.wait_settled(370, within_s=30)
+    assert (house.causes(), house.violations()) == ([], [])
+
+
+@pytest.mark.parametrize("house", ["redis"], indirect=True)
+def test_an_accepted_draw_that_waits_apart_is_not_published_again(house: House) -> None:
+    (account_id,) = house.accounts(1)
+    (draw,) = draws([account_id], 1)
+    entry = Entry(open_engine(house.settings.need("database_url")), relay_after_s=house.settings.relay_after_s)
+    relay = Relay.from_settings(house.settings)
+    with held(house.engine, LOCK_ACCOUNT, id=account_id), consuming(house) as consumer:
+        entry.accept([Asked(draw)])
+        house.enqueue([draw])
+        wait_for(lambda: len(consumer._aside) == 1, within_s=10, what=lambda: "it is not set aside")
+        time.sleep(1.5 * house.settings.relay_after_s)
+        assert relay.run_once() == 0
+    with consuming(house):
+        house.wait_settled(1, within_s=20)
+    relay.close()
+    entry.close()
+
+
+def test_a_worker_cut_off_from_its_database_gives_back_what_it_holds(house: House) -> None:
+    """The one that is cut off fetches no more; the other one settles everything, and none is delivered too often."""
+    queued = draws(house.accounts(5), 300)
+    with socket.socket() as nobody:  # connects, and never answers
+        nobody.bind((servers.HOST, 0))
+        nobody.listen(100)
+        port = nobody.getsockname()[1]
+        url = make_url(house.settings.need("database_url")).set(port=port).render_as_string(hide_password=False)
+        broken = Consumer.open(house.settings, open_engine(url, read_timeout_s=1), house.wheels)
+        house.enqueue(queued)
+        broken.start()
+        try:
+            wait_for(lambda: broken._is_cut_off, within_s=30, what=lambda: "it still hopes")
+            with consuming(house):
+                house.wait_settled(300, within_s=10)
+        finally:
+            assert broken.stop(timeout_s=30)
+    assert (house.causes(), house.violations()) == ([], [])

@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -201,13 +201,9 @@ class StreamDeliveries:
             for some in _chunks([delivery.tag for delivery in deliveries]):
                 self._requeue_script(keys=[QUEUE], args=[GROUP, *some])
 
-    def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        # They stay pending; whoever looks for what was left behind takes them after claim_after_s.
-        return
-
-    def release(self) -> None:
+    def release(self, *, but: Sequence[Delivery] = ()) -> None:
         with suppress(redis.RedisError):
-            self._release()
+            self._release({delivery.tag for delivery in but})
 
     def fetch_dead(self, count_max: int) -> list[Delivery]:
         return []  # a Stream gives nothing up
@@ -222,7 +218,7 @@ class StreamDeliveries:
         with suppress(redis.RedisError):
             self._client.close()
 
-    def _release(self) -> None:
+    def _release(self, kept: Set[bytes | int]) -> None:
         """Make what this consumer still holds look long idle, so that the others need not wait for it."""
         first: Any = "-"
         while True:
@@ -231,11 +227,11 @@ class StreamDeliveries:
             )
             if not pending:
                 return
-            tags = [entry[0] for entry in pending]
-            self._client.execute_command(
-                "XCLAIM", QUEUE, GROUP, self.consumer, 0, *tags, "IDLE", self._claim_after_ms, "JUSTID"
-            )
-            first = b"(" + tags[-1]
+            if tags := [entry[0] for entry in pending if entry[0] not in kept]:
+                self._client.execute_command(
+                    "XCLAIM", QUEUE, GROUP, self.consumer, 0, *tags, "IDLE", self._claim_after_ms, "JUSTID"
+                )
+            first = b"(" + pending[-1][0]
 
     def _share(self, count_max: int, wait_s: float) -> list[Delivery]:
         """Half of a batch at most is what others left behind: new ones do not wait for the end of it."""
