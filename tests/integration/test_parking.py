@@ -405,6 +405,60 @@ def test_headers_are_bounded(house: House) -> None:
 # ---- the row first, then the ack -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("when", "is_parked"),
+    [("NEW.headers IS NOT NULL", True), ("NEW.body_bytes = 3", False)],
+    ids=["bare", "not at all"],
+)
+def test_a_row_that_the_database_refuses_costs_that_message_alone(
+    mariadb_url: str, redis_url: str, when: str, is_parked: bool
+) -> None:
+    """It is parked with the little that any database takes; what cannot be parked at all stays unacked."""
+    with House(mariadb_url, redis_url, redis_url) as house:
+        with house.engine.begin() as connection:
+            connection.execute(
+                text(
+                    f"CREATE TRIGGER refuse BEFORE INSERT ON dead_letters FOR EACH ROW IF {when} THEN "
+                    "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'; END IF"
+                )
+            )
+        parkings = [junk(b"junk %d" % number) for number in range(30)]
+        parkings[11] = junk(b"odd", headers={"x": "y"})
+        if is_parked:
+            assert park(house.engine, *parkings) == [True] * 30
+            (odd,) = [it for it in letters(house.engine) if it.body == b"odd"]
+            assert (odd.headers, odd.cause, "log" in odd.error) == (None, UNPARSABLE, True)
+            assert park(house.engine, *parkings) == [False] * 30
+        else:
+            with pytest.raises(parking.Unparkable) as refused:
+                park(house.engine, *parkings)
+            assert refused.value.parkings == [parkings[11]]
+        assert len(letters(house.engine)) == (30 if is_parked else 29)
+
+
+def test_what_cannot_be_parked_stays_queued_and_stops_nothing(mariadb_url: str, redis_url: str) -> None:
+    with House(mariadb_url, redis_url, redis_url) as house:
+        with house.engine.begin() as connection:
+            connection.execute(
+                text(
+                    "CREATE TRIGGER refuse BEFORE INSERT ON dead_letters FOR EACH ROW IF NEW.body_bytes = 3 THEN "
+                    "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'; END IF"
+                )
+            )
+        good = draws(house.accounts(3), 30)
+        house.publish(b"odd", *[draw.encode() for draw in good], b"junk")
+        consumer = Consumer.open(house.settings, house.engine, house.wheels)
+        consumer.start()
+        try:
+            house.wait_settled(30, within_s=20)
+            wait_until(lambda: house.dead() == 1, within_s=20, what=lambda: str(house.causes()))
+            with house.engine.begin() as connection:
+                connection.execute(text("DROP TRIGGER refuse"))
+            wait_until(lambda: house.dead() == 2, within_s=20, what=lambda: str(house.causes()))
+        finally:
+            assert consumer.stop(timeout_s=20)
+
+
 @pytest.fixture(params=["redis", "rabbitmq"])
 def broker_url(request: pytest.FixtureRequest, redis_url: str) -> str:
     url: str = redis_url if request.param == "redis" else request.getfixturevalue("rabbitmq_url")
