@@ -328,8 +328,8 @@ class Fault(enum.Enum):
 
 
 # 1020 record changed (snapshot isolation), 1062 duplicate key, 1180 error during COMMIT, 1205 lock wait, 1213 deadlock
-# (on Galera also at COMMIT), 3101 group replication conflict.
-_CONFLICTS: Final = frozenset({1020, 1062, 1180, 1205, 1213, 3101})
+# (on Galera also at COMMIT), 3101 group replication conflict, 3572 MySQL's answer to NOWAIT.
+_CONFLICTS: Final = frozenset({1020, 1062, 1180, 1205, 1213, 3101, 3572})
 # Not classed as DataError or IntegrityError by the driver: CHECK violated (MySQL, MariaDB), out of range.
 _REFUSALS: Final = frozenset({3819, 4025, 1264, 1690})
 _ASKS_FOR_VALUES = (pymysql.DataError, pymysql.IntegrityError, sqlite3.DataError, sqlite3.IntegrityError)
@@ -370,8 +370,8 @@ def is_lock_conflict(error: BaseException) -> bool:
 
 
 def is_lock_timeout(error: BaseException) -> bool:
-    """Whether the statement has waited for a lock for as long as it may."""
-    return isinstance(error, pymysql.MySQLError) and error.args[:1] == (1205,)
+    """Whether the statement has waited for a lock for as long as it may: with NOWAIT not at all."""
+    return isinstance(error, pymysql.MySQLError) and error.args[:1] in ((1205,), (3572,))
 
 
 def explain(error: BaseException) -> ServiceUnavailable | ConfigurationError:

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
 
 from producers.contract import DrawRequest, parse_result
-from producers.database import Transaction, is_duplicate_key, time_text
+from producers.database import Transaction, is_duplicate_key, is_lock_timeout, time_text
 from producers.ledger import completed, rejected, session_rows, shown
 from producers.schema import api_idempotency_requests as table
 
@@ -35,6 +35,7 @@ TIMED_OUT: Final = "TIMED_OUT"  # accepted too long ago
 PARKED: Final = "PARKED"  # a worker could not settle it: the dead letter says why
 
 TAKEN_TRIES_MAX: Final = 5
+PROBED_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
 PUBLISH_ERROR_LENGTH_MAX: Final = 200
 
 _OUTCOME: Final = ("status", "reason", "result", "settled_at", "deliveries", "settled_by")
@@ -164,6 +165,46 @@ def owners_of_sessions(transaction: Transaction, sessions: Sequence[str], *, loc
         lock=lock,
     )
     return {session: key for session, key in rows}  # noqa: C416 - a dict of Any would not be one of strings
+
+
+def busy(transaction: Transaction, request_keys: Sequence[str], sessions: Sequence[str]) -> set[str]:
+    """Which of these requests another open transaction holds, by request key; `sessions` are theirs, in their order.
+
+    Held is a key, or a session, whose row the other one has locked, or has inserted and not committed: a plain read
+    sees nothing of that. This one waits for nothing and writes nothing, but locks what it finds free: give it a
+    transaction of its own, to be rolled back (a refused lock may have ended it, innodb_rollback_on_timeout).
+    """
+    if transaction.is_sqlite:  # it has one lock for all: who is in a transaction waits for nobody
+        return set()
+    held: set[str] = set()
+    # An index that the optimizer likes better leads past rows of others, whose locks are none of ours.
+    for index, column, values in (
+        ("PRIMARY", "request_key", request_keys),
+        ("uk_request_lottery_session_id", "lottery_session_id", sessions),
+    ):
+        unknown = sorted({value for key, value in zip(request_keys, values, strict=True) if key not in held})
+        refused = _refused_locks(transaction, index, column, unknown)
+        held |= {key for key, value in zip(request_keys, values, strict=True) if value in refused}
+    return held
+
+
+def _refused_locks(transaction: Transaction, index: str, column: str, values: Sequence[str]) -> set[str]:
+    """Those of `values` whose row cannot be locked at once: asked for together, and halved where one is refused."""
+    statement = f"SELECT 1 FROM {table.name} FORCE INDEX ({index}) WHERE {column} IN (??) FOR UPDATE NOWAIT"
+    refused: set[str] = set()
+    waiting = [values[start : start + PROBED_MAX] for start in range(0, len(values), PROBED_MAX)]
+    while waiting:
+        some = waiting.pop()
+        try:
+            transaction.select(statement, some)
+        except Exception as error:
+            if not is_lock_timeout(error):
+                raise
+            if len(some) == 1:
+                refused.add(some[0])
+            else:
+                waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
+    return refused
 
 
 def _insert_accepted(

@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -22,7 +22,7 @@ from sqlalchemy import Engine, text
 import migrations
 from producers import requests
 from producers.contract import DrawRequest
-from producers.database import open_engine, utc_now
+from producers.database import open_engine, transaction, utc_now
 from producers.draw import wheels
 from producers.entry import Entry
 from producers.outbox import archive_once, time_out_once
@@ -291,6 +291,42 @@ def test_an_accept_meets_the_worker_that_settles_the_same_key(mariadb: Engine) -
     assert all(isinstance(answer, Settled) for answer in working.result())
     assert not any(answer.is_conflict for answer in asking.result())
     assert {row["status"] for row in rows(mariadb).values()} == {COMPLETED}
+
+
+# ---- what others hold ------------------------------------------------------------------------------------------------
+
+
+def busy(engine: Engine, draws: Sequence[DrawRequest]) -> set[str]:
+    with transaction(engine) as probe:
+        return requests.busy(probe, [it.request_key for it in draws], [it.lottery_session_id for it in draws])
+
+
+def test_busy_names_what_an_open_transaction_holds(mariadb: Engine) -> None:
+    draws = [DrawRequest(account_id=1, request_key=f"k{number:03d}", lottery_session_id=f"s{number % 799:03d}")
+             for number in range(800)]  # fmt: skip
+    entry_of(mariadb).accept([Asked(draw) for draw in draws[600:799]])
+    others = [DrawRequest(account_id=1, request_key=f"x{number}") for number in range(3)]
+    assert busy(mariadb, []) == busy(mariadb, draws) == busy(mariadb, others) == set()
+    with open_engine(mariadb.url.render_as_string(hide_password=False)).connect() as other:
+        entry = entry_of(mariadb)
+        # Inserted and not committed: its key, and its session under another key.
+        entry.accept_with(other, Asked(draws[5]))
+        entry.accept_with(other, Asked(DrawRequest(account_id=1, request_key="theirs", lottery_session_id="s007")))
+        assert busy(mariadb, draws) == {"k005", "k007"}
+        assert busy(mariadb, [draws[5]]) == {"k005"}
+        assert busy(mariadb, others) == set()  # in a table so small that each search passes them
+        # A row that is there, by its key.
+        other.execute(text("SELECT 1 FROM api_idempotency_requests WHERE request_key = 'k700' FOR UPDATE"))
+        assert busy(mariadb, draws) == {"k005", "k007", "k700"}
+        for number in range(20, 57):
+            entry.accept_with(other, Asked(draws[number * 8]))
+        assert len(busy(mariadb, draws)) == 40
+        # Two keys for one session.
+        other.rollback()
+        entry.accept_with(other, Asked(draws[0]))
+        assert busy(mariadb, draws) == {"k000", "k799"}
+        other.rollback()
+    assert busy(mariadb, draws) == set()
 
 
 # ---- dead ------------------------------------------------------------------------------------------------------------
