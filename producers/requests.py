@@ -21,7 +21,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
 
 from producers.contract import DrawRequest, parse_result
-from producers.database import Transaction, is_duplicate_key, is_lock_timeout, time_text
+from producers.database import RowsChanged, Transaction, is_duplicate_key, is_lock_timeout, time_text
 from producers.ledger import completed, rejected, session_rows, shown
 from producers.schema import api_idempotency_requests as table
 
@@ -139,7 +139,7 @@ def accept(
             unseen.discard(it.request.request_key)  # the second one in this batch is a repeat of the first
             answers.append(Acceptance(it.request, found, is_new))
         return answers
-    raise RuntimeError("keys were taken by others again and again")
+    raise RowsChanged("keys were taken by others again and again")
 
 
 def _drop_taken_sessions(transaction: Transaction, new: dict[str, tuple[Asked, str]]) -> None:
