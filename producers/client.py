@@ -6,16 +6,23 @@ import itertools
 import logging
 from collections.abc import Iterable
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from sqlalchemy import Connection
 
 from producers import tracing
 from producers.broker import Broker, open_broker
 from producers.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, DrawResult, parse_result
-from producers.database import open_engine
+from producers.database import SHORT_READ_TIMEOUT_S, open_engine
 from producers.entry import Entry
-from producers.errors import DrawError, IdempotencyKeyReused, PublishFailed
+from producers.errors import (
+    DrawError,
+    IdempotencyKeyReused,
+    InternalError,
+    PublishFailed,
+    RequestBusy,
+    UnknownCampaign,
+)
 from producers.requests import Acceptance, Asked
 from producers.results import ResultStore
 from producers.settings import Settings
@@ -23,7 +30,14 @@ from producers.settings import Settings
 log = logging.getLogger(__name__)
 
 PUBLISH_SIZE_MAX = 800  # below 900, where MariaDB gives up on an IN list
-REUSED_SHOWN_MAX = 10
+REFUSED_SHOWN_MAX = 10
+# What keeps a draw from being accepted, and not those beside it.
+NAMED: Final[dict[type[DrawError], str]] = {
+    InternalError: "a mistake of ours (see the log) met the requests",
+    UnknownCampaign: "there are no such campaigns as these requests name",
+    IdempotencyKeyReused: "keys that belong to other requests",
+    RequestBusy: "requests that other transactions hold",
+}
 
 
 class Ticket(NamedTuple):
@@ -60,7 +74,8 @@ class DrawClient:
     @classmethod
     def from_settings(cls, settings: Settings, *, caller: str = "") -> Self:
         """A client from `settings`: a database and a broker, and a result store to wait for results."""
-        engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
+        url, lock_wait_s = settings.need("database_url"), settings.lock_wait_s
+        engine = open_engine(url, lock_wait_s=lock_wait_s, read_timeout_s=SHORT_READ_TIMEOUT_S)
         broker = open_broker(settings.need("broker_url"), publish_timeout_s=settings.publish_timeout_s)
         results = None
         if settings.has("result_url"):
@@ -76,8 +91,10 @@ class DrawClient:
         With `connection` the draw is accepted inside your own transaction: it happens if and only if you commit, and
         the relay publishes it then.
 
-        Raises IdempotencyKeyReused when the key or the session belongs to another request or caller, and
-        ServiceUnavailable when the database does not answer: enqueue the same request again then, it does no harm.
+        Raises IdempotencyKeyReused when the key or the session belongs to another request or caller, UnknownCampaign
+        before anything is written, and ServiceUnavailable when the database does not answer, or (RequestBusy) another
+        transaction holds the key for seconds: enqueue the same request again then, it does no harm. InternalError is
+        a mistake of ours with this one draw.
         """
         asked = Asked(request, self._caller)
         if connection is not None:
@@ -95,28 +112,37 @@ class DrawClient:
     def enqueue_many(self, requests: Iterable[DrawRequest]) -> int:
         """Accept and publish draws, PUBLISH_SIZE_MAX in a transaction, holding no more than these in memory.
 
-        Returns how many are accepted now; known repeats count as well. Raises IdempotencyKeyReused at the end when
-        keys belonged to other requests: all others are accepted. After ServiceUnavailable send all of them again.
+        Returns how many are accepted now; known repeats count as well. What keeps some from being accepted does not
+        keep the others: it is raised at the end, IdempotencyKeyReused for keys that belong to other requests, or
+        UnknownCampaign, RequestBusy, InternalError. After ServiceUnavailable send all of them again.
         """
         count = 0
-        reused: list[str] = []
+        refused: dict[type[DrawError], list[str]] = {}
         remaining = iter(requests)
         while chunk := list(itertools.islice(remaining, PUBLISH_SIZE_MAX)):
-            answers = self._entry.accept([Asked(request, self._caller) for request in chunk])
-            self._publish([answer.request for answer in answers if answer.is_new])
-            conflicts = [answer.request.request_key for answer in answers if answer.is_conflict]
-            count += len(answers) - len(conflicts)
-            reused += conflicts[: REUSED_SHOWN_MAX - len(reused)]
-        if reused:
-            raise IdempotencyKeyReused(f"keys that belong to other requests: {', '.join(reused)}")
+            answers = self._entry.accept_each([Asked(request, self._caller) for request in chunk])
+            self._publish([it.request for it in answers if isinstance(it, Acceptance) and it.is_new])
+            for answer in answers:
+                if isinstance(answer, DrawError) and type(answer) not in NAMED:
+                    raise answer
+            for request, answer in zip(chunk, answers, strict=True):
+                if isinstance(answer, Acceptance) and not answer.is_conflict:
+                    count += 1
+                    continue
+                keys = refused.setdefault(IdempotencyKeyReused if isinstance(answer, Acceptance) else type(answer), [])
+                if len(keys) < REFUSED_SHOWN_MAX:
+                    keys.append(request.request_key)
+        for kind, said in NAMED.items():
+            if kind in refused:
+                raise kind(f"{said}: {', '.join(refused[kind])}")
         return count
 
     def result(self, lottery_session_id: str) -> DrawResult:
-        """The result, if there is one now; raises ResultNotReady otherwise."""
+        """The result, if there is one now. Raises ResultNotReady, or DrawDead (with a `reason`) if given up."""
         return parse_result(self._store().get(lottery_session_id))
 
     def wait(self, lottery_session_id: str, *, timeout_s: float = 2.0) -> DrawResult:
-        """The result, as soon as it is there; raises ResultNotReady after `timeout_s`."""
+        """The result, as soon as it is there. Raises DrawDead once it is dead, ResultNotReady after `timeout_s`."""
         return self._store().wait(lottery_session_id, timeout_s=timeout_s)
 
     def close(self) -> None:

@@ -40,7 +40,10 @@ CENT: Final = Decimal("0.01")
 
 SQL_MODE: Final = "STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
 READ_TIMEOUT_S: Final = 30  # a server that says nothing for so long is gone; the keys tell what it had done
+# Where somebody waits for the answer, or thousands do: statements there take milliseconds.
+SHORT_READ_TIMEOUT_S: Final = 5
 CONNECT_TIMEOUT_S: Final = 5
+PING_TIMEOUT_S: Final = 2
 # A process that is frozen half-way holds its locks for so long: no transaction of ours waits for anything else.
 IDLE_TRANSACTION_S: Final = 10
 
@@ -116,9 +119,12 @@ def utc_now() -> datetime:
 
 
 def open_engine(
-    url: str, *, lock_wait_s: int = 2, read_timeout_s: int = READ_TIMEOUT_S, is_lean: bool = False
+    url: str, *, lock_wait_s: int = 2, is_lean: bool = False, read_timeout_s: float = READ_TIMEOUT_S
 ) -> Engine:
     """An engine whose sessions do not trust the server's defaults. It connects at first use.
+
+    A server is given CONNECT_TIMEOUT_S to say hello, PING_TIMEOUT_S to say that it is still there, and `read_timeout_s`
+    to answer a statement. `lock_wait_s` 0 waits for no lock on MariaDB, and 1 s on MySQL.
 
     A lean engine is for `statement`: it neither asks before each use whether the server is still there, nor rolls back
     after it. Whoever uses it must bear that the first statement after an outage fails.
@@ -131,7 +137,7 @@ def open_engine(
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    return create_engine(
+    engine = create_engine(
         url,
         isolation_level="READ COMMITTED",
         pool_pre_ping=not is_lean,
@@ -141,15 +147,35 @@ def open_engine(
         connect_args={
             "charset": "utf8mb4",
             "connect_timeout": CONNECT_TIMEOUT_S,
-            "read_timeout": read_timeout_s,
-            "write_timeout": read_timeout_s,
+            "read_timeout": CONNECT_TIMEOUT_S,
+            "write_timeout": READ_TIMEOUT_S,
             "init_command": (
-                f"SET SESSION sql_mode='{SQL_MODE}', time_zone='+00:00', innodb_lock_wait_timeout={lock_wait_s}"
-                # MariaDB alone knows it, and alone reads this kind of comment.
-                f" /*M!100300 , idle_transaction_timeout={IDLE_TRANSACTION_S} */"
+                f"SET SESSION sql_mode='{SQL_MODE}', time_zone='+00:00', innodb_lock_wait_timeout={max(1, lock_wait_s)}"
+                # MariaDB alone knows the one and takes a 0 for the other, and alone reads this kind of comment.
+                f" /*M!100300 , idle_transaction_timeout={IDLE_TRANSACTION_S}"
+                f", innodb_lock_wait_timeout={lock_wait_s} */"
             ),
         },
     )
+    _bound_silence(engine, read_timeout_s)
+    return engine
+
+
+def _bound_silence(engine: Engine, read_timeout_s: float) -> None:
+    """Wait briefly for the first word of a server and for its answer to a ping, longer for that to a statement.
+
+    A frozen server takes connections and says nothing. The driver has one timeout for all, so it is set as the
+    connection changes hands; the pool pings between its checkin and its checkout.
+    """
+
+    @event.listens_for(engine, "checkout")
+    def in_use(connection: Any, *_: object) -> None:
+        connection._read_timeout = read_timeout_s
+
+    @event.listens_for(engine, "checkin")
+    def idle(connection: Any, *_: object) -> None:
+        if connection is not None:  # an invalidated one is gone
+            connection._read_timeout = PING_TIMEOUT_S
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
@@ -328,8 +354,9 @@ def statement(engine: Engine) -> Iterator[Transaction]:
         connection: Any = proxy.driver_connection
         connection.autocommit(True)  # a round trip the first time only
         yield Transaction(connection, is_sqlite=False)
-    except BaseException:
-        proxy.invalidate()
+    except BaseException as error:
+        if not _is_answered(error):
+            proxy.invalidate()
         raise
     finally:
         proxy.close()
@@ -340,7 +367,8 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Transact
     """A transaction on the driver's own connection: committed at the end, or rolled back whole.
 
     A read-only one cannot write: the server itself refuses. After an error the connection is thrown away, not returned:
-    whatever state it is in, nobody meets it again.
+    whatever state it is in, nobody meets it again. Only after a conflict or a refusal that the server has answered,
+    and its answer to the rollback, is its state known: to connect anew takes as long as a hundred draws.
     """
     proxy = engine.raw_connection()
     try:
@@ -355,10 +383,13 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Transact
             connection.begin()
         yield open_transaction
         connection.commit()
-    except BaseException:
+    except BaseException as error:
+        is_clean = False
         with suppress(Exception):  # a lost connection has rolled back by itself
             proxy.driver_connection.rollback()  # type: ignore[union-attr]
-        proxy.invalidate()
+            is_clean = _is_answered(error)
+        if not is_clean:
+            proxy.invalidate()
         raise
     finally:
         proxy.close()
@@ -422,6 +453,11 @@ def fault_of(error: BaseException) -> Fault:
     if isinstance(error, StatementError):  # a value that its column's type does not take
         return Fault.REFUSED
     return Fault.OUTAGE if isinstance(error, SQLAlchemyError | OSError | DrawError) else Fault.REFUSED
+
+
+def _is_answered(error: BaseException) -> bool:
+    """Whether the server has answered with a conflict or a refusal: its connection is in order."""
+    return isinstance(error, pymysql.MySQLError) and fault_of(error) is not Fault.OUTAGE
 
 
 def is_duplicate_key(error: BaseException) -> bool:

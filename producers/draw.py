@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Final
 
 DRAW_VERSION: Final = b"tombola-draw-1"
@@ -71,6 +73,9 @@ DEFAULT_CAMPAIGN: Final = Campaign(
     prizes=(Prize(30, Decimal("5.00")), Prize(70, Decimal("0.00"))),
 )
 
+# Every campaign that this release knows, by name.
+CAMPAIGNS: Final[Mapping[str, Campaign]] = MappingProxyType({it.name: it for it in (DEFAULT_CAMPAIGN,)})
+
 
 @dataclass(frozen=True)
 class Wheel:
@@ -124,12 +129,12 @@ class BlindWheel(Wheel):
 
 def blind_wheels() -> dict[str, Wheel]:
     """Every campaign this release knows, without a seed."""
-    return {name: BlindWheel(wheel.campaign, b"") for name, wheel in wheels(b"").items()}
+    return {name: BlindWheel(campaign, b"") for name, campaign in CAMPAIGNS.items()}
 
 
 def wheels(seed: bytes) -> dict[str, Wheel]:
     """Every campaign this release knows, under the deployment's seed, by name."""
-    return {campaign.name: Wheel(campaign, seed) for campaign in (DEFAULT_CAMPAIGN,)}
+    return {name: Wheel(campaign, seed) for name, campaign in CAMPAIGNS.items()}
 
 
 def _field(value: bytes) -> bytes:

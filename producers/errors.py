@@ -5,7 +5,8 @@
     ├── InvalidRequest           the draw cannot be expressed: the caller must change it
     │   ├── InvalidKey           a request key, session id or derived key that is not safe to use
     │   ├── Unparsable           a message that is no JSON object at all
-    │   └── UnknownVersion       a contract version that this release does not speak
+    │   ├── UnknownVersion       a contract version that this release does not speak
+    │   └── UnknownCampaign      there are no odds of that name to draw by
     ├── IdempotencyKeyReused     the key is known, with another request behind it
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
     ├── DeadLetterNotFound       no such dead letter (operators' commands)
@@ -14,8 +15,10 @@
     ├── DrawDead                 the draw was given up, nothing was charged
     ├── NotAllowed               no API key, or one that is not (or no longer) known
     ├── TooManyRequests          over a limit: come back later
+    ├── InternalError            a mistake of ours met this draw: trying again does not help until it is mended
     └── ServiceUnavailable       a server did not answer: nothing is wrong with the draw, try again
-        └── PublishFailed        the broker did not confirm: the draw may or may not be queued
+        ├── PublishFailed        the broker did not confirm: the draw may or may not be queued
+        └── RequestBusy          another open transaction holds the request key or its session
 
 A docstring is the default message, so that every one of them says something when it reaches a terminal.
 """
@@ -52,6 +55,10 @@ class UnknownVersion(InvalidRequest):
     """This message speaks a contract version that this release does not know."""
 
 
+class UnknownCampaign(InvalidRequest):
+    """There is no such campaign. Nothing was written."""
+
+
 class IdempotencyKeyReused(DrawError):
     """This idempotency key was already used with a different request."""
 
@@ -75,6 +82,11 @@ class ResultNotReady(DrawError):
 class DrawDead(DrawError):
     """This draw was given up and nothing was charged. An operator can replay it under the same key."""
 
+    def __init__(self, message: str | None = None, reason: str | None = None) -> None:
+        """`reason` is the one on record: NEVER_SETTLED, TIMED_OUT or PARKED."""
+        super().__init__(message)
+        self.reason = reason
+
 
 class NotAllowed(DrawError):
     """An API key is needed: `Authorization: Bearer …`. `tombola api-key add` makes one."""
@@ -84,9 +96,17 @@ class TooManyRequests(DrawError):
     """Too many requests: come back later. Nothing was written."""
 
 
+class InternalError(DrawError):
+    """A mistake of ours met this draw; the log says which. Trying again does not help until it is mended."""
+
+
 class ServiceUnavailable(DrawError):
     """A server did not answer. Nothing is wrong with the draw: try again."""
 
 
 class PublishFailed(ServiceUnavailable):
     """The broker did not confirm the message. Publish it again: a second copy does no harm."""
+
+
+class RequestBusy(ServiceUnavailable):
+    """Another open transaction holds this request key or its lottery session. Try again when that has ended."""

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, update
 
 from producers.contract import DrawRequest, parse_result
-from producers.database import Transaction, is_duplicate_key, time_text
+from producers.database import RowsChanged, Transaction, is_duplicate_key, time_text
 from producers.ledger import completed, rejected, session_rows, shown
 from producers.schema import api_idempotency_requests as table
 
@@ -138,7 +138,7 @@ def accept(
             unseen.discard(it.request.request_key)  # the second one in this batch is a repeat of the first
             answers.append(Acceptance(it.request, found, is_new))
         return answers
-    raise RuntimeError("keys were taken by others again and again")
+    raise RowsChanged("keys were taken by others again and again")
 
 
 def _drop_taken_sessions(transaction: Transaction, new: dict[str, tuple[Asked, str]]) -> None:

@@ -206,13 +206,14 @@ _PROBLEMS: Final = {
         401: "No API key, or not a valid one.",
         404: "Not known, or not yours.",
         413: "The body is larger than 16 KiB.",
-        422: "This idempotency key was already used with a different request.",
+        422: "There is no such campaign, or this idempotency key was already used with a different request.",
         429: "Too many requests, or too many draws under way. Nothing was written.",
-        503: "The database does not answer. Send the same request again.",
+        500: "A mistake of ours met this draw. Sending it again does not help until it is mended.",
+        503: "The database does not answer, or another transaction holds this key. Send the same request again.",
     }.items()
 }
 READ_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 404, 429, 503)}
-WRITE_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 413, 422, 429, 503)}
+WRITE_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 413, 422, 429, 500, 503)}
 NOT_YET: Final = ResponseSpec(DrawTicket, description="Accepted, and not settled yet.", generate_examples=False)
 
 IdempotencyKey = Annotated[
@@ -307,8 +308,8 @@ async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
     with tracing.serving("POST /v1/draws/batch", request.scope["headers"]):
         accepted = await gateway.intake.accept_many(asked)
     for answer in accepted:
-        if answer.is_conflict:
-            problem = Problem.of(IdempotencyKeyReused())
+        if isinstance(answer, DrawError) or answer.is_conflict:
+            problem = Problem.of(answer if isinstance(answer, DrawError) else IdempotencyKeyReused())
             answers.append(BatchAnswer(problem.status, replayed=False, ticket=None, problem=problem))
         else:
             gateway.remember(answer, caller)

@@ -2,6 +2,7 @@
 
 A lone request is accepted at once. Under load a batch is what piled up since the last one began, ACCEPT_EVERY_S at
 the least: without it many small transactions would take the time that few larger ones need for as many requests.
+What another open transaction holds waits apart from the others, tried every BUSY_EVERY_S, for BUSY_WAIT_S at most.
 Publishing comes after the commit and holds nobody up: what does not get through is accepted all the same, and the
 relay's to publish.
 """
@@ -14,14 +15,14 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Histogram
 
 from producers import tracing
 from producers.broker import Broker
-from producers.entry import Entry
-from producers.errors import PublishFailed
+from producers.entry import BUSY_WAIT_S, Answer, Entry
+from producers.errors import ConfigurationError, DrawError, PublishFailed, RequestBusy, ServiceUnavailable
 from producers.pulse import Pulse
 from producers.requests import Acceptance, Asked
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 ACCEPT_SIZE_MAX: Final = 400
 ACCEPT_EVERY_S: Final = 0.005
+BUSY_EVERY_S: Final = 0.05
 PUBLISH_SIZE_MAX: Final = 2000
 CHECK_TIMEOUT_S: Final = 3.0
 UNPUBLISHED_MAX: Final = 50_000  # beyond, a broker that is slow or away: the relay has these anyway
@@ -44,21 +46,32 @@ ACCEPT_SECONDS: Final = Histogram(
 )
 
 Beside = Mapping[str, str]  # what travels beside a body: see producers.tracing
-Waiting = tuple[Asked, "asyncio.Future[Acceptance]", Beside | None]
 NOTHING: Final[Beside] = {}
 
 
+class Waiting(NamedTuple):
+    """A request, whoever waits for its answer, and until when it may be busy (in the loop's time)."""
+
+    asked: Asked
+    future: asyncio.Future[Acceptance]
+    beside: Beside | None
+    busy_until: float
+
+
 class Intake:
-    """Accepts requests for one event loop."""
+    """Accepts requests for one event loop, in two lanes.
+
+    What another transaction holds waits in a lane of its own, with all that ask for the same key: the others are
+    accepted meanwhile.
+    """
 
     def __init__(self, entry: Entry, broker: Broker, pulse: Pulse | None = None) -> None:
         self._entry = entry
         self._pulse = pulse
-        self._waiting: deque[Waiting] = deque()
-        self._is_busy = False
-        self._began_at = 0.0
-        self._accepting = ThreadPoolExecutor(1, thread_name_prefix="accept")
         self._publisher = Publisher(broker)
+        self._open = Lane("accept", ACCEPT_EVERY_S, self)
+        self._busy = Lane("accept-busy", BUSY_EVERY_S, self)
+        self._busy_keys: dict[str, int] = {}
 
     async def accept(self, asked: Asked) -> Acceptance:
         """Accept one request; return when that is durable. Raises what Entry.accept raises."""
@@ -70,9 +83,20 @@ class Intake:
         (ACCEPTED if answer.is_new else CONFLICT if answer.is_conflict else REPLAYED).inc()
         return answer
 
-    async def accept_many(self, asked: Sequence[Asked]) -> list[Acceptance]:
-        """Accept several requests, each for itself; return when all of them are durable."""
-        return await asyncio.gather(*[self.accept(it) for it in asked])
+    async def accept_many(self, asked: Sequence[Asked]) -> list[Answer]:
+        """Accept several requests, each for itself; return when all of them are durable, or have failed.
+
+        Raises ServiceUnavailable or ConfigurationError when that is the answer to all of them.
+        """
+        answers = await asyncio.gather(*[self.accept(it) for it in asked], return_exceptions=True)
+        told: list[Answer] = []
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, DrawError):
+                raise answer
+            told.append(answer)
+        if told and all(isinstance(it, ServiceUnavailable | ConfigurationError) for it in told):
+            raise told[0]  # type: ignore[misc]
+        return told
 
     async def has_broker(self) -> bool:
         """Whether the broker answers."""
@@ -83,61 +107,119 @@ class Intake:
 
     def close(self) -> None:
         """Publish what is left, and end the threads."""
-        self._accepting.shutdown()
+        self._open.close()
+        self._busy.close()
         self._publisher.close()
 
     def _enqueue(self, asked: Asked) -> asyncio.Future[Acceptance]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Acceptance] = loop.create_future()
-        self._waiting.append((asked, future, tracing.headers()))
-        if not self._is_busy:
-            self._is_busy = True
-            self._go_on(loop)
+        it = Waiting(asked, future, tracing.headers(), loop.time() + BUSY_WAIT_S)
+        if asked.request.request_key in self._busy_keys:
+            self._wait_apart(loop, it)
+        else:
+            self._open.add(loop, it)
         return future
 
-    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Soon at the earliest: requests that came in together go in together.
-        loop.call_at(self._began_at + ACCEPT_EVERY_S, self._next, loop)
+    def _wait_apart(self, loop: asyncio.AbstractEventLoop, it: Waiting) -> None:
+        key = it.asked.request.request_key
+        self._busy_keys[key] = self._busy_keys.get(key, 0) + 1
+        it.future.add_done_callback(lambda _: self._is_over(key))
+        self._busy.add(loop, it)
 
-    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), ACCEPT_SIZE_MAX))]
-        # A client that has gone away takes its request along, unless it is under way.
-        batch = [it for it in batch if not it[1].done()]
-        if not batch:
-            self._is_busy = False
-            return
-        self._began_at = loop.time()
-        self._accepting.submit(self._accept, loop, batch)
+    def _is_over(self, key: str) -> None:
+        self._busy_keys[key] -= 1
+        if not self._busy_keys[key]:
+            del self._busy_keys[key]
 
-    def _accept(self, loop: asyncio.AbstractEventLoop, batch: list[Waiting]) -> None:
-        """In the accepting thread."""
-        try:
-            answers = self._entry.accept([asked for asked, _, _ in batch])
-        except BaseException as error:
-            loop.call_soon_threadsafe(self._answer, loop, batch, error)
-            return
-        loop.call_soon_threadsafe(self._answer, loop, batch, answers)
+    def accept_now(self, batch: list[Waiting]) -> list[Answer]:
+        """In a lane's thread. Waits for no lock: that is what the other lane is for."""
+        return self._entry.accept_each([it.asked for it in batch], busy_wait_s=0)
+
+    def publish(self, batch: list[Waiting], answers: list[Answer]) -> None:
+        """In a lane's thread, when the answers are on their way."""
         new = [
-            (answer.request.encode(), beside or NOTHING)
-            for answer, (_, _, beside) in zip(answers, batch, strict=True)
-            if answer.is_new
+            (answer.request.encode(), it.beside or NOTHING)
+            for answer, it in zip(answers, batch, strict=True)
+            if isinstance(answer, Acceptance) and answer.is_new
         ]
         if self._pulse is not None:
             self._pulse.add("accepted", len(new))
         self._publisher.publish(new)
 
-    def _answer(
-        self, loop: asyncio.AbstractEventLoop, batch: list[Waiting], answers: list[Acceptance] | BaseException
+    def answer(self, lane: Lane, loop: asyncio.AbstractEventLoop, it: Waiting, answer: Answer | BaseException) -> None:
+        """Tell who waits, or have it wait apart."""
+        if it.future.done():
+            return
+        if not isinstance(answer, BaseException):
+            it.future.set_result(answer)
+        elif not isinstance(answer, RequestBusy) or loop.time() >= it.busy_until:
+            it.future.set_exception(answer)
+        elif lane is self._busy:
+            lane.add(loop, it)
+        else:
+            self._wait_apart(loop, it)
+
+
+class Lane:
+    """A queue of requests and the thread that accepts them: all that have come since it began the last time."""
+
+    def __init__(self, name: str, every_s: float, intake: Intake) -> None:
+        self._every_s = every_s
+        self._intake = intake
+        self._waiting: deque[Waiting] = deque()
+        self._is_working = False
+        self._began_at = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def add(self, loop: asyncio.AbstractEventLoop, it: Waiting) -> None:
+        """Take one along, soon."""
+        self._waiting.append(it)
+        if not self._is_working:
+            self._is_working = True
+            self._go_on(loop)
+
+    def close(self) -> None:
+        """End the thread, when it has done what is under way."""
+        self._thread.shutdown()
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Soon at the earliest: requests that came in together go in together.
+        loop.call_at(self._began_at + self._every_s, self._next, loop)
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), ACCEPT_SIZE_MAX))]
+        # A client that has gone away takes its request along, unless it is under way.
+        batch = [it for it in batch if not it.future.done()]
+        if not batch:
+            self._is_working = False
+            return
+        self._began_at = loop.time()
+        try:
+            self._thread.submit(self._work, loop, batch)
+        except RuntimeError:  # closed
+            ending = ServiceUnavailable("this gateway is ending: send the same request again")
+            self._done(loop, batch, [ending] * len(batch))
+
+    def _work(self, loop: asyncio.AbstractEventLoop, batch: list[Waiting]) -> None:
+        """In the thread."""
+        try:
+            answers = self._intake.accept_now(batch)
+        except BaseException as error:  # whatever it is, nobody waits for ever
+            loop.call_soon_threadsafe(self._done, loop, batch, [error] * len(batch))
+            return
+        loop.call_soon_threadsafe(self._done, loop, batch, answers)
+        try:
+            self._intake.publish(batch, answers)
+        except Exception:  # they are accepted all the same
+            log.exception("%d accepted draws are left to the relay", len(batch))
+
+    def _done(
+        self, loop: asyncio.AbstractEventLoop, batch: list[Waiting], answers: Sequence[Answer | BaseException]
     ) -> None:
         self._go_on(loop)
-        if isinstance(answers, BaseException):
-            for _, future, _ in batch:
-                if not future.done():
-                    future.set_exception(answers)
-            return
-        for (_, future, _), answer in zip(batch, answers, strict=True):
-            if not future.done():
-                future.set_result(answer)
+        for it, answer in zip(batch, answers, strict=True):
+            self._intake.answer(self, loop, it, answer)
 
 
 class Publisher:
@@ -172,10 +254,15 @@ class Publisher:
             self._broker.publish(bodies, besides if any(besides) else None)
         except PublishFailed as error:
             log.warning("%s; %d accepted draws are left to the relay", error, len(messages))
+        except Exception:
+            log.exception("%d accepted draws are left to the relay", len(messages))
 
     def _check(self) -> bool:
         try:
             self._broker.backlog()
         except PublishFailed:
+            return False
+        except Exception:
+            log.exception("the broker cannot be asked")
             return False
         return True

@@ -17,8 +17,10 @@ from producers.errors import (
     IdempotencyKeyReused,
     InvalidRequest,
     NotAllowed,
+    RequestBusy,
     ServiceUnavailable,
     TooManyRequests,
+    UnknownCampaign,
 )
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ PROBLEM_TYPE: Final = "application/problem+json"
 
 # The first that fits; whatever else has a name is our own mistake.
 _STATUS: Final = (
+    (UnknownCampaign, 422),
     (InvalidRequest, 400),
     (NotAllowed, 401),
     (AccountNotFound, 404),
@@ -36,6 +39,11 @@ _STATUS: Final = (
     (ConfigurationError, 503),
 )
 _HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
+
+_INSIDE: Final = {
+    500: "This is our mistake; it is in the log. Sending the same request again does not help until it is mended.",
+    503: "The service is not available now. Send the same request again.",
+}
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -51,8 +59,7 @@ class Problem(msgspec.Struct, frozen=True):
         """The problem that an error of ours is."""
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
         # What keeps the database from answering is for the log, not for a caller.
-        is_inside = status >= 500
-        detail = "The service is not available now. Send the same request again." if is_inside else str(error)
+        detail = _INSIDE.get(status, str(error)) if not isinstance(error, RequestBusy) else str(error)
         return cls(HTTPStatus(status).phrase, status, detail)
 
 
@@ -90,7 +97,7 @@ def _http_error(_request: Request[Any, Any, Any], error: HTTPException) -> Respo
 
 def _other_error(_request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     log.exception("unexpected error in the gateway", exc_info=error)
-    return _answer(Problem(HTTPStatus(500).phrase, 500, "This is our mistake; it is in the log."))
+    return _answer(Problem(HTTPStatus(500).phrase, 500, _INSIDE[500]))
 
 
 def problem_handlers() -> Any:

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -29,8 +29,10 @@ from producers import api_keys
 from producers.broker import open_broker
 from producers.contract import DrawRequest
 from producers.database import utc_now
+from producers.entry import Entry
 from producers.gateway.app import create_app
 from producers.outbox import archive_once, relay_once, time_out_once
+from producers.requests import Asked
 from producers.results import KEY_PREFIX, StoredResult
 from producers.settings import Settings
 from tests import processes, servers
@@ -228,6 +230,19 @@ def test_each_draw_of_a_batch_has_its_own_answer(open_gateway: Gateway, house: H
     assert told[1]["problem"]["status"] == 422
     assert rows(house, told[3]["ticket"]["request_key"])
     assert rows(house, "b-2") == []
+
+
+def test_an_unknown_campaign_is_refused_before_anything_is_written(
+    open_gateway: Gateway, house: House, account: int
+) -> None:
+    stranger = {"account_id": account, "campaign": "spring"}
+    assert "'spring'" in problem(open_gateway.draw(stranger, "u-1"), 422)
+    asked = [{"account_id": account, "request_key": "u-2"}, stranger | {"request_key": "u-3"}]
+    answer = open_gateway.client.post("/v1/draws/batch", json={"draws": asked})
+    assert [it["status"] for it in answer.json()["answers"]] == [202, 422]
+    assert "'spring'" in answer.json()["answers"][1]["problem"]["detail"]
+    assert [bool(rows(house, key)) for key in ("u-1", "u-2", "u-3")] == [False, True, False]
+    problem(open_gateway.show("u-1"), 404)
 
 
 def test_a_batch_has_a_limit(open_gateway: Gateway, account: int) -> None:
@@ -564,6 +579,46 @@ def test_one_key_in_a_storm_is_one_draw_and_a_handful_of_queries(
         settle(house, DrawRequest(account_id=account, request_key="storm"))
         assert {both[number].show("storm", 20).status_code for number in range(2)} == {200}
         assert len(table(house.engine, "api_idempotency_requests")) == 1
+        assert_books(house.engine)
+
+
+def test_a_key_that_another_transaction_holds_waits_alone(mariadb_url: str, redis_server: servers.Server) -> None:
+    """A frontend has accepted it in its own transaction, and takes its time."""
+    slow_s = 2.5
+    with House(mariadb_url, redis_server.url, redis_server.url) as house, ExitStack() as stack:
+        (account,) = house.accounts(1)
+        # Whoever waits for a lock in the server waits for so long.
+        started = stack.enter_context(gateway(house, TOMBOLA_LOCK_WAIT_S="10", **OPEN_TO_ALL))
+        entry = Entry(house.engine, relay_after_s=60)
+        other = stack.enter_context(house.engine.connect())
+
+        async def post(client: httpx.AsyncClient, key: str) -> tuple[httpx.Response, float]:
+            began = time.monotonic()
+            answer = await client.post("/v1/draws", json={"account_id": account}, headers={"Idempotency-Key": key})
+            return answer, time.monotonic() - began
+
+        async def all_at_once(turns: int, end: Callable[[], None]) -> list[httpx.Response]:
+            """Every turn 50 new ones; the held key is asked for in each of the first two."""
+            async with httpx.AsyncClient(base_url=started.url, timeout=60) as client:
+                held = []
+                for turn in range(turns):
+                    keys = [f"{time.time_ns()}-{number}" for number in range(50)]
+                    if turn < 2:
+                        held.append(asyncio.create_task(post(client, "held")))
+                    told = await asyncio.gather(*[post(client, key) for key in keys])
+                    assert {answer.status_code for answer, _ in told} == {202}
+                    assert max(took_s for _, took_s in told) < slow_s
+                end()
+                return [answer for answer, _ in await asyncio.gather(*held)]
+
+        entry.accept_with(other, Asked(DrawRequest(account_id=account, request_key="held")))
+        for answer in asyncio.run(all_at_once(5, lambda: None)):
+            assert "request key" in problem(answer, 503)
+            assert answer.headers["retry-after"] == "1"
+        told = asyncio.run(all_at_once(2, other.rollback))
+        assert [answer.status_code for answer in told] == [202, 202]
+        assert len({answer.content for answer in told}) == 1
+        assert len(rows(house, "held")) == 1
         assert_books(house.engine)
 
 

@@ -2,7 +2,8 @@
 
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -17,14 +18,15 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
 
 import migrations
 from producers import requests
 from producers.contract import DrawRequest
-from producers.database import open_engine, utc_now
+from producers.database import open_engine, transaction, utc_now
 from producers.draw import wheels
 from producers.entry import Entry
+from producers.errors import InternalError, RequestBusy, UnknownCampaign
 from producers.outbox import archive_once, time_out_once
 from producers.requests import (
     ACCEPTED,
@@ -36,6 +38,7 @@ from producers.requests import (
     TIMED_OUT,
     Acceptance,
     Asked,
+    Known,
     State,
 )
 from producers.results import KEY_PREFIX, ResultStore, StoredResult
@@ -291,6 +294,148 @@ def test_an_accept_meets_the_worker_that_settles_the_same_key(mariadb: Engine) -
     assert all(isinstance(answer, Settled) for answer in working.result())
     assert not any(answer.is_conflict for answer in asking.result())
     assert {row["status"] for row in rows(mariadb).values()} == {COMPLETED}
+
+
+# ---- what others hold ------------------------------------------------------------------------------------------------
+
+
+def busy(engine: Engine, draws: Sequence[DrawRequest]) -> set[str]:
+    with transaction(engine) as probe:
+        return requests.busy(probe, [it.request_key for it in draws], [it.lottery_session_id for it in draws])
+
+
+def test_busy_names_what_an_open_transaction_holds(mariadb: Engine) -> None:
+    draws = [DrawRequest(account_id=1, request_key=f"k{number:03d}", lottery_session_id=f"s{number % 799:03d}")
+             for number in range(800)]  # fmt: skip
+    entry_of(mariadb).accept([Asked(draw) for draw in draws[600:799]])
+    others = [DrawRequest(account_id=1, request_key=f"x{number}") for number in range(3)]
+    assert busy(mariadb, []) == busy(mariadb, draws) == busy(mariadb, others) == set()
+    with open_engine(mariadb.url.render_as_string(hide_password=False)).connect() as other:
+        entry = entry_of(mariadb)
+        # Inserted and not committed: its key, and its session under another key.
+        entry.accept_with(other, Asked(draws[5]))
+        entry.accept_with(other, Asked(DrawRequest(account_id=1, request_key="theirs", lottery_session_id="s007")))
+        assert busy(mariadb, draws) == {"k005", "k007"}
+        assert busy(mariadb, [draws[5]]) == {"k005"}
+        assert busy(mariadb, others) == set()  # in a table so small that each search passes them
+        # A row that is there, by its key.
+        other.execute(text("SELECT 1 FROM api_idempotency_requests WHERE request_key = 'k700' FOR UPDATE"))
+        assert busy(mariadb, draws) == {"k005", "k007", "k700"}
+        for number in range(20, 57):
+            entry.accept_with(other, Asked(draws[number * 8]))
+        assert len(busy(mariadb, draws)) == 40
+        # Two keys for one session.
+        other.rollback()
+        entry.accept_with(other, Asked(draws[0]))
+        assert busy(mariadb, draws) == {"k000", "k799"}
+        other.rollback()
+    assert busy(mariadb, draws) == set()
+
+
+def test_what_another_transaction_holds_keeps_only_itself_waiting(mariadb: Engine) -> None:
+    entry = entry_of(mariadb)
+    draws = [DrawRequest(account_id=1, request_key=f"k{number:03d}") for number in range(100)]
+    with open_engine(mariadb.url.render_as_string(hide_password=False)).connect() as other:
+        for number in (3, 50):
+            entry_of(mariadb).accept_with(other, Asked(draws[number]))
+        began = time.monotonic()
+        answers = entry.accept_each([Asked(draw) for draw in draws], busy_wait_s=0)
+        took_s = time.monotonic() - began
+        assert [number for number, it in enumerate(answers) if isinstance(it, RequestBusy)] == [3, 50]
+        assert all(
+            isinstance(it, Acceptance) and it.is_new for number, it in enumerate(answers) if number not in (3, 50)
+        )
+        assert took_s < 0.9  # a lock that is waited for takes a second at least
+        with pytest.raises(RequestBusy):
+            entry.accept([Asked(draws[3])])
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(entry.accept, [Asked(draws[3])])
+            time.sleep(0.2)
+            other.rollback()
+            (answer,) = waiting.result()
+        assert answer.is_new
+        with ThreadPoolExecutor(1) as pool:
+            entry_of(mariadb).accept_with(other, Asked(draws[50]))
+            waiting = pool.submit(entry.accept, [Asked(draws[50])])
+            time.sleep(0.2)
+            other.commit()
+            (answer,) = waiting.result()
+        assert (answer.is_new, answer.is_conflict) == (False, False)
+    assert set(rows(mariadb)) == {draw.request_key for draw in draws}
+
+
+def test_a_gap_that_a_stranger_holds_keeps_only_its_keys_waiting(mariadb: Engine) -> None:
+    """At the server's own isolation level a locking read of what is not there holds the place where it would be."""
+    entry = entry_of(mariadb)
+    entry.accept([Asked(DrawRequest(account_id=1, request_key=key)) for key in ("k100", "k200", "k300")])
+    draws = [DrawRequest(account_id=1, request_key=f"k{number}") for number in range(101, 300, 7)]
+    url = mariadb.url.render_as_string(hide_password=False)
+    with create_engine(url, isolation_level="REPEATABLE READ").connect() as stranger:
+        stranger.execute(text("SELECT 1 FROM api_idempotency_requests WHERE request_key = 'k150' FOR UPDATE"))
+        answers = entry.accept_each([Asked(draw) for draw in draws], busy_wait_s=0)
+    told = {it.request_key: type(answer) for it, answer in zip(draws, answers, strict=True)}
+    assert told == {it.request_key: RequestBusy if it.request_key < "k200" else Acceptance for it in draws}
+    entry.accept([Asked(draw) for draw in draws])
+
+
+# ---- what is wrong with one ------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_campaign_is_refused_before_anything_is_written(engine: Engine, entry: Entry) -> None:
+    good, known = DrawRequest(account_id=1, request_key="good"), DrawRequest(account_id=1, request_key="known")
+    stranger = DrawRequest(account_id=1, request_key="k", campaign="spring")
+    before = Entry(engine, relay_after_s=1, campaigns={"spring"})
+    old = DrawRequest(account_id=1, request_key="old", campaign="spring")
+    before.accept([Asked(old)])
+    entry.accept([Asked(known)])
+    other = DrawRequest(account_id=1, request_key="known", campaign="spring")
+    told = entry_of(engine).accept_each([Asked(it) for it in (stranger, good, old, other)])
+    assert isinstance(told[0], UnknownCampaign)
+    assert "'spring'" in str(told[0])
+    assert isinstance(told[1], Acceptance)
+    assert told[1].is_new
+    # What was accepted while there was such a campaign is told as the first time, and a key stays its owner's.
+    assert told[2] == Acceptance(old, Known(old.fingerprint(), "", ACCEPTED, accepted_at=told[2].known.accepted_at))  # type: ignore[union-attr]
+    assert told[3] == Acceptance(other, None)
+    assert set(rows(engine)) == {"good", "known", "old"}
+    with engine.connect() as connection, pytest.raises(UnknownCampaign):
+        entry.accept_with(connection, Asked(stranger))
+    with engine.connect() as connection:
+        assert not entry.accept_with(connection, Asked(old)).is_conflict
+        assert entry.accept_with(connection, Asked(other)).is_conflict
+    assert set(rows(engine)) == {"good", "known", "old"}
+
+
+def test_a_mistake_of_ours_with_one_request_is_told_to_it_alone(
+    engine: Engine, entry: Entry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = requests._request_values
+
+    def mistaken(request: DrawRequest, *others: str) -> Any:
+        if request.request_key == "k13":
+            raise TypeError("a mistake of ours")
+        return values(request, *others)
+
+    monkeypatch.setattr(requests, "_request_values", mistaken)
+    asked = [Asked(DrawRequest(account_id=1, request_key=f"k{number:02d}")) for number in range(50)]
+    answers = entry.accept_each(asked)
+    assert [number for number, it in enumerate(answers) if not isinstance(it, Acceptance)] == [13]
+    assert type(answers[13]) is InternalError
+    assert len(rows(engine)) == 49
+    (told,) = [it for it in caplog.records if it.exc_info]
+    assert "k13" in told.getMessage()
+    assert "TypeError" in caplog.text
+    with pytest.raises(InternalError):
+        entry.accept(asked[13:14])
+
+
+def test_a_value_that_the_database_refuses_is_no_outage(mariadb: Engine) -> None:
+    asked = [Asked(DrawRequest(account_id=1, request_key=f"k{number:02d}")) for number in range(50)]
+    asked[20] = asked[20]._replace(caller="x" * 65)  # error 1406
+    answers = entry_of(mariadb).accept_each(asked)
+    assert [number for number, it in enumerate(answers) if not isinstance(it, Acceptance)] == [20]
+    assert type(answers[20]) is InternalError
+    assert len(rows(mariadb)) == 49
 
 
 # ---- dead ------------------------------------------------------------------------------------------------------------
