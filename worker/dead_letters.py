@@ -197,7 +197,7 @@ def groups(connection: Connection, selection: Selection) -> list[Group]:
             table.c.group_id,
             table.c.cause,
             func.count().label("number"),
-            func.min(table.c.last_parked_at).label("first"),
+            func.min(table.c.first_parked_at).label("first"),
             func.max(table.c.last_parked_at).label("last"),
             func.max(table.c.id).label("sample"),
         )

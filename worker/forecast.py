@@ -50,6 +50,19 @@ class Line(NamedTuple):
     why: str = ""
 
 
+@dataclass(slots=True)
+class _Alike:
+    """Lines whose reasons differ in quoted words and numbers only, and the first one's reason."""
+
+    outcome: str
+    example: str
+    count: int = 0
+    is_same_text: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.outcome}{':' if self.is_same_text else ', such as:'} {self.example}"
+
+
 @dataclass
 class Forecast:
     """Sums, and a line for each of the first LINES_MAX. `charged` is by asset code.
@@ -59,10 +72,15 @@ class Forecast:
     """
 
     counts: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
     charged: dict[str, Decimal] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
     is_exact: bool = True
+    _alike: dict[tuple[str, str], _Alike] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Why, where that is not plain: `outcome: reason`, or `outcome, such as: reason` where like ones differ."""
+        return Counter({str(it): it.count for it in self._alike.values()})
 
     @property
     def total(self) -> int:
@@ -72,7 +90,9 @@ class Forecast:
         """Count a line, and keep it if there is room."""
         self.counts[line.outcome] += 1
         if line.why:
-            self.reasons[f"{line.outcome}: {normalised(line.why)}"] += 1
+            alike = self._alike.setdefault((line.outcome, normalised(line.why)), _Alike(line.outcome, line.why))
+            alike.count += 1
+            alike.is_same_text = alike.is_same_text and line.why == alike.example
         if len(self.lines) < LINES_MAX:
             self.lines.append(line)
 

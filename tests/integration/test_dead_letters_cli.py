@@ -176,6 +176,14 @@ def test_list_filters(tombola: Tombola, shelf: list[int], filters: list[str], fo
     assert [it["id"] for it in ended.lines] == [shelf[number] for number in found]
 
 
+def test_a_group_began_when_the_first_of_it_was_parked_first(tombola: Tombola, house: House, shelf: list[int]) -> None:
+    first = utc_now() - timedelta(days=9)
+    change(house, shelf[1], first_parked_at=first, times_parked=2)
+    group = json.loads(tombola("groups", "--json").out)[0]
+    assert group["first_parked_at"] == first.isoformat().replace("+00:00", "Z")
+    assert f"{first:%Y-%m-%d %H:%M:%S}" in tombola("groups").out
+
+
 def test_list_of_one_group(tombola: Tombola, shelf: list[int]) -> None:
     (group,) = {it["group_id"] for it in tombola("list", "--json", "--cause", "unparsable").lines}
     assert [it["id"] for it in tombola("list", "--json", "--group", group).lines] == [shelf[3]]
@@ -343,6 +351,22 @@ def test_forecast_says_what_a_replay_would_do_and_writes_nothing(tombola: Tombol
     assert json.loads(tombola("forecast", "--json", "--limit", 2).out)["counts"] == {"would charge": 2}
     assert states(house) == {PARKED: 5}
     assert recorded(house) == []
+
+
+def test_a_forecast_gives_a_reason_in_its_own_words(tombola: Tombola, house: House) -> None:
+    (account_id,) = house.accounts(1)
+
+    def of_campaign(key: str, campaign: str) -> Parking:
+        return good(DrawRequest(account_id=account_id, request_key=key, campaign=campaign))
+
+    alike = park(house, of_campaign("k1", "spring"), of_campaign("k2", "spring"))
+    said = tombola("forecast").out
+    assert "2 × there is no campaign 'spring' here" in said
+    assert "'#'" not in said
+    park(house, of_campaign("k3", "summer"))
+    assert "3 × such as: there is no campaign 'spring' here" in tombola("forecast").out
+    told = json.loads(tombola("forecast", "--json", *alike).out)
+    assert told["reasons"] == {"unknown campaign: there is no campaign 'spring' here": 2}
 
 
 def test_forecast_without_the_seed_says_so(tombola: Tombola, house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -427,8 +427,9 @@ def _show_sums(said: Forecast) -> None:
         if said.counts[outcome]:
             out.print(f"{said.counts[outcome]:>9,}  {words[outcome]}")
             for why, number in said.reasons.most_common():
-                if why.startswith(f"{outcome}: "):
-                    out.print(_shown(f"{'':>9}    {number:,} × {why.removeprefix(f'{outcome}: ')[:120]}"))
+                if why.startswith((f"{outcome}: ", f"{outcome}, such as: ")):
+                    said_why = why.removeprefix(outcome).lstrip(":, ")
+                    out.print(_shown(f"{'':>9}    {number:,} × {said_why[:120]}"))
     if not said.is_exact:
         out.print("TOMBOLA_SEED is not set here: what would be won is left out of the balances.")
     if said.total and all(outcome in REFUSALS for outcome in said.counts):
