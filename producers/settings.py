@@ -97,8 +97,9 @@ class Settings(BaseSettings):
         default=False, description="answer 400 to a draw without an Idempotency-Key instead of making one"
     )
     gateway_page: bool = Field(default=False, description="serve the demo page at /")
-    remote_control: bool = Field(
-        default=True, description="let `celery inspect` and `celery control` reach the workers"
+    remote_control: bool | None = Field(
+        default=None,
+        description="let `celery inspect` and `celery control` reach the workers; default: with Redis only",
     )
     log_format: Literal["auto", "text", "json"] = Field(
         default="auto", description="how logs are written; auto: text at a terminal, JSON otherwise"
@@ -212,6 +213,13 @@ class Settings(BaseSettings):
         Every try waits its full time for a lock, and so does each halving on the way to the one draw in the way.
         """
         return float(self.lock_wait_s * (self.tries_max + self.batch_size_max.bit_length()))
+
+    @property
+    def has_remote_control(self) -> bool:
+        """Whether workers listen to remote control; on RabbitMQ, where it is one more queue to lose, only if asked."""
+        if self.remote_control is None:
+            return not self.broker_url.get_secret_value().startswith("amqp")
+        return self.remote_control
 
     @property
     def seed_bytes(self) -> bytes:
