@@ -33,7 +33,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.types import TypeEngine
 
-from producers.errors import ConfigurationError, DrawError, ServiceUnavailable
+from producers.errors import ConfigurationError, DrawError, InternalError, ServiceUnavailable
 
 Value = str | int | None
 CENT: Final = Decimal("0.01")
@@ -479,8 +479,12 @@ def is_lock_timeout(error: BaseException) -> bool:
     return code_of(error) in _TIMEOUTS
 
 
-def explain(error: BaseException) -> ServiceUnavailable | ConfigurationError:
-    """A database error as one sentence that says what to do."""
+def explain(error: BaseException) -> ServiceUnavailable | ConfigurationError | InternalError:
+    """A database error as one sentence that says what to do; no outage where there is none.
+
+    InternalError for what the database refuses, and for mistakes of ours: trying again does not help.
+    """
+    fault = fault_of(error)
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
     code = error.args[0] if error.args else None
@@ -491,4 +495,9 @@ def explain(error: BaseException) -> ServiceUnavailable | ConfigurationError:
         return ConfigurationError(f"the database refuses us ({text}): check TOMBOLA_DATABASE_URL")
     if "unable to open database file" in text:
         return ConfigurationError("the SQLite file cannot be opened: check the folder in TOMBOLA_DATABASE_URL")
+    if fault is Fault.REFUSED:
+        is_answer = isinstance(error, pymysql.MySQLError | sqlite3.Error)
+        return InternalError(f"{'the database refuses this' if is_answer else type(error).__name__}: {text}")
+    if fault is Fault.CONFLICT:
+        return ServiceUnavailable(f"the database is busy: {text}")
     return ServiceUnavailable(f"the database does not answer: {text}")

@@ -97,8 +97,9 @@ class Settings(BaseSettings):
         default=False, description="answer 400 to a draw without an Idempotency-Key instead of making one"
     )
     gateway_page: bool = Field(default=False, description="serve the demo page at /")
-    remote_control: bool = Field(
-        default=True, description="let `celery inspect` and `celery control` reach the workers"
+    remote_control: bool | None = Field(
+        default=None,
+        description="let `celery inspect` and `celery control` reach the workers; default: with Redis only",
     )
     log_format: Literal["auto", "text", "json"] = Field(
         default="auto", description="how logs are written; auto: text at a terminal, JSON otherwise"
@@ -213,6 +214,13 @@ class Settings(BaseSettings):
         of: one in each try; and the last try begins at the end of this time (worker.batch.settle), with two writes.
         """
         return float(self.lock_wait_s * (self.tries_max + 3))
+
+    @property
+    def has_remote_control(self) -> bool:
+        """Whether workers listen to remote control; on RabbitMQ, where it is one more queue to lose, only if asked."""
+        if self.remote_control is None:
+            return not self.broker_url.get_secret_value().startswith("amqp")
+        return self.remote_control
 
     @property
     def seed_bytes(self) -> bytes:

@@ -47,7 +47,6 @@ QUICK_CLAIM = {
     "TOMBOLA_CLAIM_AFTER_S": "5",
 }
 CELERY = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--loglevel=INFO"]
-WITHOUT_GOSSIP = ["--without-gossip", "--without-mingle"]
 
 
 class Timeout(AssertionError):
@@ -102,7 +101,7 @@ def worker(env: Mapping[str, str], *, command: Sequence[str] = (), until: str = 
         output = Path(folder) / "log"
         with output.open("wb") as log:
             process = subprocess.Popen(
-                list(command) or [*CELERY, *WITHOUT_GOSSIP],
+                list(command) or CELERY,
                 cwd=folder,
                 env=environment(env),
                 stdin=subprocess.DEVNULL,

@@ -258,7 +258,7 @@ def _redis(home: Home, kind: RedisKind) -> Iterator[str]:
 
 _WORKER: Final = (
     *("-m", "celery", "-A", "worker", "worker", "--pool=solo", "--loglevel=INFO"),
-    *("--without-gossip", "--without-mingle", "--hostname=tombola@%h"),
+    "--hostname=tombola@%h",
 )
 
 

@@ -95,5 +95,5 @@ if __name__ == "__main__":
     module, name, replacement = PATCHES[DIE_AT]
     assert hasattr(module, name), f"{module.__name__} has no {name}: this would kill nobody"
     setattr(module, name, replacement)
-    sys.argv = ["celery", "-A", "worker", "worker", "--loglevel=INFO", "--without-gossip", "--without-mingle"]
+    sys.argv = ["celery", "-A", "worker", "worker", "--loglevel=INFO"]
     main()

@@ -413,9 +413,9 @@ def test_a_workers_lines_are_json_and_name_their_draw(house: House) -> None:
 
 @pytest.mark.parametrize(("level", "is_told"), [("INFO", True), ("WARNING", False)])
 def test_celerys_loglevel_still_holds(house: House, level: str, is_told: bool) -> None:
-    command = [*processes.CELERY[:-1], f"--loglevel={level}", *processes.WITHOUT_GOSSIP]
+    command = [*processes.CELERY[:-1], f"--loglevel={level}"]
     env = house.env | {"TOMBOLA_LOG_FORMAT": "text"}
-    with processes.worker(env, command=command, until="consuming draws" if is_told else "celery@") as worker:
+    with processes.worker(env, command=command, until="consuming draws" if is_told else "[queues]") as worker:
         (account_id,) = house.accounts(1)
         (draw,) = draws([account_id], 1)
         house.enqueue([draw])

@@ -72,6 +72,7 @@ def settings(**values: str) -> Settings:
         ({"result_secret": "5eed" * 16}, "result secret", "ok"),
         ({}, "remote control", "warn"),
         ({"remote_control": "false"}, "remote control", "ok"),
+        ({"broker_url": "amqp://x"}, "remote control", "ok"),
         ({"database_url": "sqlite:///x.db"}, "remote control", "skip"),
         ({}, "claim time", "ok"),
         ({"claim_after_s": "6.5"}, "claim time", "warn"),

@@ -38,7 +38,7 @@ def refusal(**env: str) -> str:
 
 def test_without_any_variable_the_defaults_hold() -> None:
     settings = Settings.from_env({})
-    assert (settings.batch_size_max, settings.tries_max, settings.remote_control) == (800, 3, True)
+    assert (settings.batch_size_max, settings.tries_max, settings.remote_control) == (800, 3, None)
     assert settings.claim_after_s > settings.batch_time_s_max
 
 
@@ -140,8 +140,15 @@ def test_a_switch_is_on_or_off(name: str, value: str, meant: bool) -> None:
     assert refusal(**{name: "perhaps"}).startswith(f"TOMBOLA_{name.upper()}: ")
 
 
+def test_remote_control_is_off_with_rabbitmq_unless_it_is_asked_for() -> None:
+    assert from_env(broker_url="redis://h/0").has_remote_control
+    assert not from_env(broker_url="amqp://h//").has_remote_control
+    assert from_env(broker_url="amqp://h//", remote_control="true").has_remote_control
+    assert not from_env(broker_url="redis://h/0", remote_control="false").has_remote_control
+
+
 def test_every_switch_is_tested() -> None:
-    switches = {name for name, field in Settings.model_fields.items() if field.annotation is bool}
+    switches = {name for name, field in Settings.model_fields.items() if field.annotation in (bool, bool | None)}
     assert switches == {"remote_control", "idempotency_key_required", "gateway_page"}
 
 

@@ -37,7 +37,7 @@ def _result_secret(settings: Settings) -> Verdict:
 
 
 def _remote_control(settings: Settings) -> Verdict:
-    if not settings.remote_control:
+    if not settings.has_remote_control:
         return ok("off")
     if settings.database_url.get_secret_value().startswith("sqlite"):
         return skip("on; skipped: SQLite")
