@@ -232,7 +232,7 @@ class Relay:
         return published
 
     def run(self, stopping: threading.Event) -> None:
-        """Relay until told to stop. An outage does not end this loop: it backs off, says so, and goes on.
+        """Relay until told to stop. No error ends this loop: it backs off, says so, and goes on.
 
         The relay keeps watch as well: it has a pulse, and looks up the state that its metrics tell.
         """
@@ -257,10 +257,11 @@ class Relay:
                 if published:
                     log.info("published %d overdue requests again", published)
                 stopping.wait(IDLE_WAIT_S)
-            except (ServiceUnavailable, ConfigurationError) as error:
+            except Exception as error:  # a mistake of ours as well: without a relay nothing that was lost comes back
                 failures += 1
                 metrics.RELAY_FAILURES.inc()
-                log.warning("%s; the relay tries again (%d)", error, failures)
+                mistake = None if isinstance(error, ServiceUnavailable | ConfigurationError) else error
+                log.warning("%s; the relay tries again (%d)", error, failures, exc_info=mistake)
                 stopping.wait(min(BACKOFF_S_MAX, 0.1 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
 
     def close(self) -> None:

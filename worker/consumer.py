@@ -153,6 +153,9 @@ class Consumer:
                 except Exception:
                     failures += 1
                     log.exception("unexpected error in the consumer; trying again (%d)", failures)
+                    # What is in hand comes again, counted: if one message is to blame, it is soon handled alone.
+                    self._aside.clear()
+                    self.deliveries.release()
                     self._back_off(failures)
         finally:
             self.results.close()

@@ -182,7 +182,23 @@ def bury(connection: Connection, given_up: Sequence[DrawRequest], reason: str, *
     }
     parkings = [Parking(Delivery(it.encode(), 0, 0), NEVER_SETTLED, errors.get(reason, reason), it) for it in given_up]
     for start in range(0, len(parkings), ROWS_MAX):
-        _park(connection, parkings[start : start + ROWS_MAX], worker, utc_now())
+        some = parkings[start : start + ROWS_MAX]
+        if not _bury_some(connection, some, worker):
+            for it in some:
+                if not _bury_some(connection, [it], worker) and not _bury_some(connection, [it], worker, is_bare=True):
+                    log.error("the database refuses a dead letter: %s is dead without one", it.claims[0])
+
+
+def _bury_some(connection: Connection, parkings: Sequence[Parking], worker: str, *, is_bare: bool = False) -> bool:
+    """Park these in the open transaction, all or none; False if the database refuses one of them."""
+    try:
+        with connection.begin_nested():
+            _park(connection, parkings, worker, utc_now(), is_bare=is_bare)
+    except Exception as error:
+        if fault_of(error) is not Fault.REFUSED:
+            raise
+        return False
+    return True
 
 
 def bury_unseen_once(engine: Engine, *, worker: str, rows_max: int = ROWS_MAX) -> int:
