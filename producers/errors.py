@@ -16,6 +16,7 @@
     ├── TooManyRequests          over a limit: come back later
     └── ServiceUnavailable       a server did not answer: nothing is wrong with the draw, try again
         └── PublishFailed        the broker did not confirm: the draw may or may not be queued
+            └── BrokerBlocked    the broker says that it takes no messages now: low on memory or on disk
 
 A docstring is the default message, so that every one of them says something when it reaches a terminal.
 """
@@ -90,3 +91,7 @@ class ServiceUnavailable(DrawError):
 
 class PublishFailed(ServiceUnavailable):
     """The broker did not confirm the message. Publish it again: a second copy does no harm."""
+
+
+class BrokerBlocked(PublishFailed):
+    """The broker takes no messages at present, and says so. They are published when it takes them again."""
