@@ -17,8 +17,9 @@
     ├── TooManyRequests          over a limit: come back later
     ├── InternalError            a mistake of ours met this draw: trying again does not help until it is mended
     └── ServiceUnavailable       a server did not answer: nothing is wrong with the draw, try again
-        ├── PublishFailed        the broker did not confirm: the draw may or may not be queued
-        └── RequestBusy          another open transaction holds the request key or its session
+        ├── RequestBusy          another open transaction holds the request key or its session
+        └── PublishFailed        the broker did not confirm: the draw may or may not be queued
+            └── BrokerBlocked    the broker says that it takes no messages now: low on memory or on disk
 
 A docstring is the default message, so that every one of them says something when it reaches a terminal.
 """
@@ -110,3 +111,7 @@ class PublishFailed(ServiceUnavailable):
 
 class RequestBusy(ServiceUnavailable):
     """Another open transaction holds this request key or its lottery session. Try again when that has ended."""
+
+
+class BrokerBlocked(PublishFailed):
+    """The broker takes no messages at present, and says so. They are published when it takes them again."""

@@ -183,6 +183,27 @@ class RabbitMQ(Server):
         """Delete a virtual host with its queues, and close the connections to it."""
         self._evaluate(f'rabbit_vhost:delete(<<"{name}">>, <<"tests">>).')
 
+    @contextmanager
+    def alarm(self, resource: str = "memory") -> Iterator[None]:
+        """As when `memory` or `disk` runs low: connections that publish are not read any more."""
+        self._evaluate(f"rabbit_alarm:set_alarm({{{{resource_limit, {resource}, node()}}, []}}).")
+        try:
+            yield
+        finally:
+            self._evaluate(f"rabbit_alarm:clear_alarm({{resource_limit, {resource}, node()}}).")
+
+    @contextmanager
+    def policy(self, url: str, pattern: str = ".*", /, **definition: int) -> Iterator[None]:
+        """An operator's policy on the queues of the virtual host in `url`; `message_ttl=200` is `message-ttl`."""
+        vhost = urlsplit(url).path[1:]
+        terms = ", ".join(f'{{<<"{name.replace("_", "-")}">>, {value}}}' for name, value in definition.items())
+        where = f'<<"{vhost}">>, <<"tests">>'
+        self._evaluate(f'rabbit_policy:set({where}, <<"{pattern}">>, [{terms}], 0, <<"queues">>, <<"guest">>).')
+        try:
+            yield
+        finally:
+            self._evaluate(f'rabbit_policy:delete({where}, <<"guest">>).')
+
     def _evaluate(self, expression: str) -> None:
         """Run Erlang in the server by erl_call: rabbitmqctl boots an Erlang of its own, which takes seconds,
         and the management plugin would slow every start and collect statistics under the benchmarks."""

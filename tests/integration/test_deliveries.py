@@ -1,5 +1,6 @@
 """What a source of deliveries promises, on a real Redis and a real RabbitMQ: one contract, asked of both."""
 
+import hashlib
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from producers.broker import (
 )
 from producers.errors import PublishFailed, ServiceUnavailable
 from tests import servers
-from worker.deliveries import Deliveries, Delivery, open_deliveries
+from worker.deliveries import BODY_KEPT_BYTES_MAX, HELD_BYTES_MAX, Deliveries, Delivery, open_deliveries
 from worker.deliveries.queues import QueueDeliveries
 from worker.deliveries.streams import StreamDeliveries, forget_consumers
 
@@ -170,11 +171,18 @@ class DeliveriesContract:
         assert 0.25 < time.monotonic() - began < 5
 
     def test_bodies_arrive_byte_for_byte(self, source: Source) -> None:
-        odd = [b"\x00\xff\xfe not UTF-8", "größer 🎟".encode(), b"x" * 1_000_000, b"", b'{"v":1}']
+        odd = [b"\x00\xff\xfe not UTF-8", "größer 🎟".encode(), b"x" * BODY_KEPT_BYTES_MAX, b"", b'{"v":1}']
         source.publish(*odd)
         assert said(fetch_all(source.consumer(), len(odd))) == odd
 
-    # ---- ack, give back
+    def test_of_a_body_that_is_too_large_the_beginning_is_kept(self, source: Source) -> None:
+        large = b"".join(b"%07d " % number for number in range(125_000))
+        source.publish(b"before", large, b"after")
+        taken = fetch_all(source.consumer(), 3)
+        assert said(taken) == [b"before", large[:BODY_KEPT_BYTES_MAX], b"after"]
+        assert taken[1].whole == (1_000_000, hashlib.sha256(large).hexdigest())
+
+    # ---- headers
 
     def test_headers_come_with_the_body_they_were_sent_with(self, source: Source) -> None:
         producer = source.producer()
@@ -203,12 +211,13 @@ class DeliveriesContract:
         consumer.ack(fetched)
         assert nothing_comes(source.consumer(claim_after_s=CLAIM_AFTER_S), for_s=2 * CLAIM_AFTER_S)
 
+    # ---- ack, keep, requeue, release
+
     def test_what_was_acked_never_comes_back(self, source: Source) -> None:
         source.publish(*bodies(4))
         consumer = source.consumer(claim_after_s=self.claim_after_s)
         taken = fetch_all(consumer, 4)
         consumer.ack(taken[:2])
-        consumer.give_back(taken[2:])
         consumer.close()
         other = source.consumer(claim_after_s=self.claim_after_s)
         again = fetch_all(other, 2)
@@ -216,40 +225,156 @@ class DeliveriesContract:
         other.ack(again)
         assert nothing_comes(other, for_s=3 * self.claim_after_s)
 
-    def test_an_ack_after_a_give_back_spares_what_was_given_back(self, source: Source) -> None:
-        """The consumer leaves one draw in the middle for later, and acks those around it."""
-        source.publish(*bodies(3))
+    @pytest.mark.parametrize("acked", [[0, 1, 2, 3, 4, 5], [3, 4, 5], [0, 2, 4], [5, 3, 1], [0, 1, 5], [2]])
+    def test_an_ack_leaves_the_others_in_hand(self, source: Source, acked: list[int]) -> None:
+        """The consumer holds some draws aside, fetches others and acks these, in any order of their tags."""
+        source.publish(*bodies(6))
+        consumer = source.consumer(claim_after_s=NEVER_S)
+        taken = fetch_all(consumer, 6)
+        consumer.ack([taken[number] for number in acked])
+        source.publish(b"later")
+        consumer.ack(fetch_all(consumer, 1))
+        consumer.close()
+        other = source.consumer(claim_after_s=self.claim_after_s)
+        left = [body for number, body in enumerate(bodies(6)) if number not in acked]
+        again = fetch_all(other, len(left))
+        assert sorted(said(again)) == sorted(left)
+        other.ack(again)
+        assert nothing_comes(other, for_s=2 * self.claim_after_s)
+
+    def test_what_was_held_back_can_be_acked_later(self, source: Source) -> None:
+        source.publish(*bodies(5))
         consumer = source.consumer(claim_after_s=self.claim_after_s)
-        first, middle, last = fetch_all(consumer, 3)
-        consumer.give_back([middle])
-        consumer.ack([first, last])
-        (again,) = fetch_all(consumer, 1)
-        assert again.body == middle.body
-        assert again.count == 2
-        consumer.ack([again])
+        taken = fetch_all(consumer, 5)
+        for some in (taken[3:], taken[1:2], taken[:1], taken[2:3]):
+            consumer.ack(some)
         consumer.close()
         assert nothing_comes(source.consumer(claim_after_s=self.claim_after_s), for_s=3 * self.claim_after_s)
 
-    def test_what_was_given_back_comes_to_others_too(self, source: Source) -> None:
-        source.publish(b"not now")
+    def test_what_is_kept_is_not_taken_over(self, source: Source) -> None:
+        source.publish(*bodies(2))
         consumer = source.consumer(claim_after_s=self.claim_after_s)
-        taken = fetch_all(consumer, 1)
+        taken = fetch_all(consumer, 2)
         other = source.consumer(claim_after_s=self.claim_after_s)
-        consumer.give_back(taken)
-        deadline = time.monotonic() + DEADLINE_S
-        again: list[Delivery] = []
-        while not again and time.monotonic() < deadline:
-            again = other.fetch(1, wait_s=0.1) or consumer.fetch(1, wait_s=0.1)
-        assert said(again) == [b"not now"]
-        assert again[0].count == 2
+        deadline = time.monotonic() + 4 * self.claim_after_s
+        while time.monotonic() < deadline:
+            consumer.keep(taken)
+            assert other.fetch(10, wait_s=0.05) == []
+        self.kill(consumer)
+        again = fetch_all(other, 2)
+        assert [delivery.count for delivery in again] == [2, 2]  # to keep is no delivery
 
-    def test_nothing_to_ack_or_to_give_back_is_no_error(self, source: Source) -> None:
+    def test_what_is_requeued_comes_behind_what_waits_and_is_new(self, source: Source) -> None:
+        source.producer().publish([b"busy", b"other", b"third"], [{"traceparent": "00-1-2-01"}, {}, {}])
+        consumer = source.consumer(prefetch=1)
+        (busy,) = fetch_all(consumer, 1)
+        consumer.requeue([busy])
+        again = []
+        for _ in range(3):
+            (delivery,) = fetch_all(consumer, 1)
+            again.append(delivery)
+            consumer.ack([delivery])
+        assert said(again) == [b"other", b"third", b"busy"]
+        assert [delivery.count for delivery in again] == [1, 1, 1]
+        assert again[2].headers["traceparent"] == "00-1-2-01"
+        assert nothing_comes(consumer, for_s=0.3)
+        consumer.close()
+        assert nothing_comes(source.consumer(claim_after_s=self.claim_after_s), for_s=2 * self.claim_after_s)
+
+    def test_what_is_requeued_is_another_consumers_as_well(self, source: Source) -> None:
+        source.publish(*bodies(3))
+        consumer = source.consumer(claim_after_s=NEVER_S)
+        taken = fetch_all(consumer, 3)
+        consumer.requeue(taken[1:])
+        consumer.ack(taken[:1])
+        consumer.close()
+        other = source.consumer(claim_after_s=NEVER_S)
+        again = fetch_all(other, 2)
+        assert sorted(said(again)) == sorted(said(taken[1:]))
+        other.ack(again)
+        assert nothing_comes(other, for_s=0.3)
+
+    def test_what_is_released_comes_to_others_at_once(self, source: Source) -> None:
+        source.publish(*bodies(4))
+        consumer = source.consumer(claim_after_s=NEVER_S)
+        taken = fetch_all(consumer, 2)  # the others may have been fetched ahead
+        consumer.release()
+        other = source.consumer(claim_after_s=NEVER_S)
+        again = fetch_all(other, 4, within_s=10)
+        assert sorted(said(again)) == bodies(4)
+        assert {delivery.body: delivery.count for delivery in again}[taken[0].body] == 2
+        other.ack(again)
+        other.close()
+        source.publish(b"afterwards")  # and the next fetch begins anew
+        assert said(fetch_all(consumer, 1)) == [b"afterwards"]
+
+    def test_a_release_can_leave_some_in_hand(self, source: Source) -> None:
+        source.publish(*bodies(6))
+        consumer = source.consumer(claim_after_s=NEVER_S)
+        taken = fetch_all(consumer, 4)
+        consumer.release(but=taken[1:3])
+        other = source.consumer(claim_after_s=NEVER_S)
+        again = fetch_all(other, 4, within_s=10)
+        assert sorted(said(again)) == sorted([*bodies(6)[:1], *bodies(6)[3:]])
+        other.ack(again)
+        assert nothing_comes(other, for_s=0.3)
+        other.close()
+        source.publish(b"afterwards")
+        later = fetch_all(consumer, 1)
+        assert said(later) == [b"afterwards"]
+        consumer.ack([*taken[1:3], *later])
+        consumer.close()
+        assert nothing_comes(source.consumer(claim_after_s=self.claim_after_s), for_s=2 * self.claim_after_s)
+
+    def test_what_was_released_is_acked_in_vain_and_does_no_harm(self, source: Source) -> None:
+        source.publish(*bodies(2))
+        consumer = source.consumer(claim_after_s=NEVER_S)
+        stale = fetch_all(consumer, 2)
+        consumer.release()
+        again = fetch_all(consumer, 2)
+        assert sorted(said(again)) == bodies(2)
+        consumer.keep([])
+        consumer.ack(again[:1])
+        source.publish(b"fresh")
+        fresh = fetch_all(consumer, 1)
+        assert said(fresh) == [b"fresh"]
+        self.ack_stale(consumer, stale)
+        consumer.close()
+        left = fetch_all(source.consumer(claim_after_s=NEVER_S), 2)
+        assert sorted(said(left)) == sorted([again[1].body, b"fresh"])
+
+    def ack_stale(self, consumer: Deliveries, stale: Sequence[Delivery]) -> None:
+        """Where tags name messages for ever, an ack of what another fetch holds now is a true one."""
+
+    def test_release_again_and_unused_is_no_error(self, source: Source) -> None:
         consumer = source.consumer()
-        consumer.ack([])
-        consumer.give_back([])
-        consumer.fetch(1, wait_s=0)
-        consumer.ack([])
-        consumer.give_back([])
+        consumer.release()
+        consumer.release()
+        assert consumer.fetch(1, wait_s=0) == []
+        consumer.release()
+
+    def test_nothing_to_ack_keep_or_requeue_is_no_error(self, source: Source) -> None:
+        consumer = source.consumer()
+        for _ in range(2):
+            consumer.ack([])
+            consumer.keep([])
+            consumer.requeue([])
+            consumer.fetch(1, wait_s=0)
+
+    def test_no_fetch_takes_in_more_bytes_than_may_be_held(self, source: Source) -> None:
+        """Eight bodies of a quarter of it each: they come over two fetches or more, and all of them come."""
+        large = [bytes([65 + number]) * (HELD_BYTES_MAX // 4) for number in range(8)]
+        for body in large:
+            source.publish(body)
+        consumer = source.consumer()
+        fetched: list[Delivery] = []
+        deadline = time.monotonic() + DEADLINE_S
+        while len(fetched) < 8 and time.monotonic() < deadline:
+            some = consumer.fetch(100, wait_s=1)
+            assert sum(delivery.body_bytes for delivery in some) <= HELD_BYTES_MAX + HELD_BYTES_MAX // 4
+            consumer.ack(some)
+            fetched += some
+        assert [delivery.body[:1] for delivery in fetched] == [body[:1] for body in large]
 
     # ---- consumers that end
 
@@ -546,8 +671,11 @@ class TestQueues(DeliveriesContract):
 
     def kill(self, consumer: Deliveries) -> None:
         assert isinstance(consumer, QueueDeliveries)
-        assert consumer._connection is not None
-        consumer._connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+        assert consumer._wire is not None
+        consumer._wire.transport.sock.shutdown(socket.SHUT_RDWR)
+
+    def ack_stale(self, consumer: Deliveries, stale: Sequence[Delivery]) -> None:
+        consumer.ack(stale)  # on each connection RabbitMQ counts from 1: the same numbers name others now
 
     def declare_as_worker(self, url: str) -> None:
         with open_amqp(url) as connection:

@@ -2,20 +2,36 @@
 
 The broker pushes up to `prefetch` messages ahead, so that the next batch is here when this one is done. The callback
 sits on the AMQP channel itself: kombu's Message, which it would build for each, costs as much as settling the draw.
+
+Tags: each connection's messages are numbered from 1 on. Ours go on from where the last connection's ended, so that what
+came on a lost connection, and is still in somebody's hand, is never taken for something else.
 """
 
 from __future__ import annotations
 
+import logging
+import struct
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final
 
 import kombu
+from amqp import spec
+from amqp.serialization import dumps
 
-from producers.broker import AMQP_ERRORS, DEAD_QUEUE, QUEUE, declare_queues, open_amqp
+from producers.broker import DEAD_QUEUE, QUEUE, declare_queues
 from producers.errors import ServiceUnavailable
-from worker.deliveries import NO_HEADERS, Delivery, received
+from producers.queue_broker import QueueBroker
+from producers.rabbitmq import AMQP_ERRORS, ANSWER_TIMEOUT_S, UNDECODABLE, Connection, open_amqp, said
+from worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
+
+COUNT_HEADER: Final = "x-delivery-count"  # the broker's: what a publisher writes there is overwritten
+HEADERS_BYTES_MAX: Final = 64 * 1024  # that a copy takes along; a frame holds twice as much
+TAG_FRAME: Final = struct.Struct(">BHIHHQBB")  # a method whose arguments are a delivery tag and a bit
+REQUEUE: Final = 1
+
+log = logging.getLogger(__name__)
 
 
 class QueueDeliveries:
@@ -25,120 +41,230 @@ class QueueDeliveries:
         self._url = url
         self._prefetch = prefetch
         self._connection: kombu.Connection | None = None
+        self._wire: Connection | None = None
         self._channel: Any = None
-        self._dead_channel: Any = None  # of its own: its delivery tags must not mix with the others
+        self._consumer_tag = ""  # empty while nothing is consumed
         self._waiting: deque[Delivery] = deque()
+        self._in_hand: set[int] = set()  # tags that were fetched, and neither acked nor given back
+        self._base = 0  # the last tag before this connection's first
+        self._last = 0  # the last tag so far
+        self._taken_bytes = 0  # by this fetch, before cutting
+        self._dead = _DeadQueue(url)
+        self._copies = QueueBroker(url, publish_timeout_s=ANSWER_TIMEOUT_S)  # who publishes may be blocked: not we
 
     def fetch(self, count_max: int, *, wait_s: float) -> list[Delivery]:
-        try:
-            connection = self._open()
-            connection.heartbeat_check()
+        self._taken_bytes = 0
+        with self._explained("the queue cannot be read"):
+            wire = self._open()
+            wire.heartbeat_tick()
             if not self._waiting:
-                self._drain(connection, wait_s)
-            while len(self._waiting) < count_max and self._drain(connection, 0):
+                _drain(wire, wait_s)
+            # Whatever is not taken in stays in the socket, and then with the broker.
+            while len(self._waiting) < count_max and self._taken_bytes < HELD_BYTES_MAX and _drain(wire, 0):
                 pass
-        except (*AMQP_ERRORS, *_recoverable(self._connection)) as error:
-            self._forget()
-            raise ServiceUnavailable(f"the queue cannot be read: {error or type(error).__name__}") from error
-        return [self._waiting.popleft() for _ in range(min(count_max, len(self._waiting)))]
+        fetched = [self._waiting.popleft() for _ in range(min(count_max, len(self._waiting)))]
+        self._in_hand.update(int(delivery.tag) for delivery in fetched)
+        return fetched
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        # What came on a connection that is gone comes back: there is nothing to ack any more.
+        tags = self._in_hand.intersection(int(delivery.tag) for delivery in deliveries)
+        if not tags or self._wire is None:
+            return
+        self._in_hand -= tags
+        with self._explained("the queue cannot be acked"), self._wire.within(ANSWER_TIMEOUT_S):
+            if not self._in_hand or max(tags) < (lowest := min(self._in_hand)):
+                self._channel.basic_ack(max(tags) - self._base, multiple=True)
+                return
+            below = [tag for tag in tags if tag < lowest]
+            if below:
+                self._channel.basic_ack(max(below) - self._base, multiple=True)
+            # AMQP acks one, or all up to one: above what stays in hand each needs a frame, all of them in one write.
+            self._write(spec.Basic.Ack, (tag for tag in tags if tag > lowest))
+
+    def keep(self, deliveries: Sequence[Delivery]) -> None:
+        # They are ours for as long as the connection lives, and that wants a sign of life.
+        if self._wire is not None:
+            with self._explained("the queue does not answer"), self._wire.within(ANSWER_TIMEOUT_S):
+                self._wire.send_heartbeat()
+
+    def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        if any(delivery.whole is not None for delivery in deliveries):
+            raise ValueError("of a message that was cut there is no copy to be made: park it")
+        deliveries = [delivery for delivery in deliveries if int(delivery.tag) in self._in_hand]
+        if deliveries:
+            self._copies.publish([it.body for it in deliveries], [_publishable(it.headers) for it in deliveries])
+            self.ack(deliveries)
+
+    def release(self, *, but: Sequence[Delivery] = ()) -> None:
+        kept = self._in_hand.intersection(int(delivery.tag) for delivery in but)
+        if kept and self._wire is not None:
+            try:
+                with self._explained("the queue cannot be given back to"), self._wire.within(ANSWER_TIMEOUT_S):
+                    self._channel.basic_cancel(self._consumer_tag)  # else the broker would push as much again
+                    self._consumer_tag = ""
+                    waiting = {int(delivery.tag) for delivery in self._waiting}
+                    self._write(spec.Basic.Reject, (self._in_hand - kept) | waiting, REQUEUE)
+                self._waiting.clear()
+                self._in_hand = kept
+            except ServiceUnavailable as error:
+                log.warning("%s: everything in hand goes back", error)
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        # Closing is what gives back: the broker requeues all that is not acked.
+        connection, self._connection, self._wire, self._channel = self._connection, None, None, None
+        self._consumer_tag = ""
+        if connection is not None:
+            with suppress(Exception):
+                connection.release()
+        self._waiting.clear()  # now, as some may have come while it was closing
+        self._in_hand.clear()
+
+    def _write(self, method: tuple[int, int], tags: Iterable[int], flag: int = 0) -> None:
+        """A frame for each of these, in one write."""
+        assert self._wire is not None
+        channel_id = self._channel.channel_id
+        frames = [TAG_FRAME.pack(1, channel_id, 13, *method, tag - self._base, flag, 0xCE) for tag in sorted(tags)]
+        self._wire.transport.write(b"".join(frames))
+
+    def fetch_dead(self, count_max: int) -> list[Delivery]:
+        return self._dead.fetch(count_max)
+
+    def ack_dead(self, deliveries: Sequence[Delivery]) -> None:
+        self._dead.ack(deliveries)
+
+    def close(self) -> None:
+        self._close()
+        self._dead.close()
+        with suppress(Exception):
+            self._copies.close()
+
+    def _open(self) -> Connection:
+        if self._wire is None:
+            self._connection = open_amqp(self._url)
+            self._wire = self._connection.connection
+            self._base = self._last
+            self._channel = self._wire.channel()
+            self._channel.auto_decode = False  # a body is bytes, whatever its content encoding claims
+            declare_queues(self._channel)
+            self._channel.basic_qos(0, self._prefetch, False)
+        if not self._consumer_tag:
+            # Each time another consumer tag, the broker's: a known one would give it back what is still in hand.
+            self._consumer_tag = self._channel.basic_consume(QUEUE, callback=self._on_message)
+        return self._wire
+
+    def _on_message(self, message: Any) -> None:
+        self._taken_bytes += len(message.body)
+        self._last = self._base + message.delivery_info["delivery_tag"]
+        self._waiting.append(_delivery(message, self._last))
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Errors of the connection end it, and are told as ServiceUnavailable."""
+        with _explained(what, self._close):
+            yield
+
+
+class _DeadQueue:
+    """The broker's own dead letters. On a connection of their own: an answer would have to wait behind the draws."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: kombu.Connection | None = None
+        self._channel: Any = None
+        self._fetched: set[int] = set()  # the last time
+
+    def fetch(self, count_max: int) -> list[Delivery]:
+        found: list[Delivery] = []
+        bytes_left = HELD_BYTES_MAX
+        with _explained("the dead-letter queue cannot be read", self.close):
+            channel = self._open()
+            while len(found) < count_max and bytes_left > 0 and (message := channel.basic_get(DEAD_QUEUE)) is not None:
+                bytes_left -= len(message.body)
+                found.append(_delivery(message, message.delivery_info["delivery_tag"]))
+        self._fetched = {int(delivery.tag) for delivery in found}
+        return found
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries or self._channel is None:
-            return  # the connection they came on is gone, and with it the right to ack them: they come back
-        try:
-            # "All up to this one" holds what was given back, too: those were nacked before, and are not the broker's.
-            self._channel.basic_ack(max(int(delivery.tag) for delivery in deliveries), multiple=True)
-        except (*AMQP_ERRORS, *_recoverable(self._connection)) as error:
-            self._forget()
-            raise ServiceUnavailable(f"the queue cannot be acked: {error or type(error).__name__}") from error
-
-    def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        if self._channel is None:
             return
-        try:
-            for delivery in deliveries:
-                self._channel.basic_reject(int(delivery.tag), requeue=True)
-        except (*AMQP_ERRORS, *_recoverable(self._connection)) as error:
-            self._forget()
-            raise ServiceUnavailable(f"the queue cannot be given back to: {error or type(error).__name__}") from error
-
-    def fetch_dead(self, count_max: int) -> list[Delivery]:
-        try:
-            connection = self._open()
-            if self._dead_channel is None:
-                self._dead_channel = connection.channel()
-            found: list[Delivery] = []
-            while len(found) < count_max and (message := self._dead_channel.basic_get(DEAD_QUEUE)) is not None:
-                found.append(_delivery(message))
-            return found
-        except (*AMQP_ERRORS, *_recoverable(self._connection)) as error:
-            self._forget()
-            raise ServiceUnavailable(
-                f"the dead-letter queue cannot be read: {error or type(error).__name__}"
-            ) from error
-
-    def ack_dead(self, deliveries: Sequence[Delivery]) -> None:
-        if not deliveries or self._dead_channel is None:
-            return
-        try:
-            self._dead_channel.basic_ack(max(int(delivery.tag) for delivery in deliveries), multiple=True)
-        except (*AMQP_ERRORS, *_recoverable(self._connection)) as error:
-            self._forget()
-            raise ServiceUnavailable(
-                f"the dead-letter queue cannot be acked: {error or type(error).__name__}"
-            ) from error
+        with _explained("the dead-letter queue cannot be acked", self.close):
+            tags = {int(delivery.tag) for delivery in deliveries}
+            if tags >= self._fetched:
+                self._channel.basic_ack(max(tags), multiple=True)
+            else:
+                for tag in tags:
+                    self._channel.basic_ack(tag)
 
     def close(self) -> None:
-        # Closing the channel is what gives back: the broker requeues all that is not acked.
-        self._forget()
-
-    def _open(self) -> kombu.Connection:
-        if self._connection is None:
-            self._connection = open_amqp(self._url)
-            self._channel = self._connection.channel()
-            declare_queues(self._channel)
-            self._channel.basic_qos(0, self._prefetch, False)
-            self._channel.basic_consume(QUEUE, callback=self._on_message)
-        return self._connection
-
-    def _drain(self, connection: kombu.Connection, wait_s: float) -> bool:
-        """Take in what the connection holds; whether there was anything."""
-        try:
-            connection.drain_events(timeout=wait_s)
-        except TimeoutError:
-            return False
-        return True
-
-    def _on_message(self, message: Any) -> None:
-        self._waiting.append(_delivery(message))
-
-    def _forget(self) -> None:
-        connection, self._connection, self._channel, self._dead_channel = self._connection, None, None, None
-        self._waiting.clear()  # their tags belong to the channel
+        connection, self._connection, self._channel = self._connection, None, None
         if connection is not None:
             with suppress(Exception):
                 connection.release()
 
+    def _open(self) -> Any:
+        if self._connection is None:
+            self._connection = open_amqp(self._url)
+            self._channel = self._connection.connection.channel()
+            self._channel.auto_decode = False
+            declare_queues(self._channel)
+        self._connection.connection.heartbeat_tick()
+        return self._channel
 
-def _delivery(message: Any) -> Delivery:
-    body = message.body
-    headers = message.properties.get("application_headers") or NO_HEADERS
+
+@contextmanager
+def _explained(what: str, close: Callable[[], None]) -> Iterator[None]:
+    try:
+        yield
+    except ServiceUnavailable:
+        close()
+        raise
+    except AMQP_ERRORS as error:
+        close()
+        raise ServiceUnavailable(f"{what}: {said(error)}") from error
+
+
+def _drain(wire: Connection, wait_s: float) -> bool:
+    """Take in one message, or whatever else comes within `wait_s`; whether anything came."""
+    try:
+        if wait_s:
+            with wire.within(wait_s):
+                wire.drain_events()
+        else:
+            wire.drain_events(timeout=0)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _delivery(message: Any, tag: int) -> Delivery:
+    properties = message.properties
+    problem = properties.get(UNDECODABLE, "")
+    headers = properties.get("application_headers") or NO_HEADERS
     return received(
-        body if isinstance(body, bytes) else str(body).encode("utf-8", "surrogateescape"),
-        message.delivery_tag,
-        _count(headers),
+        message.body or b"",  # py-amqp has a text there if it is empty
+        tag,
+        _count(message.delivery_info, headers),
         headers,
+        problem=problem and f"its properties cannot be decoded: {problem}",
     )
 
 
-def _count(headers: Mapping[str, Any]) -> int:
-    """How often the broker has delivered it; a header of that name that is no number is somebody else's."""
-    before = headers.get("x-delivery-count", 0)
+def _count(info: Mapping[str, Any], headers: Mapping[str, Any]) -> int:
+    """How often the broker has delivered a message, this time included; the first time the header is a stranger's."""
+    before = headers.get(COUNT_HEADER, 1) if info["redelivered"] else 0
     return before + 1 if isinstance(before, int) and before >= 0 else 1
 
 
-def _recoverable(connection: kombu.Connection | None) -> tuple[type[Exception], ...]:
-    if connection is None:
-        return ()
-    errors: tuple[type[Exception], ...] = (*connection.connection_errors, *connection.channel_errors)
-    return errors
+def _publishable(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The headers of a copy: without the broker's count, and without what cannot be sent as it came."""
+    kept: dict[str, Any] = {}
+    room = HEADERS_BYTES_MAX
+    for name, value in headers.items():
+        with suppress(Exception):  # struct.error, OverflowError, RecursionError, …
+            room -= len(dumps("F", [{name: value}]))
+            if room >= 0 and name != COUNT_HEADER:
+                kept[name] = value
+    return kept
