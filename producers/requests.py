@@ -18,9 +18,10 @@ from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from producers.contract import DrawRequest, parse_result
-from producers.database import RowsChanged, Transaction, is_duplicate_key, time_text
+from producers.database import RowsChanged, Transaction, explain, is_duplicate_key, time_text
 from producers.ledger import completed, rejected, session_rows, shown
 from producers.schema import api_idempotency_requests as table
 
@@ -431,6 +432,18 @@ def put_off(connection: Connection, request_keys: Sequence[str], error: str, pub
             publish_at=publish_at,
         )
     )
+
+
+def try_writing(engine: Engine) -> None:
+    """Write nothing, in the way in which a settled request is written.
+
+    Raises ServiceUnavailable or ConfigurationError when the database cannot be used for that: away, read-only.
+    """
+    try:
+        with engine.begin() as connection:
+            connection.execute(update(table).where(table.c.request_key == "").values(status=DEAD))
+    except SQLAlchemyError as error:
+        raise explain(error) from error
 
 
 def postpone(engine: Engine, request_keys: Sequence[str], *, publish_at: datetime) -> None:

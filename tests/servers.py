@@ -248,7 +248,8 @@ def mariadb(
         environment = _environment(folder)
         # mariadbd runs as root only when told so in as many words.
         common = ["--no-defaults", f"--datadir={data}", *(["--user=root"] if os.geteuid() == 0 else [])]
-        _install_mariadb([install_db, *common], environment)
+        # In a folder that they share, installations at the same time delete each other's tables.
+        _install_mariadb([install_db, *common], environment | {"TMPDIR": str(folder)})
         port = _free_port()
         argv = [
             mariadbd,

@@ -52,6 +52,7 @@ REQUEUE_PAUSE_S: Final = 0.1  # where nothing but draws to be requeued is queued
 # An outage that lasts: other workers may have what this one holds.
 FAILURES_MAX: Final = 3
 FAILING_S_MAX: Final = 5.0
+OUTAGE_PAUSE_S_MAX: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class Consumer:
         self._aside = Aside(settings.batch_size_max)
         self._next_look_for_dead = 0.0
         self._next_keep = 0.0
-        self._is_cut_off = False
+        self._outages = 0  # how often in a row what was in hand had to be given back
         self._trying: set[str] = set()  # suspects that are parked, and not tried to the end, by their SHA-256
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self.run, name="draws", daemon=True)
@@ -166,24 +167,34 @@ class Consumer:
 
         Raises Stopping when the worker is told to stop while the database is away.
         """
-        self._take_in_dead()
+        if self._outages:
+            self._await_database()
+        try:
+            self._take_in_dead()
+        except CutOff as error:
+            self._give_back([], error)
+            return Report()
         self._keep()
         if due := self._aside.take_due(self.settings.batch_size_max):
             self._see_through(due, has_patience=False)
             self._aside.tell_tried()
             metrics.ASIDE.set(len(self._aside))
-        fetched = self.deliveries.fetch(self.settings.batch_size_max, wait_s=min(wait_s, self._aside.due_in_s))
+        count_max = 1 if self._outages else self.settings.batch_size_max
+        fetched = self.deliveries.fetch(count_max, wait_s=min(wait_s, self._aside.due_in_s))
         if not fetched:
             return Report()
         with self._watch.batch(fetched):
             return self._see_through(fetched)
 
     def _see_through(self, fetched: Sequence[Delivery], *, has_patience: bool = True) -> Report:
-        """Settle what was fetched, put the results, ack."""
+        """Settle what was fetched, put the results, ack; where the database stays away give back what is in hand."""
         try:
-            return self._see_some_through(fetched, has_patience=has_patience)
+            report = self._see_some_through(fetched, has_patience=has_patience)
         except CutOff as error:
-            return self._sit_out(fetched, error)
+            self._give_back(fetched, error)
+            return Report()
+        self._outages = 0
+        return report
 
     def _see_some_through(self, fetched: Sequence[Delivery], *, has_patience: bool) -> Report:
         suspects = [delivery for delivery in fetched if delivery.count > self.settings.deliveries_max]
@@ -222,22 +233,37 @@ class Consumer:
         with suppress(SQLAlchemyError):  # then the relay publishes some of them once more: harmless
             requests.postpone(self.engine, keys, publish_at=utc_now() + timedelta(seconds=settings.relay_after_s))
 
-    def _sit_out(self, fetched: Sequence[Delivery], error: CutOff) -> Report:
-        """Let other workers have what is in hand, and try with one delivery until the database answers."""
-        canary = fetched[:1]
-        log.warning("%s; what this worker held is given back, but for one draw to try with", error)
+    def _give_back(self, fetched: Sequence[Delivery], error: CutOff) -> None:
+        """Let other workers have what is in hand, and fetch no more until the database answers, then one by one."""
+        log.warning("%s; what this worker holds is given back until it does", error)
+        if self._outages:
+            # It was fetched to try with: that is no delivery to count against it.
+            regular = [it for it in fetched if it.count <= self.settings.deliveries_max and it.whole is None]
+            with suppress(ServiceUnavailable):
+                self.deliveries.requeue(regular)
         self._aside.clear()
-        self.deliveries.release(but=canary)
-        self._is_cut_off = True
-        try:
-            return self._see_some_through(canary, has_patience=False)
-        finally:
-            self._is_cut_off = False
+        self.deliveries.release()
+        self._outages += 1
+
+    def _await_database(self) -> None:
+        """Return when the database can be written to; raises Stopping on shutdown."""
+        self._stopping.wait(min(OUTAGE_PAUSE_S_MAX, 0.1 * 2.0**self._outages))
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                requests.try_writing(self.engine)
+                return
+            except (ServiceUnavailable, ConfigurationError) as error:
+                failures += 1
+                metrics.OUTAGES.inc()
+                log.warning("%s; trying again (%d)", error, failures)
+                self._back_off(failures)
+        raise Stopping
 
     def _persist(self, step: Callable[[], T]) -> T:
         """Repeat `step` until the database is there; it is safe to repeat.
 
-        Raises CutOff when that takes too long, unless all is given back already, and Stopping on shutdown.
+        Raises CutOff when that takes too long, and Stopping on shutdown.
         """
         failures, began = 0, time.monotonic()
         while True:
@@ -249,8 +275,7 @@ class Consumer:
                 log.warning("%s; the draws stay queued, trying again (%d)", error, failures)
                 if self._stopping.is_set():
                     raise Stopping from error
-                is_long = failures >= FAILURES_MAX or time.monotonic() - began > FAILING_S_MAX
-                if is_long and not self._is_cut_off:
+                if failures >= FAILURES_MAX or time.monotonic() - began > FAILING_S_MAX:
                     raise CutOff(str(error)) from error
                 self._back_off(failures)
                 if self._stopping.is_set():
@@ -352,16 +377,11 @@ class Consumer:
         if time.monotonic() < self._next_look_for_dead:
             return
         self._next_look_for_dead = time.monotonic() + LOOK_FOR_DEAD_EVERY_S
-        try:
-            while dead := self.deliveries.fetch_dead(DEAD_FETCHED_MAX):
-                given_up = [_given_up_by_broker(it) for it in dead]
-                unparked = self._persist(lambda given_up=given_up: self._park(given_up))  # type: ignore[misc]
-                left = {it.delivery.tag for it in unparked}
-                self.deliveries.ack_dead([delivery for delivery in dead if delivery.tag not in left])
-        except CutOff:
-            self.deliveries.release()
-            self._aside.clear()
-            raise
+        while dead := self.deliveries.fetch_dead(DEAD_FETCHED_MAX):
+            given_up = [_given_up_by_broker(it) for it in dead]
+            unparked = self._persist(lambda given_up=given_up: self._park(given_up))  # type: ignore[misc]
+            left = {it.delivery.tag for it in unparked}
+            self.deliveries.ack_dead([delivery for delivery in dead if delivery.tag not in left])
 
     def _park(self, parkings: Sequence[Parking]) -> list[Parking]:
         """Set these aside in the database; return those that it refuses, which stay unacked."""

@@ -187,8 +187,8 @@ def test_parked_by_eight_threads_at_once_is_one_row(mariadb_url: str, redis_url:
 def test_parking_gives_the_request_up_in_the_same_transaction(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     poison.accept(house.engine, [DRAW])
     with monkeypatch.context() as broken:
-        broken.setattr(parking, "_park", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        broken.setattr(parking, "_park", lambda *_, **_options: 1 / 0)
+        with pytest.raises(parking.Unparkable, match="division by zero"):
             park(house.engine, of())
     assert status_of(house.engine, "k1") == ("accepted", None)
     assert letters(house.engine) == []

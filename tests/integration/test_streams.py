@@ -104,8 +104,8 @@ def test_keeping_takes_nothing_back_from_others(url: str, client: Redis, open_co
     heir = open_consumer(CLAIM_AFTER_S)
     taken = fetch_all(heir, 2)
     slow.keep(held)
-    pending: Any = client.xpending_range(QUEUE, GROUP, "-", "+", 10)
-    held_by = {entry["consumer"].decode() for entry in pending}
+    entries: Any = client.xpending_range(QUEUE, GROUP, "-", "+", 10)
+    held_by = {entry["consumer"].decode() for entry in entries}
     assert held_by == {heir.consumer}
     heir.ack(taken)
     slow.keep(held)

@@ -88,10 +88,10 @@ class Deliveries(Protocol):
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
         """Put these at the end of the queue, as new messages, and out of hand: others get their turn before them."""
 
-    def release(self, *, but: Sequence[Delivery] = ()) -> None:
-        """Give back at once all that is in hand or was fetched ahead, but for `but`: other consumers can have it.
+    def release(self) -> None:
+        """Give back at once all that is in hand or was fetched ahead: other consumers can have it. Never raises.
 
-        Never raises. The next fetch begins anew.
+        The next fetch begins anew, and until the first ack nothing is fetched ahead: what has gone wrong may go on.
         """
 
     def fetch_dead(self, count_max: int) -> list[Delivery]:

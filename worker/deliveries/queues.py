@@ -44,6 +44,7 @@ class QueueDeliveries:
         self._wire: Connection | None = None
         self._channel: Any = None
         self._consumer_tag = ""  # empty while nothing is consumed
+        self._is_cautious = False  # what was fetched ahead last time could not be seen through
         self._waiting: deque[Delivery] = deque()
         self._in_hand: set[int] = set()  # tags that were fetched, and neither acked nor given back
         self._base = 0  # the last tag before this connection's first
@@ -73,6 +74,10 @@ class QueueDeliveries:
             return
         self._in_hand -= tags
         with self._explained("the queue cannot be acked"), self._wire.within(ANSWER_TIMEOUT_S):
+            if self._is_cautious:  # the prefetch is a consumer's for life: the next fetch begins another
+                self._is_cautious = False
+                self._channel.basic_cancel(self._consumer_tag)
+                self._consumer_tag = ""
             if not self._in_hand or max(tags) < (lowest := min(self._in_hand)):
                 self._channel.basic_ack(max(tags) - self._base, multiple=True)
                 return
@@ -96,21 +101,9 @@ class QueueDeliveries:
             self._copies.publish([it.body for it in deliveries], [_publishable(it.headers) for it in deliveries])
             self.ack(deliveries)
 
-    def release(self, *, but: Sequence[Delivery] = ()) -> None:
-        kept = self._in_hand.intersection(int(delivery.tag) for delivery in but)
-        if kept and self._wire is not None:
-            try:
-                with self._explained("the queue cannot be given back to"), self._wire.within(ANSWER_TIMEOUT_S):
-                    self._channel.basic_cancel(self._consumer_tag)  # else the broker would push as much again
-                    self._consumer_tag = ""
-                    waiting = {int(delivery.tag) for delivery in self._waiting}
-                    self._write(spec.Basic.Reject, (self._in_hand - kept) | waiting, REQUEUE)
-                self._waiting.clear()
-                self._in_hand = kept
-            except ServiceUnavailable as error:
-                log.warning("%s: everything in hand goes back", error)
-        else:
-            self._close()
+    def release(self) -> None:
+        self._is_cautious = True
+        self._close()
 
     def _close(self) -> None:
         # Closing is what gives back: the broker requeues all that is not acked.
@@ -149,8 +142,8 @@ class QueueDeliveries:
             self._channel = self._wire.channel()
             self._channel.auto_decode = False  # a body is bytes, whatever its content encoding claims
             declare_queues(self._channel)
-            self._channel.basic_qos(0, self._prefetch, False)
         if not self._consumer_tag:
+            self._channel.basic_qos(0, 1 if self._is_cautious else self._prefetch, False)
             # Each time another consumer tag, the broker's: a known one would give it back what is still in hand.
             self._consumer_tag = self._channel.basic_consume(QUEUE, callback=self._on_message)
         return self._wire

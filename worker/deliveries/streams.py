@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -201,9 +201,9 @@ class StreamDeliveries:
             for some in _chunks([delivery.tag for delivery in deliveries]):
                 self._requeue_script(keys=[QUEUE], args=[GROUP, *some])
 
-    def release(self, *, but: Sequence[Delivery] = ()) -> None:
+    def release(self) -> None:
         with suppress(redis.RedisError):
-            self._release({delivery.tag for delivery in but})
+            self._release()
 
     def fetch_dead(self, count_max: int) -> list[Delivery]:
         return []  # a Stream gives nothing up
@@ -218,7 +218,7 @@ class StreamDeliveries:
         with suppress(redis.RedisError):
             self._client.close()
 
-    def _release(self, kept: Set[bytes | int]) -> None:
+    def _release(self) -> None:
         """Make what this consumer still holds look long idle, so that the others need not wait for it."""
         first: Any = "-"
         while True:
@@ -227,11 +227,11 @@ class StreamDeliveries:
             )
             if not pending:
                 return
-            if tags := [entry[0] for entry in pending if entry[0] not in kept]:
-                self._client.execute_command(
-                    "XCLAIM", QUEUE, GROUP, self.consumer, 0, *tags, "IDLE", self._claim_after_ms, "JUSTID"
-                )
-            first = b"(" + pending[-1][0]
+            tags = [entry[0] for entry in pending]
+            self._client.execute_command(
+                "XCLAIM", QUEUE, GROUP, self.consumer, 0, *tags, "IDLE", self._claim_after_ms, "JUSTID"
+            )
+            first = b"(" + tags[-1]
 
     def _share(self, count_max: int, wait_s: float) -> list[Delivery]:
         """Half of a batch at most is what others left behind: new ones do not wait for the end of it."""
