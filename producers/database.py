@@ -29,6 +29,7 @@ from sqlalchemy import (
     event,
 )
 from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.types import TypeEngine
 
@@ -40,6 +41,8 @@ CENT: Final = Decimal("0.01")
 SQL_MODE: Final = "STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
 READ_TIMEOUT_S: Final = 30  # a server that says nothing for so long is gone; the keys tell what it had done
 CONNECT_TIMEOUT_S: Final = 5
+# After a failover behind the same address, readers stay with the old server for so long at most; writers are told.
+RECYCLE_S: Final = 60
 # A process that is frozen half-way holds its locks for so long: no transaction of ours waits for anything else.
 IDLE_TRANSACTION_S: Final = 10
 
@@ -128,12 +131,12 @@ def open_engine(url: str, *, lock_wait_s: int = 2, is_lean: bool = False) -> Eng
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    return create_engine(
+    engine = create_engine(
         url,
         isolation_level="READ COMMITTED",
         pool_pre_ping=not is_lean,
         pool_reset_on_return=None if is_lean else "rollback",
-        pool_recycle=3600,
+        pool_recycle=RECYCLE_S,
         max_overflow=20,
         connect_args={
             "charset": "utf8mb4",
@@ -147,6 +150,23 @@ def open_engine(url: str, *, lock_wait_s: int = 2, is_lean: bool = False) -> Eng
             ),
         },
     )
+    event.listen(engine, "handle_error", _leave_the_wrong_server)
+    return engine
+
+
+# 1047 a Galera node outside its cluster, 1290 --read-only, 1792 1836 1874 read-only in other words, 3032 offline mode.
+_WRONG_SERVER: Final = frozenset({1047, 1290, 1792, 1836, 1874, 3032})
+
+
+def is_wrong_server(error: BaseException) -> bool:
+    """Whether this server takes no writes now, though another one behind the same address perhaps does: a failover."""
+    return isinstance(error, pymysql.MySQLError) and bool(error.args) and error.args[0] in _WRONG_SERVER
+
+
+def _leave_the_wrong_server(context: ExceptionContext) -> None:
+    # As after a lost connection: this one and all others of the pool are thrown away, and the next one is new.
+    if is_wrong_server(context.original_exception):
+        context.is_disconnect = True
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
@@ -280,8 +300,10 @@ def statement(engine: Engine) -> Iterator[Transaction]:
         connection: Any = proxy.driver_connection
         connection.autocommit(True)  # a round trip the first time only
         yield Transaction(connection, is_sqlite=False)
-    except BaseException:
+    except BaseException as error:
         proxy.invalidate()
+        if is_wrong_server(error):
+            engine.dispose()
         raise
     finally:
         proxy.close()
@@ -307,10 +329,12 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Transact
             connection.begin()
         yield open_transaction
         connection.commit()
-    except BaseException:
+    except BaseException as error:
         with suppress(Exception):  # a lost connection has rolled back by itself
             proxy.driver_connection.rollback()  # type: ignore[union-attr]
         proxy.invalidate()
+        if is_wrong_server(error):
+            engine.dispose()
         raise
     finally:
         proxy.close()

@@ -17,8 +17,8 @@ from cachetools import LRUCache
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import requests
-from producers.database import Fault, Transaction, explain, fault_of, open_engine, statement, transaction, utc_now
+from producers import clock, requests
+from producers.database import Fault, Transaction, explain, fault_of, open_engine, statement, transaction
 from producers.errors import DrawError
 from producers.requests import Acceptance, Asked, Known, State
 
@@ -60,12 +60,12 @@ class Entry:
         for attempt in range(TRIES_MAX):
             if attempt:
                 time.sleep(random.uniform(0, 0.01 * 2**attempt))
-            now = utc_now()
             # All that is written is one INSERT: it needs no transaction around it. Where that fails, the rest of the
             # tries find out with one; what had been inserted after all is known then, and left to the relay.
             is_lean = self._lean is not None and attempt == 0
             unit = statement(self._lean) if self._lean is not None and is_lean else transaction(self.engine)
             try:
+                now = clock.now(self.engine)
                 with unit as open_transaction:
                     answers = requests.accept(
                         open_transaction, asked, now, publish_at=now + self._relay_after, is_published=True
@@ -94,7 +94,7 @@ class Entry:
         """
         if not connection.in_transaction():
             connection.begin()  # or its commit() would find nothing to commit
-        now = utc_now()
+        now = clock.now(connection)
         joined = Transaction(connection.connection.driver_connection, is_sqlite=connection.dialect.name == "sqlite")
         # Not remembered: it is accepted only when the caller commits.
         (answer,) = requests.accept(joined, [asked], now, publish_at=now, is_published=False)

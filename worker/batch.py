@@ -21,7 +21,7 @@ from typing import Final, Literal, NamedTuple
 
 from sqlalchemy import Engine
 
-from producers import keys, requests
+from producers import clock, keys, requests
 from producers.contract import (
     ACCOUNT_NOT_FOUND,
     DUPLICATE_REQUEST_IDEMPOTENT,
@@ -140,9 +140,10 @@ def _settle(
         if attempt:
             sleep(random.uniform(0, 0.01 * 2**attempt))
         try:
+            now = clock.now(engine)
             with transaction(engine) as open_transaction:
                 return settle_in(
-                    open_transaction, draws, wheels, utc_now(), handling, is_careful=is_careful, is_legacy=is_legacy
+                    open_transaction, draws, wheels, now, handling, is_careful=is_careful, is_legacy=is_legacy
                 )
         except Exception as raised:
             error, fault = raised, fault_of(raised)

@@ -23,10 +23,10 @@ import msgspec
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import requests
+from producers import clock, requests
 from producers.broker import QUEUE
 from producers.contract import DrawRequest
-from producers.database import Fault, explain, fault_of, utc_now
+from producers.database import Fault, explain, fault_of
 from producers.errors import DrawError
 from producers.schema import api_idempotency_requests
 from worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
@@ -109,7 +109,7 @@ def park(engine: Engine, parkings: Sequence[Parking], *, worker: str) -> list[bo
                 with engine.begin() as connection:
                     given_up = [it.request for it in some if it.request is not None and it.is_tried]
                     requests.give_up_all(connection, given_up, requests.PARKED)
-                    are_new = _park(connection, some, worker, utc_now())
+                    are_new = _park(connection, some, worker, clock.now(connection))
             except SQLAlchemyError as error:
                 # Somebody else parked one of them just now, or waits for us as we for them.
                 if fault_of(error) is Fault.CONFLICT and attempt < TRIES_MAX:
@@ -130,7 +130,7 @@ def unpark(engine: Engine, parking: Parking) -> None:
             if row is not None and row.replay_id is None and row.times_parked == 1:
                 connection.execute(delete(table).where(mine))
             else:
-                connection.execute(update(table).where(mine).values(state=SETTLED, state_at=utc_now()))
+                connection.execute(update(table).where(mine).values(state=SETTLED, state_at=clock.now(connection)))
     except SQLAlchemyError as error:
         raise explain(error) from error
 
@@ -143,7 +143,7 @@ def bury(connection: Connection, given_up: Sequence[DrawRequest], reason: str, *
     }
     parkings = [Parking(Delivery(it.encode(), 0, 0), NEVER_SETTLED, errors.get(reason, reason), it) for it in given_up]
     for start in range(0, len(parkings), ROWS_MAX):
-        _park(connection, parkings[start : start + ROWS_MAX], worker, utc_now())
+        _park(connection, parkings[start : start + ROWS_MAX], worker, clock.now(connection))
 
 
 def bury_unseen_once(engine: Engine, *, worker: str, rows_max: int = ROWS_MAX) -> int:
@@ -174,7 +174,6 @@ def follow_up_once(engine: Engine, *, rows_max: int = 10 * ROWS_MAX) -> int:
     With an edited copy its original is settled as well: what was asked for has happened.
     """
     book = api_idempotency_requests
-    now = utc_now()
     try:
         with engine.connect().execution_options(read_only=True) as connection:
             ids = list(
@@ -188,7 +187,7 @@ def follow_up_once(engine: Engine, *, rows_max: int = 10 * ROWS_MAX) -> int:
         for start in range(0, len(ids), ROWS_MAX):
             some = ids[start : start + ROWS_MAX]
             with engine.begin() as connection:
-                settle(connection, some, now)
+                settle(connection, some, clock.now(connection))
     except SQLAlchemyError as error:
         raise explain(error) from error
     return len(ids)
