@@ -21,6 +21,7 @@ from producers.requests import Asked
 from producers.schema import account_asset_balances as balances
 from producers.schema import api_idempotency_requests
 from producers.schema import asset_transactions as transactions
+from producers.settings import Settings
 from tests.processes import SEED
 from worker import accounts, audit, batch, cli
 from worker.audit import INVARIANTS, Report
@@ -278,6 +279,35 @@ def test_a_key_that_was_revoked_on_record_stays_so(books: Engine, spoil: Break) 
     assert "is on record, and gone" in violated(books)["I12"][0]
 
 
+def test_what_old_code_left_begins_as_it_was_and_nothing_else_does(mariadb_url: str) -> None:
+    engine = open_engine(mariadb_url)
+    migrations.upgrade(engine)
+    old = [accounts.open_account(engine, user_id=number) for number in (1, 2)]
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE account_asset_balances SET created_at = '2024-01-01', balance = 7"))
+        connection.execute(
+            text(
+                "CREATE TABLE legacy_migration (step varchar(32) PRIMARY KEY, status varchar(16), "
+                "started_at datetime(6), ended_at datetime(6), details text)"
+            )
+        )
+        connection.execute(text("INSERT INTO legacy_migration VALUES ('contract', 'done', NULL, '2024-06-01', '{}')"))
+    accounts.recharge(engine, old[0], Decimal(1))
+    new = accounts.open_account(engine, user_id=3)
+    assert violated(engine) == {}
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE account_asset_balances SET balance = 9 WHERE user_id <> 2"))
+    found = violated(engine)
+    assert found["I3"] == [
+        f"I3 account {old[0]}: holds 9.00, its rows say 8.00",
+        f"I3 account {new}: holds 9.00, and has no rows",
+    ]
+    with engine.begin() as connection:  # as long as old code may write, it may open accounts as well
+        connection.execute(text("UPDATE legacy_migration SET step = 'expand'"))
+    assert violated(engine) == {"I3": found["I3"][:1]}
+    engine.dispose()
+
+
 # ---- what is said of it ----------------------------------------------------------------------------------------------
 
 
@@ -338,6 +368,25 @@ def test_what_was_not_looked_at_does_not_hold(books: Engine, tombola_audit: Audi
     assert (status, told["is_clean"], told["states"]["I12"]) == (1, False, "not looked at")
     assert told["violated"] == dict.fromkeys(INVARIANTS, 0)
     assert list(told["not_looked_at"]) == ["I12"]
+
+
+def test_the_nightly_audit_says_the_same(
+    books: Engine, spoil: Break, tombola_audit: Audited, caplog: pytest.LogCaptureFixture
+) -> None:
+    from worker.celery import make_app  # it asks for TOMBOLA_* when it is imported
+
+    spoil(f"UPDATE {ACCOUNTS} SET balance = ¤9999.00 WHERE user_id = 3")
+    with books.begin() as connection:
+        connection.execute(text("DROP TABLE operator_actions"))
+    task = make_app(Settings.from_env()).tasks["tombola.audit"]
+    told = task.apply().get()
+    by_hand = json.loads(tombola_audit("--json")[1])
+    assert told == {name: value for name, value in by_hand.items() if name != "violations"}
+    assert (told["is_clean"], told["states"]["I3"], told["states"]["I12"]) == (False, "violated", "not looked at")
+    logged = [it.getMessage() for it in caplog.records if it.name.startswith("worker")]
+    assert any("account 3: holds 9999.00, and has no rows" in it for it in logged)
+    assert any("I12 is not looked at" in it for it in logged)
+    assert not any("I1 is" in it for it in logged)
 
 
 def test_an_empty_database_is_no_audit(database_url: str) -> None:
