@@ -12,12 +12,13 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
-from producers.database import utc_now
+from producers import clock
 from producers.errors import InvalidRequest
 from producers.schema import api_keys as table
 
@@ -35,7 +36,15 @@ class ApiKey(NamedTuple):
     revoked_at: datetime | None
 
 
-def add(engine: Engine, caller: str) -> str:
+# What is put on record, in the same transaction, of a key that was made or revoked: its id, and whose it is.
+Record = Callable[[Connection, str, str], None]
+
+
+def _forget(_connection: Connection, _key_id: str, _caller: str) -> None:
+    """Nothing is put on record."""
+
+
+def add(engine: Engine, caller: str, *, record: Record = _forget) -> str:
     """Make a key for `caller` and return it: the only time that anybody sees it.
 
     Raises InvalidRequest for a name that is none.
@@ -45,8 +54,11 @@ def add(engine: Engine, caller: str) -> str:
     key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
     with engine.begin() as connection:
         connection.execute(
-            insert(table).values(key_id=key_id, caller=caller, secret_sha256=_hash(secret), created_at=utc_now())
+            insert(table).values(
+                key_id=key_id, caller=caller, secret_sha256=_hash(secret), created_at=clock.now(connection)
+            )
         )
+        record(connection, key_id, caller)
     return f"{PREFIX}_{key_id}_{secret}"
 
 
@@ -59,15 +71,19 @@ def list_all(engine: Engine) -> list[ApiKey]:
         return [ApiKey(*row) for row in rows]
 
 
-def revoke(engine: Engine, key_id: str) -> None:
+def revoke(engine: Engine, key_id: str, *, record: Record = _forget) -> None:
     """Let a key in no more. Raises InvalidRequest for one that is not known; revoking twice changes nothing."""
     key_id = key_id.removeprefix(f"{PREFIX}_")[:16]
+    mine = table.c.key_id == key_id
     with engine.begin() as connection:
-        if connection.execute(select(table.c.key_id).where(table.c.key_id == key_id)).first() is None:
+        caller = connection.execute(select(table.c.caller).where(mine)).scalar()
+        if caller is None:
             raise InvalidRequest(f"there is no API key {key_id}: `tombola api-key list` shows them")
-        connection.execute(
-            update(table).where(table.c.key_id == key_id, table.c.revoked_at.is_(None)).values(revoked_at=utc_now())
-        )
+        revoked_at = clock.now(connection)
+        if connection.execute(
+            update(table).where(mine, table.c.revoked_at.is_(None)).values(revoked_at=revoked_at)
+        ).rowcount:
+            record(connection, key_id, caller)
 
 
 def caller_of(connection: Connection, api_key: str) -> str | None:

@@ -30,6 +30,7 @@ from sqlalchemy import (
     event,
 )
 from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.types import TypeEngine
 
@@ -44,6 +45,8 @@ READ_TIMEOUT_S: Final = 30  # a server that says nothing for so long is gone; th
 SHORT_READ_TIMEOUT_S: Final = 5
 CONNECT_TIMEOUT_S: Final = 5
 PING_TIMEOUT_S: Final = 2
+# After a failover behind the same address, readers stay with the old server for so long at most; writers are told.
+RECYCLE_S: Final = 60
 # A process that is frozen half-way holds its locks for so long: no transaction of ours waits for anything else.
 IDLE_TRANSACTION_S: Final = 10
 
@@ -142,7 +145,7 @@ def open_engine(
         isolation_level="READ COMMITTED",
         pool_pre_ping=not is_lean,
         pool_reset_on_return=None if is_lean else "rollback",
-        pool_recycle=3600,
+        pool_recycle=RECYCLE_S,
         max_overflow=20,
         connect_args={
             "charset": "utf8mb4",
@@ -158,6 +161,7 @@ def open_engine(
         },
     )
     _bound_silence(engine, read_timeout_s)
+    event.listen(engine, "handle_error", _leave_the_wrong_server)
     return engine
 
 
@@ -176,6 +180,21 @@ def _bound_silence(engine: Engine, read_timeout_s: float) -> None:
     def idle(connection: Any, *_: object) -> None:
         if connection is not None:  # an invalidated one is gone
             connection._read_timeout = PING_TIMEOUT_S
+
+
+# 1047 a Galera node outside its cluster, 1290 --read-only, 1792 1836 1874 read-only in other words, 3032 offline mode.
+_WRONG_SERVER: Final = frozenset({1047, 1290, 1792, 1836, 1874, 3032})
+
+
+def is_wrong_server(error: BaseException) -> bool:
+    """Whether this server takes no writes now, though another one behind the same address perhaps does: a failover."""
+    return isinstance(error, pymysql.MySQLError) and bool(error.args) and error.args[0] in _WRONG_SERVER
+
+
+def _leave_the_wrong_server(context: ExceptionContext) -> None:
+    # As after a lost connection: this one and all others of the pool are thrown away, and the next one is new.
+    if is_wrong_server(context.original_exception):
+        context.is_disconnect = True
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
@@ -357,6 +376,8 @@ def statement(engine: Engine) -> Iterator[Transaction]:
     except BaseException as error:
         if not _is_answered(error):
             proxy.invalidate()
+        if is_wrong_server(error):
+            engine.dispose()
         raise
     finally:
         proxy.close()
@@ -390,6 +411,8 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Transact
             is_clean = _is_answered(error)
         if not is_clean:
             proxy.invalidate()
+        if is_wrong_server(error):
+            engine.dispose()
         raise
     finally:
         proxy.close()
@@ -417,7 +440,7 @@ _OUTAGES: Final = frozenset(
         *(1040, 1042, 1043, 1129, 1130, 1135, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1226, 4031),  # connections
         *(1015, 1016, 1017, 1021, 1023, 1026, 1028, 1030, 1034, 1114, 1194, 1195, 1712),  # disk full, files, tables
         *(1037, 1038, 1041, 1206),  # memory
-        *(1036, 1209, 1223, 1290, 1792, 1836),  # read-only
+        *(1036, 1209, 1223, 1290, 1792, 1836, 1874, 3032),  # read-only
         *(1047, 1053, 1077, 1079, 1105, 1317, 1815, 1927, 3168, 3169),  # shutting down, killed, not (yet) in a cluster
         *(1044, 1045, 1049, 1142, 1143, 1227, 1370),  # we may not
         *(1054, 1136, 1146, 1305, 1356, 1364, 1449),  # tables, columns or triggers that are not as they should be

@@ -19,7 +19,7 @@ from cachetools import LRUCache
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import requests
+from producers import clock, requests
 from producers.database import (
     SHORT_READ_TIMEOUT_S,
     Fault,
@@ -30,7 +30,6 @@ from producers.database import (
     open_engine,
     statement,
     transaction,
-    utc_now,
 )
 from producers.draw import CAMPAIGNS
 from producers.errors import DrawError, InternalError, RequestBusy, UnknownCampaign
@@ -153,7 +152,7 @@ class Entry:
     def _accept_together(
         self, unit: AbstractContextManager[Transaction], part: Sequence[Numbered]
     ) -> dict[int, Answer]:
-        now = utc_now()
+        now = clock.now(self.engine)
         with unit as open_transaction:
             answers = requests.accept(
                 open_transaction, [it for _, it in part], now, publish_at=now + self._relay_after, is_published=True
@@ -209,7 +208,7 @@ class Entry:
         """
         if not connection.in_transaction():
             connection.begin()  # or its commit() would find nothing to commit
-        now = utc_now()
+        now = clock.now(connection)
         joined = Transaction(connection.connection.driver_connection, is_sqlite=connection.dialect.name == "sqlite")
         if asked.request.campaign not in self._campaigns:
             known = requests.look_up(joined, [asked.request.request_key])

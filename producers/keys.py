@@ -84,6 +84,12 @@ def make_standalone_key(business_type: str, account_id: int) -> str:
     return f"{business_type}_{account_id}_{timestamp_ms}_{entropy:06x}"
 
 
+def make_act_key(act: str) -> str:
+    """Make the key of something that an operator does once: `{act}_{timestamp ms}_{6 hex}`, a valid request key."""
+    timestamp_ms, entropy, _ = _standalone_clock.tick()
+    return check_request_key(f"{act}_{timestamp_ms}_{entropy:06x}")
+
+
 def _why_not(what: str, key: str, length_max: int) -> str:
     if not key:
         return f"a {what} must not be empty"

@@ -21,9 +21,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import pulse
+from producers import clock, pulse
 from producers.broker import Broker, StreamBroker, open_redis
-from producers.database import explain, utc_now
+from producers.database import explain
 from producers.errors import PublishFailed
 from producers.requests import ACCEPTED, NEVER_SETTLED, TIMED_OUT
 from producers.schema import api_idempotency_requests as requests
@@ -158,8 +158,9 @@ class Lookout:
         some = select(requests.c.accepted_at).where(requests.c.status == ACCEPTED).limit(self._count_max).subquery()
         with self._engine.connect().execution_options(read_only=True) as connection:
             count, oldest = connection.execute(select(func.count(), func.min(some.c.accepted_at))).one()
+            now = clock.now(connection)
         BACKLOG.set(count)
-        OLDEST.set(0 if oldest is None else max(0.0, (utc_now() - oldest).total_seconds()))
+        OLDEST.set(0 if oldest is None else max(0.0, (now - oldest).total_seconds()))
 
     def _look_at_broker(self) -> None:
         BROKER_BACKLOG.set(self._broker.backlog())

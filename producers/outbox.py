@@ -21,10 +21,10 @@ from typing import Final
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import metrics, requests
+from producers import clock, metrics, requests
 from producers.broker import Broker, open_broker
 from producers.contract import DrawRequest
-from producers.database import explain, open_engine, utc_now
+from producers.database import explain, open_engine
 from producers.errors import ConfigurationError, PublishFailed, ServiceUnavailable
 from producers.logs import about
 from producers.pulse import Pulse
@@ -68,8 +68,8 @@ def relay_once(
     cannot be used.
     """
     try:
-        now = utc_now()
         with engine.connect().execution_options(read_only=True) as connection:
+            now = clock.now(connection)
             if not requests.is_any_overdue(connection, now):
                 return 0
             settled_up_to = requests.last_settled_publish(connection)
@@ -142,9 +142,8 @@ def _relay_some(
     except PublishFailed as error:
         try:
             with engine.begin() as connection:
-                requests.put_off(
-                    connection, [request.request_key for request in lease.due], str(error), utc_now() + delay_after(1)
-                )
+                keys = [request.request_key for request in lease.due]
+                requests.put_off(connection, keys, str(error), clock.now(connection) + delay_after(1))
         except SQLAlchemyError:
             log.warning("the relay could not take %d attempts back", len(lease.due))
         raise
@@ -158,7 +157,8 @@ def time_out_once(
     """Give up to rows_max requests up that were accepted more than `timeout_s` ago; return how many."""
     try:
         with engine.begin() as connection:
-            dead = requests.time_out(connection, utc_now() - timedelta(seconds=timeout_s), rows_max=rows_max)
+            accepted_before = clock.now(connection) - timedelta(seconds=timeout_s)
+            dead = requests.time_out(connection, accepted_before, rows_max=rows_max)
             if dead:
                 bury(connection, dead, requests.TIMED_OUT)
     except SQLAlchemyError as error:
@@ -173,7 +173,8 @@ def archive_once(engine: Engine, *, older_than_s: float, rows_max: int = ROWS_MA
     """Archive up to rows_max requests that settled more than `older_than_s` ago; return how many."""
     try:
         with engine.begin() as connection:
-            return requests.archive(connection, utc_now() - timedelta(seconds=older_than_s), rows_max=rows_max)
+            settled_before = clock.now(connection) - timedelta(seconds=older_than_s)
+            return requests.archive(connection, settled_before, rows_max=rows_max)
     except SQLAlchemyError as error:
         raise explain(error) from error
 

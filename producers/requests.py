@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from producers import clock
 from producers.contract import DrawRequest, parse_result
 from producers.database import RowsChanged, Transaction, explain, is_duplicate_key, time_text
 from producers.ledger import completed, rejected, session_rows, shown
@@ -446,8 +447,8 @@ def try_writing(engine: Engine) -> None:
         raise explain(error) from error
 
 
-def postpone(engine: Engine, request_keys: Sequence[str], *, publish_at: datetime) -> None:
-    """Let the relay leave these alone until then: a worker has them in hand. Locked rows are skipped.
+def postpone(engine: Engine, request_keys: Sequence[str], delay: timedelta) -> None:
+    """Let the relay leave these alone for so long: a worker has them in hand. Locked rows are skipped.
 
     Raises the driver's errors.
     """
@@ -459,7 +460,9 @@ def postpone(engine: Engine, request_keys: Sequence[str], *, publish_at: datetim
             .where(table.c.request_key.in_(request_keys), table.c.status == ACCEPTED)
             .with_for_update(skip_locked=True)
         ).scalars()
-        connection.execute(update(table).where(table.c.request_key.in_(list(free))).values(publish_at=publish_at))
+        connection.execute(
+            update(table).where(table.c.request_key.in_(list(free))).values(publish_at=clock.now(connection) + delay)
+        )
 
 
 def time_out(connection: Connection, accepted_before: datetime, *, rows_max: int) -> list[DrawRequest]:

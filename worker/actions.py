@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, insert, select
 
-from producers.database import utc_now
+from producers import clock
 from producers.errors import InvalidRequest
 from worker.schema import operator_actions as table
 
@@ -46,7 +46,7 @@ def record(
     """Put an action on record, in the transaction that does it."""
     connection.execute(
         insert(table).values(
-            at=utc_now(),
+            at=clock.now(connection),
             operator=operator,
             action=action,
             reason=reason,

@@ -2,38 +2,41 @@
 
     I1   one consume row per completed request, none for the others
     I2   a reward if and only if the draw says so: every draw is recomputed
-    I3   the balance is the initial one plus all deltas
-    I4   the chain of balances has no gap
+    I3   the balance of every account, with or without rows, is the sum of its deltas from zero
+    I4   the chain of balances begins at zero and has no gap
     I5   no balance is negative
     I10  one key, one answer: every kept result is rebuilt from the ledger and compared byte by byte
     I11  all rows of a session, or none
-    I12  every replay is on record: who, why, and when it ended
+    I12  every operator action is on record: replays, and what moved money or keys (worker.audit_record)
 
-Sessions are streamed in the order of their ids, so memory does not grow with the ledger.
+Sessions are streamed in the order of their ids, so memory does not grow with the ledger. A row that cannot be read is a
+violation of what it was read for, and the audit goes on with the next one.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final
+from itertools import groupby
+from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Engine, func, select, true
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Column, ColumnElement, Connection, Engine, func, select, true, type_coerce
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.types import NullType
 
 from producers.contract import parse_result
 from producers.database import explain
+from producers.draw import Prize
 from producers.errors import DrawError
 from producers.ledger import CONSUME, REWARD, completed, rejected, shown
 from producers.requests import request_of
 from producers.schema import account_asset_balances as accounts
 from producers.schema import api_idempotency_requests as requests
 from producers.schema import asset_transactions as transactions
+from worker import audit_record
 from worker.batch import Wheels
-from worker.ledger import holds_old_rows
-from worker.schema import dead_letters, operator_actions, replays
+from worker.ledger import holds_old_rows, old_accounts_until
 
 INVARIANTS: Final = {
     "I1": "one charge per completed request, none for the others",
@@ -43,10 +46,12 @@ INVARIANTS: Final = {
     "I5": "no balance is negative",
     "I10": "one key, one answer, byte for byte",
     "I11": "all rows of a draw, or none",
-    "I12": "every replay is on record",
+    "I12": "every operator action is on record",
 }
-VIOLATIONS_MAX: Final = 1000  # a broken ledger should not fill the memory as well
+VIOLATIONS_KEPT_MAX: Final = 1000  # of each invariant; all are counted, but a broken ledger should not fill the memory
 FETCH_SIZE: Final = 2000
+
+State = Literal["holds", "violated", "not looked at"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +68,64 @@ class Violation:
 
 @dataclass(slots=True)
 class Report:
-    """What was looked at, and what is wrong with it."""
+    """What was looked at, and what is wrong with it.
+
+    `violations` are the first VIOLATIONS_KEPT_MAX of each invariant, `counts` counts all of them: 0 where nothing was
+    found. Only what is in `completed` was looked at to its end; `obstacles` says why the rest was not.
+    """
 
     requests: int = 0
     rows: int = 0
     accounts: int = 0
     violations: list[Violation] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(INVARIANTS, 0))
+    completed: set[str] = field(default_factory=set)
+    obstacles: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_clean(self) -> bool:
-        return not self.violations
+        """Whether every invariant was looked at, and holds."""
+        return all(state == "holds" for state in self.states.values())
 
     @property
-    def counts(self) -> dict[str, int]:
-        """Violations by invariant, 0 where all is well."""
-        counted = Counter(violation.invariant for violation in self.violations)
-        return {invariant: counted[invariant] for invariant in INVARIANTS}
+    def states(self) -> dict[str, State]:
+        """How each invariant stands."""
+        return {it: self._state(it) for it in INVARIANTS}
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether there are more violations than are kept."""
+        return sum(self.counts.values()) > len(self.violations)
+
+    def add(self, violation: Violation) -> None:
+        """Count a violation, and keep it if there is room."""
+        self.counts[violation.invariant] += 1
+        if self.counts[violation.invariant] <= VIOLATIONS_KEPT_MAX:
+            self.violations.append(violation)
+
+    def told(self) -> dict[str, Any]:
+        """The report without its violations, for machines: JSON, the nightly task's result."""
+        return {
+            "is_clean": self.is_clean,
+            "states": self.states,
+            "violated": self.counts,
+            "not_looked_at": self.obstacles,
+            "requests": self.requests,
+            "rows": self.rows,
+            "accounts": self.accounts,
+        }
+
+    def _state(self, invariant: str) -> State:
+        if self.counts[invariant]:
+            return "violated"
+        return "holds" if invariant in self.completed else "not looked at"
 
 
 def audit(engine: Engine, wheels: Wheels) -> Report:
-    """Check everything; raises ServiceUnavailable or ConfigurationError when the database cannot be read."""
+    """Check everything; raises ServiceUnavailable or ConfigurationError when the database cannot be read.
+
+    What alone cannot be read, such as a table that this user may not see, is in the report as not looked at.
+    """
     report = Report()
     try:
         with engine.connect().execution_options(read_only=True) as connection:
@@ -90,29 +133,70 @@ def audit(engine: Engine, wheels: Wheels) -> Report:
                 # One moment for all checks, while the workers go on.
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             is_legacy = holds_old_rows(connection)
-            checks = (
-                _accounts(connection, report, is_legacy),
-                _sessions(connection, report, wheels, is_legacy),
-                _replays(connection),
-            )
-            for check in checks:
-                for violation in check:
-                    report.violations.append(violation)
-                    if len(report.violations) >= VIOLATIONS_MAX:
-                        return report
+            recorded = (Violation("I12", subject, what) for subject, what in audit_record.check(connection))
+            errors = [
+                _look(report, ("I3", "I4", "I5"), _accounts(connection, report, is_legacy)),
+                _look(report, ("I1", "I2", "I10", "I11"), _sessions(connection, report, wheels, is_legacy)),
+                _look(report, ("I12",), recorded),
+            ]
+            if errors[0] is not None and not report.completed:
+                raise errors[0]
     except SQLAlchemyError as error:
         raise explain(error) from error
     return report
 
 
+def _look(report: Report, invariants: tuple[str, ...], found: Iterator[Violation]) -> DBAPIError | None:
+    """Report what is `found`; the error that was in the way, if one was and the connection has outlived it."""
+    try:
+        for violation in found:
+            report.add(violation)
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        report.obstacles |= dict.fromkeys(invariants, str(explain(error)))
+        return error
+    report.completed.update(invariants)
+    return None
+
+
+# ---- accounts and their chains ---------------------------------------------------------------------------------------
+
+
+class _Unreadable(Exception):
+    """A stored value that is none of its kind."""
+
+
+def _stored(column: Column[Any], prefix: str = "") -> ColumnElement[Any]:
+    """A column as the driver gives it: reading it must not fail, whatever somebody has written into it."""
+    return type_coerce(column, NullType()).label(f"{prefix}{column.name}")
+
+
+def _amount(connection: Connection, stored: Any) -> Decimal:
+    """The amount behind a stored one; raises _Unreadable."""
+    is_sqlite = connection.dialect.name == "sqlite"
+    if not isinstance(stored, int if is_sqlite else Decimal):
+        raise _Unreadable(f"{stored!r:.60} is no amount")
+    return Decimal(stored).scaleb(-2) if is_sqlite else Decimal(stored)
+
+
 def _accounts(connection: Connection, report: Report, is_legacy: bool) -> Iterator[Violation]:
     """I3, I4, I5: walk every account's chain, in the order given under its lock.
 
-    What old code wrote is as it is (`tombola legacy inspect` tells): a chain begins anew where one of its rows does.
+    What old code wrote is as it is (`tombola legacy inspect` tells): a chain begins anew where one of its rows does,
+    and an account from before the contract begins with what it held.
     """
-    balances = {row.id: row.balance for row in connection.execute(select(accounts.c.id, accounts.c.balance))}
-    report.accounts = len(balances)
-    for account_id, balance in balances.items():
+    balances: dict[int, Decimal | None] = {}
+    begin_anyhow = _old_accounts(connection) if is_legacy else set()
+    for account_id, stored in connection.execute(select(accounts.c.id, _stored(accounts.c.balance))):
+        report.accounts += 1
+        try:
+            balances[account_id] = balance = _amount(connection, stored)
+        except _Unreadable as error:
+            balances[account_id] = None
+            for invariant in ("I3", "I5"):
+                yield Violation(invariant, f"account {account_id}", f"its balance cannot be read: {error}")
+            continue
         if balance < 0:
             yield Violation("I5", f"account {account_id}", f"its balance is {balance}")
     rows = connection.execution_options(yield_per=FETCH_SIZE).execute(
@@ -120,29 +204,65 @@ def _accounts(connection: Connection, report: Report, is_legacy: bool) -> Iterat
             transactions.c.account_id,
             transactions.c.transaction_id,
             transactions.c.idempotency_key,
-            transactions.c.delta_amount,
-            transactions.c.balance_before,
-            transactions.c.balance_after,
+            _stored(transactions.c.delta_amount),
+            _stored(transactions.c.balance_before),
+            _stored(transactions.c.balance_after),
         ).order_by(transactions.c.account_id, transactions.c.transaction_id)
     )
-    last: dict[int, Decimal] = {}
-    total: dict[int, Decimal] = {}
-    for account_id, transaction_id, key, delta, before, after in rows:
-        if is_legacy and _is_old(key, transaction_id):
-            last[account_id] = total[account_id] = after
-            continue
+    unseen = set(balances)
+    for account_id, chain in groupby(rows, key=lambda row: row.account_id):
+        unseen.discard(account_id)
+        begins_at = None if account_id in begin_anyhow else Decimal(0)
+        sum_ = yield from _chain(connection, account_id, chain, begins_at, is_legacy)
+        if account_id not in balances:
+            yield Violation("I3", f"account {account_id}", f"there is no such account, its rows say {sum_}")
+        elif sum_ is None:
+            yield Violation("I3", f"account {account_id}", "its rows cannot be added up")
+        elif balances[account_id] not in (None, sum_):
+            yield Violation("I3", f"account {account_id}", f"holds {balances[account_id]}, its rows say {sum_}")
+    for account_id in sorted(unseen - begin_anyhow):
+        if balances[account_id]:  # 0.00 and the unreadable ones are told already
+            yield Violation("I3", f"account {account_id}", f"holds {balances[account_id]}, and has no rows")
+
+
+def _chain(
+    connection: Connection, account_id: int, chain: Iterator[Any], begins_at: Decimal | None, is_legacy: bool
+) -> Generator[Violation, None, Decimal | None]:
+    """I4 and I5 of one account; returns what its rows add up to, None if that cannot be told.
+
+    `begins_at` None: as its first row does.
+    """
+    sum_: Decimal | None = begins_at
+    last, is_first, is_readable = begins_at, True, True
+    for _, transaction_id, key, *stored in chain:
         subject = f"account {account_id}, transaction {transaction_id}"
+        try:
+            delta, before, after = (_amount(connection, it) for it in stored)
+        except _Unreadable as error:
+            is_readable, last, is_first = False, None, False
+            for invariant in ("I4", "I5"):
+                yield Violation(invariant, subject, f"cannot be read: {error}")
+            continue
+        if is_legacy and _is_old(key, transaction_id):
+            last, sum_, is_first = after, after, False
+            continue
         if before + delta != after:
             yield Violation("I4", subject, f"{before} {delta:+} is not {after}")
-        if account_id in last and last[account_id] != before:
-            yield Violation("I4", subject, f"begins at {before}, the one before ended at {last[account_id]}")
+        if last is not None and last != before:
+            what = "and is its account's first row" if is_first else f"the one before ended at {last}"
+            yield Violation("I4", subject, f"begins at {before}, {what}")
         if before < 0 or after < 0:
             yield Violation("I5", subject, f"goes from {before} to {after}")
-        last[account_id] = after
-        total[account_id] = total.get(account_id, before) + delta
-    for account_id, expected in total.items():
-        if balances.get(account_id) != expected:
-            yield Violation("I3", f"account {account_id}", f"holds {balances.get(account_id)}, its rows say {expected}")
+        sum_ = (before if sum_ is None else sum_) + delta
+        last, is_first = after, False
+    return sum_ if is_readable else None
+
+
+def _old_accounts(connection: Connection) -> set[int]:
+    """The accounts of a legacy ledger that old code may have opened, with whatever it put into them."""
+    until = old_accounts_until(connection)
+    query = select(accounts.c.id)
+    return set(connection.execute(query if until is None else query.where(accounts.c.created_at < until)).scalars())
 
 
 def _is_old(key: str | None, transaction_id: int) -> bool:
@@ -150,26 +270,35 @@ def _is_old(key: str | None, transaction_id: int) -> bool:
     return key is None or key == f"tx_{transaction_id}"
 
 
+# ---- requests and their sessions -------------------------------------------------------------------------------------
+
+_REQUEST: Final = [
+    _stored(requests.c[name])
+    for name in (
+        *("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "status", "reason", "result"),
+        *("publish_at", "balance_told"),
+    )
+]
+_LEDGER: Final = [
+    _stored(transactions.c[name], "row_")
+    for name in (
+        *("transaction_id", "account_id", "idempotency_key", "business_type", "asset_code", "delta_amount"),
+        *("balance_before", "balance_after", "notes"),
+    )
+]
+
+
 def _sessions(connection: Connection, report: Report, wheels: Wheels, is_legacy: bool) -> Iterator[Violation]:
     """I1, I2, I10, I11: every request beside the rows of its session."""
     report.requests = connection.execute(select(func.count()).select_from(requests)).scalar_one()
     report.rows = connection.execute(select(func.count()).select_from(transactions)).scalar_one()
     pairs = connection.execution_options(yield_per=FETCH_SIZE).execute(
-        select(requests, *_LEDGER)
+        select(*_REQUEST, *_LEDGER)
         .join(transactions, transactions.c.lottery_session_id == requests.c.lottery_session_id, isouter=True)
-        .order_by(requests.c.lottery_session_id, transactions.c.transaction_id)
+        .order_by(requests.c.lottery_session_id, requests.c.request_key, transactions.c.transaction_id)
     )
-    request: Any = None
-    rows: list[Any] = []
-    for pair in pairs:
-        if request is not None and pair.lottery_session_id != request.lottery_session_id:
-            yield from _session(request, rows, wheels, is_legacy)
-            rows = []
-        request = pair
-        if pair.row_idempotency_key is not None:
-            rows.append(pair)
-    if request is not None:
-        yield from _session(request, rows, wheels, is_legacy)
+    for _, session in groupby(pairs, key=lambda pair: (pair.lottery_session_id, pair.request_key)):
+        yield from _Session(connection, list(session), wheels, is_legacy).check()
     # Charges that no request stands for; old code had none.
     by_new_code = (
         transactions.c.idempotency_key != func.concat("tx_", transactions.c.transaction_id) if is_legacy else true()
@@ -184,110 +313,116 @@ def _sessions(connection: Connection, report: Report, wheels: Wheels, is_legacy:
         yield Violation("I1", f"session {session_id}", "was charged without a request")
 
 
-_LEDGER: Final = [
-    transactions.c.transaction_id.label("row_transaction_id"),
-    transactions.c.account_id.label("row_account_id"),
-    transactions.c.idempotency_key.label("row_idempotency_key"),
-    transactions.c.business_type.label("row_business_type"),
-    transactions.c.asset_code.label("row_asset_code"),
-    transactions.c.delta_amount.label("row_delta_amount"),
-    transactions.c.balance_before.label("row_balance_before"),
-    transactions.c.balance_after.label("row_balance_after"),
-    transactions.c.notes.label("row_notes"),
-]
+class _Session:
+    """A request and all ledger rows of its session. Each check says what is wrong, and may raise whatever it likes."""
 
+    def __init__(self, connection: Connection, pairs: list[Any], wheels: Wheels, is_legacy: bool) -> None:
+        self._connection = connection
+        self.request = pairs[0]
+        self.rows = [pair for pair in pairs if pair.row_transaction_id is not None]
+        self.charges = [row for row in self.rows if row.row_business_type == CONSUME]
+        self.is_completed = self.request.status == "completed"
+        # A request that old code had charged: answered from its rows; how it was drawn nobody can say.
+        self.is_old = (
+            is_legacy
+            and bool(self.rows)
+            and all(_is_old(row.row_idempotency_key, row.row_transaction_id) for row in self.rows)
+        )
+        self._wheels = wheels
 
-def _session(request: Any, rows: list[Any], wheels: Wheels, is_legacy: bool) -> Iterator[Violation]:
-    subject = f"request {request.request_key}"
-    charges = [row for row in rows if row.row_business_type == CONSUME]
-    rewards = [row for row in rows if row.row_business_type == REWARD]
-    expected_charges = 1 if request.status == "completed" else 0
-    if len(charges) != expected_charges:
-        yield Violation("I1", subject, f"is {request.status} and has {len(charges)} charges")
-        return
-    if request.status != "completed":
-        if rows:
-            yield Violation("I11", subject, f"is {request.status} and has {len(rows)} ledger rows")
-        yield from _answer(request, None)
-        return
-    if is_legacy and all(_is_old(row.row_idempotency_key, row.row_transaction_id) for row in rows):
-        yield from _old_session(request, rows)
-        return
-    wheel = wheels.get(request.campaign)
-    if wheel is None:
-        yield Violation("I2", subject, f"campaign {request.campaign} is not known here: it cannot be recomputed")
-        return
-    if charges[0].row_notes != wheel.notes:
-        yield Violation("I2", subject, "was drawn with other odds or another seed: it cannot be recomputed")
-    else:
-        prize = wheel.draw(request.account_id, request.request_key)
-        paid = sum((row.row_delta_amount for row in rewards), Decimal(0))
-        if paid != prize.amount:
-            yield Violation("I2", subject, f"was paid {paid}, its draw says {prize.amount}")
-        if len(rows) != (2 if prize.amount else 1):
-            yield Violation("I11", subject, f"has {len(rows)} ledger rows")
-    keys = [row.row_idempotency_key for row in rows]
-    if any(not key.startswith(f"{request.request_key}:") for key in keys):
-        yield Violation("I11", subject, f"its session holds foreign rows: {keys}")
-    if any(row.row_account_id != request.account_id for row in rows):
-        yield Violation("I11", subject, "its session moves another account")
-    yield from _answer(
-        request, completed(request_of(request), [shown(_ledger_row(row)) for row in rows]).encode().decode()
-    )
+    def check(self) -> Iterator[Violation]:
+        subject = f"request {self.request.request_key}"
+        checks: dict[str, Callable[[], Iterator[str]]] = {
+            "I1": self._charged,
+            "I2": self._drawn,
+            "I10": self._answered,
+            "I11": self._whole,
+        }
+        for invariant, check in checks.items():
+            try:
+                for what in check():
+                    yield Violation(invariant, subject, what)
+            except Exception as error:  # of all that may stand in a row, nothing may keep us from looking at the next
+                yield Violation(invariant, subject, f"cannot be told: {type(error).__name__}: {error!s:.200}")
 
+    def _charged(self) -> Iterator[str]:
+        if len(self.charges) != (1 if self.is_completed else 0):
+            yield f"is {self.request.status} and has {len(self.charges)} charges"
 
-def _old_session(request: Any, rows: list[Any]) -> Iterator[Violation]:
-    """A request that old code had charged: answered from its rows; how it was drawn nobody can say."""
-    if any(row.row_account_id != request.account_id for row in rows):
-        yield Violation("I11", f"request {request.request_key}", "its session moves another account")
-    yield from _answer(
-        request, completed(request_of(request), [shown(_ledger_row(row)) for row in rows]).encode().decode()
-    )
+    def _drawn(self) -> Iterator[str]:
+        if self.is_old:
+            return
+        paid = sum(
+            (self._amount(row.row_delta_amount) for row in self.rows if row.row_business_type == REWARD), Decimal(0)
+        )
+        if not self.is_completed:
+            if paid:
+                yield f"is {self.request.status} and was paid {paid}"
+            return
+        if self.request.campaign not in self._wheels:
+            yield f"campaign {self.request.campaign} is not known here: it cannot be recomputed"
+        elif (prize := self._prize()) is None:
+            yield "was drawn with other odds or another seed: it cannot be recomputed"
+        elif paid != prize.amount:
+            yield f"was paid {paid}, its draw says {prize.amount}"
 
+    def _whole(self) -> Iterator[str]:
+        if not self.is_completed:
+            if self.rows:
+                yield f"is {self.request.status} and has {len(self.rows)} ledger rows"
+            return
+        if any(row.row_account_id != self.request.account_id for row in self.rows):
+            yield "its session moves another account"
+        if self.is_old:
+            return
+        keys = [row.row_idempotency_key for row in self.rows]
+        if any(key is None or not key.startswith(f"{self.request.request_key}:") for key in keys):
+            yield f"its session holds foreign rows: {keys}"
+        prize = self._prize()
+        expected = (1, 2) if prize is None else (2,) if prize.amount else (1,)
+        if len(self.rows) not in expected:
+            yield f"has {len(self.rows)} ledger rows"
 
-def _answer(request: Any, rebuilt: str | None) -> Iterator[Violation]:
-    """I10: what we answered is what the ledger says, and belongs to this request."""
-    subject = f"request {request.request_key}"
-    if request_of(request).fingerprint() != request.fingerprint:
-        yield Violation("I10", subject, "its row does not match its fingerprint")
-    if request.status in ("accepted", "dead"):
-        return
-    if request.result is None and request.publish_at is None:  # archived: it is rebuilt whenever it is asked for
-        kept = rebuilt or rejected(request_of(request), request.reason, request.balance_told).encode().decode()
-    else:
-        kept = request.result or ""
-    if rebuilt is not None and rebuilt != kept:
-        yield Violation("I10", subject, "its kept result is not what the ledger says")
-    try:
-        result = parse_result(kept.encode())
-    except DrawError as error:
-        yield Violation("I10", subject, str(error))
-        return
-    if (result.status, result.reason) != (request.status, request.reason):
-        yield Violation("I10", subject, f"is {request.status}, its kept result says {result.status}")
+    def _prize(self) -> Prize | None:
+        """What the draw says; None where campaign, odds or seed are not ours."""
+        wheel = self._wheels.get(self.request.campaign)
+        if wheel is None or any(row.row_notes != wheel.notes for row in self.charges):
+            return None
+        return wheel.draw(self.request.account_id, self.request.request_key)
 
+    def _answered(self) -> Iterator[str]:
+        """What we answered is what the ledger says, and belongs to this request."""
+        request = self.request
+        draw = request_of(request)
+        if draw.fingerprint() != request.fingerprint:
+            yield "its row does not match its fingerprint"
+        if request.status in ("accepted", "dead"):
+            return
+        rebuilt = None
+        if self.is_completed:
+            if not self.rows:
+                yield "its result cannot be rebuilt: the ledger has no rows of it"
+                return
+            rebuilt = completed(draw, [shown(self._ledger_row(row)) for row in self.rows]).encode().decode()
+        if request.result is None and request.publish_at is None:  # archived: it is rebuilt whenever it is asked for
+            told = None if request.balance_told is None else self._amount(request.balance_told)
+            kept = rebuilt or rejected(draw, request.reason, told).encode().decode()
+        else:
+            kept = request.result or ""
+        if rebuilt is not None and rebuilt != kept:
+            yield "its kept result is not what the ledger says"
+        try:
+            result = parse_result(kept.encode())
+        except DrawError as error:
+            yield str(error)
+            return
+        if (result.status, result.reason) != (request.status, request.reason):
+            yield f"is {request.status}, its kept result says {result.status}"
 
-def _ledger_row(pair: Any) -> dict[str, Any]:
-    """The ledger's half of a pair, by column name."""
-    return {name.removeprefix("row_"): value for name, value in pair._mapping.items() if name.startswith("row_")}
+    def _amount(self, stored: Any) -> Decimal:
+        return _amount(self._connection, stored)
 
-
-def _replays(connection: Connection) -> Iterator[Violation]:
-    """I12: a dead letter that was replayed names its replay, which somebody began, and which ended on record."""
-    begun = {row.id: row.ended_at for row in connection.execute(select(replays.c.id, replays.c.ended_at))}
-    recorded: dict[str, set[int | None]] = {}
-    for action, replay_id in connection.execute(
-        select(operator_actions.c.action, operator_actions.c.replay_id).where(operator_actions.c.replay_id.is_not(None))
-    ):
-        recorded.setdefault(action, set()).add(replay_id)
-    for replay_id, ended_at in begun.items():
-        if replay_id not in recorded.get("replay", ()):
-            yield Violation("I12", f"replay {replay_id}", "nobody is on record for it")
-        if ended_at is not None and replay_id not in recorded.get("replay ended", ()):
-            yield Violation("I12", f"replay {replay_id}", "its end is not on record")
-    named = connection.execute(
-        select(dead_letters.c.replay_id).where(dead_letters.c.replay_id.is_not(None)).distinct()
-    ).scalars()
-    for replay_id in named:
-        if replay_id not in begun:
-            yield Violation("I12", f"replay {replay_id}", "dead letters name it, and it is not on record")
+    def _ledger_row(self, pair: Any) -> dict[str, Any]:
+        """The ledger's half of a pair, by column name."""
+        row = {name.removeprefix("row_"): value for name, value in pair._mapping.items() if name.startswith("row_")}
+        return row | {name: self._amount(row[name]) for name in ("delta_amount", "balance_before", "balance_after")}

@@ -21,7 +21,7 @@ from typing import Final, Literal, NamedTuple
 
 from sqlalchemy import Engine
 
-from producers import keys, requests
+from producers import clock, keys, requests
 from producers.contract import (
     ACCOUNT_NOT_FOUND,
     DUPLICATE_REQUEST_IDEMPOTENT,
@@ -212,12 +212,13 @@ class _Run:
         free = [draw for draw in draws if draw.request_key not in self.held] if self.held else draws
         settled: Iterator[Answer] = iter(())
         if free:
+            now = clock.now(self.engine)
             with transaction(self.engine) as open_transaction:
                 answers = settle_in(
                     open_transaction,
                     free,
                     self.wheels,
-                    utc_now(),
+                    now,
                     self.handling,
                     lock_wait_s=self.effort.lock_wait_s if self.has_patience else None,
                     is_careful=self.is_careful,

@@ -22,7 +22,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from producers import requests
 from producers.contract import DrawRequest
-from producers.database import utc_now
 from producers.errors import ConfigurationError, InvalidRequest, ServiceUnavailable, UnknownVersion, Unparsable
 from producers.metrics import are_wanted
 from producers.pulse import Pulse
@@ -231,7 +230,7 @@ class Consumer:
         accounts_held = [delivery.request() for held, delivery in self._aside if isinstance(held, int)]
         keys = [request.request_key for request in accounts_held]
         with suppress(SQLAlchemyError):  # then the relay publishes some of them once more: harmless
-            requests.postpone(self.engine, keys, publish_at=utc_now() + timedelta(seconds=settings.relay_after_s))
+            requests.postpone(self.engine, keys, timedelta(seconds=settings.relay_after_s))
 
     def _give_back(self, fetched: Sequence[Delivery], error: CutOff) -> None:
         """Let other workers have what is in hand, and fetch no more until the database answers, then one by one."""

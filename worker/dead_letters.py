@@ -19,9 +19,9 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import requests
+from producers import clock, requests
 from producers.contract import DrawRequest, parse_request
-from producers.database import explain, is_duplicate_key, utc_now
+from producers.database import explain, is_duplicate_key
 from producers.errors import DeadLetterNotFound, InvalidRequest
 from producers.schema import api_idempotency_requests
 from worker import actions
@@ -63,9 +63,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             if age_s is not None and not 0 <= age_s <= AGE_S_MAX:
                 raise InvalidRequest(f"an age is at most {AGE_S_MAX / 86_400:,.0f} days, not {age_s / 86_400:,.0f}")
 
-    def condition(self, now: datetime | None = None) -> ColumnElement[bool]:
-        """The selection as SQL."""
-        now = now or utc_now()
+    def condition(self, now: datetime) -> ColumnElement[bool]:
+        """The selection as SQL; `now` by the clock of the database (producers.clock)."""
         parts: list[ColumnElement[bool]] = [table.c.state.in_(self.states)]
         if self.ids:
             parts.append(table.c.id.in_(self.ids))
@@ -154,7 +153,7 @@ def some(
     connection: Connection, selection: Selection, *, rows_max: int, before_id: int | None = None
 ) -> list[DeadLetter]:
     """Up to `rows_max` of them, the latest first, going on below `before_id`."""
-    query = select(table).where(selection.condition()).order_by(table.c.id.desc()).limit(rows_max)
+    query = select(table).where(selection.condition(clock.now(connection))).order_by(table.c.id.desc()).limit(rows_max)
     if before_id is not None:
         query = query.where(table.c.id < before_id)
     return [DeadLetter(**row._mapping) for row in connection.execute(query)]
@@ -181,7 +180,11 @@ def copies(connection: Connection, dead_letter_id: int) -> list[int]:
 
 def count(connection: Connection, selection: Selection) -> int:
     """How many are selected."""
-    return int(connection.execute(select(func.count()).select_from(table).where(selection.condition())).scalar_one())
+    return int(
+        connection.execute(
+            select(func.count()).select_from(table).where(selection.condition(clock.now(connection)))
+        ).scalar_one()
+    )
 
 
 def counts(connection: Connection) -> dict[tuple[str, str], int]:
@@ -201,7 +204,7 @@ def groups(connection: Connection, selection: Selection) -> list[Group]:
             func.max(table.c.last_parked_at).label("last"),
             func.max(table.c.id).label("sample"),
         )
-        .where(selection.condition())
+        .where(selection.condition(clock.now(connection)))
         .group_by(table.c.group_id, table.c.cause)
         .order_by(func.count().desc(), table.c.group_id)
     ).all()
@@ -235,9 +238,9 @@ def _move(
 ) -> int:
     why = actions.checked_reason(reason)
     asked = msgspec.structs.replace(selection, states=states)
-    now = utc_now()
     try:
         with engine.begin() as connection:
+            now = clock.now(connection)
             ids = list(
                 connection.execute(
                     select(table.c.id).where(asked.condition(now)).order_by(table.c.id).with_for_update()
@@ -262,9 +265,9 @@ def edit(engine: Engine, dead_letter_id: int, body: bytes, *, operator: str, rea
     """
     why = actions.checked_reason(reason)
     request = parse_request(body)
-    now = utc_now()
     try:
         with engine.begin() as connection:
+            now = clock.now(connection)
             original = get(connection, dead_letter_id)
             _refuse_other_claims(original, request)
             refuse_if_settled(connection, original, request)

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, select
 
+from producers import clock
 from producers.contract import DrawRequest, parse_result
 from producers.database import Fault, explain, fault_of, transaction
 from producers.draw import blind_wheels
@@ -134,7 +135,7 @@ def forecast(
 
 def selected_ids(connection: Connection, selection: Selection, limit: int | None) -> list[int]:
     """The ids of those that a replay takes, in its order."""
-    query = select(table.c.id).where(selection.condition()).order_by(table.c.id)
+    query = select(table.c.id).where(selection.condition(clock.now(connection))).order_by(table.c.id)
     return list(connection.execute(query if limit is None else query.limit(limit)).scalars())
 
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, insert, inspect, select, update
+from sqlalchemy import Connection, Engine, inspect, text
 
-from producers import keys
 from producers.contract import LedgerRow
-from producers.database import CENT, Transaction, WhenHeld, time_text, utc_now
-from producers.errors import AccountNotFound, InvalidRequest
-from producers.ledger import CONSUME, RECHARGE
-from producers.schema import account_asset_balances as accounts
-from producers.schema import asset_transactions as transactions
+from producers.database import Transaction, WhenHeld, time_text
+from producers.ledger import CONSUME
+from worker.accounts import AMOUNT_MAX as AMOUNT_MAX
+from worker.accounts import open_account as open_account
+from worker.accounts import recharge as recharge
 
 # What a draw's rows are called in their derived keys.
 CONSUME_TYPE: Final = "consume"
 REWARD_TYPE: Final = "reward"
-AMOUNT_MAX: Final = Decimal("99999999.99")  # decimal(10,2)
 
 _COLUMNS: Final = (
     "account_id", "business_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code",
@@ -144,6 +142,17 @@ def holds_old_rows(database: Engine | Connection) -> bool:
     return database.dialect.name != "sqlite" and inspect(database).has_table("legacy_migration")
 
 
+def old_accounts_until(connection: Connection) -> datetime | None:
+    """Until when old code may have opened accounts in a legacy ledger; None: it may still do so.
+
+    That is until the contract, after which old code cannot write. It had clocks of any time zone: hence a day more.
+    """
+    ended_at: datetime | None = connection.execute(
+        text("SELECT ended_at FROM legacy_migration WHERE step = 'contract' AND status = 'done'")
+    ).scalar()
+    return None if ended_at is None else ended_at.replace(tzinfo=UTC) + timedelta(days=1)
+
+
 def old_draws(transaction: Transaction, names: Sequence[str], *, adopt: bool) -> dict[str, Charged]:
     """Draws by old code whose `business_id`, which was request key and session in one, is among `names`.
 
@@ -231,52 +240,3 @@ def move(transaction: Transaction, balances: Mapping[int, Decimal], now: datetim
         ("balance", "updated_at"),
         [(account_id, transaction.money(balance), moment) for account_id, balance in balances.items()],
     )
-
-
-def open_account(engine: Engine, *, user_id: int, asset_code: str = "POINT", balance: Decimal = Decimal(0)) -> int:
-    """Open an account and recharge it with `balance`; return its id. The books begin at zero, so they add up."""
-    now = utc_now()
-    with engine.begin() as connection:
-        result = connection.execute(
-            insert(accounts).values(
-                user_id=user_id, asset_code=asset_code, balance=Decimal(0), created_at=now, updated_at=now
-            )
-        )
-        (account_id,) = result.inserted_primary_key or (0,)
-    if balance:
-        recharge(engine, account_id, balance)
-    return int(account_id)
-
-
-def recharge(engine: Engine, account_id: int, amount: Decimal) -> Decimal:
-    """Add `amount` to an account under a standalone key; return the new balance.
-
-    Raises AccountNotFound, or InvalidRequest for an amount that is not positive, not in cents or too large.
-    """
-    if not 0 < amount <= AMOUNT_MAX or amount != amount.quantize(CENT):
-        raise InvalidRequest(f"an amount is above 0, at most {AMOUNT_MAX:,} and has two decimals at most: {amount}")
-    now, key = utc_now(), keys.make_standalone_key(RECHARGE, account_id)
-    with engine.begin() as connection:
-        row = connection.execute(select(accounts).where(accounts.c.id == account_id).with_for_update()).first()
-        if row is None:
-            raise AccountNotFound(f"there is no account {account_id}")
-        after: Decimal = row.balance + amount
-        if after > AMOUNT_MAX:
-            raise InvalidRequest(f"account {account_id} would hold more than {AMOUNT_MAX:,}")
-        connection.execute(
-            insert(transactions).values(
-                account_id=account_id,
-                business_id=key,
-                lottery_session_id=key,
-                idempotency_key=key,
-                business_type=RECHARGE,
-                asset_code=row.asset_code,
-                delta_amount=amount,
-                balance_before=row.balance,
-                balance_after=after,
-                created_at=now,
-                updated_at=now,
-            )
-        )
-        connection.execute(update(accounts).where(accounts.c.id == account_id).values(balance=after, updated_at=now))
-    return after

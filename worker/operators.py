@@ -18,7 +18,8 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.database import explain, is_duplicate_key, utc_now
+from producers import clock
+from producers.database import explain, is_duplicate_key
 from producers.errors import InvalidRequest
 from worker import actions
 from worker.schema import operator_sessions, operators
@@ -59,10 +60,10 @@ def add(engine: Engine, name: str, role: str, password: str, *, by: str | None =
         raise InvalidRequest(f"a user's name is 1 to 64 characters of A-Z a-z 0-9 . _ and -: {name!r:.80}")
     _check_role(role)
     _check_password(password)
-    values = {"name": name, "role": role, "password_hash": _hasher().hash(password), "created_at": utc_now()}
+    values = {"name": name, "role": role, "password_hash": _hasher().hash(password)}
     try:
         with engine.begin() as connection:
-            connection.execute(insert(operators).values(values))
+            connection.execute(insert(operators).values(**values, created_at=clock.now(connection)))
             _record(connection, by, "user add", {"name": name, "role": role})
     except SQLAlchemyError as error:
         if is_duplicate_key(error):
@@ -132,7 +133,7 @@ def verify(engine: Engine, name: str, password: str) -> Operator | None:
 
 def open_session(engine: Engine, name: str, *, address: str = "") -> str:
     """Begin a session for somebody whose password was right; its token, which only the browser keeps."""
-    token, now = secrets.token_urlsafe(32), utc_now()
+    token, now = secrets.token_urlsafe(32), clock.now(engine)
     with engine.begin() as connection:
         over = operator_sessions.c.expires_at <= now
         connection.execute(delete(operator_sessions).where(over | (operator_sessions.c.seen_at <= now - IDLE)))
@@ -151,7 +152,7 @@ def session(engine: Engine, token: str, *, touch: bool = True) -> Operator | Non
 
     With `touch` it goes on for another half hour: a page that refreshes itself must not keep it open.
     """
-    now, mine = utc_now(), operator_sessions.c.token_sha256 == _hash(token)
+    now, mine = clock.now(engine), operator_sessions.c.token_sha256 == _hash(token)
     query = (
         select(operators.c.name, operators.c.role, operators.c.created_at, operator_sessions.c.seen_at)
         .join(operators, operators.c.name == operator_sessions.c.operator)

@@ -24,10 +24,10 @@ import msgspec
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import requests
+from producers import clock, requests
 from producers.broker import QUEUE
 from producers.contract import DrawRequest
-from producers.database import Fault, explain, fault_of, utc_now
+from producers.database import Fault, explain, fault_of
 from producers.errors import DrawError
 from producers.schema import api_idempotency_requests
 from worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
@@ -151,7 +151,7 @@ def _park_at_once(engine: Engine, parkings: Sequence[Parking], worker: str, *, i
             with engine.begin() as connection:
                 given_up = [it.request for it in parkings if it.request is not None and it.is_tried]
                 requests.give_up_all(connection, given_up, requests.PARKED)
-                return _park(connection, parkings, worker, utc_now(), is_bare=is_bare)
+                return _park(connection, parkings, worker, clock.now(connection), is_bare=is_bare)
         except SQLAlchemyError as error:
             # Another worker parked one of them just now, or waits for us as we for it.
             if fault_of(error) is not Fault.CONFLICT or attempt == TRIES_MAX:
@@ -169,7 +169,7 @@ def unpark(engine: Engine, parking: Parking) -> None:
             if row is not None and row.replay_id is None and row.times_parked == 1:
                 connection.execute(delete(table).where(mine))
             else:
-                connection.execute(update(table).where(mine).values(state=SETTLED, state_at=utc_now()))
+                connection.execute(update(table).where(mine).values(state=SETTLED, state_at=clock.now(connection)))
     except SQLAlchemyError as error:
         raise explain(error) from error
 
@@ -193,7 +193,7 @@ def _bury_some(connection: Connection, parkings: Sequence[Parking], worker: str,
     """Park these in the open transaction, all or none; False if the database refuses one of them."""
     try:
         with connection.begin_nested():
-            _park(connection, parkings, worker, utc_now(), is_bare=is_bare)
+            _park(connection, parkings, worker, clock.now(connection), is_bare=is_bare)
     except Exception as error:
         if fault_of(error) is not Fault.REFUSED:
             raise
@@ -229,7 +229,6 @@ def follow_up_once(engine: Engine, *, rows_max: int = 10 * ROWS_MAX) -> int:
     With an edited copy its original is settled as well: what was asked for has happened.
     """
     book = api_idempotency_requests
-    now = utc_now()
     try:
         with engine.connect().execution_options(read_only=True) as connection:
             ids = list(
@@ -243,7 +242,7 @@ def follow_up_once(engine: Engine, *, rows_max: int = 10 * ROWS_MAX) -> int:
         for start in range(0, len(ids), ROWS_MAX):
             some = ids[start : start + ROWS_MAX]
             with engine.begin() as connection:
-                settle(connection, some, now)
+                settle(connection, some, clock.now(connection))
     except SQLAlchemyError as error:
         raise explain(error) from error
     return len(ids)

@@ -17,16 +17,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import requests
+from producers import clock, requests
 from producers.broker import Broker
 from producers.contract import DrawRequest
-from producers.database import Fault, RowsChanged, Transaction, explain, fault_of, utc_now
+from producers.database import Fault, RowsChanged, Transaction, explain, fault_of
 from producers.errors import DrawError, InvalidRequest, PublishFailed, ReplayNotFound
 from producers.requests import Asked, Known
 from producers.settings import Settings
@@ -85,6 +85,8 @@ class Replay(NamedTuple):
     ended_at: datetime | None
     stop_asked_at: datetime | None
     stop_asked_by: str | None
+    # Whether the process that ran it has given no sign of life, by the database's clock. Beginning anew does no harm.
+    has_died: bool = False
 
     @property
     def under_way(self) -> int:
@@ -95,11 +97,6 @@ class Replay(NamedTuple):
     def is_running(self) -> bool:
         return self.status == RUNNING
 
-    @property
-    def has_died(self) -> bool:
-        """Whether whoever ran it has given no sign of life. Beginning anew does no harm."""
-        return self.is_running and self.seen_at < utc_now() - timedelta(seconds=DEAD_AFTER_S)
-
 
 # ---- begin, stop, look -----------------------------------------------------------------------------------------------
 
@@ -109,13 +106,14 @@ def begin(engine: Engine, selection: Selection, options: Options, *, operator: s
 
     Raises InvalidRequest without a reason, or if nothing is selected.
     """
-    why, now = actions.checked_reason(reason), utc_now()
+    why = actions.checked_reason(reason)
     asked = msgspec.structs.replace(selection, states=tuple(it for it in selection.states if it in OPEN))
     try:
         with engine.begin() as connection:
             number = len(selected_ids(connection, asked, options.limit)) if asked.states else 0
             if not number:
                 raise InvalidRequest("nothing to replay: no parked message is selected")
+            now = clock.now(connection)
             _end_the_dead(connection, now)
             (replay_id,) = connection.execute(
                 insert(table).values(
@@ -146,13 +144,13 @@ def begin(engine: Engine, selection: Selection, options: Options, *, operator: s
 
 def _end_the_dead(connection: Connection, now: datetime) -> None:
     """Put on record that replays which have given no sign of life are over."""
-    rows = connection.execute(
-        select(table)
-        .where(table.c.status == RUNNING, table.c.seen_at < now - timedelta(seconds=DEAD_AFTER_S))
-        .with_for_update()
-    ).all()
+    rows = connection.execute(select(table).where(_has_died(now)).with_for_update()).all()
     for row in rows:
         _record_end(connection, Replay(**row._mapping), FAILED, "whoever ran it died", now)
+
+
+def _has_died(now: datetime) -> ColumnElement[bool]:
+    return and_(table.c.status == RUNNING, table.c.seen_at < now - timedelta(seconds=DEAD_AFTER_S))
 
 
 def _record_end(connection: Connection, run: Replay, status: str, because: str | None, now: datetime) -> None:
@@ -178,7 +176,7 @@ def ask_to_stop(engine: Engine, replay_id: int, *, operator: str) -> None:
             asked = connection.execute(
                 update(table)
                 .where(table.c.id == replay_id, table.c.status == RUNNING, table.c.stop_asked_at.is_(None))
-                .values(stop_asked_at=utc_now(), stop_asked_by=operator[:100])
+                .values(stop_asked_at=clock.now(connection), stop_asked_by=operator[:100])
             ).rowcount
             if not asked:
                 find(connection, replay_id)
@@ -198,7 +196,7 @@ def ask_to_stop(engine: Engine, replay_id: int, *, operator: str) -> None:
 
 def find(connection: Connection, replay_id: int) -> Replay:
     """One replay; raises ReplayNotFound."""
-    row = connection.execute(select(table).where(table.c.id == replay_id)).first()
+    row = connection.execute(_all(connection).where(table.c.id == replay_id)).first()
     if row is None:
         raise ReplayNotFound(f"there is no replay {replay_id}")
     return Replay(**row._mapping)
@@ -206,8 +204,12 @@ def find(connection: Connection, replay_id: int) -> Replay:
 
 def recent(connection: Connection, rows_max: int) -> list[Replay]:
     """The latest replays, newest first."""
-    rows = connection.execute(select(table).order_by(table.c.id.desc()).limit(rows_max))
+    rows = connection.execute(_all(connection).order_by(table.c.id.desc()).limit(rows_max))
     return [Replay(**row._mapping) for row in rows]
+
+
+def _all(connection: Connection) -> Select[Any]:
+    return select(table, _has_died(clock.now(connection)).label("has_died"))
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------
@@ -363,7 +365,7 @@ class Replayer:
 
     def _accept(self, connection: Connection, replay_id: int, ids: Sequence[int]) -> _Step:
         """The transaction: requests first, then their dead letters, as everybody else who writes to both."""
-        now = utc_now()
+        now = clock.now(connection)
         letters = [it for it in letters_of(connection, ids) if it.state in OPEN]
         too_late = originals_settled(connection, letters)
         asked: dict[int, DrawRequest] = {}
@@ -454,7 +456,7 @@ class Replayer:
                 .values(
                     settled=by_state.get(SETTLED, 0),
                     parked_again=by_state.get(PARKED_AGAIN, 0),
-                    seen_at=utc_now(),
+                    seen_at=clock.now(connection),
                 )
             )
             return find(connection, replay_id)
@@ -470,7 +472,7 @@ class Replayer:
             time.sleep(LOOK_EVERY_S)
         try:
             with self._engine.begin() as connection:
-                _record_end(connection, run, status, because, utc_now())
+                _record_end(connection, run, status, because, clock.now(connection))
                 ended = find(connection, replay_id)
         except SQLAlchemyError as error:
             raise explain(error) from error

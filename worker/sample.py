@@ -10,8 +10,10 @@ from decimal import Decimal
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy import Connection, Engine, func, select
 
 from producers.client import DrawClient
@@ -21,13 +23,16 @@ from producers.ledger import CONSUME, REWARD
 from producers.schema import account_asset_balances as accounts
 from producers.schema import api_idempotency_requests as requests
 from producers.schema import asset_transactions as transactions
-from worker import audit, dead_letters, ledger
+from worker import accounts as acts
+from worker import audit, dead_letters
+from worker.actions import shell_operator
 from worker.batch import Wheels
 
 ACCOUNTS: Final = 10
 BALANCE: Final = Decimal("100.00")
 REPEAT_SHARE: Final = 0.05  # so many are sent twice, as an impatient finger or a lost answer would
 CHUNK_SIZE: Final = 100
+SHOWN_OF_EACH_MAX: Final = 10
 STALL_S_MAX: Final = 60.0
 
 
@@ -63,7 +68,7 @@ def open_accounts(engine: Engine) -> None:
         if connection.execute(select(func.count()).select_from(accounts)).scalar_one():
             return
     for user_id in range(1, ACCOUNTS + 1):
-        ledger.open_account(engine, user_id=user_id, balance=BALANCE)
+        acts.add(engine, user_id=user_id, balance=BALANCE, by=shell_operator(), reason="the sample run")
 
 
 def run(engine: Engine, client: DrawClient, draws: int, console: Console) -> Summary:
@@ -168,10 +173,30 @@ def show_audit(report: audit.Report, console: Console) -> bool:
     console.print(
         f"\nAudit of {report.requests:,} requests, {report.rows:,} ledger rows, {report.accounts:,} accounts:"
     )
-    for invariant, count in report.counts.items():
-        mark = "[green]holds[/]" if not count else f"[bold red]VIOLATED {count:,} times[/]"
+    for invariant, state in report.states.items():
+        mark = {
+            "holds": "[green]holds[/]",
+            "violated": f"[bold red]VIOLATED {report.counts[invariant]:,} times[/]",
+            "not looked at": f"[bold yellow]NOT LOOKED AT[/] {escape(report.obstacles.get(invariant, ''))}",
+        }[state]
         console.print(f"  {invariant:<4} {audit.INVARIANTS[invariant]:<50} {mark}", highlight=False)
-    for violation in report.violations[:20]:
-        console.print(f"  [red]{violation}[/]", highlight=False)
-    console.print("[bold green]The books balance.[/]" if report.is_clean else "[bold red]The books do not balance.[/]")
+    for violation in _first_of_each(report):
+        console.print(Text(f"  {violation}", style="red"))
+    if report.is_cut:
+        console.print(f"Only the first {audit.VIOLATIONS_KEPT_MAX:,} violations of each are kept: --json lists these.")
+    if report.is_clean:
+        console.print("[bold green]The books balance.[/]")
+    elif report.violations:
+        console.print("[bold red]The books do not balance.[/]")
+    else:
+        console.print("[bold yellow]Nothing wrong was found, but not everything was looked at.[/]")
     return report.is_clean
+
+
+def _first_of_each(report: audit.Report) -> list[audit.Violation]:
+    """Some violations of each invariant, so that none hides the others."""
+    return [
+        violation
+        for invariant in audit.INVARIANTS
+        for violation in [it for it in report.violations if it.invariant == invariant][:SHOWN_OF_EACH_MAX]
+    ]

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from producers import tracing
-from producers.database import utc_now
 from producers.pulse import Pulse
 from worker import metrics
 from worker.batch import Settled
@@ -23,11 +22,12 @@ class Watch:
     def __init__(self, pulse: Pulse | None = None, *, with_latency: bool = False) -> None:
         self._pulse = pulse
         self._with_latency = with_latency
+        self._began = time.perf_counter()
 
     @contextmanager
     def batch(self, fetched: Sequence[Delivery]) -> Iterator[None]:
         """Around all that is done with one batch."""
-        began = time.perf_counter()
+        self._began = began = time.perf_counter()
         metrics.BATCH_DRAWS.observe(len(fetched))
         metrics.REDELIVERED.inc(sum(delivery.count > 1 for delivery in fetched))
         with tracing.settling((delivery.headers for delivery in fetched), len(fetched)):
@@ -46,10 +46,11 @@ class Watch:
             for what, count in counts.items():
                 self._pulse.add(what, count)
         if self._with_latency:
-            now = utc_now()
+            # Both times are the database's (producers.clock): what has gone by since the batch began comes on top.
+            since_s = time.perf_counter() - self._began
             for it in settled:
                 if it.accepted_at is not None:
-                    metrics.LATENCY.observe((now - it.accepted_at).total_seconds())
+                    metrics.LATENCY.observe((it.settled_at - it.accepted_at).total_seconds() + since_s)
 
     def tell_parked(self, cause: str) -> None:
         """A message is parked."""

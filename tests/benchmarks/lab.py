@@ -39,6 +39,7 @@ from worker import audit
 
 ROOT: Final = Path(__file__).parents[2]
 ACCOUNTS: Final = 10_000
+BALANCE: Final = 1_000_000
 SEED: Final = "5eed" * 16
 # As a server that is written to all day would have it: the default of 96 MiB flushes pages all the time.
 REDO_LOG: Final = ("--innodb-log-file-size=1G",)
@@ -153,7 +154,22 @@ class Lab:
             connection.execute(
                 text(
                     "INSERT INTO account_asset_balances (user_id, asset_code, balance, created_at, updated_at) "
-                    f"SELECT seq, 'POINT', 1000000, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6) FROM seq_1_to_{ACCOUNTS}"
+                    f"SELECT seq, 'POINT', 0, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6) FROM seq_1_to_{ACCOUNTS}"
+                )
+            )
+        self._recharge_all()
+
+    def _recharge_all(self) -> None:
+        """Give every account what it has from the beginning: the books begin at zero, and the audit says so."""
+        with self.engine.begin() as connection:
+            connection.execute(text(f"UPDATE account_asset_balances SET balance = {BALANCE}"))
+            connection.execute(
+                text(
+                    "INSERT INTO asset_transactions (account_id, business_id, lottery_session_id, idempotency_key, "
+                    "business_type, asset_code, delta_amount, balance_before, balance_after, created_at, updated_at) "
+                    "SELECT id, CONCAT('opening_', id), CONCAT('opening_', id), CONCAT('opening_', id), 'recharge', "
+                    f"asset_code, {BALANCE}, 0, {BALANCE}, created_at, created_at FROM account_asset_balances "
+                    "ORDER BY id"
                 )
             )
 
@@ -162,6 +178,7 @@ class Lab:
         with self.engine.begin() as connection:
             for table in ("asset_transactions", "api_idempotency_requests", "dead_letters"):
                 connection.execute(text(f"TRUNCATE {table}"))
+        self._recharge_all()
         self.clear_queues()
 
     def clear_queues(self) -> None:

@@ -8,12 +8,14 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.table import Table
+from sqlalchemy import Connection
 
 from producers import api_keys
 from producers.errors import InvalidRequest
-from worker import operators
+from worker import actions, operators
 from worker.actions import shell_operator
-from worker.cli.base import JsonOption, engine_of, out
+from worker.audit_record import API_KEY_ADD, API_KEY_REVOKE
+from worker.cli.base import JsonOption, WhyOption, engine_of, out
 
 app = typer.Typer()
 api_key_app = typer.Typer(help="Say who may call the gateway.", no_args_is_help=True)
@@ -29,9 +31,10 @@ PasswordStdinOption = Annotated[
 @api_key_app.command("add")
 def api_key_add(
     caller: Annotated[str, typer.Argument(help="Whose key: idempotency keys are the caller's own.")],
+    reason: WhyOption = "",
 ) -> None:
     """Make an API key. It is shown this once."""
-    typer.echo(api_keys.add(engine_of(), caller))
+    typer.echo(api_keys.add(engine_of(), caller, record=_on_record(API_KEY_ADD, reason)))
 
 
 @api_key_app.command("list")
@@ -49,10 +52,24 @@ def api_key_list(as_json: JsonOption = False) -> None:
 
 
 @api_key_app.command("revoke")
-def api_key_revoke(key: Annotated[str, typer.Argument(help="The key, or its id as listed.")]) -> None:
+def api_key_revoke(
+    key: Annotated[str, typer.Argument(help="The key, or its id as listed.")], reason: WhyOption = ""
+) -> None:
     """Let a key in no more, within seconds."""
-    api_keys.revoke(engine_of(), key)
+    api_keys.revoke(engine_of(), key, record=_on_record(API_KEY_REVOKE, reason))
     out.print(f"revoked {key.removeprefix(f'{api_keys.PREFIX}_')[:16]}")
+
+
+def _on_record(action: str, reason: str) -> api_keys.Record:
+    why = actions.checked_reason(reason) if reason else ""
+
+    def record(connection: Connection, key_id: str, caller: str) -> None:
+        details = {"key_id": key_id, "caller": caller}
+        actions.record(
+            connection, operator=actions.shell_operator(), action=action, reason=why, count=1, details=details
+        )
+
+    return record
 
 
 @user_app.command("add")

@@ -25,6 +25,7 @@ from worker import embedded
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+WhyOption = Annotated[str, typer.Option("--reason", help="Why, for the record of operators' actions.")]
 
 
 def settings_with(*needed: str) -> Settings:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Annotated
 
@@ -12,21 +14,23 @@ import msgspec
 import typer
 from rich.markup import escape
 from rich.table import Table
-from sqlalchemy import func, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import select
 
+from producers import keys
 from producers.client import DrawClient
 from producers.contract import CAMPAIGN_DEFAULT, DrawRequest, DrawResult
 from producers.database import open_engine
 from producers.draw import DEFAULT_CAMPAIGN, wheels
-from producers.errors import DrawError, InvalidRequest
+from producers.errors import DrawError, ServiceUnavailable
 from producers.gateway.serve import serve
-from producers.ledger import get_lottery_session_transactions
+from producers.ledger import RECHARGE, get_lottery_session_transactions
 from producers.logs import set_up_logging
 from producers.schema import account_asset_balances as accounts
+from worker import accounts as acts
 from worker import audit as audits
-from worker import embedded, ledger, sample
-from worker.cli.base import JsonOption, amount_of, engine_of, out, settings_with, until_interrupted
+from worker import embedded, sample
+from worker.actions import checked_reason, shell_operator
+from worker.cli.base import JsonOption, WhyOption, amount_of, engine_of, out, settings_with, until_interrupted
 from worker.embedded import CONSOLE_USER, GATEWAY_PORT
 from worker.relay import open_relay
 
@@ -37,6 +41,9 @@ account_app = typer.Typer(help="Open accounts, recharge them, look at them.", no
 app.add_typer(account_app, name="account")
 
 AccountOption = Annotated[int, typer.Option("--account", help="The account that pays.", metavar="ID")]
+OnceOption = Annotated[
+    str, typer.Option("--key", help="Done once under one key: the same again changes nothing. Made here if not given.")
+]
 
 
 @app.command()
@@ -144,11 +151,11 @@ def transactions(session: Annotated[str, typer.Argument(help="The lottery sessio
 
 @app.command()
 def audit(as_json: JsonOption = False) -> None:
-    """Prove that the books balance. Exit code 1 when they do not."""
+    """Prove that the books balance. Exit code 1 when they do not, or when something could not be looked at."""
     settings = settings_with("database_url")
     report = audits.audit(engine_of(settings), wheels(settings.seed_bytes))
     if as_json:
-        typer.echo(msgspec.json.encode({"violated": report.counts, "violations": report.violations}).decode())
+        typer.echo(msgspec.json.encode({**report.told(), "violations": report.violations}).decode())
     else:
         sample.show_audit(report, out)
     raise typer.Exit(0 if report.is_clean else 1)
@@ -191,23 +198,54 @@ def account_add(
     balance: Annotated[str, typer.Option(help="What it begins with.")] = "0",
     user: Annotated[int | None, typer.Option(help="Whose it is; default: the next free number.", min=1)] = None,
     asset: Annotated[str, typer.Option(help="What it holds.")] = DEFAULT_CAMPAIGN.asset_code,
+    key: OnceOption = "",
+    reason: WhyOption = "",
 ) -> None:
     """Open an account."""
-    engine, amount = engine_of(), amount_of(balance)
-    if user is None:
-        with engine.connect().execution_options(read_only=True) as connection:
-            user = (connection.execute(select(func.max(accounts.c.user_id))).scalar_one() or 0) + 1
-    try:
-        account_id = ledger.open_account(engine, user_id=user, asset_code=asset, balance=amount)
-    except IntegrityError:
-        raise InvalidRequest(f"user {user} has a {asset} account already") from None
-    out.print(f"account {account_id} (user {user}, {amount:.2f} {asset})")
+    with _once(key or keys.make_act_key("account_add")) as once:
+        opened = acts.add(
+            engine_of(), user_id=user, asset_code=asset, balance=amount_of(balance), key=once, by=shell_operator(),
+            reason=_why(reason),
+        )  # fmt: skip
+    repeat = f": opened already under the key {once}, nothing was done" if opened.is_repeat else ""
+    out.print(f"account {opened.account_id} (user {opened.user_id}, {opened.balance:.2f} {opened.asset_code}){repeat}")
 
 
 @account_app.command("recharge")
-def account_recharge(account: AccountOption, amount: Annotated[str, typer.Option(help="How much to add.")]) -> None:
-    """Add to an account's balance."""
-    out.print(f"account {account}: balance {ledger.recharge(engine_of(), account, amount_of(amount)):.2f}")
+def account_recharge(
+    account: AccountOption,
+    amount: Annotated[str, typer.Option(help="How much to add.")],
+    key: OnceOption = "",
+    reason: WhyOption = "",
+) -> None:
+    """Add to an account's balance, once under one key."""
+    with _once(key or keys.make_standalone_key(RECHARGE, account)) as once:
+        done = acts.recharge(
+            engine_of(), account, amount_of(amount), key=once, by=shell_operator(), reason=_why(reason)
+        )
+    if done.is_repeat:
+        out.print(
+            f"account {account}: was recharged under this key already, to {done.balance_after:.2f} then; ", end=""
+        )
+        out.print("nothing was done")
+    else:
+        out.print(f"account {account}: balance {done.balance_after:.2f}")
+    out.print(f"key {once}")
+
+
+@contextmanager
+def _once(key: str) -> Iterator[str]:
+    """Around something that is done once under `key`: an unclear outcome is found out by doing it again."""
+    try:
+        yield key
+    except ServiceUnavailable as error:
+        raise ServiceUnavailable(
+            f"{error}. It may have been done: the same again with --key {key} finds out"
+        ) from error
+
+
+def _why(reason: str) -> str:
+    return checked_reason(reason) if reason else ""
 
 
 @account_app.command("show")

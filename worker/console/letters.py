@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette_admin.flash import flash
 
+from producers import clock
 from producers.errors import InvalidRequest
 from worker import dead_letters
 from worker.console import shown
@@ -145,7 +146,9 @@ def _list(
     connection: Connection, selection: Selection, before_id: int | None
 ) -> tuple[list[Any], int, dict[tuple[str, str], int]]:
     """A page and one more, how many are selected, and how many there are by state and cause."""
-    ids = select(table.c.id).where(selection.condition()).order_by(table.c.id.desc()).limit(ROWS + 1)
+    ids = (
+        select(table.c.id).where(selection.condition(clock.now(connection))).order_by(table.c.id.desc()).limit(ROWS + 1)
+    )
     if before_id is not None:
         ids = ids.where(table.c.id < before_id)
     if _is_by_index(selection):

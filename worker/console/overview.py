@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from producers import pulse, requests
+from producers import clock, pulse, requests
 from producers.broker import open_broker
 from producers.database import utc_now
 from producers.errors import ConfigurationError, DrawError
@@ -93,7 +93,7 @@ class Live:
                 open_by_cause[cause] = open_by_cause.get(cause, 0) + count
         return {
             "backlog": f"more than {most:,}" if backlog > most else f"{backlog:,}",
-            "oldest": shown.duration(utc_now() - oldest) if oldest else None,
+            "oldest": shown.duration(self._desk.read(clock.now) - oldest) if oldest else None,
             "open": sum(open_by_cause.values()),
             "causes": sorted(open_by_cause.items(), key=lambda it: -it[1]),
         }

@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette_admin.flash import flash
 
-from producers.database import utc_now
 from producers.errors import DrawError, InvalidRequest
 from worker import actions, dead_letters, forecast, replay
 from worker.console import shown
@@ -135,7 +134,7 @@ def _one(connection: Connection, id: int) -> tuple[Replay, list[actions.Action]]
 
 def _live(it: Replay) -> dict[str, Any]:
     """A replay's numbers as its page shows them, and goes on showing them."""
-    lasted = (it.ended_at or utc_now()) - it.started_at
+    lasted = (it.ended_at or it.seen_at) - it.started_at
     decided = it.settled + it.parked_again
     seconds = max(lasted.total_seconds(), 0.001)
     rate = decided / seconds

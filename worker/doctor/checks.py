@@ -121,10 +121,10 @@ def clock_ahead(ask: Callable[[], datetime], *, tries: int = 3) -> tuple[float, 
 
 
 def clock_verdict(ahead_s: float, uncertain_s: float) -> Verdict:
-    """Whether two clocks agree well enough. Deadlines and ages are told by the clock of whoever looks."""
+    """Whether two clocks agree well enough. The database's decides; this machine's stands in logs and in keys."""
     found = f"{abs(ahead_s):.3f} s {'ahead' if ahead_s > 0 else 'behind'}, give or take {uncertain_s:.3f} s"
     surely_s = abs(ahead_s) - uncertain_s
-    cure = "run an NTP client on both machines: the relay publishes too early or too late by as much"
+    cure = "run an NTP client on both machines: logs, and the times in keys, are off by as much"
     if surely_s > CLOCK_FAIL_S:
         return fail(found, cure)
     return warn(found, cure) if surely_s > CLOCK_WARN_S else ok(found)

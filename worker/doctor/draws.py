@@ -8,8 +8,7 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, func, select
 
-from producers import requests
-from producers.database import utc_now
+from producers import clock, requests
 from producers.draw import wheels
 from producers.ledger import CONSUME
 from producers.schema import account_asset_balances as accounts
@@ -102,7 +101,7 @@ def _oldest(connection: Connection, _settings: Settings, _found: Findings) -> Ve
     ).scalar()
     if accepted_at is None:
         return ok("nothing waits")
-    age_s = (utc_now() - accepted_at).total_seconds()
+    age_s = (clock.now(connection) - accepted_at).total_seconds()
     said = f"waits for {age_s:,.0f} s"
     if age_s > WAITING_WARN_S:
         return warn(said, "see the checks of workers, relay and queue; `tombola doctor` again in a minute")
@@ -113,7 +112,7 @@ def _relay(connection: Connection, settings: Settings, found: Findings) -> Verdi
     """Overdue for long, although a relay would have published it: by its own rule, see producers.outbox."""
     conditions = [
         requests_table.c.status == requests.ACCEPTED,
-        requests_table.c.publish_at <= utc_now() - timedelta(seconds=OVERDUE_FAIL_S),
+        requests_table.c.publish_at <= clock.now(connection) - timedelta(seconds=OVERDUE_FAIL_S),
     ]
     if found.queued:
         # Most may just be queued: a relay leaves alone what no other has overtaken.
