@@ -11,7 +11,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from producers.broker import GROUP, QUEUE, open_redis
+from producers.broker import GROUP, QUEUE
+from producers.redis_clients import NotPrimary, UnsupportedRedis, open_redis
 from worker.doctor.checks import (
     ANSWER_TIMEOUT_S,
     CannotLook,
@@ -86,7 +87,12 @@ def examine_results(url: str, found: Findings) -> Iterator[Check]:
 
 
 def _server(client: redis.Redis, info: Info) -> Verdict:
-    client.ping()
+    try:
+        client.ping()
+    except NotPrimary as error:
+        return fail(str(error), "lead its address to the primary: after a failover it may still lead to the old one")
+    except UnsupportedRedis as error:
+        return fail(str(error), "")
     try:
         info |= client.info()
     except redis.ResponseError as error:
