@@ -41,7 +41,7 @@ def open_redis(url: str, *, timeout_s: float = 10.0) -> redis.Redis:
     """A client that gives up on a silent server after `timeout_s`, and speaks bytes."""
     return redis.Redis.from_url(
         url,
-        connection_class=_CLASSES.get(urlsplit(url).scheme, _Connection),
+        connection_class=_CLASSES.get(urlsplit(url).scheme, Connection),
         socket_timeout=timeout_s,
         socket_connect_timeout=5,
         socket_keepalive=True,
@@ -54,7 +54,7 @@ def open_async_pool(url: str, *, timeout_s: float, connections_max: int) -> redi
     """Connections of an event loop: a caller that finds all taken waits for one."""
     return redis.asyncio.BlockingConnectionPool.from_url(
         url,
-        connection_class=_ASYNC_CLASSES.get(urlsplit(url).scheme, _AsyncConnection),
+        connection_class=_ASYNC_CLASSES.get(urlsplit(url).scheme, AsyncConnection),
         max_connections=connections_max,
         timeout=timeout_s,
         socket_timeout=timeout_s,
@@ -172,29 +172,29 @@ class _AsyncToPrimary:
             raise
 
 
-class _Connection(_ToPrimary, redis.Connection):
+class Connection(_ToPrimary, redis.Connection):
+    """For clients that others make: `connection_class=`."""
+
+
+class TlsConnection(_ToPrimary, redis.SSLConnection):
+    """The same over TLS."""
+
+
+class UnixConnection(_ToPrimary, redis.UnixDomainSocketConnection):
     pass
 
 
-class _TlsConnection(_ToPrimary, redis.SSLConnection):
+class AsyncConnection(_AsyncToPrimary, redis.asyncio.Connection):
     pass
 
 
-class _UnixConnection(_ToPrimary, redis.UnixDomainSocketConnection):
+class AsyncTlsConnection(_AsyncToPrimary, redis.asyncio.SSLConnection):
     pass
 
 
-class _AsyncConnection(_AsyncToPrimary, redis.asyncio.Connection):
+class AsyncUnixConnection(_AsyncToPrimary, redis.asyncio.UnixDomainSocketConnection):
     pass
 
 
-class _AsyncTlsConnection(_AsyncToPrimary, redis.asyncio.SSLConnection):
-    pass
-
-
-class _AsyncUnixConnection(_AsyncToPrimary, redis.asyncio.UnixDomainSocketConnection):
-    pass
-
-
-_CLASSES: Final[dict[str, Any]] = {"rediss": _TlsConnection, "unix": _UnixConnection}
-_ASYNC_CLASSES: Final[dict[str, Any]] = {"rediss": _AsyncTlsConnection, "unix": _AsyncUnixConnection}
+_CLASSES: Final[dict[str, Any]] = {"rediss": TlsConnection, "unix": UnixConnection}
+_ASYNC_CLASSES: Final[dict[str, Any]] = {"rediss": AsyncTlsConnection, "unix": AsyncUnixConnection}

@@ -1,11 +1,14 @@
 """Redis fails over by address: the old primary is a replica now and keeps its connections; every client goes on."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -15,80 +18,44 @@ import redis
 
 from producers import pulse
 from producers.broker import QUEUE, open_broker
-from producers.errors import PublishFailed, ResultNotReady, ServiceUnavailable
+from producers.client import DrawClient
+from producers.contract import DrawRequest
+from producers.errors import ConfigurationError, PublishFailed, ResultNotReady, ServiceUnavailable
 from producers.gateway.results import Results
 from producers.pulse import Pulse
 from producers.redis_clients import open_redis
 from producers.requests import State
 from producers.results import ResultStore, StoredResult
 from tests import servers
-from tests.proxies import HOST, Forwarder
+from tests.processes import CELERY, House, environment, wait_for
+from tests.proxies import HOST, Forwarder, RedisPair, redis_pair
 from worker.deliveries.streams import StreamDeliveries, forget_consumers
 from worker.doctor.checks import Findings
 from worker.doctor.streams import examine_results, examine_stream
 
 ON_WITHIN_S = 10.0
-
-
-class Pair:
-    """Two servers, and an address that leads to the one that is the primary."""
-
-    def __init__(self, first: servers.Server, second: servers.Server) -> None:
-        self.primary, self.replica = first, second
-        self._command(second, "REPLICAOF", HOST, str(first.port))
-        self._in_step()
-
-    def fail_over(self, address: Forwarder, *, is_linked: bool = True) -> None:
-        """The replica becomes the primary and the address follows; the old one is its replica, or nobody's."""
-        self._in_step()
-        old, new = self.primary, self.replica
-        self._command(new, "REPLICAOF", "NO", "ONE")
-        self._command(old, "REPLICAOF", HOST, str(new.port if is_linked else 1))
-        address.move(new.port)
-        self.primary, self.replica = new, old
-
-    def relink(self) -> None:
-        self._command(self.replica, "REPLICAOF", HOST, str(self.primary.port))
-        self._in_step()
-
-    def reset(self) -> None:
-        self._command(self.primary, "FLUSHALL")
-        self._in_step()
-
-    def _in_step(self) -> None:
-        with redis.Redis.from_url(self.replica.url) as client, redis.Redis.from_url(self.primary.url) as primary:
-            eventually(lambda: client.info("replication").get("master_link_status") == "up", "no link")
-            primary.wait(1, 5000)
-
-    @staticmethod
-    def _command(server: servers.Server, *command: str) -> None:
-        with redis.Redis.from_url(server.url) as client:
-            client.execute_command(*command)
+TOMBOLA = [sys.executable, "-m", "worker"]
 
 
 def eventually(condition: Callable[[], bool], what: str, *, within_s: float = ON_WITHIN_S) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
+    wait_for(condition, within_s=within_s, what=lambda: what)
 
 
 @pytest.fixture(scope="module")
-def servers_pair() -> Iterator[Pair]:
-    quick = ("--repl-diskless-sync-delay", "0")
-    with servers.redis(private=True, options=quick) as first, servers.redis(private=True, options=quick) as second:
-        yield Pair(first, second)
+def servers_pair() -> Iterator[RedisPair]:
+    with redis_pair() as pair:
+        yield pair
 
 
 @pytest.fixture
-def pair(servers_pair: Pair) -> Iterator[Pair]:
+def pair(servers_pair: RedisPair) -> Iterator[RedisPair]:
     servers_pair.reset()
     yield servers_pair
     servers_pair.relink()
 
 
 @pytest.fixture
-def address(pair: Pair) -> Iterator[Forwarder]:
+def address(pair: RedisPair) -> Iterator[Forwarder]:
     with Forwarder(pair.primary.port) as address:
         yield address
 
@@ -117,7 +84,7 @@ def result_of(number: int) -> StoredResult:
     return StoredResult(session, body, datetime(2026, 1, 1, tzinfo=UTC))
 
 
-def test_publishing_and_consuming_go_on_and_nothing_is_lost(pair: Pair, address: Forwarder, url: str) -> None:
+def test_publishing_and_consuming_go_on_and_nothing_is_lost(pair: RedisPair, address: Forwarder, url: str) -> None:
     seen: set[bytes] = set()
     is_over = False
     broker, consumer = open_broker(url, publish_timeout_s=5), StreamDeliveries(url, claim_after_s=2)
@@ -152,7 +119,7 @@ def test_publishing_and_consuming_go_on_and_nothing_is_lost(pair: Pair, address:
     broker.close()
 
 
-def test_results_are_put_and_found_and_waited_for(pair: Pair, address: Forwarder, url: str) -> None:
+def test_results_are_put_and_found_and_waited_for(pair: RedisPair, address: Forwarder, url: str) -> None:
     with closing(ResultStore.open(url, ttl_s=60)) as frontend, closing(ResultStore.open(url, ttl_s=60)) as worker:
         worker.put([result_of(1)])
         assert frontend.wait("session_1", timeout_s=5).lottery_session_id == "session_1"
@@ -172,7 +139,7 @@ def test_results_are_put_and_found_and_waited_for(pair: Pair, address: Forwarder
 
 
 @pytest.mark.parametrize("is_linked", [True, False], ids=["linked", "cut off"])
-def test_the_gateway_hears_of_results_again(pair: Pair, address: Forwarder, url: str, is_linked: bool) -> None:
+def test_the_gateway_hears_of_results_again(pair: RedisPair, address: Forwarder, url: str, is_linked: bool) -> None:
     """A subscription at the old primary hears what that one replicates, or nothing at all, and no error either."""
 
     def no_states(session_ids: Any) -> dict[str, State]:
@@ -208,7 +175,7 @@ def test_the_gateway_hears_of_results_again(pair: Pair, address: Forwarder, url:
     asyncio.run(run())
 
 
-def test_the_pulse_beats_at_the_new_primary(pair: Pair, address: Forwarder, url: str) -> None:
+def test_the_pulse_beats_at_the_new_primary(pair: RedisPair, address: Forwarder, url: str) -> None:
     beating = Pulse(open_redis(url, timeout_s=3), "worker", "here").start()
     reader = open_redis(url)  # the console's, the relay's lookout
     try:
@@ -225,12 +192,23 @@ def test_the_pulse_beats_at_the_new_primary(pair: Pair, address: Forwarder, url:
         reader.close()
 
 
-def test_doctor_tells_a_replica_in_one_sentence(pair: Pair) -> None:
+def test_doctor_tells_a_replica_in_one_sentence(pair: RedisPair) -> None:
     for examine in (examine_stream, examine_results):
         first, *rest = examine(pair.replica.url, Findings())
         assert first.status == "fail"
         assert first.found.startswith("this Redis is a replica")
         assert {check.status for check in rest} == {"skip"}
+
+
+def test_doctor_tells_of_entries_too_large_for_a_draw(redis_url: str) -> None:
+    with closing(open_broker(redis_url, publish_timeout_s=5)) as broker:
+        broker.publish([b"x" * 50] * 3)
+        checks = {check.name: check for check in examine_stream(redis_url, Findings())}
+        assert (checks["stream"].status, checks["stream"].found) == ("ok", "3 entries, those in hand included")
+        broker.publish([b"x" * 100_000] * 3)
+        checks = {check.name: check for check in examine_stream(redis_url, Findings())}
+        assert (checks["stream"].status, checks["consumer group"].status) == ("warn", "ok")
+        assert "KiB each" in checks["stream"].found
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +222,32 @@ def test_doctor_tells_a_cluster_in_one_sentence(cluster: servers.Server) -> None
         first, *rest = examine(cluster.url, Findings())
         assert (first.status, "does not support" in first.found) == ("fail", True)
         assert {check.status for check in rest} == {"skip"}
+
+
+@pytest.mark.parametrize("which", ["BROKER", "RESULT"])
+def test_a_cluster_is_refused_at_start(which: str, cluster: servers.Server, redis_url: str, tmp_path: Path) -> None:
+    urls = {"BROKER": redis_url, "RESULT": redis_url} | {which: cluster.url}
+    with House(f"sqlite:///{tmp_path}/ledger.db", urls["BROKER"], urls["RESULT"]) as house:
+        (account,) = house.accounts(1)
+        commands = [CELERY, [*TOMBOLA, "gateway", "--port", "0"]]
+        if which == "BROKER":
+            commands.append([*TOMBOLA, "relay"])
+        started = [
+            subprocess.Popen(
+                command,
+                cwd=tmp_path,
+                env=environment(house.env) | {"PYTHONWARNINGS": "ignore"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for command in commands
+        ]
+        for command, process in zip(commands, started, strict=True):
+            said, _ = process.communicate(timeout=60)
+            assert process.returncode == 1, command
+            assert "this is a Redis Cluster, which tombola does not support yet" in " ".join(said.split())
+            assert "Traceback" not in said, said
+        with DrawClient.from_settings(house.settings) as client, pytest.raises(ConfigurationError, match="Cluster"):  # noqa: PT012
+            ticket = client.enqueue(DrawRequest(account_id=account, request_key="one"))
+            client.wait(ticket.lottery_session_id, timeout_s=1)
