@@ -18,6 +18,8 @@ import redis
 from producers.errors import PublishFailed
 from producers.rabbitmq import AMQP_ERRORS as AMQP_ERRORS
 from producers.rabbitmq import open_amqp as open_amqp
+from producers.redis_clients import UnsupportedRedis
+from producers.redis_clients import open_redis as open_redis
 
 QUEUE: Final = "draws"
 GROUP: Final = "workers"
@@ -81,13 +83,6 @@ def open_broker(url: str, *, publish_timeout_s: float) -> Broker:
     return QueueBroker(url, publish_timeout_s=publish_timeout_s)
 
 
-def open_redis(url: str, *, timeout_s: float = 10.0) -> redis.Redis:
-    """A client that gives up on a silent server after `timeout_s`, and speaks bytes."""
-    return redis.Redis.from_url(
-        url, socket_timeout=timeout_s, socket_connect_timeout=5, socket_keepalive=True, health_check_interval=30
-    )
-
-
 def declare_group(client: redis.Redis) -> None:
     """Create the consumer group, and the Stream with it, unless they are there. From 0: nothing sent is skipped."""
     try:
@@ -95,6 +90,16 @@ def declare_group(client: redis.Redis) -> None:
     except redis.ResponseError as error:
         if not str(error).startswith("BUSYGROUP"):
             raise
+
+
+def told_of_stream(error: redis.RedisError) -> str:
+    """What an operator needs to know of an error of the Stream."""
+    if str(error).startswith("WRONGTYPE"):
+        return (
+            f"the key `{QUEUE}` is not a Stream but another program's: give tombola a database of its own, "
+            "redis://host/NUMBER in TOMBOLA_BROKER_URL"
+        )
+    return str(error)
 
 
 def declare_queues(channel: Any) -> None:
@@ -124,15 +129,17 @@ class StreamBroker:
                         fields = itertools.chain.from_iterable(beside.items())
                         pipeline.execute_command("XADD", QUEUE, "*", BODY_FIELD, body, *fields)
                 pipeline.execute()
+        except UnsupportedRedis:
+            raise
         except redis.RedisError as error:
             self._declared = False
-            raise PublishFailed(f"Redis did not take the draws: {error}") from error
+            raise PublishFailed(f"Redis did not take the draws: {told_of_stream(error)}") from error
 
     def backlog(self) -> int:
         try:
             return int(self._client.xlen(QUEUE))  # what is acked is deleted as well
         except redis.RedisError as error:
-            raise PublishFailed(f"Redis does not tell how much is queued: {error}") from error
+            raise PublishFailed(f"Redis does not tell how much is queued: {told_of_stream(error)}") from error
 
     def pending(self) -> int:
         """How many messages workers have in hand, which RabbitMQ does not tell. Raises PublishFailed."""

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, Self
 import msgspec
 import redis
 
-from producers.broker import open_redis
+from producers.redis_clients import open_redis
 from producers.settings import Settings
 
 log = logging.getLogger(__name__)

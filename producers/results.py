@@ -20,10 +20,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers import requests
-from producers.broker import open_redis
 from producers.contract import DrawResult, parse_result
 from producers.database import explain
 from producers.errors import DrawDead, DrawError, ResultNotReady, ServiceUnavailable
+from producers.redis_clients import UnsupportedRedis, open_redis
 from producers.settings import Settings
 
 KEY_PREFIX: Final = "celery-task-meta-"
@@ -135,6 +135,8 @@ class ResultStore:
                 while body is None and (left_s := deadline - time.monotonic()) > 0:
                     message = subscription.get_message(timeout=left_s)
                     body = None if message is None else unwrap(message["data"], lottery_session_id, self._secret)
+        except UnsupportedRedis:
+            raise
         except redis.RedisError:
             body = self._poll_database(lottery_session_id, deadline)
         return parse_result(self.get(lottery_session_id) if body is None else body)
@@ -148,6 +150,8 @@ class ResultStore:
             stored: Any = self._client.get(KEY_PREFIX + lottery_session_id)
         except redis.ResponseError:  # something else lies under that key
             return None, None
+        except UnsupportedRedis:
+            raise
         except redis.RedisError as error:
             return None, ServiceUnavailable(f"the result store does not answer: {error}")
         return (None if stored is None else unwrap(stored, lottery_session_id, self._secret)), None

@@ -8,7 +8,13 @@ with proxies.Forwarder(server.port) as address:
 import contextlib
 import socket
 import threading
-from typing import Self
+from collections.abc import Iterator
+from typing import Any, Self
+
+from redis import Redis
+
+from tests import servers
+from tests.processes import wait_for
 
 HOST = "127.0.0.1"
 CHUNK_BYTES = 65_536
@@ -77,3 +83,52 @@ class Forwarder:
         with self._lock:
             self._open.discard(source)
         source.close()
+
+
+class RedisPair:
+    """Two servers, and an address that leads to the one that is the primary."""
+
+    def __init__(self, first: servers.Server, second: servers.Server) -> None:
+        self.primary, self.replica = first, second
+        self._command(second, "REPLICAOF", HOST, str(first.port))
+        self._in_step()
+
+    def fail_over(self, address: Forwarder, *, is_linked: bool = True) -> None:
+        """The replica becomes the primary and the address follows; the old one is its replica, or nobody's."""
+        self._in_step()
+        old, new = self.primary, self.replica
+        self._command(new, "REPLICAOF", "NO", "ONE")
+        self._command(old, "REPLICAOF", HOST, str(new.port if is_linked else 1))
+        address.move(new.port)
+        self.primary, self.replica = new, old
+
+    def relink(self) -> None:
+        self._command(self.replica, "REPLICAOF", HOST, str(self.primary.port))
+        self._in_step()
+
+    def reset(self) -> None:
+        self._command(self.primary, "FLUSHALL")
+        self._in_step()
+
+    def _in_step(self) -> None:
+        with Redis.from_url(self.replica.url) as client, Redis.from_url(self.primary.url) as primary:
+            wait_for(lambda: _is_in_step(client), within_s=20, what=lambda: str(client.info("replication")))
+            primary.wait(1, 5000)
+
+    @staticmethod
+    def _command(server: servers.Server, *command: str) -> None:
+        with Redis.from_url(server.url) as client:
+            client.execute_command(*command)
+
+
+def _is_in_step(replica: Redis) -> bool:
+    told: Any = replica.info("replication")
+    return bool(told.get("master_link_status") == "up")
+
+
+@contextlib.contextmanager
+def redis_pair() -> Iterator[RedisPair]:
+    """Two private servers, the second a replica of the first."""
+    quick = ("--repl-diskless-sync-delay", "0")
+    with servers.redis(private=True, options=quick) as first, servers.redis(private=True, options=quick) as second:
+        yield RedisPair(first, second)

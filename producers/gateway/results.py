@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError, RedisError, ResponseError
 
+from producers.redis_clients import open_async_pool
 from producers.requests import State
 from producers.results import KEY_PREFIX, unwrap
 
 log = logging.getLogger(__name__)
 
-CONTROL_CHANNEL: Final = "tombola-gateway"  # a subscription needs at least one channel
+CONTROL_CHANNEL: Final = "tombola-gateway"
 ASK_DATABASE_EVERY_S: Final = 1.0
 READ_TIMEOUT_S: Final = 2.0
 CONNECTIONS_MAX: Final = 50
@@ -38,17 +38,10 @@ class Results:
     """Finds results, and waits for them; for one event loop."""
 
     def __init__(self, url: str, find_states: FindStates, readers: ThreadPoolExecutor, *, secret: bytes = b"") -> None:
-        # Who finds all connections taken waits for one. Nothing is tried again behind our back: the database knows as
-        # well, and a subscription that came back by itself would have missed what was announced meanwhile.
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=CONNECTIONS_MAX,
-            timeout=READ_TIMEOUT_S,
-            socket_timeout=READ_TIMEOUT_S,
-            socket_connect_timeout=READ_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-        )
-        self._client = Redis.from_pool(pool)
+        # A connection that breaks is not tried again behind our back: the database knows as well, and a subscription
+        # that came back by itself would have missed what was announced meanwhile.
+        self._client = Redis.from_pool(open_async_pool(url, timeout_s=READ_TIMEOUT_S, connections_max=CONNECTIONS_MAX))
+        self._own_channel = f"{CONTROL_CHANNEL}-{secrets.token_hex(8)}"  # a subscription needs at least one
         self._find_states = find_states
         self._readers = readers
         self._secret = secret
@@ -148,7 +141,7 @@ class Results:
         while True:
             try:
                 self._subscription = self._client.pubsub(ignore_subscribe_messages=True)
-                await self._subscription.subscribe(CONTROL_CHANNEL)
+                await self._subscription.subscribe(self._own_channel)
                 self._is_up = True  # from here on whoever waits subscribes by himself
                 if self._waiting:
                     await self._subscription.subscribe(*[KEY_PREFIX + session_id for session_id in self._waiting])
@@ -156,13 +149,7 @@ class Results:
                 self._unasked.update(self._waiting)  # what settled meanwhile was announced to nobody
                 for session_id in list(self._waiting):
                     self._hand_out(session_id, await self.peek(session_id))
-                while True:
-                    message = await self._subscription.get_message(timeout=READ_TIMEOUT_S)
-                    if message is None:
-                        await self._client.ping()  # a server that hangs is silent, too
-                    elif message["type"] == "message":
-                        session_id = message["channel"].decode().removeprefix(KEY_PREFIX)
-                        self._hand_out(session_id, unwrap(message["data"], session_id, self._secret))
+                await self._hear()
             except Exception as error:  # whatever it is: without a listener nobody would be told
                 if self._is_up or not failures:
                     log.warning("the result store does not answer: %s; the database is asked instead", error)
@@ -171,6 +158,23 @@ class Results:
                 with suppress(RedisError, OSError):
                     await self._subscription.aclose()
                 await asyncio.sleep(min(RECONNECT_S_MAX, 0.1 * 2 ** min(failures, 8)))
+
+    async def _hear(self) -> None:
+        """Hand out what is announced, until the subscription fails or hears nothing of what is published."""
+        is_deaf = False
+        while True:
+            message = await self._subscription.get_message(timeout=READ_TIMEOUT_S)
+            if message is None:
+                # After a failover this subscription may be with the old primary, which is silent and lets us be.
+                if is_deaf:
+                    raise ConnectionError("what is published does not come through")
+                is_deaf = True
+                await self._client.publish(self._own_channel, b"")
+                continue
+            is_deaf = False
+            if message["type"] == "message":
+                session_id = message["channel"].decode().removeprefix(KEY_PREFIX)
+                self._hand_out(session_id, unwrap(message["data"], session_id, self._secret))
 
     async def _ask_database(self) -> None:
         """Once a second, for all who wait while Redis is away, else for those who began to wait since."""

@@ -80,7 +80,7 @@ def statuses(house: House) -> dict[str, str]:
     return {row.request_key: row.status for row in rows}
 
 
-def assert_kept(house: House, receipts: Receipts, log: Callable[[], str] = str) -> None:
+def assert_kept(house: House, receipts: Receipts, log: Callable[[], str] = str, *, count: int = ACCEPTED) -> None:
     """Every receipt is terminal in time, its result is there to be fetched, nobody was charged twice."""
 
     def open_ones() -> list[str]:
@@ -92,7 +92,7 @@ def assert_kept(house: House, receipts: Receipts, log: Callable[[], str] = str) 
         within_s=TERMINAL_WITHIN_S,
         what=lambda: f"{len(open_ones())} of {len(receipts.held)} accepted draws are not settled\n{log()[-3000:]}",
     )
-    assert len(receipts.held) == ACCEPTED
+    assert len(receipts.held) == count
     assert house.violations() == []
     assert house.causes() == []
 

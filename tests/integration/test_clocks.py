@@ -117,7 +117,10 @@ def test_a_process_whose_clock_is_off_accepts_relays_and_settles_as_others_do(
     assert {row(engine, key)["status"] for key in ("fresh", "joined")} == {"accepted"}
 
     answers = batch.settle(
-        engine, [DrawRequest(account_id=account_id, request_key="fresh"), draw("new")], WHEELS, tries_max=3
+        engine,
+        [DrawRequest(account_id=account_id, request_key="fresh"), draw("new")],
+        WHEELS,
+        effort=Effort(tries_max=3),
     )
     assert all(isinstance(it, batch.Settled) and is_true(it.settled_at) for it in answers)
     assert all(is_true(row(engine, key)["settled_at"]) for key in ("fresh", "new"))

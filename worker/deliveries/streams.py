@@ -20,8 +20,9 @@ from typing import Any, Final
 
 import redis
 
-from producers.broker import BODY_FIELD, GROUP, QUEUE, declare_group, open_redis
+from producers.broker import BODY_FIELD, GROUP, QUEUE, declare_group, told_of_stream
 from producers.errors import ServiceUnavailable
+from producers.redis_clients import open_redis
 from worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
 
 READ_TIMEOUT_S: Final = 10.0
@@ -173,7 +174,7 @@ class StreamDeliveries:
             return fetched
         except redis.RedisError as error:
             self._declared = False  # FLUSHALL takes the group along
-            raise ServiceUnavailable(f"the Stream cannot be read: {error}") from error
+            raise ServiceUnavailable(f"the Stream cannot be read: {told_of_stream(error)}") from error
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
@@ -294,7 +295,7 @@ def _outages(done: str) -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise ServiceUnavailable(f"the Stream's entries cannot be {done}: {error}") from error
+        raise ServiceUnavailable(f"the Stream's entries cannot be {done}: {told_of_stream(error)}") from error
 
 
 def _as_it_is(reply: Any, **_options: Any) -> Any:

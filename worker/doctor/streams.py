@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -11,7 +11,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from producers.broker import GROUP, QUEUE, open_redis
+from producers.broker import GROUP, QUEUE
+from producers.contract import BODY_BYTES_MAX
+from producers.redis_clients import NotPrimary, UnsupportedRedis, open_redis
 from worker.doctor.checks import (
     ANSWER_TIMEOUT_S,
     CannotLook,
@@ -57,7 +59,7 @@ def examine_stream(url: str, found: Findings) -> Iterator[Check]:
         for name, look in BROKER_LOOKS:
             yield attempt(name, lambda look=look: look(client, info))  # type: ignore[misc]
         yield (stream := attempt("stream", lambda: _stream(client, found)))
-        if stream.status != "ok":
+        if stream.status != "ok" and not found.queued:
             yield from skipped(["consumer group"], "there is no Stream")
             return
         yield attempt("consumer group", lambda: _group(client, found))
@@ -86,7 +88,12 @@ def examine_results(url: str, found: Findings) -> Iterator[Check]:
 
 
 def _server(client: redis.Redis, info: Info) -> Verdict:
-    client.ping()
+    try:
+        client.ping()
+    except NotPrimary as error:
+        return fail(str(error), "lead its address to the primary: after a failover it may still lead to the old one")
+    except UnsupportedRedis as error:
+        return fail(str(error), "")
     try:
         info |= client.info()
     except redis.ResponseError as error:
@@ -173,7 +180,16 @@ def _stream(client: redis.Redis, found: Findings) -> Verdict:
             "give tombola a database of its own: redis://host/NUMBER in TOMBOLA_BROKER_URL",
         )
     found.queued = int(client.xlen(QUEUE))
-    return ok(f"{found.queued:,} entries, those in hand included")
+    told = f"{found.queued:,} entries, those in hand included"
+    entry_bytes = 0.0
+    with suppress(redis.ResponseError):  # not everywhere, not for everybody
+        entry_bytes = int(client.memory_usage(QUEUE) or 0) / max(1, found.queued)
+    if entry_bytes > BODY_BYTES_MAX:
+        return warn(
+            f"{told}, of {entry_bytes / 1024:,.0f} KiB each",
+            f"a draw request has at most {BODY_BYTES_MAX:,} bytes: find out who else writes to `{QUEUE}`",
+        )
+    return ok(told)
 
 
 def _group(client: redis.Redis, found: Findings) -> Verdict:
