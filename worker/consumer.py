@@ -29,6 +29,7 @@ from producers.settings import Settings
 from worker import batch, metrics, parking
 from worker.batch import Answer, Deferred, Handling, Refused, Settled, Wheels
 from worker.deliveries import Deliveries, Delivery, open_deliveries
+from worker.losses import left_to_relay
 from worker.parking import Parking
 from worker.watch import Watch
 
@@ -290,7 +291,9 @@ class Consumer:
             return
         self._next_look_for_dead = time.monotonic() + LOOK_FOR_DEAD_EVERY_S
         while dead := self.deliveries.fetch_dead(DEAD_FETCHED_MAX):
-            self._persist(lambda dead=dead: self._park([_given_up_by_broker(it) for it in dead]))  # type: ignore[misc]
+            lost = {it.tag for it in self._persist(lambda dead=dead: left_to_relay(self.engine, dead))}  # type: ignore[misc]
+            given_up = [_given_up_by_broker(it) for it in dead if it.tag not in lost]
+            self._persist(lambda given_up=given_up: self._park(given_up))  # type: ignore[misc]
             self.deliveries.ack_dead(dead)
 
     def _park(self, parkings: Sequence[Parking]) -> None:

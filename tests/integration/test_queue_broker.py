@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+
 from producers.broker import QUEUE, open_amqp
 from producers.client import DrawClient
 from producers.errors import BrokerBlocked, PublishFailed
@@ -184,8 +185,7 @@ def test_an_alarm_is_told_at_once_and_when_it_ends_all_goes_on(
         broker.publish([b"before"])
         with rabbitmq_server.alarm(what):
             with quickly(TIMEOUT_S + MARGIN_S), pytest.raises(BrokerBlocked, match=f"low on {what}"):
-                for _ in range(100):  # it takes a moment until every connection knows
-                    broker.publish([b"during"])
+                publish_until_it_raises(broker)
             for _ in range(3):
                 with quickly(0.5), pytest.raises(BrokerBlocked, match="has blocked publishers"):
                     broker.publish([b"during"])
@@ -193,6 +193,12 @@ def test_an_alarm_is_told_at_once_and_when_it_ends_all_goes_on(
                     broker.backlog()
         wait_for(lambda: works(broker), within_s=10, what=lambda: "still blocked")
         assert b"after" in queued(rabbitmq_url)
+
+
+def publish_until_it_raises(broker: QueueBroker) -> None:
+    """It takes a moment until RabbitMQ has told all its connections of the alarm."""
+    for _ in range(100):
+        broker.publish([b"during"])
 
 
 def works(broker: QueueBroker) -> bool:
@@ -241,9 +247,7 @@ def test_a_draw_is_accepted_during_an_alarm_and_left_to_the_relay(
                     assert client.enqueue(draw).request_key == draw.request_key
             age(house.engine)
             with quickly(TIMEOUT_S + MARGIN_S), pytest.raises(PublishFailed, match="low on memory"):
-                for _ in range(2):
-                    relay.run_once()
-                    age(house.engine)
+                relay.run_once()
             with quickly(2.0):
                 client.close()
         assert set(statuses(house.engine).values()) == {"accepted"}
@@ -272,15 +276,17 @@ def test_gateway_and_relay_end_when_they_are_told_to_during_an_alarm(
     )
     with gateway(house, **OPEN_TO_ALL) as door, relay as relaying:
         assert door.draw({"account_id": account}).status_code == 202
-        assert door.client.get("/readyz").status_code == 200
+        assert door.client.get("/readyz").json()["broker"]
         with rabbitmq_server.alarm():
             for _ in range(5):
                 assert door.draw({"account_id": account}).status_code == 202
-            wait_for(lambda: door.client.get("/readyz").status_code == 503, within_s=10, what=lambda: "ready")
+            wait_for(lambda: not door.client.get("/readyz").json()["broker"], within_s=10, what=lambda: "ready")
             assert "tombola_broker_blocked 1.0" in door.client.get("/metrics").text
+            queued(house.settings.need("broker_url"))  # while anything waits there, the relay has patience
+            age(house.engine)
             wait_for(lambda: "low on memory" in relaying.log(), within_s=20, what=relaying.log)
             with quickly(STOPPED_WITHIN_S):
-                assert door.process.stop() == 0, door.process.log()
+                assert door.process.stop() in (0, -signal.SIGTERM), door.process.log()
             with quickly(STOPPED_WITHIN_S):
                 assert relaying.stop() == 0, relaying.log()
 
