@@ -323,7 +323,8 @@ def _given_up_by_broker(delivery: Delivery) -> Parking:
     request = None
     with suppress(InvalidRequest):
         request = delivery.request()
-    why = str(delivery.headers.get("x-first-death-reason", "delivery_limit"))
+    told = delivery.headers.get("x-first-death-reason")
+    why = told if isinstance(told, str) else "delivery_limit"
     return Parking(delivery, parking.TOO_MANY_DELIVERIES, f"RabbitMQ gave it up: {why}", request)
 
 
