@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,6 +13,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import amqp
+import kombu
 import pytest
 
 from producers.broker import QUEUE, open_amqp
@@ -33,7 +36,8 @@ STOPPED_WITHIN_S = 8.0
 class Proxy:
     """A way to the broker that can go dead, as one whose middle box has forgotten the connection."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._to = (servers.HOST, urlsplit(url).port)
         self._listener = socket.create_server((servers.HOST, 0))
         port = self._listener.getsockname()[1]
@@ -61,6 +65,8 @@ class Proxy:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                if self._tls is not None:
+                    near = self._tls.wrap_socket(near, server_side=True)
                 far = socket.create_connection(self._to)
                 alive = threading.Event()
                 alive.set()
@@ -172,6 +178,57 @@ def test_a_frozen_rabbitmq_holds_nobody_up(rabbitmq_url: str, rabbitmq_server: s
             used.close()
             fresh.close()
             consumer.close()
+
+
+def test_all_of_it_over_tls(rabbitmq_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate = tmp_path / "certificate.pem"
+    subprocess.run(
+        [servers._binary("openssl", ("openssl",)), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", f"subjectAltName=IP:{servers.HOST}",
+         "-keyout", certificate.with_suffix(".key"), "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    with closing(Proxy(rabbitmq_url, context)) as proxy:
+        url = proxy.url.replace("amqp://", "amqps://")
+        bodies = [b"small", b"x" * 300_000]
+        with closing(QueueBroker(url, publish_timeout_s=3)) as broker:
+            broker.publish(bodies)
+            with closing(QueueDeliveries(url, prefetch=10)) as consumer:
+                fetched = [*consumer.fetch(1, wait_s=5), *consumer.fetch(1, wait_s=5)]
+                assert [delivery.body_bytes for delivery in fetched] == [5, 300_000]
+                consumer.ack(fetched)
+                assert consumer.fetch(1, wait_s=0.2) == []
+                proxy.freeze()
+                with quickly(3 + MARGIN_S), pytest.raises(PublishFailed):
+                    broker.publish([b"lost"])
+                with quickly(2 * MARGIN_S):
+                    consumer.close()
+            broker.publish([b"after"])
+            assert broker.backlog() == 1
+
+
+def test_celerys_own_connections_can_be_of_our_kind(rabbitmq_url: str) -> None:
+    """What cannot be decoded is a message without headers: Celery refuses it as one that it does not know."""
+    received: list[str] = []
+    with kombu.Connection(rabbitmq_url, transport="producers.rabbitmq:Transport") as connection:
+        queue = connection.SimpleQueue("tombola-celery")
+        queue.put({"task": 1})
+        channel = connection.default_channel
+        channel.basic_publish(amqp.Message(b"odd", content_type=b"\xff\xfe"), routing_key="tombola-celery")
+        queue.put({"task": 2})
+
+        def on_message(message: kombu.Message) -> None:
+            received.append(bytes(message.body).decode() if message.headers else f"undecodable: {message.properties}")
+            message.ack()
+
+        with kombu.Consumer(channel, queue.queue, on_message=on_message, accept=["json"]):
+            while len(received) < 3:
+                connection.drain_events(timeout=5)
+    assert len(received) == 3
+    assert "UnicodeDecodeError" in received[1]
 
 
 # ---- the broker blocks publishers ------------------------------------------------------------------------------------
