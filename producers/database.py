@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -139,6 +141,7 @@ def open_engine(
         engine = create_engine(url, connect_args={"timeout": lock_wait_s * 5, "check_same_thread": False})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        _engines.add(engine)
         return engine
     engine = create_engine(
         url,
@@ -162,6 +165,7 @@ def open_engine(
     )
     _bound_silence(engine, read_timeout_s)
     event.listen(engine, "handle_error", _leave_the_wrong_server)
+    _engines.add(engine)
     return engine
 
 
@@ -195,6 +199,19 @@ def _leave_the_wrong_server(context: ExceptionContext) -> None:
     # As after a lost connection: this one and all others of the pool are thrown away, and the next one is new.
     if is_wrong_server(context.original_exception):
         context.is_disconnect = True
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _forget_connections() -> None:
+    """In a forked child: what is pooled is its parent's, who would read our answers and we the parent's."""
+    for engine in list(_engines):
+        engine.dispose(close=False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

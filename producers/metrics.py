@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import redis
@@ -24,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from producers import clock, pulse
 from producers.broker import Broker, StreamBroker, open_redis
 from producers.database import explain
-from producers.errors import PublishFailed
+from producers.errors import BrokerBlocked, PublishFailed
 from producers.requests import ACCEPTED, NEVER_SETTLED, TIMED_OUT
 from producers.schema import api_idempotency_requests as requests
 from producers.settings import Settings
@@ -64,6 +65,11 @@ BROKER_PENDING: Final = Gauge(
     "messages that workers have in hand; not told by RabbitMQ",
     multiprocess_mode="mostrecent",
 )
+BROKER_BLOCKED: Final = Gauge(
+    "tombola_broker_blocked",
+    "1 while the broker tells this process that it takes no messages: low on memory or on disk",
+    multiprocess_mode="livemax",
+)
 MEMBERS: Final = Gauge(
     "tombola_members", "processes that give a sign of life, by role", ["role"], multiprocess_mode="mostrecent"
 )
@@ -100,6 +106,17 @@ def registry() -> CollectorRegistry:
     together = CollectorRegistry()
     MultiProcessCollector(together)  # type: ignore[no-untyped-call]
     return together
+
+
+@contextmanager
+def telling_of_blocked() -> Iterator[None]:
+    """Around what is asked of the broker: tell whether it takes messages."""
+    try:
+        yield
+    except PublishFailed as error:
+        BROKER_BLOCKED.set(isinstance(error, BrokerBlocked))
+        raise
+    BROKER_BLOCKED.set(0)
 
 
 class Throttle:
@@ -163,7 +180,8 @@ class Lookout:
         OLDEST.set(0 if oldest is None else max(0.0, (now - oldest).total_seconds()))
 
     def _look_at_broker(self) -> None:
-        BROKER_BACKLOG.set(self._broker.backlog())
+        with telling_of_blocked():
+            BROKER_BACKLOG.set(self._broker.backlog())
         if isinstance(self._broker, StreamBroker):
             BROKER_PENDING.set(self._broker.pending())
 

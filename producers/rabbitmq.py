@@ -96,6 +96,8 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
                 content.properties = {UNDECODABLE: self.undecodable}
                 self.undecodable = ""
             payload = _readable(method_sig, payload)
+        elif method_sig == spec.Channel.Close:
+            payload = _readable(method_sig, payload)
         super().dispatch_method(method_sig, payload, content)
 
     def wait(self, *args: Any, **options: Any) -> Any:
@@ -138,6 +140,9 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
             yield
         finally:
             self._deadline = before
+
+    def dispatch_method(self, method_sig: tuple[int, int], payload: Any, content: Any) -> None:
+        super().dispatch_method(method_sig, _readable(method_sig, payload), content)
 
     def connect(self, callback: Callable[[], object] | None = None) -> Any:
         try:
@@ -252,8 +257,8 @@ def _problem_of(header: Any) -> str:
 
 
 def _readable(method_sig: tuple[int, int], payload: Any) -> Any:
-    """The arguments of a method that brings a message, in which every name is UTF-8."""
-    # Names are last. Before them: our consumer tag and 9 bytes; 9 bytes; 2 bytes.
+    """The arguments of a method, in which every text that may be a stranger's is UTF-8."""
+    # Before the texts: our consumer tag and 9 bytes; 9 bytes; 2 bytes.
     match method_sig:
         case spec.Basic.Deliver:
             start, count = payload[4] + 14, 2
@@ -261,6 +266,8 @@ def _readable(method_sig: tuple[int, int], payload: Any) -> Any:
             start, count = 13, 2
         case spec.Basic.Return:
             start, count = 6, 3
+        case spec.Channel.Close | spec.Connection.Close:  # what the broker says may quote what a stranger sent
+            start, count = 6, 1
         case _:
             return payload
     if payload[start:].isascii():

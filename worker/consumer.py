@@ -32,6 +32,7 @@ from worker.aside import Aside, Held
 from worker.batch import Deferred, Effort, Handling, Refused, Settled, Wheels
 from worker.deliveries import Deliveries, Delivery, open_deliveries
 from worker.lanes import Lanes
+from worker.losses import left_to_relay
 from worker.parking import Parking, Unparkable
 from worker.putting import Putting
 from worker.watch import Watch
@@ -377,7 +378,8 @@ class Consumer:
             return
         self._next_look_for_dead = time.monotonic() + LOOK_FOR_DEAD_EVERY_S
         while dead := self.deliveries.fetch_dead(DEAD_FETCHED_MAX):
-            given_up = [_given_up_by_broker(it) for it in dead]
+            lost = {it.tag for it in self._persist(lambda dead=dead: left_to_relay(self.engine, dead))}  # type: ignore[misc]
+            given_up = [_given_up_by_broker(it) for it in dead if it.tag not in lost]
             unparked = self._persist(lambda given_up=given_up: self._park(given_up))  # type: ignore[misc]
             left = {it.delivery.tag for it in unparked}
             self.deliveries.ack_dead([delivery for delivery in dead if delivery.tag not in left])
@@ -417,5 +419,6 @@ def _given_up_by_broker(delivery: Delivery) -> Parking:
     request = None
     with suppress(InvalidRequest):
         request = delivery.request()
-    why = str(delivery.headers.get("x-first-death-reason", "delivery_limit"))
+    told = delivery.headers.get("x-first-death-reason")
+    why = told if isinstance(told, str) else "delivery_limit"
     return Parking(delivery, parking.TOO_MANY_DELIVERIES, f"RabbitMQ gave it up: {why}", request)

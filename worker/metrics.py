@@ -54,11 +54,17 @@ LATENCY: Final = Histogram(
 DEAD_LETTERS: Final = Gauge(
     "tombola_dead_letters", "dead letters, by state and cause", ["state", "cause"], multiprocess_mode="mostrecent"
 )
+BROKER_LOST: Final = Counter(
+    "tombola_broker_lost", "accepted draws that RabbitMQ let go by a policy, left to the relay", ["reason"]
+)
 REPLAYED: Final = Counter(
     "tombola_replayed", "dead letters replayed: settled, parked_again, or refused by the forecast", ["outcome"]
 )
 
 OUTCOMES: Final = ("settled", "parked_again", "refused")
+
+# Of RabbitMQ's reasons those that are no fault of the message. Nobody but a stranger rejects.
+LOST_REASONS: Final = ("expired", "maxlen", "rejected")
 
 # The rest are `other`: a label has few values.
 CODES: Final = frozenset({1020, 1062, 1180, 1205, 1213, 3101})
@@ -70,6 +76,8 @@ for _cause in CAUSES:
     PARKED.labels(_cause)
 for _code in (*map(str, sorted(CODES)), "other"):
     RETRIES.labels(_code)
+for _reason in LOST_REASONS:
+    BROKER_LOST.labels(_reason)
 for _outcome in OUTCOMES:
     REPLAYED.labels(_outcome)
 

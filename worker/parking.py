@@ -434,10 +434,18 @@ def _headers(headers: Mapping[str, Any]) -> str | None:
         try:
             text = msgspec.json.encode(value).decode()
         except (TypeError, ValueError, OverflowError, RecursionError):
-            text = value = _storable(repr(value))
+            text = value = _shown(value)
         room -= len(text) + len(str(name))
         if room < 0:
             kept["…"] = "too long: the rest was left out"
             break
         kept[_storable(str(name))] = value
     return msgspec.json.encode(kept).decode()
+
+
+def _shown(value: Any) -> str:
+    """What a value looks like, of whatever kind a stranger sent it."""
+    try:
+        return _storable(repr(value))
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deep"

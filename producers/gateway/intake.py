@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Histogram
 
-from producers import tracing
+from producers import metrics, tracing
 from producers.broker import Broker
 from producers.entry import BUSY_WAIT_S, Answer, Entry
 from producers.errors import ConfigurationError, DrawError, PublishFailed, RequestBusy, ServiceUnavailable
@@ -228,7 +228,8 @@ class Publisher:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._waiting: deque[tuple[bytes, Beside]] = deque()
-        self._publishing = ThreadPoolExecutor(1, thread_name_prefix="publish")  # a broker is one thread's
+        self._publishing = ThreadPoolExecutor(1, thread_name_prefix="publish")
+        self._is_closing = False
 
     def publish(self, messages: Sequence[tuple[bytes, Beside]]) -> None:
         """Publish these bodies with what travels beside them, soon; returns at once."""
@@ -241,7 +242,8 @@ class Publisher:
         return self._publishing.submit(self._check)
 
     def close(self) -> None:
-        """Publish what is left, then end."""
+        """Publish what is left, unless the broker does not take it, then end."""
+        self._is_closing = True
         self._publishing.submit(self._broker.close)
         self._publishing.shutdown()
 
@@ -251,15 +253,19 @@ class Publisher:
             return  # an earlier turn took them along
         bodies, besides = zip(*messages, strict=True)
         try:
-            self._broker.publish(bodies, besides if any(besides) else None)
+            with metrics.telling_of_blocked():
+                self._broker.publish(bodies, besides if any(besides) else None)
         except PublishFailed as error:
             log.warning("%s; %d accepted draws are left to the relay", error, len(messages))
+            if self._is_closing:
+                self._waiting.clear()  # the relay has these as well
         except Exception:
             log.exception("%d accepted draws are left to the relay", len(messages))
 
     def _check(self) -> bool:
         try:
-            self._broker.backlog()
+            with metrics.telling_of_blocked():
+                self._broker.backlog()
         except PublishFailed:
             return False
         except Exception:

@@ -1132,7 +1132,7 @@ def test_any_mix_in_any_batching_equals_one_draw_at_a_time(
                 accept(engine, draw)
         if step.recharged:
             account_id = accounts[step.recharged]
-            model.balances[account_id] = recharge(engine, account_id, RECHARGE).balance
+            model.balances[account_id] = recharge(engine, account_id, RECHARGE).balance_after
         draws = list(map(draw_of, step.delivered))
         while draws:
             size = next(sizes)

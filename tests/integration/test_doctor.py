@@ -410,6 +410,18 @@ def test_what_rabbitmq_gave_up_on_is_told(rabbit_house: House) -> None:
         assert "1 messages" in look(rabbit_house)["dead-letter queue"].found
 
 
+@pytest.mark.parametrize("what", ["memory", "disk"])
+def test_a_rabbitmq_that_blocks_publishers(rabbit_house: House, rabbitmq_server: servers.RabbitMQ, what: str) -> None:
+    rabbit_house.enqueue([DrawRequest(account_id=1)])
+    with rabbitmq_server.alarm(what):
+        checks = look(rabbit_house)
+        assert statuses(checks, "broker", "queue", "publishing") == ["ok", "ok", "fail"]
+        assert checks["publishing"].found == f"RabbitMQ has blocked publishers: low on {what}"
+    checks = look(rabbit_house)
+    assert statuses(checks, "broker", "queue", "publishing") == ["ok", "ok", "ok"]
+    assert checks["queue"].found.startswith("1 waiting")  # nothing of the looks is in the queue
+
+
 def test_a_rabbitmq_that_refuses_us(rabbit_house: House) -> None:
     url = rabbit_house.settings.need("broker_url")
     for other in (url.replace("guest:guest", "guest:hidden"), f"{url}x"):

@@ -10,6 +10,7 @@ import amqp
 import kombu
 
 from producers.broker import DEAD_QUEUE, DEAD_QUORUM_QUEUE, QUEUE, QUORUM_QUEUE
+from producers.rabbitmq import Connection, blocked_words, unopened
 from worker.doctor.checks import (
     ANSWER_TIMEOUT_S,
     NO_ANSWER,
@@ -20,26 +21,28 @@ from worker.doctor.checks import (
     fail,
     ok,
     release_verdict,
+    skip,
     skipped,
     warn,
 )
 
 VERSION_MIN: Final = (3, 10)
+NOBODY: Final = "draws.nobody"  # a routing key by which nothing is bound
 
 
 def examine_queues(url: str, found: Findings) -> Iterator[Check]:
     """Every check of a RabbitMQ."""
     opened: list[Any] = []
-    connection = kombu.Connection(url, connect_timeout=ANSWER_TIMEOUT_S, transport_options={"read_timeout": 5})
-    transport = connection.transport
+    transport = unopened(url, timeout_s=ANSWER_TIMEOUT_S).transport
     yield attempt("broker", lambda: _server(transport, opened))
     if not opened:
-        yield from skipped(["queue", "dead-letter queue"], "the broker does not answer")
+        yield from skipped(["queue", "dead-letter queue", "publishing"], "the broker does not answer")
         return
     try:
         channel = opened[0].channel
         yield attempt("queue", lambda: _queue(channel, found))
         yield attempt("dead-letter queue", lambda: _dead_queue(channel))
+        yield attempt("publishing", lambda: _publishing(opened[0]))
     finally:
         with suppress(Exception):
             transport.close_connection(opened[0])
@@ -86,6 +89,30 @@ def _queue(open_channel: Callable[[], Any], found: Findings) -> Verdict:
         return fail(declared, f"stop the workers, let it run empty, delete `{QUEUE}`: the next worker declares it")
     found.queued, found.consumers = declared
     return ok(f"{found.queued:,} waiting, {found.consumers} consumers")
+
+
+def _publishing(connection: Connection) -> Verdict:
+    """Whether RabbitMQ takes messages. Only who publishes is told: so one goes to nobody, and is dropped.
+
+    Where it takes none, it does not read this connection any more.
+    """
+    confirmed: list[int] = []
+    channel = connection.channel()
+    channel.confirm_select()
+    channel.events["basic_ack"].add(lambda tag, _multiple: confirmed.append(tag))
+    channel.basic_publish(amqp.Message(b""), exchange=QUEUE, routing_key=NOBODY)
+    try:
+        with connection.within(ANSWER_TIMEOUT_S):
+            while not confirmed and not connection.blocked:
+                connection.drain_events()
+    except amqp.NotFound:
+        return skip(f"no exchange `{QUEUE}` yet")
+    if connection.blocked:
+        return fail(
+            blocked_words(connection.blocked),
+            "give it more of that; until then draws are accepted, and published when it takes them",
+        )
+    return ok("RabbitMQ takes messages; what its policies do to them only `rabbitmqctl list_policies` tells")
 
 
 def _dead_queue(open_channel: Callable[[], Any]) -> Verdict:
