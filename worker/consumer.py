@@ -297,6 +297,7 @@ class Consumer:
         if not parkings:
             return
         parking.park(self.engine, parkings, worker=self._name)
+        parking.tell_dead(self.engine, self.results, parkings)
         for it in parkings:
             self._watch.tell_parked(it.cause)
             log.error("parked a dead letter (%s): %s", it.cause, it.error, extra={"cause": it.cause, **_about(it)})

@@ -7,6 +7,7 @@ bytes if it is no request: the same one parked twice is one row, also when it wa
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import random
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers import requests
@@ -28,9 +29,12 @@ from producers.broker import QUEUE
 from producers.contract import DrawRequest
 from producers.database import Fault, explain, fault_of, utc_now
 from producers.errors import DrawError
+from producers.results import ResultStore
 from producers.schema import api_idempotency_requests
 from worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
 from worker.schema import dead_letters as table
+
+log = logging.getLogger(__name__)
 
 # A dead letter is parked until an operator replays or discards it; what is replayed settles, or is parked again.
 PARKED: Final = "parked"
@@ -121,6 +125,36 @@ def park(engine: Engine, parkings: Sequence[Parking], *, worker: str) -> list[bo
     return news
 
 
+def tell_dead(engine: Engine, results: ResultStore, parkings: Sequence[Parking]) -> None:
+    """Tell those who wait for these draws that they are dead, when they are parked: as far as the servers answer.
+
+    A message whose key, or session, belongs to another request says nothing of that one.
+    """
+    tried = {it.request.request_key: it.request for it in parkings if it.request is not None and it.is_tried}
+    book = api_idempotency_requests.c
+    dead = list(tried.values())
+    try:
+        for start in range(0, len(dead), ROWS_MAX):
+            some = dead[start : start + ROWS_MAX]
+            with engine.connect().execution_options(read_only=True) as connection:
+                rows = connection.execute(
+                    select(book.request_key, book.lottery_session_id, book.fingerprint, book.status).where(
+                        or_(
+                            book.request_key.in_([it.request_key for it in some]),
+                            book.lottery_session_id.in_([it.lottery_session_id for it in some]),
+                        )
+                    )
+                ).all()
+            gone = {row.fingerprint for row in rows if row.status == requests.DEAD}
+            taken = {row.request_key for row in rows} | {row.lottery_session_id for row in rows}
+            results.put_dead(
+                [it for it in some if it.fingerprint() in gone or not {it.request_key, it.lottery_session_id} & taken],
+                requests.PARKED,
+            )
+    except SQLAlchemyError as error:
+        log.warning("%d draws are parked, and who waits for them was not told: %s", len(dead), explain(error))
+
+
 def unpark(engine: Engine, parking: Parking) -> None:
     """Take back the row of a message that went through after all; one with a past is settled instead."""
     mine = table.c.body_sha256 == parking.sha256
@@ -137,11 +171,8 @@ def unpark(engine: Engine, parking: Parking) -> None:
 
 def bury(connection: Connection, given_up: Sequence[DrawRequest], reason: str, *, worker: str) -> None:
     """Park requests that the relay has given up, in the transaction in which it does: nothing dies unseen."""
-    errors = {
-        requests.NEVER_SETTLED: "published again and again, and no worker has settled it",
-        requests.TIMED_OUT: "accepted too long ago, and no worker has settled it",
-    }
-    parkings = [Parking(Delivery(it.encode(), 0, 0), NEVER_SETTLED, errors.get(reason, reason), it) for it in given_up]
+    why = requests.WHY_DEAD.get(reason, reason)
+    parkings = [Parking(Delivery(it.encode(), 0, 0), NEVER_SETTLED, why, it) for it in given_up]
     for start in range(0, len(parkings), ROWS_MAX):
         _park(connection, parkings[start : start + ROWS_MAX], worker, utc_now())
 

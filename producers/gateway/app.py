@@ -456,7 +456,8 @@ def _asked(draw: DrawRequest, caller: str) -> Asked:
 
 def _dead(state: State) -> DeadDraw:
     it = state.request
-    return DeadDraw(it.request_key, it.lottery_session_id, it.account_id, it.campaign, "dead", state.reason)
+    detail = requests.dead_because(state.reason)
+    return DeadDraw(it.request_key, it.lottery_session_id, it.account_id, it.campaign, "dead", state.reason, detail)
 
 
 # ---- operations ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from producers.requests import State
-from producers.results import KEY_PREFIX, unwrap
+from producers.results import KEY_PREFIX, tells_dead, unwrap
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +163,8 @@ class Results:
                     elif message["type"] == "message":
                         session_id = message["channel"].decode().removeprefix(KEY_PREFIX)
                         self._hand_out(session_id, unwrap(message["data"], session_id, self._secret))
+                        if tells_dead(message["data"], session_id, self._secret):
+                            self._answer(session_id, None)  # the database is asked then
             except Exception as error:  # whatever it is: without a listener nobody would be told
                 if self._is_up or not failures:
                     log.warning("the result store does not answer: %s; the database is asked instead", error)
