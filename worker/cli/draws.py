@@ -136,8 +136,9 @@ def _says_why(settings: Settings, session: str) -> Iterator[None]:
             letter = connection.execute(query.limit(1)).first()
         if letter is None:
             raise
-        said = f"{error} Its dead letter {letter.id} is {letter.state}: {letter.cause}: {letter.error}"
-        raise DrawDead(said, getattr(error, "reason", None)) from None
+        # Any message may name a session: only the request's own row says that it is dead.
+        said = f"{error}. Dead letter {letter.id} names this session; {letter.state}, {letter.cause}: {letter.error}"
+        raise type(error)(said.replace("..", ".")) from None
 
 
 def _show(found: DrawResult) -> None:
