@@ -10,7 +10,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Final
@@ -43,6 +43,7 @@ REMEMBERED_MAX: Final = 20_000
 ACCEPTED_FOR_S: Final = 5.0  # then the database is asked again: it may have settled, and Redis may not say so
 BUSY_WAIT_S: Final = 3.0
 BUSY_PAUSE_S_MAX: Final = 0.25
+BISECT_S_MAX: Final = 0.5
 # An outage that takes longer to tell was no stale connection of the pool: a second try would take as long again.
 STALE_WITHIN_S: Final = 1.0
 
@@ -97,27 +98,41 @@ class Entry:
         ConfigurationError: the database cannot be used; nothing is promised, though an accept whose commit was under
         way may turn out to have happened. Ask again with the same key.
         """
-        answers: dict[int, Answer] = {}
-        part = list(enumerate(asked))
-        strangers = [it for it in part if it[1].request.campaign not in self._campaigns]
-        if strangers:
-            answers |= self._recognise(strangers)
-            part = [it for it in part if it[0] not in answers]
+        answers = self._accept_free(asked)
         deadline, pause_s = time.monotonic() + busy_wait_s, 0.01
-        while part:
-            answers |= self._accept_some(part)
-            part = [it for it in part if isinstance(answers[it[0]], RequestBusy)]
+        while True:
+            part = [(number, asked[number]) for number, it in answers.items() if isinstance(it, RequestBusy)]
+            if not part:
+                break
+            answers |= self._accept_some(part, bisect_until=time.monotonic() + BISECT_S_MAX)
             if time.monotonic() >= deadline:
                 break
-            if part:
-                time.sleep(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(BUSY_PAUSE_S_MAX, 2 * pause_s)
-        told = [answers[number] for number in range(len(asked))]
+            time.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(BUSY_PAUSE_S_MAX, 2 * pause_s)
+        return self._told(answers)
+
+    def accept_free(self, asked: Sequence[Asked]) -> list[Answer]:
+        """As `accept_each`, but RequestBusy is told at once: of what others hold, and of what may stand beside it."""
+        return self._told(self._accept_free(asked))
+
+    def _told(self, answers: Mapping[int, Answer]) -> list[Answer]:
+        told = [answers[number] for number in range(len(answers))]
         self._remember(told)
         return told
 
-    def _accept_some(self, part: Sequence[Numbered]) -> dict[int, Answer]:
-        """Accept these together; without those that others hold, if need be; one by one, if they are refused."""
+    def _accept_free(self, asked: Sequence[Asked]) -> dict[int, Answer]:
+        part = list(enumerate(asked))
+        strangers = [it for it in part if it[1].request.campaign not in self._campaigns]
+        if not strangers:
+            return self._accept_some(part) if part else {}
+        free = [it for it in part if it[1].request.campaign in self._campaigns]
+        return self._recognise(strangers) | (self._accept_some(free) if free else {})
+
+    def _accept_some(self, part: Sequence[Numbered], *, bisect_until: float = 0.0) -> dict[int, Answer]:
+        """Accept these together, without those that others hold; what is refused is found by halving.
+
+        Until `bisect_until` (of the monotonic clock) also what no probe finds to be held: a gap between two keys.
+        """
         busy: dict[int, Answer] = {}
         unit: AbstractContextManager[Transaction]
         # All that is written is one INSERT: it needs no transaction around it. Where that fails, the rest of the tries
@@ -128,22 +143,27 @@ class Entry:
             try:
                 return busy | self._accept_together(unit, part)
             except DrawError as error:
-                return busy | self._told(part, error)
+                return busy | _all(part, error)
             except Exception as error:
                 fault = fault_of(error)
-                is_stale = fault is Fault.OUTAGE and attempt == 1 and time.monotonic() < began + STALE_WITHIN_S
-                if fault is Fault.REFUSED:
-                    return busy | self._accept_refused(part, error)
-                if not (fault is Fault.CONFLICT or (is_stale and self._lean is not None)) or attempt == TRIES_MAX:
-                    return busy | self._told(part, RequestBusy() if is_lock_timeout(error) else explain(error))
                 if is_lock_timeout(error):
                     held = self._held(part)
-                    busy |= self._told([it for it in part if it[1].request.request_key in held], RequestBusy())
+                    busy |= _all([it for it in part if it[1].request.request_key in held], RequestBusy())
                     part = [it for it in part if it[0] not in busy]
-                    if not part:
-                        return busy
-                    if not held and attempt > 1:  # the gap where one would be: no probe of ours meets that
-                        return busy | (self._halved(part) if len(part) > 1 else self._told(part, RequestBusy()))
+                    if not held and len(part) > 1 and time.monotonic() < bisect_until:
+                        return self._halved(part, bisect_until)
+                    if not (held and part) or attempt == TRIES_MAX:
+                        return busy | _all(part, RequestBusy())
+                elif fault is Fault.REFUSED:
+                    return busy | self._accept_refused(part, error, bisect_until)
+                is_stale = (
+                    fault is Fault.OUTAGE
+                    and attempt == 1
+                    and self._lean is not None
+                    and time.monotonic() < began + STALE_WITHIN_S
+                )
+                if not (fault is Fault.CONFLICT or is_stale) or attempt == TRIES_MAX:
+                    return busy | _all(part, explain(error))
             # Of the lean engine, which waits for no lock; of the other one, whose pool looks for a live connection.
             unit = transaction(self.engine if is_stale or self._lean is None else self._lean)
             time.sleep(random.uniform(0, 0.01 * 2 ** (attempt - 1)))
@@ -159,17 +179,18 @@ class Entry:
             )
         return {number: answer for (number, _), answer in zip(part, answers, strict=True)}
 
-    def _accept_refused(self, part: Sequence[Numbered], error: Exception) -> dict[int, Answer]:
+    def _accept_refused(self, part: Sequence[Numbered], error: Exception, bisect_until: float) -> dict[int, Answer]:
         """The database refuses something in here, or our own code does: find out what, and accept the others."""
         if len(part) > 1:
-            return self._halved(part)
+            return self._halved(part, bisect_until)
         ((_, it),) = part
         log.error("request %s cannot be accepted", it.request.request_key, exc_info=error, extra=about(it.request))
-        return self._told(part, InternalError())
+        return _all(part, InternalError())
 
-    def _halved(self, part: Sequence[Numbered]) -> dict[int, Answer]:
+    def _halved(self, part: Sequence[Numbered], bisect_until: float) -> dict[int, Answer]:
         middle = len(part) // 2
-        return self._accept_some(part[:middle]) | self._accept_some(part[middle:])
+        first = self._accept_some(part[:middle], bisect_until=bisect_until)
+        return first | self._accept_some(part[middle:], bisect_until=bisect_until)
 
     def _held(self, part: Sequence[Numbered]) -> set[str]:
         """The request keys in `part` that another open transaction holds; none where that cannot be found out."""
@@ -187,12 +208,8 @@ class Entry:
             with transaction(self.engine, read_only=True) as reading:
                 known = requests.look_up(reading, [it.request.request_key for _, it in strangers])
         except Exception as error:
-            return self._told(strangers, explain(error))
+            return _all(strangers, explain(error))
         return {number: _as_known(it, known.get(it.request.request_key)) for number, it in strangers}
-
-    @staticmethod
-    def _told(part: Sequence[Numbered], error: DrawError) -> dict[int, Answer]:
-        return {number: error for number, _ in part}
 
     def close(self) -> None:
         """Let go of the connections, the engine's as well."""
@@ -239,6 +256,10 @@ class Entry:
                     if not known.is_settled:
                         known = Known(known.fingerprint, known.caller, requests.ACCEPTED)
                     self._remembered[answer.request.request_key] = (known, now)
+
+
+def _all(part: Sequence[Numbered], error: DrawError) -> dict[int, Answer]:
+    return {number: error for number, _ in part}
 
 
 def _as_known(asked: Asked, known: Known | None) -> Answer:

@@ -29,6 +29,7 @@ from producers.errors import ConfigurationError, PublishFailed, ServiceUnavailab
 from producers.logs import about
 from producers.pulse import Pulse
 from producers.requests import Lease
+from producers.results import ResultStore
 from producers.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -59,13 +60,14 @@ def relay_once(
     after_s: float = AFTER_S,
     tries_max: int = TRIES_MAX,
     bury: Bury = _forget,
+    results: ResultStore | None = None,
 ) -> int:
     """Republish up to rows_max accepted requests that are overdue, ROWS_MAX in a transaction; return how many.
 
-    Those that were published `tries_max` times before are dead from here on (NEVER_SETTLED), and told to `bury`. Any
-    number of relays may run at once: rows that another one has in hand are skipped. Raises PublishFailed when the
-    broker does not take them, which is no attempt, and ServiceUnavailable or ConfigurationError when the database
-    cannot be used.
+    Those that were published `tries_max` times before are dead from here on (NEVER_SETTLED), and told to `bury`, and
+    to those who wait for their `results`. Any number of relays may run at once: rows that another one has in hand are
+    skipped. Raises PublishFailed when the broker does not take them, which is no attempt, and ServiceUnavailable or
+    ConfigurationError when the database cannot be used.
     """
     try:
         with engine.connect().execution_options(read_only=True) as connection:
@@ -92,6 +94,7 @@ def relay_once(
             tries_max=tries_max,
             published_before=overtaken,
             bury=bury,
+            results=results,
         )
         if not lease.due and not lease.dead:
             break
@@ -109,6 +112,7 @@ def _relay_some(
     tries_max: int,
     published_before: datetime | None,
     bury: Bury,
+    results: ResultStore | None,
 ) -> Lease:
     def delay_after(attempts: int) -> timedelta:
         return timedelta(seconds=min(DELAY_S_MAX, after_s * 2.0 ** (attempts - 1)))
@@ -127,7 +131,7 @@ def _relay_some(
                 bury(connection, lease.dead, requests.NEVER_SETTLED)
     except SQLAlchemyError as error:
         raise explain(error) from error
-    metrics.GIVEN_UP.labels(requests.NEVER_SETTLED).inc(len(lease.dead))
+    _tell_dead(results, lease.dead, requests.NEVER_SETTLED)
     for request in lease.dead:
         log.error(
             "request %s is dead: published %d times and never settled",
@@ -151,8 +155,22 @@ def _relay_some(
     return lease
 
 
+def _tell_dead(results: ResultStore | None, dead: Sequence[DrawRequest], reason: str) -> None:
+    metrics.GIVEN_UP.labels(reason).inc(len(dead))
+    if dead and results is not None:
+        try:
+            results.put_dead(dead, reason)
+        except ServiceUnavailable as error:  # those who wait ask the database in the end
+            log.warning("%s", error)
+
+
 def time_out_once(
-    engine: Engine, *, rows_max: int = ROWS_MAX, timeout_s: float = TIMEOUT_S, bury: Bury = _forget
+    engine: Engine,
+    *,
+    rows_max: int = ROWS_MAX,
+    timeout_s: float = TIMEOUT_S,
+    bury: Bury = _forget,
+    results: ResultStore | None = None,
 ) -> int:
     """Give up to rows_max requests up that were accepted more than `timeout_s` ago; return how many."""
     try:
@@ -163,7 +181,7 @@ def time_out_once(
                 bury(connection, dead, requests.TIMED_OUT)
     except SQLAlchemyError as error:
         raise explain(error) from error
-    metrics.GIVEN_UP.labels(requests.TIMED_OUT).inc(len(dead))
+    _tell_dead(results, dead, requests.TIMED_OUT)
     for request in dead:
         log.error("request %s is dead: not settled within %g s", request.request_key, timeout_s, extra=about(request))
     return len(dead)
@@ -194,6 +212,7 @@ class Relay:
         bury: Bury = _forget,
         afterwards: Callable[[Engine], object] = lambda _engine: None,
     ) -> None:
+        self._results = ResultStore.from_settings(settings) if settings.has("result_url") else None
         self._engine = engine
         self._broker = broker
         self._settings = settings
@@ -222,10 +241,11 @@ class Relay:
             after_s=self._settings.relay_after_s,
             tries_max=self._settings.relay_tries_max,
             bury=self._bury,
+            results=self._results,
         )
         if time.monotonic() >= self._next_time_out:
             timeout_s = self._settings.request_timeout_s
-            while time_out_once(self._engine, timeout_s=timeout_s, bury=self._bury) == ROWS_MAX:
+            while time_out_once(self._engine, timeout_s=timeout_s, bury=self._bury, results=self._results) == ROWS_MAX:
                 pass
             self._next_time_out = time.monotonic() + TIME_OUT_EVERY_S
         self._afterwards(self._engine)
@@ -269,3 +289,5 @@ class Relay:
         """Let go of the connections."""
         self._broker.close()
         self._engine.dispose()
+        if self._results is not None:
+            self._results.close()

@@ -35,6 +35,18 @@ DEAD: Final = "dead"
 NEVER_SETTLED: Final = "NEVER_SETTLED"  # published again and again, and no worker has settled it
 TIMED_OUT: Final = "TIMED_OUT"  # accepted too long ago
 PARKED: Final = "PARKED"  # a worker could not settle it: the dead letter says why
+WHY_DEAD: Final = {
+    NEVER_SETTLED: "published again and again, and no worker has settled it",
+    TIMED_OUT: "accepted too long ago, and no worker has settled it",
+    PARKED: "a worker could not settle it, and set it aside as a dead letter",
+}
+
+
+def dead_because(reason: str | None) -> str:
+    """What to tell of a dead request: why, and what can be done."""
+    why = WHY_DEAD.get(reason or "", "given up")
+    return f"This draw is dead ({reason}): {why}. Nothing was charged; an operator can replay it under the same key."
+
 
 TAKEN_TRIES_MAX: Final = 5
 PUBLISH_ERROR_LENGTH_MAX: Final = 200

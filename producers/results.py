@@ -8,6 +8,7 @@ result and the time it settled, nothing else: what Redis forgets is rebuilt to t
 from __future__ import annotations
 
 import hmac
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,12 +21,16 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers import requests
-from producers.contract import DrawResult, parse_result
-from producers.database import explain
-from producers.errors import DrawDead, DrawError, ResultNotReady, ServiceUnavailable
+from producers.contract import DrawRequest, DrawResult, parse_result
+from producers.database import explain, utc_now
+from producers.errors import ConfigurationError, DrawDead, DrawError, ResultNotReady, ServiceUnavailable
 from producers.redis_clients import UnsupportedRedis, open_redis
 from producers.settings import Settings
 
+log = logging.getLogger(__name__)
+
+ASK_DATABASE_AFTER_S: Final = 1.0
+TOLD_SIZE_MAX: Final = 500
 KEY_PREFIX: Final = "celery-task-meta-"
 
 # One command for a whole batch: the client packs each value once, and Redis does the rest in one go. A store that is
@@ -42,6 +47,28 @@ for i = 1, #KEYS do
 end
 return full or #KEYS
 """
+
+
+# What a Celery shop finds for a draw that is dead; never in the place of a result, which may have come meanwhile.
+_PUT_DEAD: Final = """
+local ttl = ARGV[#KEYS + 1]
+for i = 1, #KEYS do
+  if redis.call('SET', KEYS[i], ARGV[i], 'EX', ttl, 'NX') then
+    redis.call('PUBLISH', KEYS[i], ARGV[i])
+  end
+end
+return #KEYS
+"""
+_FORGET_DEAD: Final = """
+for i = 1, #KEYS do
+  local kept = redis.pcall('GETRANGE', KEYS[i], 0, #ARGV[1] - 1)
+  if kept == ARGV[1] then
+    redis.call('DEL', KEYS[i])
+  end
+end
+return #KEYS
+"""
+_DEAD_HEAD: Final = b'{"status":"FAILURE",'
 
 
 class StoredResult(NamedTuple):
@@ -64,6 +91,23 @@ class StoredResult(NamedTuple):
         )
 
 
+def _dead_envelope(task_id: str, reason: str, died_at: datetime, secret: bytes) -> bytes:
+    """Celery's envelope around a DrawDead, as its JSON backend writes exceptions: any Celery shop can raise it."""
+    error = {
+        "exc_type": DrawDead.__qualname__,
+        "exc_message": [requests.dead_because(reason), reason],
+        "exc_module": DrawDead.__module__,
+    }
+    body = msgspec.json.encode(error)
+    seal = b',"mac":"%b"' % _mac(body + task_id.encode(), secret) if secret else b""
+    return _DEAD_HEAD + b'"result":%b,"traceback":null,"children":[],"date_done":"%b","task_id":"%b"%b}' % (
+        body,
+        died_at.isoformat(timespec="microseconds").encode(),
+        task_id.encode(),
+        seal,
+    )
+
+
 class ResultStore:
     """Puts results where frontends look, and finds them again. Safe to share between threads."""
 
@@ -73,6 +117,8 @@ class ResultStore:
         self._engine = engine
         self._secret = secret
         self._put = client.register_script(_PUT)
+        self._put_dead = client.register_script(_PUT_DEAD)
+        self._forget_dead = client.register_script(_FORGET_DEAD)
 
     @classmethod
     def open(
@@ -102,6 +148,34 @@ class ResultStore:
         except redis.RedisError as error:
             raise ServiceUnavailable(f"the result store does not answer: {error}") from error
 
+    def put_dead(self, dead: Sequence[DrawRequest], reason: str) -> None:
+        """Tell who waits, and any Celery shop, that these draws were given up. Call it when that has committed.
+
+        Only a word for those who look here: the database decides. Raises ServiceUnavailable when Redis does not
+        take it.
+        """
+        now = utc_now()
+        for start in range(0, len(dead), TOLD_SIZE_MAX):
+            sessions = [it.lottery_session_id for it in dead[start : start + TOLD_SIZE_MAX]]
+            try:
+                self._put_dead(
+                    keys=[KEY_PREFIX + it for it in sessions],
+                    args=[*[_dead_envelope(it, reason, now, self._secret) for it in sessions], self._ttl_s],
+                )
+            except redis.RedisError as error:
+                raise ServiceUnavailable(
+                    f"the result store was not told of {len(sessions)} dead draws: {error}"
+                ) from error
+
+    def forget_dead(self, revived: Sequence[DrawRequest]) -> None:
+        """Take back what `put_dead` has told of these draws, which are accepted again; as far as Redis answers."""
+        for start in range(0, len(revived), TOLD_SIZE_MAX):
+            keys = [KEY_PREFIX + it.lottery_session_id for it in revived[start : start + TOLD_SIZE_MAX]]
+            try:
+                self._forget_dead(keys=keys, args=[_DEAD_HEAD])
+            except redis.RedisError as error:
+                log.warning("the result store goes on telling of %d dead draws: %s", len(keys), error)
+
     def get(self, lottery_session_id: str) -> bytes:
         """The first result's bytes, from Redis or else from the database, which is then put back into Redis.
 
@@ -122,19 +196,28 @@ class ResultStore:
         return self._from_redis(lottery_session_id)[0]
 
     def wait(self, lottery_session_id: str, *, timeout_s: float) -> DrawResult:
-        """Wait for a result; raises ResultNotReady when there is none after `timeout_s`.
+        """Wait for a result; raises ResultNotReady when there is none after `timeout_s`, DrawDead once it is dead.
 
-        It listens before it looks, so a result that comes in between is not missed.
+        It listens before it looks, so a result that comes in between is not missed. Redis may have forgotten what
+        settled, or died, before: whoever waits long asks the database as well, once.
         """
         deadline = time.monotonic() + timeout_s
+        ask_at = time.monotonic() + ASK_DATABASE_AFTER_S
         try:
             with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
                 subscription.subscribe(KEY_PREFIX + lottery_session_id)
                 subscription.get_message(timeout=timeout_s)
                 body, _ = self._from_redis(lottery_session_id)
-                while body is None and (left_s := deadline - time.monotonic()) > 0:
-                    message = subscription.get_message(timeout=left_s)
-                    body = None if message is None else unwrap(message["data"], lottery_session_id, self._secret)
+                while body is None and (now := time.monotonic()) < deadline:
+                    until = deadline if ask_at <= now else min(ask_at, deadline)
+                    message = subscription.get_message(timeout=until - now)
+                    if message is not None:
+                        body = unwrap(message["data"], lottery_session_id, self._secret)
+                        is_doubtful = tells_dead(message["data"], lottery_session_id, self._secret)
+                    else:
+                        is_doubtful = now < ask_at <= time.monotonic() < deadline
+                    if is_doubtful:
+                        body = self._ask_database(lottery_session_id)
         except UnsupportedRedis:
             raise
         except redis.RedisError:
@@ -164,12 +247,21 @@ class ResultStore:
         except SQLAlchemyError as error:
             raise explain(error) from error
         if found is not None and found.status == requests.DEAD:
-            raise DrawDead
+            raise DrawDead(requests.dead_because(found.reason), found.reason)
         if found is None or found.result is None or found.settled_at is None:
             return None
         with suppress(ServiceUnavailable):  # the answer does not depend on Redis
             self.put([StoredResult(lottery_session_id, found.result, found.settled_at)])
         return found.result
+
+    def _ask_database(self, lottery_session_id: str) -> bytes | None:
+        """The result as the database knows it; None also while it does not answer."""
+        if self._engine is None:
+            return None
+        try:
+            return self._rebuild(lottery_session_id)
+        except (ServiceUnavailable, ConfigurationError):
+            return None
 
     def _poll_database(self, lottery_session_id: str, deadline: float) -> bytes | None:
         while self._engine is not None and time.monotonic() < deadline:
@@ -183,6 +275,7 @@ class _Envelope(msgspec.Struct):
     status: str
     result: msgspec.Raw
     mac: str = ""
+    task_id: str = ""
 
 
 def _mac(body: bytes, secret: bytes) -> bytes:
@@ -206,3 +299,16 @@ def unwrap(envelope: bytes, lottery_session_id: str, secret: bytes = b"") -> byt
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, DrawError):
         return None
     return body if result.lottery_session_id == lottery_session_id else None
+
+
+def tells_dead(envelope: bytes, lottery_session_id: str, secret: bytes = b"") -> bool:
+    """Whether an envelope says that this session's draw is dead. Ask the database: it is a hint, as any can be put."""
+    if not envelope.startswith(_DEAD_HEAD):
+        return False
+    try:
+        opened = _decode_envelope(envelope)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    seal = _mac(bytes(opened.result) + lottery_session_id.encode(), secret) if secret else b""
+    is_sealed = not secret or hmac.compare_digest(seal, opened.mac.encode())
+    return opened.task_id == lottery_session_id and is_sealed

@@ -34,7 +34,7 @@ from worker.deliveries import Deliveries, Delivery, open_deliveries
 from worker.lanes import Lanes
 from worker.losses import left_to_relay
 from worker.parking import Parking, Unparkable
-from worker.putting import Putting
+from worker.putting import Putting, tell_dead
 from worker.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -392,6 +392,7 @@ class Consumer:
                 parking.park(self.engine, parkings, worker=self._name)
             except Unparkable as error:
                 unparked = error.parkings
+            tell_dead(self.engine, self.results, parkings)
         refused = {it.delivery.tag for it in unparked}
         for it in parkings:
             if it.delivery.tag in refused:

@@ -176,11 +176,8 @@ def unpark(engine: Engine, parking: Parking) -> None:
 
 def bury(connection: Connection, given_up: Sequence[DrawRequest], reason: str, *, worker: str) -> None:
     """Park requests that the relay has given up, in the transaction in which it does: nothing dies unseen."""
-    errors = {
-        requests.NEVER_SETTLED: "published again and again, and no worker has settled it",
-        requests.TIMED_OUT: "accepted too long ago, and no worker has settled it",
-    }
-    parkings = [Parking(Delivery(it.encode(), 0, 0), NEVER_SETTLED, errors.get(reason, reason), it) for it in given_up]
+    why = requests.WHY_DEAD.get(reason, reason)
+    parkings = [Parking(Delivery(it.encode(), 0, 0), NEVER_SETTLED, why, it) for it in given_up]
     for start in range(0, len(parkings), ROWS_MAX):
         some = parkings[start : start + ROWS_MAX]
         if not _bury_some(connection, some, worker):

@@ -13,9 +13,17 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from sqlalchemy import Engine, or_, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from producers import requests
+from producers.contract import DrawRequest
+from producers.database import explain
 from producers.errors import ServiceUnavailable
 from producers.results import ResultStore, StoredResult
+from producers.schema import api_idempotency_requests
 from worker import metrics
+from worker.parking import ROWS_MAX, Parking
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +52,16 @@ class Putting:
         try:
             self.store.put(results)
         except ServiceUnavailable as error:
-            metrics.RESULT_OUTAGES.inc()
-            log.warning("%s; draws go on settling, their results are put later", error)
-            with self._changed:
-                self._is_away = True
-                self._owe(results)
-                self._changed.notify()
-                if self._thread is None and not self._is_closed:
-                    self._thread = threading.Thread(target=self._run, name="put-later", daemon=True)
-                    self._thread.start()
+            self._tell_away(error, results)
+
+    def put_dead(self, dead: Sequence[DrawRequest], reason: str) -> None:
+        """Tell of draws that were given up, unless the store is away: then the database alone tells."""
+        if self._is_away:
+            return
+        try:
+            self.store.put_dead(dead, reason)
+        except ServiceUnavailable as error:
+            self._tell_away(error, ())
 
     def close(self) -> None:
         """Make one more attempt at what is owed, and end."""
@@ -61,6 +70,17 @@ class Putting:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(2 * AGAIN_AFTER_S)
+
+    def _tell_away(self, error: ServiceUnavailable, owed: Sequence[StoredResult]) -> None:
+        metrics.RESULT_OUTAGES.inc()
+        log.warning("%s; draws go on settling, their results are put later", error)
+        with self._changed:
+            self._is_away = True
+            self._owe(owed)
+            self._changed.notify()
+            if self._thread is None and not self._is_closed:
+                self._thread = threading.Thread(target=self._run, name="put-later", daemon=True)
+                self._thread.start()
 
     def _owe(self, results: Sequence[StoredResult]) -> None:
         self._owed.extend(results)
@@ -91,3 +111,33 @@ class Putting:
                     log.info("the result store answers again, and has all results")
                 if not was_put:
                     self._changed.wait_for(lambda: self._is_closed, AGAIN_AFTER_S)
+
+
+def tell_dead(engine: Engine, results: Putting, parkings: Sequence[Parking]) -> None:
+    """Tell those who wait for these draws that they are dead, when they are parked: as far as the servers answer.
+
+    A message whose key, or session, belongs to another request says nothing of that one.
+    """
+    tried = {it.request.request_key: it.request for it in parkings if it.request is not None and it.is_tried}
+    book = api_idempotency_requests.c
+    dead = list(tried.values())
+    try:
+        for start in range(0, len(dead), ROWS_MAX):
+            some = dead[start : start + ROWS_MAX]
+            with engine.connect().execution_options(read_only=True) as connection:
+                rows = connection.execute(
+                    select(book.request_key, book.lottery_session_id, book.fingerprint, book.status).where(
+                        or_(
+                            book.request_key.in_([it.request_key for it in some]),
+                            book.lottery_session_id.in_([it.lottery_session_id for it in some]),
+                        )
+                    )
+                ).all()
+            gone = {row.fingerprint for row in rows if row.status == requests.DEAD}
+            taken = {row.request_key for row in rows} | {row.lottery_session_id for row in rows}
+            results.put_dead(
+                [it for it in some if it.fingerprint() in gone or not {it.request_key, it.lottery_session_id} & taken],
+                requests.PARKED,
+            )
+    except SQLAlchemyError as error:
+        log.warning("%d draws are parked, and who waits for them was not told: %s", len(dead), explain(error))

@@ -29,6 +29,7 @@ from producers.contract import DrawRequest
 from producers.database import Fault, RowsChanged, Transaction, explain, fault_of
 from producers.errors import DrawError, InvalidRequest, PublishFailed, ReplayNotFound
 from producers.requests import Asked, Known
+from producers.results import ResultStore
 from producers.settings import Settings
 from worker import actions, parking
 from worker.dead_letters import Selection
@@ -221,6 +222,11 @@ class _Step:
 
     sent: int
     to_publish: list[DrawRequest]
+    revived: list[DrawRequest]
+
+
+class _Refused(Exception):
+    """The database refuses one of these, or our own code does: its cause says why."""
 
 
 class _Ended(Exception):
@@ -238,6 +244,7 @@ class Replayer:
     def __init__(self, engine: Engine, broker: Broker, settings: Settings) -> None:
         self._engine = engine
         self._broker = broker
+        self._results = ResultStore.from_settings(settings) if settings.has("result_url") else None
         self._relay_after = timedelta(seconds=settings.relay_after_s)
         self._stopping = threading.Event()
 
@@ -267,6 +274,9 @@ class Replayer:
             status, because = ended.status, ended.because
         except SQLAlchemyError as error:
             raise explain(error) from error
+        finally:
+            if self._results is not None:
+                self._results.close()
         return self._end(replay_id, status, because, tell)
 
     def _send_by_canary(
@@ -344,24 +354,50 @@ class Replayer:
     # ---- one step ----
 
     def _send(self, replay_id: int, ids: Sequence[int]) -> int:
-        for attempt in range(1, TRIES_MAX + 1):
-            try:
-                with self._engine.begin() as connection:
-                    step = self._accept(connection, replay_id, ids)
-                break
-            except (SQLAlchemyError, RowsChanged, DrawError) as error:
-                if attempt == TRIES_MAX or fault_of(error) is not Fault.CONFLICT:
-                    raise explain(error) if not isinstance(error, DrawError) else error from error
-            except Exception as error:  # the driver's own, from inside the accept
-                if attempt == TRIES_MAX or fault_of(error) is not Fault.CONFLICT:
-                    raise explain(error) from error
-            time.sleep(random.uniform(0, 0.01 * 2**attempt))
+        try:
+            step = self._accept_in_tries(replay_id, ids)
+        except _Refused as refused:
+            if len(ids) > 1:
+                middle = len(ids) // 2
+                return self._send(replay_id, ids[:middle]) + self._send(replay_id, ids[middle:])
+            log.error("dead letter %d cannot be accepted, and stays parked", ids[0], exc_info=refused.__cause__)
+            self._leave_parked(replay_id)
+            return 0
+        if self._results is not None:
+            self._results.forget_dead(step.revived)
         try:
             if step.to_publish:
                 self._broker.publish([request.encode() for request in step.to_publish])
         except PublishFailed as error:
             raise _Ended(FAILED, f"{error}. What was sent is accepted: the relay publishes it") from error
         return step.sent
+
+    def _accept_in_tries(self, replay_id: int, ids: Sequence[int]) -> _Step:
+        for attempt in range(1, TRIES_MAX + 1):
+            try:
+                with self._engine.begin() as connection:
+                    return self._accept(connection, replay_id, ids)
+            except DrawError:
+                raise
+            except Exception as error:  # the driver's own as well, from inside the accept
+                fault = fault_of(error)
+                if fault is Fault.REFUSED:
+                    raise _Refused from error
+                if attempt == TRIES_MAX or fault is not Fault.CONFLICT:
+                    raise explain(error) from error
+            time.sleep(random.uniform(0, 0.01 * 2**attempt))
+        raise AssertionError
+
+    def _leave_parked(self, replay_id: int) -> None:
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(
+                    update(table)
+                    .where(table.c.id == replay_id)
+                    .values(refused=table.c.refused + 1, seen_at=clock.now(connection))
+                )
+        except SQLAlchemyError as error:
+            raise explain(error) from error
 
     def _accept(self, connection: Connection, replay_id: int, ids: Sequence[int]) -> _Step:
         """The transaction: requests first, then their dead letters, as everybody else who writes to both."""
@@ -409,7 +445,7 @@ class Replayer:
             )
         )
         to_publish = dead + [request for it, request in new.items() if it not in taken]
-        return _Step(len(sent), to_publish)
+        return _Step(len(sent), to_publish, dead)
 
     def _accept_new(self, joined: Transaction, new: Mapping[int, DrawRequest], now: datetime) -> set[int]:
         """Accept requests that nobody knows yet; return the dead letters whose key or session is taken."""

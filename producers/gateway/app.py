@@ -15,7 +15,6 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
 from typing import Annotated, Any, Final, TypeVar
@@ -40,11 +39,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from producers import ledger, requests, tracing
 from producers.broker import open_broker
 from producers.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult
-from producers.database import explain, open_engine
+from producers.database import SHORT_READ_TIMEOUT_S, explain, open_engine
 from producers.entry import Entry
 from producers.errors import DrawError, IdempotencyKeyReused, InvalidRequest
-from producers.gateway.door import Door, Doorkeeper, Meter, header
-from producers.gateway.intake import Intake
+from producers.gateway.door import Door, Doorkeeper, Meter, Readers, header
+from producers.gateway.intake import CHECK_TIMEOUT_S, Intake
 from producers.gateway.messages import (
     KEY_PATTERN,
     AccountView,
@@ -70,7 +69,6 @@ T = TypeVar("T")
 
 WAIT_S_MAX: Final = 60.0
 OWNERS_REMEMBERED_MAX: Final = 50_000
-READERS: Final = 4
 FIND_SIZE_MAX: Final = 500
 KEEP_ALIVE_S: Final = 15.0
 RETRY_AFTER_S: Final = "1"
@@ -84,8 +82,9 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.engine: Engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
-        self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+        url, lock_wait_s = settings.need("database_url"), settings.lock_wait_s
+        self.engine: Engine = open_engine(url, lock_wait_s=lock_wait_s, read_timeout_s=SHORT_READ_TIMEOUT_S)
+        self.readers = Readers()
         self.entry = Entry(self.engine, relay_after_s=settings.relay_after_s)
         self.keeper = Doorkeeper(settings, self.engine, self.readers)
         self._owners: LRUCache[str, str] = LRUCache(OWNERS_REMEMBERED_MAX)
@@ -98,7 +97,7 @@ class Gateway:
         pulse = Pulse.open(settings, "gateway")
         self.intake = Intake(self.entry, open_broker(broker_url, publish_timeout_s=timeout_s), pulse)
         self.results = Results(
-            settings.need("result_url"), self.find_states, self.readers, secret=settings.result_secret_bytes
+            settings.need("result_url"), self.find_states, self.readers.pool, secret=settings.result_secret_bytes
         )
         self.results.start()
         watching = asyncio.create_task(self.keeper.watch_backlog())
@@ -111,7 +110,7 @@ class Gateway:
             await asyncio.get_running_loop().run_in_executor(None, self.intake.close)
             if pulse is not None:
                 await asyncio.get_running_loop().run_in_executor(None, pulse.stop)
-            self.readers.shutdown()
+            self.readers.pool.shutdown(wait=False, cancel_futures=True)
             self.entry.close()
 
     async def read(self, find: Any, *arguments: Any) -> Any:
@@ -124,7 +123,16 @@ class Gateway:
             except SQLAlchemyError as error:
                 raise explain(error) from error
 
-        return await asyncio.get_running_loop().run_in_executor(self.readers, in_thread)
+        return await self.readers.run(in_thread)
+
+    async def has_database(self) -> bool:
+        """Whether the database answers, and within the time that a probe has."""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                await self.read(requests.count_accepted_once)
+        except (DrawError, TimeoutError):
+            return False
+        return True
 
     def find_states(self, session_ids: Sequence[str]) -> dict[str, State]:
         """How these sessions stand, in a few queries; blocks."""
@@ -456,7 +464,8 @@ def _asked(draw: DrawRequest, caller: str) -> Asked:
 
 def _dead(state: State) -> DeadDraw:
     it = state.request
-    return DeadDraw(it.request_key, it.lottery_session_id, it.account_id, it.campaign, "dead", state.reason)
+    detail = requests.dead_because(state.reason)
+    return DeadDraw(it.request_key, it.lottery_session_id, it.account_id, it.campaign, "dead", state.reason, detail)
 
 
 # ---- operations ------------------------------------------------------------------------------------------------------
@@ -475,13 +484,9 @@ async def healthz() -> str:
 )
 async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
     gateway = _gateway(request)
-    try:
-        await gateway.read(requests.count_accepted_once)
-        database = True
-    except DrawError:
-        database = False
-    broker = await gateway.intake.has_broker()
-    results = await gateway.results.ping()
+    database, broker, results = await asyncio.gather(
+        gateway.has_database(), gateway.intake.has_broker(), gateway.results.ping()
+    )
     parts = {"database": database, "broker": broker, "results": results}
     readiness = Readiness(**parts, missing=[name for name, is_there in parts.items() if not is_there])
     return Response(readiness, status_code=200 if database else 503)

@@ -10,7 +10,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from cachetools import LRUCache, TTLCache
 from limits import RateLimitItemPerSecond
@@ -22,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from producers import api_keys, requests
 from producers.database import explain
-from producers.errors import InvalidRequest, NotAllowed, TooManyRequests
+from producers.errors import InvalidRequest, NotAllowed, ServiceUnavailable, TooManyRequests
 from producers.metrics import BACKLOG
 from producers.settings import Settings
 
@@ -32,6 +33,10 @@ Scope = Any
 Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Scope, Any, Send], Awaitable[None]]
 
+T = TypeVar("T")
+
+READERS: Final = 4
+READ_WAIT_S: Final = 4.0
 KEYS_REMEMBERED_S: Final = 5.0  # so long a revoked key may still get in
 KEYS_REMEMBERED_MAX: Final = 10_000
 STRANGERS_PER_S_MAX: Final = 10  # wrong keys from one address; each costs a query
@@ -49,10 +54,28 @@ SECONDS: Final = Histogram(
 )
 
 
+class Readers:
+    """The threads that read the database. Nobody waits longer than READ_WAIT_S for one, nor for what it finds.
+
+    Behind a server that is frozen all of them are soon taken: what waits for one is given up, and cannot pile up.
+    """
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """What `function` returns, called in one of the threads. Raises ServiceUnavailable when that takes too long."""
+        future = self.pool.submit(function)  # cancelled with the wait, if it has not begun
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), READ_WAIT_S)
+        except TimeoutError:
+            raise ServiceUnavailable(f"the database does not answer: nothing in {READ_WAIT_S:g} s") from None
+
+
 class Doorkeeper:
     """Knows the callers, counts their requests, and watches the backlog."""
 
-    def __init__(self, settings: Settings, engine: Engine, readers: ThreadPoolExecutor) -> None:
+    def __init__(self, settings: Settings, engine: Engine, readers: Readers) -> None:
         self._engine = engine
         self._readers = readers
         self._needs_key = settings.gateway_auth == "api-key"
@@ -99,14 +122,17 @@ class Doorkeeper:
 
     async def watch_backlog(self) -> None:
         """Count what is accepted and not settled, now and then, for ever."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                count = await loop.run_in_executor(self._readers, self._count)
+                count = await self._readers.run(self._count)
                 self._is_full = count > self._backlog_max
                 BACKLOG.set(count)
             except SQLAlchemyError as error:
                 log.warning("%s; the backlog is not known", explain(error))
+            except ServiceUnavailable as error:
+                log.warning("%s; the backlog is not known", error)
+            except Exception:  # whatever it is: without this watch the limit would be forgotten
+                log.exception("the backlog is not known")
             await asyncio.sleep(COUNT_BACKLOG_EVERY_S)
 
     def _count(self) -> int:
@@ -119,7 +145,7 @@ class Doorkeeper:
             raise NotAllowed
         if not self._limiter.test(self._strangers, "stranger", address):
             raise TooManyRequests("too many wrong API keys from this address: come back in a second")
-        caller = await asyncio.get_running_loop().run_in_executor(self._readers, self._look_up, api_key.strip())
+        caller = await self._readers.run(partial(self._look_up, api_key.strip()))
         if caller is None:
             self._limiter.hit(self._strangers, "stranger", address)
             raise NotAllowed("this API key is not known, or was revoked")

@@ -13,8 +13,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Histogram
@@ -69,8 +70,8 @@ class Intake:
         self._entry = entry
         self._pulse = pulse
         self._publisher = Publisher(broker)
-        self._open = Lane("accept", ACCEPT_EVERY_S, self)
-        self._busy = Lane("accept-busy", BUSY_EVERY_S, self)
+        self._open = Lane("accept", ACCEPT_EVERY_S, self, entry.accept_free)
+        self._busy = Lane("accept-busy", BUSY_EVERY_S, self, partial(entry.accept_each, busy_wait_s=0))
         self._busy_keys: dict[str, int] = {}
 
     async def accept(self, asked: Asked) -> Acceptance:
@@ -132,10 +133,6 @@ class Intake:
         if not self._busy_keys[key]:
             del self._busy_keys[key]
 
-    def accept_now(self, batch: list[Waiting]) -> list[Answer]:
-        """In a lane's thread. Waits for no lock: that is what the other lane is for."""
-        return self._entry.accept_each([it.asked for it in batch], busy_wait_s=0)
-
     def publish(self, batch: list[Waiting], answers: list[Answer]) -> None:
         """In a lane's thread, when the answers are on their way."""
         new = [
@@ -164,9 +161,12 @@ class Intake:
 class Lane:
     """A queue of requests and the thread that accepts them: all that have come since it began the last time."""
 
-    def __init__(self, name: str, every_s: float, intake: Intake) -> None:
+    def __init__(
+        self, name: str, every_s: float, intake: Intake, accept: Callable[[Sequence[Asked]], list[Answer]]
+    ) -> None:
         self._every_s = every_s
         self._intake = intake
+        self._accept = accept
         self._waiting: deque[Waiting] = deque()
         self._is_working = False
         self._began_at = 0.0
@@ -204,7 +204,7 @@ class Lane:
     def _work(self, loop: asyncio.AbstractEventLoop, batch: list[Waiting]) -> None:
         """In the thread."""
         try:
-            answers = self._intake.accept_now(batch)
+            answers = self._accept([it.asked for it in batch])
         except BaseException as error:  # whatever it is, nobody waits for ever
             loop.call_soon_threadsafe(self._done, loop, batch, [error] * len(batch))
             return

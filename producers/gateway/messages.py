@@ -63,7 +63,7 @@ class BatchAnswers(msgspec.Struct, frozen=True):
 
 
 class DeadDraw(msgspec.Struct, frozen=True):
-    """A draw that was given up. Nothing was charged; an operator can replay it under the same key."""
+    """A draw that was given up: nothing was charged. `detail` says why, and what can be done."""
 
     request_key: str
     lottery_session_id: str
@@ -71,6 +71,7 @@ class DeadDraw(msgspec.Struct, frozen=True):
     campaign: str
     status: Literal["dead"]
     reason: str | None
+    detail: str
 
 
 class SessionRow(LedgerRow, frozen=True):

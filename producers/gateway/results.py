@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError, RedisError, ResponseError
 
 from producers.redis_clients import open_async_pool
 from producers.requests import State
-from producers.results import KEY_PREFIX, unwrap
+from producers.results import KEY_PREFIX, tells_dead, unwrap
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +175,8 @@ class Results:
             if message["type"] == "message":
                 session_id = message["channel"].decode().removeprefix(KEY_PREFIX)
                 self._hand_out(session_id, unwrap(message["data"], session_id, self._secret))
+                if tells_dead(message["data"], session_id, self._secret):
+                    self._answer(session_id, None)  # the database is asked then
 
     async def _ask_database(self) -> None:
         """Once a second, for all who wait while Redis is away, else for those who began to wait since."""

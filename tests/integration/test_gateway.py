@@ -23,7 +23,7 @@ from redis import Redis
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks as openapi_checks
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from producers import api_keys
 from producers.broker import open_broker
@@ -588,9 +588,10 @@ def test_a_key_that_another_transaction_holds_waits_alone(mariadb_url: str, redi
     with House(mariadb_url, redis_server.url, redis_server.url) as house, ExitStack() as stack:
         (account,) = house.accounts(1)
         # Whoever waits for a lock in the server waits for so long.
-        started = stack.enter_context(gateway(house, TOMBOLA_LOCK_WAIT_S="10", **OPEN_TO_ALL))
+        slow = {"TOMBOLA_LOCK_WAIT_S": "10", "TOMBOLA_CLAIM_AFTER_S": "600"}
+        started = stack.enter_context(gateway(house, **slow, **OPEN_TO_ALL))
         entry = Entry(house.engine, relay_after_s=60)
-        other = stack.enter_context(house.engine.connect())
+        other = stack.enter_context(create_engine(mariadb_url, isolation_level="READ COMMITTED").connect())
 
         async def post(client: httpx.AsyncClient, key: str) -> tuple[httpx.Response, float]:
             began = time.monotonic()
@@ -606,7 +607,7 @@ def test_a_key_that_another_transaction_holds_waits_alone(mariadb_url: str, redi
                     if turn < 2:
                         held.append(asyncio.create_task(post(client, "held")))
                     told = await asyncio.gather(*[post(client, key) for key in keys])
-                    assert {answer.status_code for answer, _ in told} == {202}
+                    assert {answer.status_code for answer, _ in told} == {202}, started.process.log()
                     assert max(took_s for _, took_s in told) < slow_s
                 end()
                 return [answer for answer, _ in await asyncio.gather(*held)]

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 from sqlalchemy import func, select, text, update
 
+import producers.requests
 from producers.broker import open_broker
 from producers.contract import DrawRequest
-from producers.errors import InvalidRequest, ReplayNotFound
+from producers.entry import Entry
+from producers.errors import DrawDead, InvalidRequest, ReplayNotFound
+from producers.requests import Asked
 from producers.results import ResultStore
 from producers.schema import account_asset_balances as accounts
 from producers.schema import api_idempotency_requests as requests
@@ -466,3 +470,46 @@ def test_the_audit_finds_a_replay_that_nobody_answers_for(house: House, desk: De
     with house.engine.begin() as connection:
         connection.execute(text("DELETE FROM operator_actions"))
     assert [it.split()[0] for it in house.violations()] == ["I12", "I12"]
+
+
+def test_one_that_cannot_be_accepted_stays_parked_and_the_others_go_on(
+    house: House, desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = draws(house.accounts(3), 20)
+    desk.park_by_worker(*[draw.encode() for draw in sent], wheels={})
+    values = producers.requests._request_values
+
+    def mistaken(request: DrawRequest, *others: str) -> Any:
+        if request.request_key == sent[13].request_key:
+            raise TypeError("a mistake of ours")
+        return values(request, *others)
+
+    monkeypatch.setattr(producers.requests, "_request_values", mistaken)
+    desk.work()
+    ended = desk.replay()
+    assert (ended.status, ended.selected, ended.settled, ended.refused) == (replay.DONE, 20, 19, 1)
+    assert [it.request_key for it in desk.letters(*parking.OPEN)] == [sent[13].request_key]
+    assert "stays parked" in caplog.text
+    monkeypatch.undo()
+    assert desk.replay().settled == 1
+    assert_books(house.engine)
+
+
+def test_a_celery_shop_is_told_of_the_dead_and_of_their_replay(house: House, desk: Desk) -> None:
+    mine, _ = sent = draws(house.accounts(1), 2)
+    Entry(house.engine, relay_after_s=60).accept([Asked(mine)])
+    forged = DrawRequest(account_id=7, request_key=sent[1].request_key, lottery_session_id="theirs")
+    Entry(house.engine, relay_after_s=60).accept([Asked(forged)])
+    desk.park_by_worker(*[draw.encode() for draw in sent], wheels={})
+    celery = Celery("shop", backend=house.env["TOMBOLA_RESULT_URL"], set_as_current=False)
+    dead = celery.AsyncResult(mine.lottery_session_id)
+    with pytest.raises(DrawDead, match="dead letter"):
+        dead.get(timeout=10)
+    # What was forged under the key of another request tells nothing of that one, nor of a session that nobody has.
+    assert [celery.AsyncResult(it).status for it in (sent[1].lottery_session_id, "theirs")] == ["PENDING", "PENDING"]
+    with pytest.raises(DrawDead) as told:
+        ResultStore.from_settings(house.settings, engine=house.engine).get(mine.lottery_session_id)
+    assert told.value.reason == "PARKED"
+    desk.work()
+    assert desk.replay(Selection(request_key=mine.request_key)).settled == 1
+    assert celery.AsyncResult(mine.lottery_session_id).get(timeout=10)["status"] == "completed"

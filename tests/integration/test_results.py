@@ -1,8 +1,10 @@
 """The result store: Celery finds our results, Redis may forget them, and nobody can put words into our mouth."""
 
 import json
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -12,11 +14,15 @@ from celery import Celery
 from redis import Redis
 
 from producers.contract import DrawRequest, DrawResult, parse_result
-from producers.errors import ResultNotReady, ServiceUnavailable
+from producers.database import utc_now
+from producers.entry import Entry
+from producers.errors import DrawDead, ResultNotReady, ServiceUnavailable
 from producers.ledger import get_lottery_session_transactions
-from producers.results import KEY_PREFIX, ResultStore, StoredResult
+from producers.outbox import time_out_once
+from producers.requests import Asked
+from producers.results import KEY_PREFIX, ResultStore, StoredResult, _dead_envelope, unwrap
 from tests import servers
-from tests.processes import House
+from tests.processes import House, wait_for
 from worker import batch
 from worker.batch import Effort, Settled
 
@@ -259,3 +265,96 @@ def test_a_plain_celery_app_does_not_mind_the_seal(house: House, redis_url: str)
     store.put([settled])
     store.close()
     assert plain_celery(redis_url).AsyncResult(SESSION).get(timeout=2) == json.loads(settled.body)
+
+
+# ---- the dead --------------------------------------------------------------------------------------------------------
+
+
+def accepted(house: House, session_id: str = SESSION) -> DrawRequest:
+    draw = DrawRequest(account_id=1, request_key=f"of-{session_id}", lottery_session_id=session_id)
+    Entry(house.engine, relay_after_s=60).accept([Asked(draw)])
+    return draw
+
+
+@pytest.mark.parametrize("has_package", [True, False])
+def test_a_plain_celery_app_is_told_of_a_dead_draw(
+    house: House, redis_url: str, has_package: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealed = ResultStore.open(redis_url, ttl_s=600, engine=house.engine, secret=b"s" * 32)
+    accepted(house)
+    timer = Timer(0.3, lambda: time_out_once(house.engine, timeout_s=0, results=sealed))
+    timer.start()
+    if not has_package:
+        monkeypatch.delitem(sys.modules, DrawDead.__module__)
+    with pytest.raises(Exception, match="operator can replay it") as told:
+        plain_celery(redis_url).AsyncResult(SESSION).get(timeout=10)
+    timer.join()
+    assert isinstance(told.value, DrawDead) is has_package
+    assert type(told.value).__name__ == "DrawDead"
+    assert "TIMED_OUT" in str(told.value)
+    assert plain_celery(redis_url).AsyncResult(SESSION).status == "FAILURE"
+    sealed.close()
+
+
+def test_a_wait_ends_when_the_draw_dies(house: House, store: ResultStore, client: Redis) -> None:
+    accepted(house)
+    accepted(house, "other")
+    timer = Timer(0.3, lambda: time_out_once(house.engine, rows_max=1, timeout_s=0, results=store))
+    timer.start()
+    with ThreadPoolExecutor(2) as pool:
+        waits = [pool.submit(store.wait, session_id, timeout_s=20) for session_id in (SESSION, "other")]
+        began = time.monotonic()
+        wait_for(lambda: any(it.done() for it in waits), within_s=15, what=lambda: "nobody was told")
+        assert time.monotonic() - began < 15
+        (dead,) = (it for it in waits if it.done())
+        (other,) = (it for it in waits if it is not dead)
+        with pytest.raises(DrawDead) as told:
+            dead.result()
+        assert (told.value.reason, "TIMED_OUT" in str(told.value)) == ("TIMED_OUT", True)
+        # A stranger's word for it is not enough: the database is asked.
+        session_id = SESSION if other is waits[0] else "other"
+        client.publish(KEY_PREFIX + session_id, _dead_envelope(session_id, "PARKED", utc_now(), b""))
+        time.sleep(0.3)
+        assert not other.done()
+        time_out_once(house.engine, timeout_s=0, results=store)
+        with pytest.raises(DrawDead):
+            other.result()
+    with pytest.raises(DrawDead):  # at once: it lies there
+        store.wait(SESSION, timeout_s=20)
+
+
+def kept(client: Redis) -> bytes:
+    found: Any = client.get(KEY_PREFIX + SESSION)
+    return bytes(found)
+
+
+def test_a_dead_draw_never_hides_a_result(house: House, store: ResultStore, client: Redis) -> None:
+    settled = settle(house)
+    draw = DrawRequest(account_id=1, request_key="request_1", lottery_session_id=SESSION)
+    store.put([settled])
+    store.put_dead([draw], "PARKED")
+    assert store.get(SESSION) == settled.body
+    client.delete(KEY_PREFIX + SESSION)
+    store.put_dead([draw], "PARKED")
+    assert store.get(SESSION) == settled.body  # from the database, and put in its place
+    assert unwrap(kept(client), SESSION) == settled.body
+    store.forget_dead([draw])
+    assert unwrap(kept(client), SESSION) == settled.body
+    client.delete(KEY_PREFIX + SESSION)
+    store.put_dead([draw], "PARKED")
+    store.forget_dead([draw])
+    assert client.get(KEY_PREFIX + SESSION) is None
+    client.rpush(KEY_PREFIX + SESSION, "a list")
+    store.put_dead([draw], "PARKED")
+    store.forget_dead([draw])
+    assert client.type(KEY_PREFIX + SESSION) == b"list"
+
+
+def test_a_result_store_that_is_away_is_not_told(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    with servers.redis(private=True) as server:
+        server.stop()
+        away = ResultStore.open(server.url, ttl_s=600, engine=house.engine)
+        draw = accepted(house)
+        assert time_out_once(house.engine, timeout_s=0, results=away) == 1
+        away.forget_dead([draw])
+    assert "was not told of 1 dead draws" in caplog.text

@@ -21,12 +21,13 @@ from producers.client import DrawClient
 from producers.contract import CAMPAIGN_DEFAULT, DrawRequest, DrawResult
 from producers.database import open_engine
 from producers.draw import DEFAULT_CAMPAIGN, wheels
-from producers.errors import DrawError, ServiceUnavailable
+from producers.errors import DrawDead, DrawError, ResultNotReady, ServiceUnavailable
 from producers.gateway.serve import serve
 from producers.ledger import RECHARGE, get_lottery_session_transactions
 from producers.logs import set_up_logging
 from producers.redis_clients import refuse_unsupported
 from producers.schema import account_asset_balances as accounts
+from producers.settings import Settings
 from worker import accounts as acts
 from worker import audit as audits
 from worker import embedded, sample
@@ -34,6 +35,7 @@ from worker.actions import checked_reason, shell_operator
 from worker.cli.base import JsonOption, WhyOption, amount_of, engine_of, out, settings_with, until_interrupted
 from worker.embedded import CONSOLE_USER, GATEWAY_PORT
 from worker.relay import open_relay
+from worker.schema import dead_letters as letters
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,8 @@ def enqueue(
 ) -> None:
     """Enqueue one draw and wait for its result."""
     request = DrawRequest(account_id=account, request_key=key, lottery_session_id=session, campaign=campaign)
-    with DrawClient.from_settings(settings_with("broker_url")) as client:
+    settings = settings_with("broker_url")
+    with _says_why(settings, request.lottery_session_id), DrawClient.from_settings(settings) as client:
         ticket = client.enqueue(request)
         if not as_json:
             out.print(f"session {ticket.lottery_session_id}" + (f"  {ticket.reason}" if ticket.reason else ""))
@@ -121,12 +124,29 @@ def result(
     as_json: JsonOption = False,
 ) -> None:
     """Show the result of a draw."""
-    with DrawClient.from_settings(settings_with("result_url")) as client:
+    settings = settings_with("result_url")
+    with _says_why(settings, session), DrawClient.from_settings(settings) as client:
         found = client.wait(session, timeout_s=wait) if wait else client.result(session)
     if as_json:
         typer.echo(found.encode().decode())
     else:
         _show(found)
+
+
+@contextmanager
+def _says_why(settings: Settings, session: str) -> Iterator[None]:
+    """Add to what is said of a draw without a result what its dead letter says."""
+    try:
+        yield
+    except (DrawDead, ResultNotReady) as error:
+        with engine_of(settings).connect().execution_options(read_only=True) as connection:
+            query = select(letters).where(letters.c.lottery_session_id == session).order_by(letters.c.id.desc())
+            letter = connection.execute(query.limit(1)).first()
+        if letter is None:
+            raise
+        # Any message may name a session: only the request's own row says that it is dead.
+        said = f"{error}. Dead letter {letter.id} names this session; {letter.state}, {letter.cause}: {letter.error}"
+        raise type(error)(said.replace("..", ".")) from None
 
 
 def _show(found: DrawResult) -> None:

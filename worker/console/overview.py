@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import redis
 from sqlalchemy import Connection, func, select
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -21,6 +20,7 @@ from producers.schema import api_idempotency_requests as table
 from worker import dead_letters
 from worker.console import shown
 from worker.console.pages import Desk, Page, page
+from worker.console.security import in_thread
 
 MINUTES: Final = 60
 SNAPSHOT_KEPT_S: Final = 1.0  # however many pages are open
@@ -49,7 +49,7 @@ class Overview(Page):
 
     @page("/live.json")
     async def live(self, request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(self._live.now))
+        return JSONResponse(await in_thread(self._live.now))
 
 
 class Live:

@@ -22,7 +22,7 @@ from producers.draw import Wheel
 from producers.errors import InvalidRequest
 from producers.settings import Settings
 from worker.console.jobs import Forecasts, Replays
-from worker.console.security import must_act
+from worker.console.security import in_thread, must_act
 from worker.dead_letters import STATES, Selection
 from worker.operators import Operator
 
@@ -76,7 +76,7 @@ class Page(CustomView):
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Desk.read in a thread."""
-        return await run_in_threadpool(lambda: self.desk.read(function, *args, **kwargs))
+        return await in_thread(lambda: self.desk.read(function, *args, **kwargs))
 
     def show(self, request: Request, template: str, title: str, **context: Any) -> Response:
         """A page made of a template."""

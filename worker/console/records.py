@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 import redis
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from producers.results import KEY_PREFIX
 from worker import actions, operators, story
 from worker.console.pages import Page, page, whole
+from worker.console.security import in_thread
 
 ROWS: Final = 100
 QUERY_LENGTH_MAX: Final = 200
@@ -30,7 +30,7 @@ class Stories(Page):
         if not query:
             return self.show(request, "story.html", "Story of a draw", story=None, query="", held="")
         told = await self.read(story.tell, query)
-        held = await run_in_threadpool(self._held, told.lottery_session_id) if told.kind == "draw" else ""
+        held = await in_thread(lambda: self._held(told.lottery_session_id)) if told.kind == "draw" else ""
         title = {"draw": "Story of a draw", "account": f"Account {told.account_id}"}.get(told.kind, "Nothing found")
         return self.show(request, "story.html", title, story=told, query=query, held=held)
 
@@ -73,5 +73,5 @@ class Users(Page):
 
     @page("")
     async def index(self, request: Request) -> Response:
-        users = await run_in_threadpool(operators.list_all, self.desk.engine)
+        users = await in_thread(lambda: operators.list_all(self.desk.engine))
         return self.show(request, "users.html", "Users", users=users)

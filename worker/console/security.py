@@ -18,7 +18,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
@@ -28,7 +28,6 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -56,6 +55,10 @@ FIELDS_MAX: Final = 100
 SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 STATIC_KEPT_S: Final = 3600
 
+T = TypeVar("T")
+
+PAGE_WAIT_S: Final = 7.0
+
 TRIES_PER_USER: Final = RateLimitItemPerMinute(5)  # by name and address
 TRIES_PER_ADDRESS: Final = RateLimitItemPerMinute(20)
 VERIFIERS_MAX: Final = 2  # a verification takes 64 MB and a core
@@ -74,6 +77,18 @@ _POLICY: Final = (
     "default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "font-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
+
+
+async def in_thread(look: Callable[[], T], *, limiter: anyio.CapacityLimiter | None = None) -> T:
+    """What `look` returns, called in a thread. Raises ServiceUnavailable after PAGE_WAIT_S, for a free thread included.
+
+    For reading: the thread goes on, and nobody hears of it. A server that is frozen says nothing for much longer.
+    """
+    try:
+        with anyio.fail_after(PAGE_WAIT_S):
+            return await anyio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=limiter)
+    except TimeoutError:
+        raise ServiceUnavailable(f"the database does not answer: nothing in {PAGE_WAIT_S:g} s") from None
 
 
 class Nonces(Extension):
@@ -114,8 +129,10 @@ class Guard:
         except Refused as refused:
             log.warning("refused %s %s from %s: %s", request.method, request.url.path, address_of(request), refused)
             app = PlainTextResponse(str(refused), refused.status)
-        except SQLAlchemyError as error:
-            app = PlainTextResponse(f"{explain(error)}\n\nThe console shows nothing without it. Try again.", 503)
+        except (SQLAlchemyError, ServiceUnavailable) as error:
+            why = explain(error) if isinstance(error, SQLAlchemyError) else error
+            log.error("%s", why)
+            app = PlainTextResponse(f"{why}\n\nThe console shows nothing without it. Try again.", 503)
         await app(scope, receive, sender)
 
     async def _admit(self, request: Request, receive: Receive) -> tuple[ASGIApp, Receive]:
@@ -130,7 +147,7 @@ class Guard:
         token = request.cookies.get(SESSION_COOKIE, "")
         if token:
             # Data is fetched by pages that refresh themselves, which keeps no session open.
-            state.operator = await run_in_threadpool(operators.session, self._engine, token, touch=not is_data)
+            state.operator = await in_thread(lambda: operators.session(self._engine, token, touch=not is_data))
         is_login = request.url.path == LOGIN
         if state.operator is None:
             token = request.cookies.get(LOGIN_COOKIE, "")
@@ -312,7 +329,7 @@ class Login(AuthProvider):
 
     async def render_logout(self, request: Request) -> Response:
         operator = operator_of(request)
-        await run_in_threadpool(operators.close_session, self._engine, request.cookies[SESSION_COOKIE])
+        await in_thread(_explained(lambda: operators.close_session(self._engine, request.cookies[SESSION_COOKIE])))
         log.info("logout of %s from %s", operator.name, address_of(request))
         answer = RedirectResponse(LOGIN, 303)
         answer.headers.append("Set-Cookie", cookie(request, SESSION_COOKIE, "", max_age_s=0))
@@ -345,7 +362,7 @@ class Login(AuthProvider):
             known = operators.verify(self._engine, name, password)
             return None if known is None else operators.open_session(self._engine, known.name, address=address)
 
-        return await anyio.to_thread.run_sync(_explained(verify), limiter=self._verifiers)
+        return await in_thread(_explained(verify), limiter=self._verifiers)
 
 
 def _explained(function: Callable[[], Any]) -> Callable[[], Any]:
