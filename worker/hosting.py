@@ -10,6 +10,8 @@ import logging
 import os
 import secrets
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -17,10 +19,10 @@ from typing import Any, Final
 import click
 from amqp.exceptions import PreconditionFailed
 from celery import bootsteps, signals
-from celery.exceptions import InvalidTaskError, NotRegistered
+from celery.exceptions import CPendingDeprecationWarning, InvalidTaskError, NotRegistered
 from celery.utils.nodenames import gethostname, nodename
 from celery.worker.consumer import Consumer
-from celery.worker.state import maybe_shutdown, task_ready
+from celery.worker.state import active_requests, maybe_shutdown, reserved_requests, task_ready
 from click.core import ParameterSource
 
 from worker.task_queues import SHOP_QUEUE, SHOPS, DeadTasks, ListChannel, shown
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 PAUSE_S_MAX: Final = 30.0
 STEADY_S: Final = 60.0  # one that went well for so long is not the last one's continuation
 DELIVERIES_MAX: Final = 20
+SUSPECTED_MAX: Final = 3  # times that a task may be in hand while something breaks that is no connection
+SUSPECTS_MAX: Final = 1000
 SHOPS_AGAIN_S: Final = 5.0
 
 
@@ -45,7 +49,12 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         asked = options.get("worker_options") or {}
         options["worker_options"] = {**asked, "without_gossip": True, "without_mingle": True}
         super().__init__(*args, **options)
+        # Said at each lost connection, and about what is right here: a task that runs is left to run.
+        warnings.filterwarnings(
+            "ignore", message=r"\s*In Celery 5.1 we introduced", category=CPendingDeprecationWarning
+        )
         self._dead = DeadTasks(self.app)
+        self._suspects: Counter[str] = Counter()
         if self.controller is not None:
             # Called with a slot of the pool in hand, perhaps long after its message came.
             self.controller._process_task = self._execute
@@ -64,6 +73,7 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
                     "housekeeping begins anew in %g s, draws go on: %s: %s", pause_s, type(error).__name__, shown(error)
                 )
                 log.debug("what happened to housekeeping", exc_info=True)
+                self._suspect(error)
                 self._tear_down(error)
             _pause(pause_s)
 
@@ -82,6 +92,14 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         except Exception:
             log.exception("housekeeping did not stop in order")
 
+    def _suspect(self, error: Exception) -> None:
+        """Some errors come from a task in hand, by a detour: a task that is there each time is set aside in the end."""
+        if isinstance(error, (*self.connection_errors, *self.channel_errors)):
+            return
+        if len(self._suspects) > SUSPECTS_MAX:
+            self._suspects.clear()
+        self._suspects.update(str(request.id) for request in {*active_requests, *reserved_requests})
+
     # ---- messages ----
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
@@ -98,7 +116,11 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         return on_message
 
     def _check(self, message: Any) -> None:
-        """Raise InvalidTaskError for what Celery would take and never be done with."""
+        """Raise for what Celery would take and never be done with: InvalidTaskError, or what wrong types raise."""
+        if self._suspects[str(message.headers.get("id"))] >= SUSPECTED_MAX:
+            raise InvalidTaskError(f"housekeeping broke {SUSPECTED_MAX} times while this was in hand")
+        for limit_s in message.headers.get("timelimit") or ():
+            float(limit_s or 0)
         if isinstance(message.channel, ListChannel):
             return
         if message.headers.get("eta"):
@@ -127,7 +149,7 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         if isinstance(message.channel, ListChannel):
             message.channel.set_aside(message.channel.raw(message), why)
         else:
-            log.error("a task is set aside: %s: %s", shown(why), shown(bytes(message.body or b"")))
+            log.error("a task is set aside: %s: %s", shown(why), shown(message.body or ""))
             self._dead.put(message, why)
         message.ack()
 

@@ -217,7 +217,7 @@ class DeadTasks:
             self._connection.transport_options = {**self._connection.transport_options, "confirm_publish": True}
             self._producer = self._connection.Producer(auto_declare=False)
         self._producer.publish(
-            bytes(message.body or b""),
+            message.body.encode() if isinstance(message.body, str) else bytes(message.body or b""),
             exchange="",
             routing_key=DEAD,
             headers=headers,
