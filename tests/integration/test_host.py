@@ -1,11 +1,18 @@
 """What is wrong with Celery's own queues, names and connections never keeps draws from settling."""
 
 import base64
+import itertools
 import json
+import socket
+import sys
+import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import amqp
 import pytest
@@ -14,11 +21,15 @@ from redis import Redis
 
 from producers.broker import open_amqp
 from producers.contract import parse_result
-from tests import processes
+from producers.errors import InvalidRequest, ServiceUnavailable
+from producers.results import ResultStore
+from tests import processes, servers
 from tests.processes import House, Worker, draws, wait_for
+from worker import batch, tasks
 from worker.task_queues import DEAD, SHOPS, TASKS
 
 WITHIN_S = 60.0
+QUORUM = {"task_create_missing_queue_type": "quorum"}  # what the README tells shops to set for tombola.tasks
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])
@@ -215,7 +226,11 @@ def _as_message(element: bytes) -> amqp.Message:
 
 def test_garbage_on_celerys_own_queues_stops_neither_draws_nor_tasks(house: House) -> None:
     accounts = house.accounts(3)
-    with plain_shop(house) as shop, processes.worker(house.env, until="ready.") as worker:
+    with (
+        plain_shop(house) as shop,
+        plain_shop(house, **QUORUM) as careful_shop,
+        processes.worker(house.env, until="ready.") as worker,
+    ):
         assert drawn(shop, account_id=accounts[0], request_key="before").status == "completed"
         garbage = [it for name, it in NO_TASKS.items() if is_redis(house) or name not in ONLY_IN_LISTS]
         send_raw(house, SHOPS, garbage)
@@ -229,8 +244,10 @@ def test_garbage_on_celerys_own_queues_stops_neither_draws_nor_tasks(house: Hous
         assert count_set_aside(house) == 2 * len(garbage)
         send_raw(house, SHOPS, ODD)
         send_raw(house, TASKS, ODD)
-        for queue in (SHOPS, TASKS):
-            assert drawn(shop, queue=queue, account_id=accounts[0], request_key=f"after.{queue}").won is not None
+        for sender, queue in ((shop, SHOPS), (careful_shop, TASKS)):
+            assert (
+                drawn(sender, queue=queue, account_id=accounts[0], request_key=f"after.{queue}").status == "completed"
+            )
         settle_some(house, worker, accounts, prefix="after")
         assert worker.is_alive
         assert "begins anew" not in worker.log(), worker.log()
@@ -243,3 +260,334 @@ def test_garbage_on_celerys_own_queues_stops_neither_draws_nor_tasks(house: Hous
     assert told.count("a task is set aside") == count_set_aside(house)
     assert house.settled() == 3 + 10
     assert house.violations() == []
+
+
+def test_who_sends_an_unknown_task_is_told(house: House) -> None:
+    with plain_shop(house) as shop, processes.worker(house.env, until="ready."):
+        answer = shop.send_task("tombola.unheard-of", queue=SHOPS).get(timeout=WITHIN_S, propagate=False)
+        assert "NotRegistered" in repr(type(answer))
+    assert count_set_aside(house) == 1
+
+
+def test_what_an_older_worker_had_in_hand_comes_back_around_garbage(tmp_path: Path, redis_url: str) -> None:
+    """On Redis it lies in a hash: kombu's look at it ends at the first entry that it cannot give back."""
+    with House(f"sqlite:///{tmp_path}/ledger.db", redis_url, redis_url) as house, Redis.from_url(redis_url) as client:
+        garbage = [b"rubbish", b"5", b"[]", b"[5, 6, 7]", b'[{}, "", "x"]', b'[null, "tombola", "tombola"]']
+        client.rpush("a list", "x")
+        client.xadd("a stream", {"x": "y"})
+        garbage.append(json.dumps([envelope(), "", "a stream"]).encode())
+        (account_id,) = house.accounts(1)
+        kwargs = {"account_id": account_id, "request_key": "was_in_hand"}
+        good = envelope(h_task="tombola.draw", body=encoded([[], kwargs, {}]))
+        for number, entry in enumerate([*garbage, json.dumps([good, "", "tombola"]).encode()]):
+            client.hset("unacked", str(number), entry)
+            client.zadd("unacked_index", {str(number): 1000.0 - number})
+        with processes.worker(house.env, until="ready.") as worker:
+            house.wait_settled(1, within_s=WITHIN_S, log=worker.log)
+            wait_for(lambda: client.hlen("unacked") == 0, within_s=WITHIN_S, what=worker.log)
+            assert worker.stop() == 0
+        assert set(garbage) <= set(client.lrange(DEAD, 0, -1))
+
+
+def test_garbage_in_remote_control_is_passed_over(tmp_path: Path, redis_url: str) -> None:
+    with House(f"sqlite:///{tmp_path}/ledger.db", redis_url, redis_url) as house, Redis.from_url(redis_url) as client:
+        number = urlsplit(redis_url).path.strip("/")
+        with plain_shop(house) as shop, processes.worker(house.env, until="ready.") as worker:
+            wait_for(lambda: bool(shop.control.ping(timeout=1)), within_s=WITHIN_S, what=worker.log)
+            for said in ("5", "{}", "rubbish", json.dumps(envelope(body=5)), json.dumps(envelope(headers=[]))):
+                assert client.publish(f"/{number}.celery.pidbox", said) >= 1
+            assert shop.control.ping(timeout=3)
+            assert worker.is_alive
+            assert "begins anew" not in worker.log(), worker.log()
+
+
+# ---- one draw, however often its task comes --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def draw_task(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[House, Any]]:
+    """`tombola.draw`, here in this process, with no time to lose."""
+    with House(f"sqlite:///{tmp_path}/ledger.db", redis_url, redis_url) as house:
+        for name, value in house.env.items():
+            monkeypatch.setenv(name, value)
+        from worker.celery import make_app
+
+        monkeypatch.setattr(tasks, "SETTLE_PAUSES_S", (0.0,) * len(tasks.SETTLE_PAUSES_S))
+        yield house, make_app(house.settings).tasks["tombola.draw"]
+
+
+def test_without_a_key_the_tasks_id_is_the_key(draw_task: tuple[House, Any]) -> None:
+    house, task = draw_task
+    (account_id,) = house.accounts(1)
+    for _ in range(3):
+        task.apply(kwargs={"account_id": account_id}, task_id="task-1").get()
+        task.apply(kwargs={"account_id": account_id, "request_key": ""}, task_id="task-1").get()
+        task.apply(kwargs={"account_id": account_id, "request_key": "mine"}, task_id="no key, that").get()
+    assert house.results().keys() == {"task-1", "mine"}
+    assert house.violations() == []
+
+
+@pytest.mark.parametrize("task_id", [None, "", "a:b", "with blank", "k" * 65, 5, ["x"], {"a": 1}])
+def test_without_a_key_and_an_id_that_is_none_nothing_is_charged(draw_task: tuple[House, Any], task_id: Any) -> None:
+    house, task = draw_task
+    (account_id,) = house.accounts(1)
+    called = SimpleNamespace(app=task.app, request=SimpleNamespace(id=task_id))
+    with pytest.raises(InvalidRequest, match="request_key"):
+        tasks.draw(called, account_id=account_id)
+    assert house.settled() == 0
+
+
+def lost_replies(count: int) -> Callable[..., Any]:
+    """batch.settle whose first `count` answers are lost after the COMMIT."""
+    settle, calls = batch.settle, itertools.count(1)
+
+    def settle_and_lose(*args: Any, **options: Any) -> Any:
+        answers = settle(*args, **options)
+        if next(calls) <= count:
+            raise ServiceUnavailable("the connection was lost at COMMIT")
+        return answers
+
+    return settle_and_lose
+
+
+def test_a_commit_whose_reply_is_lost_charges_once(
+    draw_task: tuple[House, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, task = draw_task
+    (account_id,) = house.accounts(1)
+    monkeypatch.setattr(batch, "settle", lost_replies(3))
+    task.apply(kwargs={"account_id": account_id}, task_id="task-1").get()
+    assert house.results().keys() == {"task-1"}
+    assert house.violations() == []
+
+
+def test_retries_end_with_an_error_and_the_same_task_again_finds_out(
+    draw_task: tuple[House, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, task = draw_task
+    (account_id,) = house.accounts(1)
+    monkeypatch.setattr(batch, "settle", lost_replies(1 + len(tasks.SETTLE_PAUSES_S)))
+    with pytest.raises(ServiceUnavailable):
+        task.apply(kwargs={"account_id": account_id}, task_id="task-1").get()
+    task.apply(kwargs={"account_id": account_id}, task_id="task-1").get()
+    assert house.results().keys() == {"task-1"}
+
+
+def test_with_the_result_store_down_there_is_one_charge(mariadb_url: str, rabbitmq_url: str) -> None:
+    with servers.redis(private=True) as store, House(mariadb_url, rabbitmq_url, store.url) as house:
+        (account_id,) = house.accounts(1)
+        shop = Celery("shop", broker=rabbitmq_url, set_as_current=False)
+        with processes.worker(house.env, until="ready.") as worker:
+            store.kill()
+            for task_id in ("first", "first", "second"):
+                shop.send_task("tombola.draw", kwargs={"account_id": account_id}, queue=SHOPS, task_id=task_id)
+            wait_for(
+                lambda: worker.log().count("rebuilt when it is asked for") == 3, within_s=WITHIN_S, what=worker.log
+            )
+            house.wait_settled(2, within_s=WITHIN_S, log=worker.log)
+            store.restart()
+            assert worker.stop() == 0, worker.log()
+        shop.close()
+        assert house.results().keys() == {"first", "second"}
+        with closing(ResultStore.open(store.url, ttl_s=600, engine=house.engine)) as results:
+            assert parse_result(results.get("first")).request_key == "first"
+        assert house.violations() == []
+
+
+def test_a_pool_process_that_is_killed_after_the_commit_charges_once(house: House) -> None:
+    (account_id,) = house.accounts(1)
+    dying = [sys.executable, "-m", "tests.chaos.dying_worker"]
+    env = house.env | {"DIE_AT": "in_task", "DIE_ON": "1"}
+    with plain_shop(house) as shop, processes.worker(env, command=dying, until="ready.") as worker:
+        sent = shop.send_task("tombola.draw", kwargs={"account_id": account_id}, queue=SHOPS)
+        answer: Any = sent.get(timeout=WITHIN_S)
+        assert answer["request_key"] == sent.id
+        assert "SIGKILL" in worker.log(), "it did not die: nothing was tested"
+    assert house.results().keys() == {sent.id}
+    assert house.violations() == []
+
+
+# ---- names, connections and queues -----------------------------------------------------------------------------------
+
+
+def test_two_workers_on_one_host(house: House) -> None:
+    """As the README says it, with remote control as well, which once cost one of them its life on RabbitMQ."""
+    accounts = house.accounts(3)
+    env = house.env | {"TOMBOLA_REMOTE_CONTROL": "true"}
+    with (
+        plain_shop(house) as shop,
+        processes.worker(env, until="ready.") as first,
+        processes.worker(env, until="ready.") as second,
+    ):
+        assert drawn(shop, account_id=accounts[0], request_key="by_task").status == "completed"
+        settle_some(house, first, accounts, prefix="two")
+        wait_for(lambda: len(shop.control.ping(timeout=1)) == 2, within_s=WITHIN_S, what=lambda: first.log())
+        for worker in (first, second):
+            assert "begins anew" not in worker.log(), worker.log()
+            assert worker.stop() == 0, worker.log()
+    assert house.violations() == []
+
+
+def test_remote_control_is_off_with_rabbitmq_unless_it_is_asked_for(
+    rabbitmq_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    with House(f"sqlite:///{tmp_path}/ledger.db", rabbitmq_url, redis_url) as house, plain_shop(house) as shop:
+        with processes.worker(house.env, until="ready."):
+            assert not shop.control.ping(timeout=2)
+            with open_amqp(rabbitmq_url) as connection:
+                for name in ("celery_delayed_0", "celery_delayed_27"):
+                    with pytest.raises(amqp.NotFound):
+                        connection.channel().queue_declare(name, passive=True)
+
+
+class Forwarder:
+    """A TCP forwarder that can cut its clients off while the server goes on believing in them."""
+
+    def __init__(self, port: int) -> None:
+        self._target = (servers.HOST, port)
+        self._listener = socket.create_server((servers.HOST, 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._clients: list[socket.socket] = []
+        self._upstream: list[socket.socket] = []
+        self._cut: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        clients, self._clients = self._clients, []
+        self._cut, self._upstream = self._upstream, []
+        for client in clients:
+            client.shutdown(socket.SHUT_RDWR)
+
+    def end_what_was_cut(self) -> None:
+        for server in self._cut:
+            server.close()
+
+    def close(self) -> None:
+        self._listener.close()
+        for end in (*self._clients, *self._upstream):
+            end.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                self._clients.append(client)
+                self._upstream.append(server)
+                threading.Thread(target=self._copy, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._copy, args=(server, client), daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+
+
+@pytest.mark.parametrize("remote_control", ["default", "true"])
+def test_a_connection_that_is_cut_on_our_side_only(
+    rabbitmq_url: str, redis_url: str, mariadb_url: str, remote_control: str
+) -> None:
+    parts = urlsplit(rabbitmq_url)
+    assert parts.port is not None
+    with closing(Forwarder(parts.port)) as forwarder:
+        through = urlunsplit(parts._replace(netloc=parts.netloc.replace(str(parts.port), str(forwarder.port))))
+        env = {} if remote_control == "default" else {"TOMBOLA_REMOTE_CONTROL": remote_control}
+        with House(mariadb_url, through, redis_url, **env) as house:
+            accounts = house.accounts(3)
+            with processes.worker(house.env, until="ready.") as worker:
+                forwarder.cut()
+                settle_some(house, worker, accounts, prefix="cut")
+                wait_for(lambda: worker.log().count("Connected to amqp") >= 2, within_s=WITHIN_S, what=worker.log)
+                forwarder.end_what_was_cut()  # else what the broker gives to the dead connection waits there
+                with plain_shop(house) as shop:
+                    assert drawn(shop, account_id=accounts[0], request_key="after").status == "completed"
+                settle_some(house, worker, accounts, prefix="after")
+                assert worker.is_alive
+                assert worker.stop() == 0, worker.log()
+
+
+def test_queues_that_are_deleted_under_the_worker_come_back(
+    rabbitmq_url: str, redis_url: str, mariadb_url: str
+) -> None:
+    with House(mariadb_url, rabbitmq_url, redis_url) as house, ExitStack() as stack:
+        accounts = house.accounts(3)
+        worker = stack.enter_context(processes.worker(house.env, until="ready."))
+        for round_, names in enumerate([(SHOPS,), (TASKS,), (SHOPS, TASKS)]):
+            with open_amqp(rabbitmq_url) as connection:
+                for name in names:
+                    connection.channel().queue_delete(name)
+            settle_some(house, worker, accounts, prefix=f"deleted.{round_}")
+            with plain_shop(house) as shop, plain_shop(house, **QUORUM) as careful_shop:
+                assert drawn(shop, account_id=accounts[0], request_key=f"{round_}.shops").won is not None
+                key = f"{round_}.tasks"
+                assert drawn(careful_shop, queue=TASKS, account_id=accounts[0], request_key=key).request_key == key
+        assert worker.stop() == 0, worker.log()
+        assert house.violations() == []
+
+
+@pytest.mark.parametrize("name", [SHOPS, TASKS])
+def test_a_queue_that_cannot_be_had(rabbitmq_url: str, redis_url: str, mariadb_url: str, name: str) -> None:
+    """Somebody else's exclusive queue of that name: 405 at each try, as a lost node's classic queue is a 404."""
+    with House(mariadb_url, rabbitmq_url, redis_url) as house, ExitStack() as stack:
+        accounts = house.accounts(3)
+        other = QUORUM if name == SHOPS else {}
+        with open_amqp(rabbitmq_url) as stranger:
+            stranger.channel().queue_declare(name, exclusive=True)
+            worker = stack.enter_context(processes.worker(house.env))
+            settle_some(house, worker, accounts, prefix="without")
+            if name == SHOPS:
+                with plain_shop(house, **other) as shop:
+                    assert drawn(shop, queue=TASKS, account_id=accounts[0], request_key="meanwhile").won is not None
+        with plain_shop(house, **(QUORUM if name == TASKS else {})) as shop:
+            wait_for(lambda: has_queue(rabbitmq_url, name), within_s=WITHIN_S, what=worker.log)
+            assert drawn(shop, queue=name, account_id=accounts[0], request_key="again").won is not None
+        assert worker.stop() == 0, worker.log()
+
+
+def has_queue(url: str, name: str) -> bool:
+    with open_amqp(url) as connection, suppress(amqp.NotFound, amqp.ResourceLocked):
+        return int(connection.channel().queue_declare(name, passive=True).consumer_count) > 0
+    return False
+
+
+def test_what_an_older_release_left_on_its_classic_queue_is_done(
+    rabbitmq_url: str, redis_url: str, mariadb_url: str
+) -> None:
+    """Its workers and its beat may still run beside this one, and declare the queue their way at each start."""
+    older = Celery("tombola", broker=rabbitmq_url, backend=redis_url, set_as_current=False)
+    older.conf.update(task_default_queue="tombola")
+    with House(mariadb_url, rabbitmq_url, redis_url) as house:
+        (account_id,) = house.accounts(1)
+        left = [older.send_task("tombola.draw", kwargs={"account_id": account_id}) for _ in range(5)]
+        with processes.worker(house.env, until="ready."):
+            for sent in left:
+                assert sent.get(timeout=WITHIN_S)["request_key"] == sent.id
+            assert older.send_task("tombola.archive").get(timeout=WITHIN_S) == 0
+        older.close()
+        assert house.settled() == 5
+
+
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+def test_the_shops_queue_may_be_of_either_kind(rabbitmq_url: str, redis_url: str, tmp_path: Path, kind: str) -> None:
+    with House(f"sqlite:///{tmp_path}/ledger.db", rabbitmq_url, redis_url) as house:
+        (account_id,) = house.accounts(1)
+        with plain_shop(house, task_create_missing_queue_type=kind) as shop:
+            sent = shop.send_task("tombola.draw", kwargs={"account_id": account_id}, queue=SHOPS)
+            with processes.worker(house.env, until="ready.") as worker:
+                assert sent.get(timeout=WITHIN_S)["request_key"] == sent.id
+                assert worker.stop() == 0
+
+
+def test_a_task_for_later_is_refused_where_it_would_hold_up_the_others(
+    rabbitmq_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    with House(f"sqlite:///{tmp_path}/ledger.db", rabbitmq_url, redis_url) as house:
+        (account_id,) = house.accounts(1)
+        with plain_shop(house) as shop, processes.worker(house.env, until="ready.") as worker:
+            for _ in range(3):
+                shop.send_task("tombola.draw", kwargs={"account_id": account_id}, queue=SHOPS, countdown=3600)
+            assert drawn(shop, account_id=account_id, request_key="now").status == "completed"
+            assert worker.log().count("send it when it is due") == 3
+        assert count_set_aside(house) == 3
+        assert house.settled() == 1
