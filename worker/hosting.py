@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 import click
-from amqp.exceptions import PreconditionFailed
+from amqp.exceptions import PreconditionFailed, RecoverableConnectionError
 from celery import bootsteps, signals
 from celery.exceptions import CPendingDeprecationWarning, InvalidTaskError, NotRegistered
 from celery.utils.nodenames import gethostname, nodename
@@ -34,7 +34,7 @@ STEADY_S: Final = 60.0  # one that went well for so long is not the last one's c
 DELIVERIES_MAX: Final = 20
 SUSPECTED_MAX: Final = 3  # times that a task may be in hand while something breaks that is no connection
 SUSPECTS_MAX: Final = 1000
-SHOPS_AGAIN_S: Final = 5.0
+LOOK_EVERY_S: Final = 5.0
 
 
 class TaskConsumer(Consumer):  # type: ignore[misc]
@@ -49,6 +49,8 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         asked = options.get("worker_options") or {}
         options["worker_options"] = {**asked, "without_gossip": True, "without_mingle": True}
         super().__init__(*args, **options)
+        # With Redis kombu takes any KeyError for a lost connection, to be opened again at once and for ever.
+        self.connection_errors = tuple(it for it in self.conninfo.connection_errors if it is not KeyError)
         # Said at each lost connection, and about what is right here: a task that runs is left to run.
         warnings.filterwarnings(
             "ignore", message=r"\s*In Celery 5.1 we introduced", category=CPendingDeprecationWarning
@@ -188,8 +190,8 @@ class ShopQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
-        self._channel: Any = None
-        self._again: Any = None
+        self._tasks: Any = None
+        self._look: Any = None
         super().__init__(consumer, **options)
 
     def include_if(self, consumer: Any) -> bool:
@@ -197,35 +199,46 @@ class ShopQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
             return bool(connection.transport.driver_type == "amqp")
 
     def start(self, consumer: Any) -> None:
-        self._again = None
-        try:
-            self._consume(consumer)
-        except consumer.channel_errors as error:
-            log.warning("the queue %s is tried again in %g s: %s", SHOPS, SHOPS_AGAIN_S, shown(error))
-            self._channel = None
-            self._again = consumer.timer.call_after(SHOPS_AGAIN_S, self.start, (consumer,))
+        self._try(consumer)
+        self._look = consumer.timer.call_repeatedly(LOOK_EVERY_S, self._look_after, (consumer,))
 
     def stop(self, consumer: Any) -> None:
-        if self._again is not None:
-            self._again.cancel()
-        channel, self._channel, self._again = self._channel, None, None
-        if channel is not None and consumer.connection is not None:
+        if self._look is not None:
+            self._look.cancel()
+        tasks, self._tasks, self._look = self._tasks, None, None
+        if tasks is not None and consumer.connection is not None:
             with suppress(Exception):
-                channel.close()
+                tasks.channel.close()
 
-    def _consume(self, consumer: Any) -> None:
-        self._channel = consumer.connection.channel()
+    def _try(self, consumer: Any) -> None:
         try:
-            SHOP_QUEUE(self._channel).declare()
+            self._tasks = self._consume(consumer)
+        except consumer.channel_errors as error:
+            log.warning("the queue %s is tried again in %g s: %s", SHOPS, LOOK_EVERY_S, shown(error))
+
+    @staticmethod
+    def _consume(consumer: Any) -> Any:
+        channel = consumer.connection.channel()
+        try:
+            SHOP_QUEUE(channel).declare()
         except PreconditionFailed:
             # It is there in another shape, as a shop or an operator wants it: also good.
-            self._channel = consumer.connection.channel()
-        self._channel.basic_qos(0, consumer.initial_prefetch_count, False)
+            channel = consumer.connection.channel()
+        channel.basic_qos(0, consumer.initial_prefetch_count, False)
         tasks = consumer.app.amqp.TaskConsumer(
-            self._channel, queues=[SHOP_QUEUE], auto_declare=False, on_decode_error=consumer.on_decode_error
+            channel, queues=[SHOP_QUEUE], auto_declare=False, on_decode_error=consumer.on_decode_error
         )
         tasks.on_message = consumer.create_task_handler()
         tasks.consume()
+        return tasks
+
+    def _look_after(self, consumer: Any) -> None:
+        if self._tasks is None:
+            self._try(consumer)
+        for tasks in (self._tasks, consumer.task_consumer):
+            if tasks is not None and not set(tasks._active_tags.values()) <= set(tasks.channel.callbacks):
+                # Celery hears that a queue was deleted, but not in its first tenth of a second.
+                raise RecoverableConnectionError("a queue is no longer consumed")
 
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
