@@ -77,6 +77,7 @@ def make_app(settings: Settings) -> DrawsApp:
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
+        worker_enable_prefetch_count_reduction=False,  # from 1 there is nothing to reduce
         worker_concurrency=1,  # the pool runs only housekeeping and `tombola.draw`; draws scale by processes
         worker_enable_remote_control=settings.has_remote_control,
         worker_hijack_root_logger=True,

@@ -10,17 +10,19 @@ import logging
 import os
 import secrets
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
 import click
-from amqp.exceptions import PreconditionFailed
+from amqp.exceptions import PreconditionFailed, RecoverableConnectionError
 from celery import bootsteps, signals
-from celery.exceptions import InvalidTaskError, NotRegistered
+from celery.exceptions import CPendingDeprecationWarning, InvalidTaskError, NotRegistered
 from celery.utils.nodenames import gethostname, nodename
 from celery.worker.consumer import Consumer
-from celery.worker.state import maybe_shutdown, task_ready
+from celery.worker.state import active_requests, maybe_shutdown, reserved_requests, task_ready
 from click.core import ParameterSource
 
 from worker.task_queues import SHOP_QUEUE, SHOPS, DeadTasks, ListChannel, shown
@@ -30,7 +32,9 @@ log = logging.getLogger(__name__)
 PAUSE_S_MAX: Final = 30.0
 STEADY_S: Final = 60.0  # one that went well for so long is not the last one's continuation
 DELIVERIES_MAX: Final = 20
-SHOPS_AGAIN_S: Final = 5.0
+SUSPECTED_MAX: Final = 3  # times that a task may be in hand while something breaks that is no connection
+SUSPECTS_MAX: Final = 1000
+LOOK_EVERY_S: Final = 5.0
 
 
 class TaskConsumer(Consumer):  # type: ignore[misc]
@@ -45,7 +49,14 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         asked = options.get("worker_options") or {}
         options["worker_options"] = {**asked, "without_gossip": True, "without_mingle": True}
         super().__init__(*args, **options)
+        # With Redis kombu takes any KeyError for a lost connection, to be opened again at once and for ever.
+        self.connection_errors = tuple(it for it in self.conninfo.connection_errors if it is not KeyError)
+        # Said at each lost connection, and about what is right here: a task that runs is left to run.
+        warnings.filterwarnings(
+            "ignore", message=r"\s*In Celery 5.1 we introduced", category=CPendingDeprecationWarning
+        )
         self._dead = DeadTasks(self.app)
+        self._suspects: Counter[str] = Counter()
         if self.controller is not None:
             # Called with a slot of the pool in hand, perhaps long after its message came.
             self.controller._process_task = self._execute
@@ -64,6 +75,7 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
                     "housekeeping begins anew in %g s, draws go on: %s: %s", pause_s, type(error).__name__, shown(error)
                 )
                 log.debug("what happened to housekeeping", exc_info=True)
+                self._suspect(error)
                 self._tear_down(error)
             _pause(pause_s)
 
@@ -82,6 +94,14 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         except Exception:
             log.exception("housekeeping did not stop in order")
 
+    def _suspect(self, error: Exception) -> None:
+        """Some errors come from a task in hand, by a detour: a task that is there each time is set aside in the end."""
+        if isinstance(error, (*self.connection_errors, *self.channel_errors)):
+            return
+        if len(self._suspects) > SUSPECTS_MAX:
+            self._suspects.clear()
+        self._suspects.update(str(request.id) for request in {*active_requests, *reserved_requests})
+
     # ---- messages ----
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
@@ -98,7 +118,11 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         return on_message
 
     def _check(self, message: Any) -> None:
-        """Raise InvalidTaskError for what Celery would take and never be done with."""
+        """Raise for what Celery would take and never be done with: InvalidTaskError, or what wrong types raise."""
+        if self._suspects[str(message.headers.get("id"))] >= SUSPECTED_MAX:
+            raise InvalidTaskError(f"housekeeping broke {SUSPECTED_MAX} times while this was in hand")
+        for limit_s in message.headers.get("timelimit") or ():
+            float(limit_s or 0)
         if isinstance(message.channel, ListChannel):
             return
         if message.headers.get("eta"):
@@ -127,7 +151,7 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         if isinstance(message.channel, ListChannel):
             message.channel.set_aside(message.channel.raw(message), why)
         else:
-            log.error("a task is set aside: %s: %s", shown(why), shown(bytes(message.body or b"")))
+            log.error("a task is set aside: %s: %s", shown(why), shown(message.body or ""))
             self._dead.put(message, why)
         message.ack()
 
@@ -166,8 +190,8 @@ class ShopQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
-        self._channel: Any = None
-        self._again: Any = None
+        self._tasks: Any = None
+        self._look: Any = None
         super().__init__(consumer, **options)
 
     def include_if(self, consumer: Any) -> bool:
@@ -175,35 +199,46 @@ class ShopQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
             return bool(connection.transport.driver_type == "amqp")
 
     def start(self, consumer: Any) -> None:
-        self._again = None
-        try:
-            self._consume(consumer)
-        except consumer.channel_errors as error:
-            log.warning("the queue %s is tried again in %g s: %s", SHOPS, SHOPS_AGAIN_S, shown(error))
-            self._channel = None
-            self._again = consumer.timer.call_after(SHOPS_AGAIN_S, self.start, (consumer,))
+        self._try(consumer)
+        self._look = consumer.timer.call_repeatedly(LOOK_EVERY_S, self._look_after, (consumer,))
 
     def stop(self, consumer: Any) -> None:
-        if self._again is not None:
-            self._again.cancel()
-        channel, self._channel, self._again = self._channel, None, None
-        if channel is not None and consumer.connection is not None:
+        if self._look is not None:
+            self._look.cancel()
+        tasks, self._tasks, self._look = self._tasks, None, None
+        if tasks is not None and consumer.connection is not None:
             with suppress(Exception):
-                channel.close()
+                tasks.channel.close()
 
-    def _consume(self, consumer: Any) -> None:
-        self._channel = consumer.connection.channel()
+    def _try(self, consumer: Any) -> None:
         try:
-            SHOP_QUEUE(self._channel).declare()
+            self._tasks = self._consume(consumer)
+        except consumer.channel_errors as error:
+            log.warning("the queue %s is tried again in %g s: %s", SHOPS, LOOK_EVERY_S, shown(error))
+
+    @staticmethod
+    def _consume(consumer: Any) -> Any:
+        channel = consumer.connection.channel()
+        try:
+            SHOP_QUEUE(channel).declare()
         except PreconditionFailed:
             # It is there in another shape, as a shop or an operator wants it: also good.
-            self._channel = consumer.connection.channel()
-        self._channel.basic_qos(0, consumer.initial_prefetch_count, False)
+            channel = consumer.connection.channel()
+        channel.basic_qos(0, consumer.initial_prefetch_count, False)
         tasks = consumer.app.amqp.TaskConsumer(
-            self._channel, queues=[SHOP_QUEUE], auto_declare=False, on_decode_error=consumer.on_decode_error
+            channel, queues=[SHOP_QUEUE], auto_declare=False, on_decode_error=consumer.on_decode_error
         )
         tasks.on_message = consumer.create_task_handler()
         tasks.consume()
+        return tasks
+
+    def _look_after(self, consumer: Any) -> None:
+        if self._tasks is None:
+            self._try(consumer)
+        for tasks in (self._tasks, consumer.task_consumer):
+            if tasks is not None and not set(tasks._active_tags.values()) <= set(tasks.channel.callbacks):
+                # Celery hears that a queue was deleted, but not in its first tenth of a second.
+                raise RecoverableConnectionError("a queue is no longer consumed")
 
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]

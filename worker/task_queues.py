@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import kombu
+import redis
 from celery import Celery
 from celery.app.amqp import AMQP
 from celery.exceptions import InvalidTaskError
@@ -61,6 +62,10 @@ def _errors_of(headers: Any) -> list[ExcInfo]:
     return []
 
 
+# What a lost connection to Redis raises. kombu's own list has KeyError and AttributeError as well.
+LOST: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
+
+
 # ---- Redis: lists ----------------------------------------------------------------------------------------------------
 
 
@@ -74,15 +79,16 @@ class ListQoS(lists.QoS):  # type: ignore[misc]
     """What workers have in hand lies in a hash, and comes back from there when they die."""
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        try:
-            super().restore_by_tag(tag, client, leftmost)
-        except self.channel.connection_errors:
-            raise
-        except Exception as error:
-            # It would be in the way of all others at each look.
-            with self.channel.conn_or_acquire(client) as open_client:
-                kept = open_client.hget(self.unacked_key, tag)
-                self.channel.set_aside(kept or b"", f"it cannot be given back: {error!r}")
+        with self.channel.conn_or_acquire(client) as open_client:
+            # First: a transaction that fails half-way has removed it.
+            held = open_client.hget(self.unacked_key, tag)
+            try:
+                super().restore_by_tag(tag, open_client, leftmost)
+            except LOST:
+                raise
+            except Exception as error:
+                # It would be in the way of all others at each look.
+                self.channel.set_aside(held or b"", f"it cannot be given back: {error!r}")
                 self._remove_from_indices(tag).execute()
 
 
@@ -130,7 +136,7 @@ class ListChannel(lists.Channel):  # type: ignore[misc]
     def _deliver_fanout_message(self, message: Any, exchange: str) -> Any:
         try:
             return super()._deliver_fanout_message(message, exchange)
-        except self.connection_errors:
+        except LOST:
             raise
         except Exception as error:
             log.warning("remote control: this is no message: %s: %s", shown(error), shown(message))
@@ -147,7 +153,7 @@ class ListChannel(lists.Channel):  # type: ignore[misc]
         try:
             with self.conn_or_acquire() as client, client.pipeline() as pipeline:
                 pipeline.lpush(DEAD, element).ltrim(DEAD, 0, DEAD_TASKS_MAX - 1).execute()
-        except self.connection_errors:
+        except LOST:
             raise
         except Exception as error:
             log.error("a task that is no message is lost, apart from the log: %r", error)
@@ -217,7 +223,7 @@ class DeadTasks:
             self._connection.transport_options = {**self._connection.transport_options, "confirm_publish": True}
             self._producer = self._connection.Producer(auto_declare=False)
         self._producer.publish(
-            bytes(message.body or b""),
+            message.body.encode() if isinstance(message.body, str) else bytes(message.body or b""),
             exchange="",
             routing_key=DEAD,
             headers=headers,

@@ -87,9 +87,9 @@ def _request(fields: dict[str, Any], task_id: Any) -> DrawRequest:
     if not fields.get("request_key"):
         try:
             # Never a key made here: each run would be a draw of its own.
-            fields["request_key"] = check_request_key(task_id)
+            fields["request_key"] = check_request_key(task_id if isinstance(task_id, str) else "")
         except InvalidRequest as error:
-            raise InvalidRequest(f"without a request_key the task's id is the key, and that is none: {error}") from None
+            raise InvalidRequest(f"without a request_key the task's id is the key, and it is none: {error}") from None
     try:
         return DrawRequest(**fields)
     except TypeError as error:

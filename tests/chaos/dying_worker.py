@@ -6,6 +6,7 @@ the product, which has no failpoints.
     before_commit    the third transaction that settles draws is complete but for its COMMIT
     after_commit     it is committed, its results are not put
     after_results    its results are put, it is not acked
+    in_task          a pool process has committed a `tombola.draw` and put nothing: it alone dies, and once
     on_key           draws are settled and DIE_ON is the request key among them (before anything is written)
 """
 
@@ -15,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from celery.bin.celery import main
@@ -23,7 +25,7 @@ from sqlalchemy import Engine
 from producers.contract import DrawRequest
 from producers.database import Transaction, transaction
 from producers.results import ResultStore, StoredResult
-from worker import batch, consumer
+from worker import batch, consumer, tasks
 from worker.deliveries import Deliveries, Delivery, open_deliveries
 
 DIE_AT = os.environ["DIE_AT"]
@@ -62,6 +64,15 @@ class DyingResultStore(ResultStore):
         super().put(results)
 
 
+class DyingTaskResultStore(ResultStore):
+    def put(self, results: Sequence[StoredResult]) -> None:
+        died = Path("died")  # in the folder of this one worker; what a forked process remembers dies with it
+        if not died.exists():
+            died.touch()
+            die()
+        super().put(results)
+
+
 def dying_deliveries(*args: Any, **kwargs: Any) -> Deliveries:
     source = open_deliveries(*args, **kwargs)
     ack = source.ack
@@ -88,6 +99,7 @@ PATCHES: dict[str, tuple[Any, str, Any]] = {
     "before_commit": (batch, "transaction", dying_transaction),
     "after_commit": (consumer, "ResultStore", DyingResultStore),
     "after_results": (consumer, "open_deliveries", dying_deliveries),
+    "in_task": (tasks, "ResultStore", DyingTaskResultStore),
     "on_key": (batch, "settle_in", dying_settle(batch.settle_in)),
 }
 
