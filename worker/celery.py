@@ -26,7 +26,7 @@ from producers.logs import set_up_logging
 from producers.pulse import Pulse
 from producers.settings import Settings
 from worker import tasks
-from worker.consumer import Consumer
+from worker.consumer import DATABASE_TIMEOUT_S, Consumer
 from worker.hosting import ShopQueueStep, TaskConsumer
 from worker.ledger import holds_old_rows
 from worker.task_queues import SHOP_QUEUE, TASK_QUEUE, TASKS, TaskAMQP
@@ -104,7 +104,11 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, worker: Any, **_options: Any) -> None:
         self._settings: Settings = worker.app.draw_settings
-        self._engine = open_engine(self._settings.need("database_url"), lock_wait_s=self._settings.lock_wait_s)
+        self._engine = open_engine(
+            self._settings.need("database_url"),
+            lock_wait_s=self._settings.lock_wait_s,
+            read_timeout_s=DATABASE_TIMEOUT_S,
+        )
         logging.getLogger("alembic").setLevel(logging.WARNING)  # it greets whoever asks for the revision
         try:
             check(self._settings, self._engine)

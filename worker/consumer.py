@@ -49,6 +49,7 @@ KEEPS_PER_TERM: Final = 3  # how often within claim_after_s a consumer says that
 RESULT_TIMEOUT_S: Final = 2.0  # once, where the result store hangs: from then on nothing waits for it
 HELD_SHOWN_MAX: Final = 5
 REQUEUE_PAUSE_S: Final = 0.1  # where nothing but draws to be requeued is queued: do not spin
+DATABASE_TIMEOUT_S: Final = 10.0  # a database that says nothing for so long: others may have the draws
 # An outage that lasts: other workers may have what this one holds.
 FAILURES_MAX: Final = 3
 FAILING_S_MAX: Final = 5.0
