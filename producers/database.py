@@ -11,10 +11,11 @@ import json
 import os
 import sqlite3
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, Final
 
 import pymysql
@@ -39,6 +40,7 @@ from sqlalchemy.types import TypeEngine
 from producers.errors import ConfigurationError, DrawError, InternalError, ServiceUnavailable
 
 Value = str | int | None
+NO_COPIES: Final[Mapping[str, str]] = MappingProxyType({})
 CENT: Final = Decimal("0.01")
 
 SQL_MODE: Final = "STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
@@ -270,6 +272,14 @@ class Transaction:
         rows: Sequence[tuple[Any, ...]] = self._cursor.fetchall()
         return rows
 
+    def within(self, wait_s_max: float, query: str) -> str:
+        """`query`, a SELECT, as one that the server ends after `wait_s_max` (1969, 3024), whatever it waits for."""
+        if self.is_sqlite:
+            return query
+        if "MariaDB" in self._connection.server_version:
+            return f"SET STATEMENT max_statement_time={wait_s_max:g} FOR {query}"
+        return query.replace("SELECT", f"SELECT /*+ MAX_EXECUTION_TIME({wait_s_max * 1000:.0f}) */", 1)
+
     def held(self, table: str, index: str, column: str, values: Iterable[str]) -> set[str]:
         """Those of `values` in `column` whose row another transaction holds, also one inserted and not committed.
 
@@ -302,18 +312,30 @@ class Transaction:
                     refused.add(some[0])
         return refused
 
-    def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
-        """Insert all `rows` in one statement, in their order."""
+    def insert(
+        self,
+        table: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Value]],
+        *,
+        copies: Mapping[str, str] = NO_COPIES,
+    ) -> None:
+        """Insert all `rows` in one statement, in their order.
+
+        `copies` are further columns, each with the one of `columns` whose value it takes: sent once, not twice.
+        """
         if not rows:
             return
-        head = f"INSERT INTO {table} ({','.join(columns)}) VALUES "
+        head = f"INSERT INTO {table} ({','.join((*columns, *copies))}) VALUES "
+        width = len(columns)
         if self.is_sqlite:
-            self._cursor.executemany(f"{head}({','.join('?' * len(columns))})", rows)
+            places = (*range(1, width + 1), *(columns.index(source) + 1 for source in copies.values()))
+            self._cursor.executemany(f"{head}({','.join(f'?{place}' for place in places)})", rows)
             return
         literals = self._literals([value for row in rows for value in row])
-        width = len(columns)
+        tail = "".join(f",{source}" for source in copies.values())
         self._cursor.execute(
-            head + ",".join([f"({','.join(literals[i : i + width])})" for i in range(0, len(literals), width)])
+            head + ",".join([f"({','.join(literals[i : i + width])}{tail})" for i in range(0, len(literals), width)])
         )
 
     def update(

@@ -21,9 +21,10 @@ CONSUME_TYPE: Final = "consume"
 REWARD_TYPE: Final = "reward"
 
 _COLUMNS: Final = (
-    "account_id", "business_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code",
-    "delta_amount", "balance_before", "balance_after", "notes", "created_at", "updated_at",
+    "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code",
+    "delta_amount", "balance_before", "balance_after", "notes", "created_at",
 )  # fmt: skip
+_COPIES: Final = {"business_id": "lottery_session_id", "updated_at": "created_at"}
 
 
 class Account(NamedTuple):
@@ -66,8 +67,7 @@ def lock_accounts(
     Missing accounts are not in the result. One lock after the other may keep us waiting: after `wait_s_max` in all, the
     server ends the statement (1969, 3024). `lock=False` reads only, for forecasts.
     """
-    bounded = lock and not transaction.is_sqlite
-    query = _ACCOUNTS_WITHIN % (wait_s_max, 1000 * wait_s_max) if bounded else _ACCOUNTS
+    query = transaction.within(wait_s_max, _ACCOUNTS) if lock else _ACCOUNTS
     return _accounts(transaction, transaction.select(query, sorted(account_ids), lock=lock))
 
 
@@ -82,9 +82,6 @@ def lock_free_accounts(transaction: Transaction, account_ids: Iterable[int]) -> 
 
 
 _ACCOUNTS: Final = "SELECT id, asset_code, balance FROM account_asset_balances WHERE id IN (??) ORDER BY id"
-# For MariaDB, which alone reads the first kind of comment, and for MySQL, which alone reads the second.
-_WITHIN: Final = "/*M!100101 SET STATEMENT max_statement_time=%g FOR*/SELECT /*+MAX_EXECUTION_TIME(%d)*/"
-_ACCOUNTS_WITHIN: Final = f"{_WITHIN}{_ACCOUNTS.removeprefix('SELECT')}"
 
 
 def _accounts(transaction: Transaction, rows: Sequence[tuple[Any, ...]]) -> dict[int, Account]:
@@ -215,7 +212,6 @@ def post(transaction: Transaction, entries: Sequence[Entry], now: datetime) -> N
             (
                 entry.account_id,
                 entry.lottery_session_id,
-                entry.lottery_session_id,
                 entry.idempotency_key,
                 entry.business_type,
                 entry.asset_code,
@@ -224,10 +220,10 @@ def post(transaction: Transaction, entries: Sequence[Entry], now: datetime) -> N
                 money(entry.after),
                 entry.notes,
                 moment,
-                moment,
             )
             for entry in entries
         ],
+        copies=_COPIES,
     )
 
 
