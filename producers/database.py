@@ -7,9 +7,7 @@ driver itself through `Transaction`; everything else uses SQLAlchemy Core on the
 from __future__ import annotations
 
 import enum
-import os
 import sqlite3
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -35,6 +33,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.types import TypeEngine
 
 from producers.errors import ConfigurationError, DrawError, ServiceUnavailable
+from producers.forks import in_child
 
 Value = str | int | None
 CENT: Final = Decimal("0.01")
@@ -129,7 +128,7 @@ def open_engine(url: str, *, lock_wait_s: int = 2, is_lean: bool = False) -> Eng
         engine = create_engine(url, connect_args={"timeout": lock_wait_s * 5, "check_same_thread": False})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
-        _engines.add(engine)
+        in_child(engine, _forget_connections)
         return engine
     engine = create_engine(
         url,
@@ -150,21 +149,13 @@ def open_engine(url: str, *, lock_wait_s: int = 2, is_lean: bool = False) -> Eng
             ),
         },
     )
-    _engines.add(engine)
+    in_child(engine, _forget_connections)
     return engine
 
 
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _forget_connections() -> None:
+def _forget_connections(engine: Engine) -> None:
     """In a forked child: what is pooled is its parent's, who would read our answers and we the parent's."""
-    for engine in list(_engines):
-        engine.dispose(close=False)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_connections)
+    engine.dispose(close=False)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from producers import requests
 from producers.database import Fault, Transaction, explain, fault_of, open_engine, statement, transaction, utc_now
 from producers.errors import DrawError
+from producers.forks import in_child
 from producers.requests import Acceptance, Asked, Known, State
 
 TRIES_MAX: Final = 5
@@ -37,6 +38,10 @@ class Entry:
         self._lean = None if engine.dialect.name == "sqlite" else open_engine(url, is_lean=True)
         self._relay_after = timedelta(seconds=relay_after_s)
         self._remembered: LRUCache[str, tuple[Known, float]] = LRUCache(REMEMBERED_MAX)  # by request key, with the time
+        self._make_lock()
+        in_child(self, Entry._make_lock)
+
+    def _make_lock(self) -> None:
         self._lock = threading.Lock()
 
     def recall(self, asked: Asked) -> Acceptance | None:
