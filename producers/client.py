@@ -56,8 +56,9 @@ class Ticket(NamedTuple):
 class DrawClient:
     """Enqueues draws and waits for their results.
 
-    One per thread (a broker connection is not shared), or per process where draws are made one at a time. It imports
-    no Celery and connects at first use. `caller` is whose keys these are, where several applications share a ledger.
+    One per process: threads share it, and on RabbitMQ take turns, as a connection is one thread's at a time. A forked
+    child goes on with connections of its own. It imports no Celery and connects at first use. `caller` is whose keys
+    these are, where several applications share a ledger.
     """
 
     def __init__(self, entry: Entry, broker: Broker, results: ResultStore | None = None, *, caller: str = "") -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import enum
 import json
-import os
 import sqlite3
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -38,6 +36,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.types import TypeEngine
 
 from producers.errors import ConfigurationError, DrawError, InternalError, ServiceUnavailable
+from producers.forks import in_child
 
 Value = str | int | None
 NO_COPIES: Final[Mapping[str, str]] = MappingProxyType({})
@@ -143,7 +142,7 @@ def open_engine(
         engine = create_engine(url, connect_args={"timeout": lock_wait_s * 5, "check_same_thread": False})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
-        _engines.add(engine)
+        in_child(engine, _forget_connections)
         return engine
     engine = create_engine(
         url,
@@ -167,7 +166,7 @@ def open_engine(
     )
     _bound_silence(engine, read_timeout_s)
     event.listen(engine, "handle_error", _leave_the_wrong_server)
-    _engines.add(engine)
+    in_child(engine, _forget_connections)
     return engine
 
 
@@ -203,17 +202,9 @@ def _leave_the_wrong_server(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _forget_connections() -> None:
+def _forget_connections(engine: Engine) -> None:
     """In a forked child: what is pooled is its parent's, who would read our answers and we the parent's."""
-    for engine in list(_engines):
-        engine.dispose(close=False)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_connections)
+    engine.dispose(close=False)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

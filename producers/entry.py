@@ -33,6 +33,7 @@ from producers.database import (
 )
 from producers.draw import CAMPAIGNS
 from producers.errors import DrawError, InternalError, RequestBusy, UnknownCampaign
+from producers.forks import in_child
 from producers.logs import about
 from producers.requests import Acceptance, Asked, Known, State
 
@@ -66,6 +67,10 @@ class Entry:
         self._campaigns = campaigns
         self._relay_after = timedelta(seconds=relay_after_s)
         self._remembered: LRUCache[str, tuple[Known, float]] = LRUCache(REMEMBERED_MAX)  # by request key, with the time
+        self._make_lock()
+        in_child(self, Entry._make_lock)
+
+    def _make_lock(self) -> None:
         self._lock = threading.Lock()
 
     def recall(self, asked: Asked) -> Acceptance | None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -16,6 +14,7 @@ import kombu
 
 from producers.broker import QUEUE, Headers, declare_queues
 from producers.errors import BrokerBlocked, PublishFailed, ServiceUnavailable
+from producers.forks import in_child
 from producers.rabbitmq import AMQP_ERRORS, HEARTBEAT_S, Connection, blocked_words, open_amqp, said
 
 MIN_TIMEOUT_S: Final = 0.1  # for a connection, however late it is
@@ -46,7 +45,7 @@ class QueueBroker:
         self._timeout_s = publish_timeout_s
         self._heartbeat_s = heartbeat_s
         self._forget()
-        _brokers.add(self)
+        in_child(self, QueueBroker._forget)
 
     def publish(self, bodies: Sequence[bytes], headers: Headers | None = None) -> None:
         besides = itertools.repeat(None, len(bodies)) if headers is None else headers
@@ -157,18 +156,6 @@ class QueueBroker:
         self._connection = self._wire = self._channel = None
         self._confirms = _Confirms()
         self._used_at = 0.0
-
-
-_brokers: weakref.WeakSet[QueueBroker] = weakref.WeakSet()
-
-
-def _forget_all() -> None:
-    for broker in list(_brokers):
-        broker._forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
 
 
 def _hear(wire: Connection) -> None:
