@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from sqlalchemy import event
+from typer.testing import CliRunner
 
 import producers.client
 from producers import (
     ConfigurationError,
     DrawClient,
+    DrawDead,
     DrawError,
     DrawRequest,
     IdempotencyKeyReused,
@@ -20,18 +22,21 @@ from producers import (
     ServiceUnavailable,
     Settings,
     Ticket,
+    UnknownCampaign,
 )
 from producers.contract import parse_request, parse_result
 from producers.database import utc_now
 from producers.ledger import rejected
-from producers.outbox import archive_once
+from producers.outbox import archive_once, time_out_once
 from producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tests import servers
 from tests.books import table
 from tests.processes import House, draws
 from worker import batch
 from worker.batch import Effort, Settled
+from worker.cli import app
 from worker.deliveries import Delivery, open_deliveries
+from worker.parking import bury
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])
@@ -265,6 +270,39 @@ def test_enqueue_many_tells_of_conflicts_when_all_others_are_in(
     assert str(refused.value).split(": ")[1] == ", ".join(it.request_key for it in taken[:10])
     assert queued(broker_url, 30) == [*taken, *free]
     assert client.enqueue_many(free) == 18
+
+
+def test_an_unknown_campaign_is_refused_before_anything_is_written(
+    house: House, client: DrawClient, broker_url: str
+) -> None:
+    stranger, good = DrawRequest(account_id=1, campaign="spring"), draws([1], 5)
+    with pytest.raises(UnknownCampaign, match="'spring'"):
+        client.enqueue(stranger)
+    with house.engine.begin() as connection, pytest.raises(UnknownCampaign):
+        client.enqueue(stranger, connection=connection)
+    with pytest.raises(UnknownCampaign, match=stranger.request_key):
+        client.enqueue_many([*good[:2], stranger, *good[2:]])
+    assert {row["request_key"] for row in table(house.engine, "api_idempotency_requests")} == {
+        it.request_key for it in good
+    }
+    assert queued(broker_url, 5) == good
+
+
+def test_a_dead_draw_says_why(house: House, client: DrawClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = DrawRequest(account_id=1)
+    client.enqueue(request)
+    time_out_once(house.engine, timeout_s=0)
+    for ask in (client.result, client.wait):
+        with pytest.raises(DrawDead, match="operator can replay it") as told:
+            ask(request.lottery_session_id)
+        assert told.value.reason == "TIMED_OUT"
+    with house.engine.begin() as connection:
+        bury(connection, [request], "TIMED_OUT", worker="host:1")
+    for name, value in house.env.items():
+        monkeypatch.setenv(name, value)
+    ended = CliRunner().invoke(app, ["result", request.lottery_session_id])
+    assert isinstance(ended.exception, DrawDead)
+    assert "Dead letter 1 names this session; parked, never settled: accepted too long ago" in str(ended.exception)
 
 
 def test_wait_for_a_result(house: House, client: DrawClient) -> None:

@@ -32,8 +32,8 @@ from producers.database import utc_now
 from producers.entry import Entry
 from producers.gateway.app import create_app
 from producers.outbox import archive_once, relay_once, time_out_once
-from producers.requests import Asked
-from producers.results import KEY_PREFIX, StoredResult
+from producers.requests import Asked, dead_because
+from producers.results import KEY_PREFIX, ResultStore, StoredResult
 from producers.settings import Settings
 from tests import processes, servers
 from tests.books import assert_books, table
@@ -315,10 +315,26 @@ def test_a_dead_request_is_told_as_one(open_gateway: Gateway, house: House, acco
         "campaign": "default",
         "status": "dead",
         "reason": "TIMED_OUT",
+        "detail": dead_because("TIMED_OUT"),
     }
+    assert "operator can replay it" in found.json()["detail"]
     with open_gateway.client.stream("GET", "/v1/draws/r-dead/events") as stream:
         assert list(events(stream)) == [("dead", found.json())]
     assert open_gateway.client.get("/v1/draws/r-dead/transactions").json() == []
+
+
+def test_a_wait_ends_when_the_draw_dies(open_gateway: Gateway, house: House, account: int) -> None:
+    open_gateway.draw({"account_id": account}, "r-dies")
+    store = ResultStore.from_settings(house.settings, engine=house.engine)
+    with ThreadPoolExecutor(1) as pool:
+        wait = pool.submit(open_gateway.show, "r-dies", 60)
+        wait_until_subscribed(house, 1)
+        time.sleep(2)  # the database was asked when the wait began, and is not asked again
+        began = time.monotonic()
+        time_out_once(house.engine, timeout_s=0, results=store)
+        assert wait.result().json()["status"] == "dead"
+        assert time.monotonic() < began + 30
+    store.close()
 
 
 def test_transactions_are_the_ledgers_rows(open_gateway: Gateway, house: House, account: int) -> None:
