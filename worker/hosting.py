@@ -156,7 +156,8 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         message.ack()
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        self.set_aside(message, InvalidTaskError("it names no task"))
+        # What says so is a connection that takes properties which cannot be decoded: producers.rabbitmq.
+        self.set_aside(message, InvalidTaskError(message.properties.get("undecodable") or "it names no task"))
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         self.set_aside(message, exc)
