@@ -177,7 +177,8 @@ class Consumer:
             return Report()
         self._keep()
         if due := self._aside.take_due(self.settings.batch_size_max):
-            self._see_through(due, has_patience=False)
+            with self._watch.batch(due):
+                self._see_through(due, has_patience=False)
             self._aside.tell_tried()
             metrics.ASIDE.set(len(self._aside))
         count_max = 1 if self._outages else self.settings.batch_size_max
