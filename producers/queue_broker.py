@@ -127,7 +127,7 @@ class QueueBroker:
             with suppress(*AMQP_ERRORS):
                 with wire.within(self._timeout_s):
                     wire.heartbeat_tick()
-                _hear(wire)
+                wire.take_in(lambda: False)  # that the broker blocks us, or no longer does, or has ended the connection
                 return wire
         self._leave()
         return None
@@ -156,13 +156,6 @@ class QueueBroker:
         self._connection = self._wire = self._channel = None
         self._confirms = _Confirms()
         self._used_at = 0.0
-
-
-def _hear(wire: Connection) -> None:
-    """Take in what has come meanwhile: that the broker blocks us, or no longer does, or has ended the connection."""
-    with suppress(TimeoutError):
-        while True:
-            wire.drain_events(timeout=0)
 
 
 def _check_blocked(wire: Connection) -> None:

@@ -14,6 +14,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from ssl import SSLWantReadError
 from typing import Any, ClassVar, Final
 
 import amqp
@@ -158,6 +159,13 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
             timeout = left_s if timeout is None else min(timeout, left_s)
         return super().blocking_read(timeout)
 
+    def take_in(self, is_enough: Callable[[], bool]) -> None:
+        """Handle what has come already, until it is enough or nothing more is there. Waits for nothing."""
+        transport, on_frame = self.transport, self.on_inbound_frame
+        with suppress(TimeoutError), transport.having_timeout(0):
+            while not is_enough():
+                on_frame(transport.read_frame())
+
     def wait(self, *args: Any, **options: Any) -> Any:
         with self.within(ANSWER_TIMEOUT_S):
             return super().wait(*args, **options)
@@ -198,7 +206,22 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
                 with transport.having_timeout(self._left_s()):
                     write(view[start : start + _WRITE_BYTES_MAX])
 
+        set_up = transport._setup_transport
+
+        def set_up_reading() -> None:
+            set_up()
+            receive = transport._quick_recv
+
+            def receive_or_time_out(size: int) -> Any:
+                try:
+                    return receive(size)
+                except (BlockingIOError, SSLWantReadError):  # within a frame py-amqp would ask again and again
+                    raise TimeoutError from None
+
+            transport._quick_recv = receive_or_time_out
+
         transport.write = write_in_time
+        transport._setup_transport = set_up_reading
         return transport
 
     def _left_s(self) -> float:

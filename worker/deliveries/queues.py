@@ -59,10 +59,9 @@ class QueueDeliveries:
             wire = self._open()
             wire.heartbeat_tick()
             if not self._waiting:
-                _drain(wire, wait_s)
-            # Whatever is not taken in stays in the socket, and then with the broker.
-            while len(self._waiting) < count_max and self._taken_bytes < HELD_BYTES_MAX and _drain(wire, 0):
-                pass
+                _await(wire, wait_s)
+            # What is not taken in stays in the socket, and then with the broker.
+            wire.take_in(lambda: len(self._waiting) >= count_max or self._taken_bytes >= HELD_BYTES_MAX)
         fetched = [self._waiting.popleft() for _ in range(min(count_max, len(self._waiting)))]
         self._in_hand.update(int(delivery.tag) for delivery in fetched)
         return fetched
@@ -219,17 +218,11 @@ def _explained(what: str, close: Callable[[], None]) -> Iterator[None]:
         raise ServiceUnavailable(f"{what}: {said(error)}") from error
 
 
-def _drain(wire: Connection, wait_s: float) -> bool:
-    """Take in one message, or whatever else comes within `wait_s`; whether anything came."""
-    try:
-        if wait_s:
-            with wire.within(wait_s):
-                wire.drain_events()
-        else:
-            wire.drain_events(timeout=0)
-    except TimeoutError:
-        return False
-    return True
+def _await(wire: Connection, wait_s: float) -> None:
+    """Take in the first thing that comes within `wait_s`."""
+    if wait_s > 0:
+        with suppress(TimeoutError), wire.within(wait_s):
+            wire.drain_events()
 
 
 def _delivery(message: Any, tag: int) -> Delivery:

@@ -38,14 +38,19 @@ def examine_queues(url: str, found: Findings) -> Iterator[Check]:
     if not opened:
         yield from skipped(["queue", "dead-letter queue", "publishing"], "the broker does not answer")
         return
+    wire: Connection = opened[0]
+
+    def in_time(look: Callable[[], Verdict]) -> Verdict:
+        with wire.within(ANSWER_TIMEOUT_S):
+            return look()
+
     try:
-        channel = opened[0].channel
-        yield attempt("queue", lambda: _queue(channel, found))
-        yield attempt("dead-letter queue", lambda: _dead_queue(channel))
-        yield attempt("publishing", lambda: _publishing(opened[0]))
+        yield attempt("queue", lambda: in_time(lambda: _queue(wire.channel, found)))
+        yield attempt("dead-letter queue", lambda: in_time(lambda: _dead_queue(wire.channel)))
+        yield attempt("publishing", lambda: in_time(lambda: _publishing(wire)))
     finally:
         with suppress(Exception):
-            transport.close_connection(opened[0])
+            transport.close_connection(wire)
 
 
 def _server(transport: Any, opened: list[Any]) -> Verdict:
@@ -102,9 +107,8 @@ def _publishing(connection: Connection) -> Verdict:
     channel.events["basic_ack"].add(lambda tag, _multiple: confirmed.append(tag))
     channel.basic_publish(amqp.Message(b""), exchange=QUEUE, routing_key=NOBODY)
     try:
-        with connection.within(ANSWER_TIMEOUT_S):
-            while not confirmed and not connection.blocked:
-                connection.drain_events()
+        while not confirmed and not connection.blocked:
+            connection.drain_events()
     except amqp.NotFound:
         return skip(f"no exchange `{QUEUE}` yet")
     if connection.blocked:
