@@ -431,3 +431,17 @@ def read_large_entries(count: int, *, grown_mib_max: int) -> None:
         assert (good, again) == (count, count)
         assert grown_mib < grown_mib_max
         assert (client.xlen(QUEUE), pending(client)) == (0, 0)
+
+
+def test_where_the_size_may_not_be_asked_for_all_is_read_in_slices(url: str, client: Redis) -> None:
+    client.execute_command("ACL", "SETUSER", "modest", "on", ">secret", "~*", "&*", "+@all", "-memory")
+    try:
+        publish(url, *numbered(50))
+        consumer = StreamDeliveries(url.replace("redis://", "redis://modest:secret@"), claim_after_s=NEVER_S)
+        first = fetch_all(consumer, 30)
+        assert said(first + fetch_all(consumer, 20)) == numbered(50)
+        consumer.ack(first)
+        assert pending(client) == 20
+        consumer.close()
+    finally:
+        client.execute_command("ACL", "DELUSER", "modest")
