@@ -161,17 +161,20 @@ class Results:
 
     async def _hear(self) -> None:
         """Hand out what is announced, until the subscription fails or hears nothing of what is published."""
-        is_deaf = False
+        heard_at, asked_at = time.monotonic(), 0.0
         while True:
+            # None also for what confirms a subscription.
             message = await self._subscription.get_message(timeout=READ_TIMEOUT_S)
+            now = time.monotonic()
             if message is None:
                 # After a failover this subscription may be with the old primary, which is silent and lets us be.
-                if is_deaf:
+                if asked_at and now - asked_at >= READ_TIMEOUT_S:
                     raise ConnectionError("what is published does not come through")
-                is_deaf = True
-                await self._client.publish(self._own_channel, b"")
+                if not asked_at and now - heard_at >= READ_TIMEOUT_S / 2:
+                    asked_at = now
+                    await self._client.publish(self._own_channel, b"")
                 continue
-            is_deaf = False
+            heard_at, asked_at = now, 0.0
             if message["type"] == "message":
                 session_id = message["channel"].decode().removeprefix(KEY_PREFIX)
                 self._hand_out(session_id, unwrap(message["data"], session_id, self._secret))

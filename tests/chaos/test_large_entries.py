@@ -1,0 +1,10 @@
+"""A Stream of many times the memory that a worker may take, which the quick suite asks for with few entries."""
+
+import pytest
+
+from tests.integration.test_streams import read_large_entries
+
+
+@pytest.mark.chaos
+def test_a_stream_of_gigabytes_flows_on() -> None:
+    read_large_entries(150, grown_mib_max=250)
