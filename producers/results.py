@@ -30,6 +30,7 @@ from producers.settings import Settings
 log = logging.getLogger(__name__)
 
 ASK_DATABASE_AFTER_S: Final = 1.0
+LOOK_TIMEOUT_S: Final = 2.0  # for those who only look: the database knows as well
 TOLD_SIZE_MAX: Final = 500
 KEY_PREFIX: Final = "celery-task-meta-"
 
@@ -116,15 +117,26 @@ class ResultStore:
         self._forget_dead = client.register_script(_FORGET_DEAD)
 
     @classmethod
-    def open(cls, url: str, *, ttl_s: int, engine: Engine | None = None, secret: bytes = b"") -> ResultStore:
-        """The store behind a redis:// URL; it connects at first use. Without `engine` it cannot rebuild."""
-        return cls(open_redis(url), ttl_s=ttl_s, engine=engine, secret=secret)
+    def open(
+        cls,
+        url: str,
+        *,
+        ttl_s: int,
+        engine: Engine | None = None,
+        secret: bytes = b"",
+        timeout_s: float = 10.0,
+    ) -> ResultStore:
+        """The store behind a redis:// URL; it connects at first use. Without `engine` it cannot rebuild.
+
+        Redis is given `timeout_s` for each answer.
+        """
+        return cls(open_redis(url, timeout_s=timeout_s), ttl_s=ttl_s, engine=engine, secret=secret)
 
     @classmethod
-    def from_settings(cls, settings: Settings, *, engine: Engine | None = None) -> ResultStore:
+    def from_settings(cls, settings: Settings, *, engine: Engine | None = None, timeout_s: float = 10.0) -> ResultStore:
         """The store of these settings, see `open`."""
         url, secret = settings.need("result_url"), settings.result_secret_bytes
-        return cls.open(url, ttl_s=settings.result_ttl_s, engine=engine, secret=secret)
+        return cls.open(url, ttl_s=settings.result_ttl_s, engine=engine, secret=secret, timeout_s=timeout_s)
 
     def put(self, results: Sequence[StoredResult]) -> None:
         """Store and announce `results`; raises ServiceUnavailable when Redis does not take them."""
