@@ -24,7 +24,7 @@ from producers.errors import (
     UnknownCampaign,
 )
 from producers.requests import Acceptance, Asked
-from producers.results import ResultStore
+from producers.results import LOOK_TIMEOUT_S, ResultStore
 from producers.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class DrawClient:
         broker = open_broker(settings.need("broker_url"), publish_timeout_s=settings.publish_timeout_s)
         results = None
         if settings.has("result_url"):
-            results = ResultStore.from_settings(settings, engine=engine)
+            results = ResultStore.from_settings(settings, engine=engine, timeout_s=LOOK_TIMEOUT_S)
         return cls(Entry(engine, relay_after_s=settings.relay_after_s), broker, results, caller=caller)
 
     def enqueue(self, request: DrawRequest, *, connection: Connection | None = None) -> Ticket:

@@ -30,6 +30,7 @@ from producers.settings import Settings
 log = logging.getLogger(__name__)
 
 ASK_DATABASE_AFTER_S: Final = 1.0
+LOOK_TIMEOUT_S: Final = 2.0  # for those who only look: the database knows as well
 TOLD_SIZE_MAX: Final = 500
 KEY_PREFIX: Final = "celery-task-meta-"
 
@@ -122,9 +123,18 @@ class ResultStore:
 
     @classmethod
     def open(
-        cls, url: str, *, ttl_s: int, engine: Engine | None = None, secret: bytes = b"", timeout_s: float = 10.0
+        cls,
+        url: str,
+        *,
+        ttl_s: int,
+        engine: Engine | None = None,
+        secret: bytes = b"",
+        timeout_s: float = 10.0,
     ) -> ResultStore:
-        """The store behind a redis:// URL; it connects at first use. Without `engine` it cannot rebuild."""
+        """The store behind a redis:// URL; it connects at first use. Without `engine` it cannot rebuild.
+
+        Redis is given `timeout_s` for each answer.
+        """
         return cls(open_redis(url, timeout_s=timeout_s), ttl_s=ttl_s, engine=engine, secret=secret)
 
     @classmethod

@@ -29,7 +29,7 @@ from producers.contract import DrawRequest
 from producers.database import Fault, RowsChanged, Transaction, explain, fault_of
 from producers.errors import DrawError, InvalidRequest, PublishFailed, ReplayNotFound
 from producers.requests import Asked, Known
-from producers.results import ResultStore
+from producers.results import LOOK_TIMEOUT_S, ResultStore
 from producers.settings import Settings
 from worker import actions, parking
 from worker.dead_letters import Selection
@@ -244,7 +244,9 @@ class Replayer:
     def __init__(self, engine: Engine, broker: Broker, settings: Settings) -> None:
         self._engine = engine
         self._broker = broker
-        self._results = ResultStore.from_settings(settings) if settings.has("result_url") else None
+        self._results = (
+            ResultStore.from_settings(settings, timeout_s=LOOK_TIMEOUT_S) if settings.has("result_url") else None
+        )
         self._relay_after = timedelta(seconds=settings.relay_after_s)
         self._stopping = threading.Event()
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,11 +14,11 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from typer.testing import CliRunner
 
-from producers import DrawClient, DrawRequest, ServiceUnavailable, api_keys
+from producers import DrawClient, DrawError, DrawRequest, ServiceUnavailable, api_keys
 from producers.database import explain
 from tests import servers
 from tests.consoles import PASSWORD, Console, Visitor
-from tests.gateways import Gateway, gateway
+from tests.gateways import OPEN_TO_ALL, Gateway, gateway, settle
 from tests.processes import House, wait_for
 from worker import operators
 from worker.cli import app
@@ -145,3 +146,51 @@ def test_a_frozen_database_is_told_within_seconds(redis_url: str, monkeypatch: p
 
         wait_for(is_well, within_s=30, what=lambda: str(together(asked)) + started.process.log()[-3000:])
         assert guest.post("/login", data=guest_form).status_code == 303
+
+
+def test_a_frozen_redis_is_told_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(servers.redis(private=True))
+        house = stack.enter_context(House(f"sqlite:///{tmp_path}/ledger.db", server.url, server.url))
+        for setting, value in house.env.items():
+            monkeypatch.setenv(setting, value)
+        (account,) = house.accounts(1)
+        operators.add(house.engine, "ann", "operator", PASSWORD, by="root")
+        started = stack.enter_context(gateway(house, **OPEN_TO_ALL))
+        console = stack.enter_context(Console(house.settings))
+        ann = stack.enter_context(Visitor(console.url))
+        ann.log_in("ann")
+        client = stack.enter_context(DrawClient.from_settings(house.settings))
+        ticket = client.enqueue(DrawRequest(account_id=account))
+
+        def wait() -> str:
+            try:
+                return str(client.wait(ticket.lottery_session_id, timeout_s=2))
+            except DrawError as error:
+                return str(error)
+
+        assert ann.get("/live.json").json()["members"] is not None
+        with frozen(server):
+            time.sleep(1.5)  # the overview's figures are kept for a second
+            said = together(
+                {
+                    "wait": wait,
+                    "readyz": http(started, "/readyz", "none"),
+                    "live": page(ann, "/live.json"),
+                    "accept": http(started, "/v1/draws", "none", {"account_id": account}),
+                }
+            )
+            for words in (f"result {ticket.lottery_session_id}", "doctor"):
+                said[words] = timed(command(*words.split()))
+            for name, (words, took_s) in said.items():
+                assert took_s < SAID_WITHIN_S, (name, took_s, words)
+            assert '"missing":["broker","results"]' in said["readyz"][0]
+            assert said["accept"][0].startswith("202")
+            assert "Redis does not answer" in said["live"][0]
+            for name in ("wait", f"result {ticket.lottery_session_id}", "doctor"):
+                assert "the result store does not answer" in said[name][0], said
+        wait_for(
+            lambda: http(started, "/readyz", "none")().endswith('"missing":[]}'), within_s=30, what=started.process.log
+        )
+        assert settle(house, DrawRequest(account_id=account, request_key=ticket.request_key))
+        assert client.wait(ticket.lottery_session_id, timeout_s=10).account_id == account
