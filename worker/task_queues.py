@@ -51,7 +51,8 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 def shown(content: Any) -> str:
     """The beginning of `content` for a log: one line, with everything escaped that is not printable ASCII."""
-    return ascii(content[:SHOWN_CHARACTERS_MAX] if isinstance(content, bytes | str) else content)[:SHOWN_CHARACTERS_MAX]
+    text = content if isinstance(content, bytes | str) else str(content)
+    return ascii(text[:SHOWN_CHARACTERS_MAX])[:SHOWN_CHARACTERS_MAX]
 
 
 def _errors_of(headers: Any) -> list[ExcInfo]:

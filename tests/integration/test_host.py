@@ -558,6 +558,24 @@ def has_queue(url: str, name: str) -> bool:
     return False
 
 
+def test_a_redis_that_becomes_a_replica_and_one_that_dies(redis_url: str, tmp_path: Path) -> None:
+    """UNBLOCKED and READONLY are answers, no lost connections: to Celery a reason to end."""
+    with (
+        servers.redis(private=True) as broker,
+        House(f"sqlite:///{tmp_path}/ledger.db", broker.url, redis_url) as house,
+        plain_shop(house) as shop,
+        processes.worker(house.env, until="ready.") as worker,
+    ):
+        (account_id,) = house.accounts(1)
+        with Redis.from_url(broker.url) as client:
+            client.replicaof(servers.HOST, "1")
+            wait_for(lambda: worker.log().count("begins anew") >= 2, within_s=WITHIN_S, what=worker.log)
+            client.replicaof("NO", "ONE")
+        assert drawn(shop, account_id=account_id, request_key="after").status == "completed"
+        broker.kill()
+        assert worker.stop() == 0, worker.log()
+
+
 def test_what_an_older_release_left_on_its_classic_queue_is_done(
     rabbitmq_url: str, redis_url: str, mariadb_url: str
 ) -> None:
