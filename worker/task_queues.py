@@ -25,6 +25,8 @@ from celery.exceptions import InvalidTaskError
 from kombu.transport import pyamqp, virtual
 from kombu.transport import redis as lists
 
+from producers import rabbitmq
+
 log = logging.getLogger(__name__)
 
 SHOPS: Final = "tombola"
@@ -173,19 +175,19 @@ class QueueMessage(pyamqp.Message):  # type: ignore[misc]
         super().__init__(msg, channel=channel, **options)
 
 
-class QueueChannel(pyamqp.Channel):  # type: ignore[misc]
+class QueueChannel(rabbitmq.Channel):
     Message = QueueMessage
 
 
-class QueueConnection(pyamqp.Connection):  # type: ignore[misc]
+class QueueConnection(rabbitmq.Connection):
     Channel = QueueChannel
 
 
-class QueueTransport(pyamqp.Transport):  # type: ignore[misc]
+class QueueTransport(rabbitmq.Transport):
     Connection = QueueConnection
 
 
-class QueueSSLTransport(pyamqp.SSLTransport):  # type: ignore[misc]
+class QueueSSLTransport(rabbitmq.SSLTransport):
     Connection = QueueConnection
 
 

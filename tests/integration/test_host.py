@@ -268,6 +268,33 @@ def test_garbage_on_celerys_own_queues_stops_neither_draws_nor_tasks(house: Hous
     assert house.violations() == []
 
 
+def test_properties_that_cannot_be_decoded_on_celerys_own_queues(
+    rabbitmq_url: str, redis_url: str, mariadb_url: str
+) -> None:
+    """py-amqp breaks the connection over each of these, with every task that was fetched ahead."""
+    with (
+        House(mariadb_url, rabbitmq_url, redis_url) as house,
+        plain_shop(house) as shop,
+        processes.worker(house.env, until="ready.") as worker,
+        open_amqp(rabbitmq_url) as connection,
+    ):
+        accounts = house.accounts(3)
+        channel = connection.channel()
+        for queue in (SHOPS, TASKS):
+            for properties in (
+                {"content_type": b"\xff\xfe"},
+                {"correlation_id": b"\xff"},
+                {"reply_to": b"\xff"},
+                {"type": b"\x80"},
+            ):
+                channel.basic_publish(amqp.Message(b"[[], {}, {}]", **properties), exchange="", routing_key=queue)
+        wait_for(lambda: count_set_aside(house) == 8, within_s=WITHIN_S, what=lambda: worker.log()[-6000:])
+        assert drawn(shop, account_id=accounts[0], request_key="after").status == "completed"
+        settle_some(house, worker, accounts, prefix="after")
+        assert "Connection to broker lost" not in worker.log()
+        assert worker.stop() == 0, worker.log()
+
+
 def test_who_sends_an_unknown_task_is_told(house: House) -> None:
     with plain_shop(house) as shop, processes.worker(house.env, until="ready."):
         answer = shop.send_task("tombola.unheard-of", queue=SHOPS).get(timeout=WITHIN_S, propagate=False)
