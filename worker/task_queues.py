@@ -25,7 +25,7 @@ from celery.exceptions import InvalidTaskError
 from kombu.transport import pyamqp, virtual
 from kombu.transport import redis as lists
 
-from producers import rabbitmq
+from producers import rabbitmq, redis_clients
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,9 @@ class ListChannel(lists.Channel):  # type: ignore[misc]
 
     Message = ListMessage
     QoS = ListQoS
+    # After a failover by address they leave the old primary, as all of our connections do.
+    connection_class = redis_clients.Connection
+    connection_class_ssl = redis_clients.TlsConnection
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous)

@@ -166,7 +166,7 @@ class _DeadQueue:
         self._url = url
         self._connection: kombu.Connection | None = None
         self._channel: Any = None
-        self._fetched: set[int] = set()  # the last time
+        self._in_hand: set[int] = set()
 
     def fetch(self, count_max: int) -> list[Delivery]:
         found: list[Delivery] = []
@@ -176,7 +176,7 @@ class _DeadQueue:
             while len(found) < count_max and bytes_left > 0 and (message := channel.basic_get(DEAD_QUEUE)) is not None:
                 bytes_left -= len(message.body)
                 found.append(_delivery(message, message.delivery_info["delivery_tag"]))
-        self._fetched = {int(delivery.tag) for delivery in found}
+        self._in_hand.update(int(delivery.tag) for delivery in found)
         return found
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
@@ -184,14 +184,16 @@ class _DeadQueue:
             return
         with _explained("the dead-letter queue cannot be acked", self.close):
             tags = {int(delivery.tag) for delivery in deliveries}
-            if tags >= self._fetched:
+            self._in_hand -= tags
+            if all(tag > max(tags) for tag in self._in_hand):
                 self._channel.basic_ack(max(tags), multiple=True)
-            else:
+            else:  # what could not be parked stays
                 for tag in tags:
                     self._channel.basic_ack(tag)
 
     def close(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
+        self._in_hand.clear()
         if connection is not None:
             with suppress(Exception):
                 connection.release()

@@ -147,7 +147,6 @@ class StreamDeliveries:
         # The reply as it comes: redis-py's own shaping takes longer than reading it.
         for command in ("XREADGROUP", "XPENDING", "XCLAIM"):
             self._client.set_response_callback(command, _as_it_is)
-        self._size_script = self._client.register_script(_SIZE)
         self._read_script = self._client.register_script(_READ)
         self._claim_script = self._client.register_script(_CLAIM)
         self._keep_script = self._client.register_script(_KEEP)
@@ -185,7 +184,11 @@ class StreamDeliveries:
         with _outages("acked"), self._client.pipeline(transaction=False) as pipeline:
             pipeline.execute_command("XDEL", QUEUE, *tags)
             pipeline.execute_command("XACK", QUEUE, GROUP, *tags)
-            pipeline.execute()
+            if is_look_due := self._is_look_at_size_due():  # along with these it takes no time of its own
+                pipeline.eval(_SIZE, 1, QUEUE)
+            replies = pipeline.execute()
+            if is_look_due:
+                self._learn_size(replies[-1])
 
     def keep(self, deliveries: Sequence[Delivery]) -> None:
         tags = sorted((delivery.tag for delivery in deliveries), key=_place)
@@ -263,12 +266,16 @@ class StreamDeliveries:
 
     def _look_at_size(self) -> bool:
         """Whether the Stream holds more bytes than one read may take in."""
-        now = time.monotonic()
-        if now >= self._next_look_at_size:
-            size = int(self._size_script(keys=[QUEUE]))
-            self._is_large = not 0 <= size <= HELD_BYTES_MAX
-            self._next_look_at_size = now + (LARGE_FOR_S if self._is_large else SMALL_FOR_S)
+        if self._is_look_at_size_due():
+            self._learn_size(self._client.eval(_SIZE, 1, QUEUE))
         return self._is_large
+
+    def _is_look_at_size_due(self) -> bool:
+        return time.monotonic() >= self._next_look_at_size
+
+    def _learn_size(self, size: Any) -> None:
+        self._is_large = not 0 <= int(size) <= HELD_BYTES_MAX
+        self._next_look_at_size = time.monotonic() + (LARGE_FOR_S if self._is_large else SMALL_FOR_S)
 
     def _claim(self, count_max: int) -> list[Delivery]:
         claimed: Any = self._claim_script(
