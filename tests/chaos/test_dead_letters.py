@@ -9,23 +9,28 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from celery import Celery
+from redis import Redis
 from sqlalchemy import Engine, func, select
 
-from producers.broker import open_broker
+from producers.broker import QUEUE, open_broker
 from producers.contract import DrawRequest
 from tests import processes
 from tests.benchmarks.dead_letters import GROUPS, PARKED_AT_ONCE, causes
-from tests.integration.test_poison import settle_among_poison
+from tests.integration.test_host import NO_TASKS, ONLY_IN_LISTS, count_set_aside, is_redis, send_raw
+from tests.integration.test_poison import Strange, settle_among_poison
+from tests.integration.test_rabbitmq import Stranger, table_of_cases
 from tests.poison import accept
 from tests.processes import PROJECT, House, draws, environment, wait_for
 from worker import dead_letters, parking, replay
 from worker.dead_letters import Selection
 from worker.forecast import WOULD_CHARGE, forecast
-from worker.parking import PARKED, SETTLED, STATES
+from worker.parking import INVALID, PARKED, SETTLED, STATES, UNPARSABLE
 from worker.relay import open_relay
 from worker.replay import Options, Replayer
 from worker.schema import dead_letters as table
 from worker.schema import operator_actions, replays
+from worker.task_queues import SHOPS
 
 pytestmark = pytest.mark.chaos
 
@@ -47,8 +52,52 @@ def house(request: pytest.FixtureRequest, mariadb_url: str, redis_url: str) -> I
 only_redis = pytest.mark.parametrize("house", ["redis"], indirect=True)
 
 
-def test_poison_among_twenty_thousand_draws(house: House) -> None:
-    settle_among_poison(house, 20_000, within_s=240)
+LARGE_BYTES = 8 * 1024 * 1024
+LARGE_COUNT = 20
+
+
+def test_poison_of_all_kinds_among_twenty_thousand_draws(house: House) -> None:
+    """Bodies, properties, headers, counts and sizes on the draws' queue, and garbage on Celery's."""
+    settle_among_poison(house, 20_000, within_s=240, publish_strange=publish_strange)
+    assert count_set_aside(house) >= len(NO_TASKS) - len(ONLY_IN_LISTS)
+
+
+def publish_strange(house: House) -> Strange:
+    """Publish what only this broker carries; return the bodies of what is to be parked, with its possible causes."""
+    strange: dict[bytes, tuple[str, ...]] = {
+        b"%06d " % number * (LARGE_BYTES // 7): (INVALID,) for number in range(LARGE_COUNT)
+    }
+    house.publish(*strange)
+    garbage = [it for name, it in NO_TASKS.items() if is_redis(house) or name not in ONLY_IN_LISTS]
+    if is_redis(house):
+        with Redis.from_url(house.env["TOMBOLA_BROKER_URL"]) as client:
+            for number, fields in enumerate(ODD_ENTRIES):
+                body = b"\n".join(b"%b: %b" % pair for pair in fields) + b"%d" % number
+                *head, (name, value) = fields
+                entry = [*head, (name, value + b"%d" % number)]
+                client.execute_command("XADD", QUEUE, "*", *[part for pair in entry for part in pair])
+                strange[body] = (INVALID,)
+        send_raw(house, SHOPS, garbage)
+    else:
+        with closing(Stranger(house.env["TOMBOLA_BROKER_URL"])) as stranger:
+            for name, properties in table_of_cases().items():
+                body = f"strange: {name}".encode()
+                if stranger.publish(body, properties):
+                    strange[body] = (INVALID, UNPARSABLE)
+        with closing(Celery("shop", broker=house.env["TOMBOLA_BROKER_URL"], set_as_current=False)) as shop:
+            shop.send_task("shop.unheard-of", queue=SHOPS)  # declares its queue
+            send_raw(house, SHOPS, garbage)
+    return strange
+
+
+# Entries of a Stream that are no draw whatever their values say: each with its number behind the last value.
+ODD_ENTRIES: tuple[tuple[tuple[bytes, bytes], ...], ...] = (
+    ((b"boby", b'{"v":1}'),),
+    ((b"body", b"1"), (b"body", b"2")),
+    ((b"\xff\xfe", b"x"), (b"", b"")),
+    ((b"", b"\x00" * 1000),),
+    tuple((b"field %d" % number, b"x") for number in range(300)),
+)
 
 
 def fill(house: House, count: int) -> list[DrawRequest]:

@@ -1,6 +1,6 @@
 """Bad messages among good ones: a worker parks the bad ones, each once and with its cause, and settles the others."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from redis import Redis
@@ -43,24 +43,41 @@ def test_bad_messages_are_parked_once_and_take_no_good_one_along(house: House) -
     settle_among_poison(house, 1000)
 
 
-def settle_among_poison(house: House, count: int, *, within_s: float = SETTLED_WITHIN_S) -> None:
-    """`count` good draws with the whole corpus among them, and a worker process."""
+Strange = Mapping[bytes, tuple[str, ...]]
+
+
+def settle_among_poison(
+    house: House,
+    count: int,
+    *,
+    within_s: float = SETTLED_WITHIN_S,
+    publish_strange: Callable[[House], Strange] = lambda _house: poison.NOTHING_STRANGE,
+) -> None:
+    """`count` good draws with the whole corpus among them, and a worker process.
+
+    `publish_strange` adds, in the middle of them, what only this broker carries, and says how it is to be parked.
+    """
     *accounts, other = house.accounts(21)
     good = draws(accounts, count)
     bad = poison.corpus(good[: poison.TAKEN_MIN], other_account=other)
     poison.accept(house.engine, good[: poison.TAKEN_MIN])
-    poison.publish(house.settings.need("broker_url"), poison.mixed(good, bad, seed=count))
+    messages = poison.mixed(good, bad, seed=count)
+    middle = len(messages) // 2
+    poison.publish(house.settings.need("broker_url"), messages[:middle])
+    strange = publish_strange(house)
+    poison.publish(house.settings.need("broker_url"), messages[middle:])
+    bad_count = len(bad) + len(strange)
     with processes.worker(house.env) as worker:
         house.wait_settled(count, within_s=within_s, log=worker.log)
         wait_for(
-            lambda: left(house) == 0 and house.dead() >= len(bad),
-            within_s=30,
-            what=lambda: f"{left(house)} left, {house.dead()} of {len(bad)} parked\n{worker.log()[-4000:]}",
+            lambda: left(house) == 0 and house.dead() >= bad_count,
+            within_s=60,
+            what=lambda: f"{left(house)} left, {house.dead()} of {bad_count} parked\n{worker.log()[-4000:]}",
         )
         assert worker.is_alive
         assert worker.stop() == 0, worker.log()
     assert left(house) == 0  # nor did it give anything back
-    poison.assert_parked_once(house.engine, bad)
+    poison.assert_parked_once(house.engine, bad, strange)
     assert house.results().keys() == {draw.request_key for draw in good}
     assert house.violations() == []
     assert_books(house.engine)
