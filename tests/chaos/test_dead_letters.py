@@ -81,9 +81,9 @@ def publish_strange(house: House) -> Strange:
     else:
         with closing(Stranger(house.env["TOMBOLA_BROKER_URL"])) as stranger:
             for name, properties in table_of_cases().items():
-                body = f"strange: {name}".encode()
-                if stranger.publish(body, properties):
-                    strange[body] = (INVALID, UNPARSABLE)
+                content = f"strange: {name}".encode()
+                if stranger.publish(content, properties):
+                    strange[content] = (INVALID, UNPARSABLE)
         with closing(Celery("shop", broker=house.env["TOMBOLA_BROKER_URL"], set_as_current=False)) as shop:
             shop.send_task("shop.unheard-of", queue=SHOPS)  # declares its queue
             send_raw(house, SHOPS, garbage)
