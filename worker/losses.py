@@ -1,4 +1,8 @@
-"""What RabbitMQ let go by itself because an operator's policy told it to, and the relay will publish again."""
+"""What RabbitMQ let go by itself because an operator's policy told it to, and the relay will publish again.
+
+A delivery limit is such a policy, too, where it is lower than ours: each stop of a worker counts as a delivery. So a
+request is believed for the first few times that RabbitMQ gives its message up, and parked after that.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,8 @@ from worker.metrics import BROKER_LOST, LOST_REASONS
 log = logging.getLogger(__name__)
 
 REASON_HEADER: Final = "x-first-death-reason"
+DELIVERY_LIMIT: Final = "delivery_limit"
+PUBLISHED_MAX: Final = 3  # a request that was published so often and went beyond a limit each time may be to blame
 KEYS_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
 
 
@@ -28,7 +34,7 @@ def left_to_relay(engine: Engine, dead: Sequence[Delivery]) -> list[Delivery]:
     """Those of the broker's dead letters that are but lost messages of requests which are on record, and not given up.
 
     They can be acked: the request's row is the promise, and the relay keeps it. A message that was never accepted is
-    not among them, as nothing else knows of it; nor is one that the broker gave up because it was delivered too often.
+    not among them, as nothing else knows of it; nor is one that went beyond a delivery limit again and again.
     Raises ServiceUnavailable or ConfigurationError when the database cannot tell.
     """
     lost = [(delivery, request) for delivery in dead if (request := _lost(delivery)) is not None]
@@ -36,7 +42,12 @@ def left_to_relay(engine: Engine, dead: Sequence[Delivery]) -> list[Delivery]:
     for start in range(0, len(lost), KEYS_MAX):
         some = lost[start : start + KEYS_MAX]
         promised = _promised(engine, [request for _, request in some])
-        found += [delivery for delivery, request in some if request.fingerprint() in promised]
+        found += [
+            delivery
+            for delivery, request in some
+            if (published := promised.get(request.fingerprint())) is not None
+            and (_reason(delivery) != DELIVERY_LIMIT or published < PUBLISHED_MAX)
+        ]
     for reason in {_reason(delivery) for delivery in found}:
         count = sum(_reason(delivery) == reason for delivery in found)
         BROKER_LOST.labels(reason).inc(count)
@@ -59,12 +70,16 @@ def _lost(delivery: Delivery) -> DrawRequest | None:
     return None
 
 
-def _promised(engine: Engine, requests: Sequence[DrawRequest]) -> set[str]:
-    """The fingerprints of those that were accepted, or have settled already."""
+def _promised(engine: Engine, requests: Sequence[DrawRequest]) -> dict[str, int]:
+    """How often those were published that were accepted, or have settled already, by fingerprint."""
     keys = sorted({request.request_key for request in requests})
     try:
         with engine.connect().execution_options(read_only=True) as connection:
-            told = select(table.c.fingerprint).where(table.c.request_key.in_(keys), table.c.status != DEAD)
-            return set(connection.execute(told).scalars())
+            told = connection.execute(
+                select(table.c.fingerprint, table.c.publish_attempts).where(
+                    table.c.request_key.in_(keys), table.c.status != DEAD, table.c.accepted_at.is_not(None)
+                )
+            )
+            return {row.fingerprint: row.publish_attempts for row in told}
     except SQLAlchemyError as error:
         raise explain(error) from error

@@ -63,8 +63,8 @@ REPLAYED: Final = Counter(
 
 OUTCOMES: Final = ("settled", "parked_again", "refused")
 
-# Of RabbitMQ's reasons those that are no fault of the message. Nobody but a stranger rejects.
-LOST_REASONS: Final = ("expired", "maxlen", "rejected")
+# Of RabbitMQ's reasons those that are no fault of the message, or need not be. Nobody but a stranger rejects.
+LOST_REASONS: Final = ("expired", "maxlen", "rejected", "delivery_limit")
 
 # The rest are `other`: a label has few values.
 CODES: Final = frozenset({1020, 1062, 1180, 1205, 1213, 3101})

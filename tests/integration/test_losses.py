@@ -7,15 +7,18 @@ from pathlib import Path
 
 import amqp
 import pytest
+from sqlalchemy import update
 
 from producers.broker import DEAD_QUEUE, QUEUE, open_amqp
 from producers.contract import DrawRequest
 from producers.errors import PublishFailed
 from producers.queue_broker import QueueBroker
+from producers.schema import api_idempotency_requests as requests
 from tests import poison, servers
 from tests.integration.test_outbox import age, statuses
 from tests.integration.test_parking import bury_in_rabbitmq, consume_all, left, letters
 from tests.processes import House, draws, wait_for
+from worker.losses import PUBLISHED_MAX
 from worker.parking import TOO_MANY_DELIVERIES
 from worker.relay import open_relay
 
@@ -90,7 +93,37 @@ def test_what_was_never_accepted_and_expires_is_a_dead_letter(house: House, url:
     assert set(statuses(house.engine).values()) == {"accepted"}
 
 
-@pytest.mark.parametrize("reason", [["expired"], {"expired": 1}, 7, b"\xff", "delivery_limit", None])
+def test_a_delivery_limit_of_theirs_makes_no_dead_letter_of_an_accepted_draw(
+    house: House, url: str, rabbitmq_server: servers.RabbitMQ
+) -> None:
+    asked = accepted(house, 5)
+    with rabbitmq_server.policy(url, OURS_ALONE, delivery_limit=1):
+        house.enqueue(asked)
+        with open_amqp(url) as connection:  # workers that are stopped again and again
+            channel = connection.channel()
+            deadline = time.monotonic() + 20
+            while left(url, DEAD_QUEUE) < len(asked):
+                assert time.monotonic() < deadline
+                while (message := channel.basic_get(QUEUE)) is not None:
+                    channel.basic_reject(message.delivery_tag, requeue=True)
+        consume_all(house)
+    assert letters(house.engine) == []
+    assert set(statuses(house.engine).values()) == {"accepted"}
+    relayed_and_settled(house, asked)
+
+
+def test_what_goes_beyond_a_delivery_limit_whenever_it_is_published_is_parked(house: House, url: str) -> None:
+    (draw,) = accepted(house, 1)
+    with house.engine.begin() as connection:
+        connection.execute(update(requests).values(publish_attempts=PUBLISHED_MAX))
+    bury_in_rabbitmq(url, [draw.encode()], {"x-first-death-reason": "delivery_limit"})
+    wait_left(url, DEAD_QUEUE, 1)
+    consume_all(house)
+    assert [it.cause for it in letters(house.engine)] == [TOO_MANY_DELIVERIES]
+    assert set(statuses(house.engine).values()) == {"dead"}
+
+
+@pytest.mark.parametrize("reason", [["expired"], {"expired": 1}, 7, b"\xff", None])
 def test_other_reasons_are_what_they_were(house: House, url: str, reason: object) -> None:
     (draw,) = accepted(house, 1)
     bury_in_rabbitmq(url, [draw.encode()], {"x-first-death-reason": reason})
