@@ -77,7 +77,7 @@ def _promised(engine: Engine, requests: Sequence[DrawRequest]) -> dict[str, int]
         with engine.connect().execution_options(read_only=True) as connection:
             told = connection.execute(
                 select(table.c.fingerprint, table.c.publish_attempts).where(
-                    table.c.request_key.in_(keys), table.c.status != DEAD, table.c.accepted_at.is_not(None)
+                    table.c.request_key.in_(keys), table.c.status != DEAD
                 )
             )
             return {row.fingerprint: row.publish_attempts for row in told}
