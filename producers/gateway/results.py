@@ -31,6 +31,9 @@ READ_TIMEOUT_S: Final = 2.0
 CONNECTIONS_MAX: Final = 50
 RECONNECT_S_MAX: Final = 2.0
 
+# What a subscription raises that is lost; redis-py's own mistake where the listener closes it at the same moment.
+_LOST: Final = (RedisError, OSError, AttributeError)
+
 FindStates = Callable[[Sequence[str]], dict[str, State]]
 
 
@@ -127,12 +130,12 @@ class Results:
 
     async def _subscribe(self, session_id: str) -> None:
         if self._is_up:
-            with suppress(RedisError, OSError):  # the listener notices as well, and starts anew
+            with suppress(*_LOST):  # the listener notices as well, and starts anew
                 await self._subscription.subscribe(KEY_PREFIX + session_id)
 
     async def _unsubscribe(self, session_id: str) -> None:
         if self._is_up and session_id not in self._waiting:
-            with suppress(RedisError, OSError):
+            with suppress(*_LOST):
                 await self._subscription.unsubscribe(KEY_PREFIX + session_id)
 
     async def _listen(self) -> None:

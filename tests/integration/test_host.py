@@ -596,7 +596,7 @@ def test_a_redis_that_becomes_a_replica_and_one_that_dies(redis_url: str, tmp_pa
         (account_id,) = house.accounts(1)
         with Redis.from_url(broker.url) as client:
             client.replicaof(servers.HOST, "1")
-            wait_for(lambda: worker.log().count("begins anew") >= 2, within_s=WITHIN_S, what=worker.log)
+            wait_for(lambda: worker.log().count("this Redis is a replica") >= 2, within_s=WITHIN_S, what=worker.log)
             client.replicaof("NO", "ONE")
         assert drawn(shop, account_id=account_id, request_key="after").status == "completed"
         broker.kill()
