@@ -80,8 +80,8 @@ def publish_strange(house: House) -> Strange:
         send_raw(house, SHOPS, garbage)
     else:
         with closing(Stranger(house.env["TOMBOLA_BROKER_URL"])) as stranger:
-            for name, properties in table_of_cases().items():
-                content = f"strange: {name}".encode()
+            for case, properties in table_of_cases().items():
+                content = f"strange: {case}".encode()
                 if stranger.publish(content, properties):
                     strange[content] = (INVALID, UNPARSABLE)
         with closing(Celery("shop", broker=house.env["TOMBOLA_BROKER_URL"], set_as_current=False)) as shop:
