@@ -29,8 +29,8 @@ NAMED = ("TEST_MARIADB_URL", "TEST_REDIS_URL", "TEST_RABBITMQ_URL")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than there are cores, three at most, with servers of their own: many tests wait for processes."""
-    return 0 if any(os.environ.get(name) for name in NAMED) else min(3, (os.cpu_count() or 1) + 1)
+    """Two at once, with servers of their own: most tests wait for processes and disks."""
+    return 0 if any(os.environ.get(name) for name in NAMED) else min(2, os.cpu_count() or 1)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -200,22 +200,34 @@ def groups(connection: Connection, selection: Selection) -> list[Group]:
             table.c.group_id,
             table.c.cause,
             func.count().label("number"),
-            func.min(table.c.first_parked_at).label("first"),
             func.max(table.c.last_parked_at).label("last"),
+            # Rows count up as they are parked first. The index has their ids, and not that time.
+            func.min(table.c.id).label("oldest"),
             func.max(table.c.id).label("sample"),
         )
         .where(selection.condition(clock.now(connection)))
         .group_by(table.c.group_id, table.c.cause)
         .order_by(func.count().desc(), table.c.group_id)
     ).all()
-    titles: dict[int, str] = {}
-    samples = [row.sample for row in found]
-    for start in range(0, len(samples), ROWS_MAX):
-        some_of_them = select(table.c.id, table.c.error).where(table.c.id.in_(samples[start : start + ROWS_MAX]))
-        titles |= {row.id: row.error for row in connection.execute(some_of_them)}
+    shown: dict[int, Any] = {}
+    ids = sorted({it for row in found for it in (row.oldest, row.sample)})
+    for start in range(0, len(ids), ROWS_MAX):
+        some_of_them = select(table.c.id, table.c.error, table.c.first_parked_at).where(
+            table.c.id.in_(ids[start : start + ROWS_MAX])
+        )
+        shown |= {row.id: row for row in connection.execute(some_of_them)}
     return [
-        Group(row.group_id, row.cause, titles.get(row.sample, ""), row.number, row.first, row.last, row.sample)
+        Group(
+            row.group_id,
+            row.cause,
+            shown[row.sample].error,
+            row.number,
+            shown[row.oldest].first_parked_at,
+            row.last,
+            row.sample,
+        )
         for row in found
+        if row.oldest in shown and row.sample in shown  # else they went meanwhile
     ]
 
 

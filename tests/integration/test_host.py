@@ -516,7 +516,7 @@ class Forwarder:
                 target.sendall(data)
 
 
-@pytest.mark.parametrize("remote_control", ["default", "true"])
+@pytest.mark.parametrize("remote_control", ["default", pytest.param("true", marks=pytest.mark.chaos)])
 def test_a_connection_that_is_cut_on_our_side_only(
     rabbitmq_url: str, redis_url: str, mariadb_url: str, remote_control: str
 ) -> None:
@@ -560,7 +560,7 @@ def test_queues_that_are_deleted_under_the_worker_come_back(
         assert house.violations() == []
 
 
-@pytest.mark.parametrize("name", [SHOPS, TASKS])
+@pytest.mark.parametrize("name", [pytest.param(SHOPS, marks=pytest.mark.chaos), TASKS])
 def test_a_queue_that_cannot_be_had(rabbitmq_url: str, redis_url: str, mariadb_url: str, name: str) -> None:
     """Somebody else's exclusive queue of that name: 405 at each try, as a lost node's classic queue is a 404."""
     with House(mariadb_url, rabbitmq_url, redis_url) as house, ExitStack() as stack:
@@ -621,7 +621,7 @@ def test_what_an_older_release_left_on_its_classic_queue_is_done(
         assert house.settled() == 5
 
 
-@pytest.mark.parametrize("kind", ["quorum", "classic"])
+@pytest.mark.parametrize("kind", ["quorum", pytest.param("classic", marks=pytest.mark.chaos)])
 def test_the_shops_queue_may_be_of_either_kind(rabbitmq_url: str, redis_url: str, tmp_path: Path, kind: str) -> None:
     with House(f"sqlite:///{tmp_path}/ledger.db", rabbitmq_url, redis_url) as house:
         (account_id,) = house.accounts(1)

@@ -23,6 +23,7 @@ from worker import parking
 from worker.consumer import Consumer
 from worker.dead_letters import DeadLetter, Selection, some
 from worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
+from worker.losses import PUBLISHED_MAX
 from worker.parking import (
     FAILED_ALONE,
     HEADERS_KEPT_LENGTH_MAX,
@@ -576,6 +577,8 @@ def test_what_rabbitmq_gave_up_is_drained_into_the_table(rabbit: House) -> None:
     url = rabbit.settings.need("broker_url")
     (draw,) = draws(rabbit.accounts(1), 1)
     poison.accept(rabbit.engine, [draw])
+    with rabbit.engine.begin() as connection:  # not for the first time
+        connection.execute(update(requests).values(publish_attempts=PUBLISHED_MAX))
     bury_in_rabbitmq(url, [draw.encode(), b"\xff junk"], {"x-first-death-reason": "delivery_limit", "x-note": "n"})
     wait_until(lambda: left(url, DEAD_QUEUE) == 2, within_s=10, what=lambda: str(left(url, DEAD_QUEUE)))
     consume_all(rabbit)
