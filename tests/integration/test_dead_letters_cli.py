@@ -178,7 +178,7 @@ def test_list_filters(tombola: Tombola, shelf: list[int], filters: list[str], fo
 
 def test_a_group_began_when_the_first_of_it_was_parked_first(tombola: Tombola, house: House, shelf: list[int]) -> None:
     first = utc_now() - timedelta(days=9)
-    change(house, shelf[1], first_parked_at=first, times_parked=2)
+    change(house, shelf[0], first_parked_at=first, times_parked=2)
     group = json.loads(tombola("groups", "--json").out)[0]
     assert group["first_parked_at"] == first.isoformat().replace("+00:00", "Z")
     assert f"{first:%Y-%m-%d %H:%M:%S}" in tombola("groups").out
