@@ -287,7 +287,7 @@ while good < int(sys.argv[2]):
     good += sum(delivery.whole is None for delivery in fetched)
     large += sum(delivery.whole is not None for delivery in fetched)
 # Not ru_maxrss, which begins with what the parent held when it forked.
-peak_kib = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]
+peak_kib = re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]
 print(good, large, int(peak_kib) // 1024)
 """
 
