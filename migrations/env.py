@@ -50,7 +50,7 @@ def _patient_engine(url: str) -> Engine:
     engine = open_engine(url, lock_wait_s=TURN_WAIT_S // 5)  # on SQLite it waits five times as long
     if engine.dialect.name != "sqlite":
 
-        @event.listens_for(engine, "do_connect")
+        @event.listens_for(engine, "do_connect", insert=True)
         def without_read_timeout(_dialect: Any, _record: Any, _args: Any, keywords: dict[str, Any]) -> None:
             keywords["read_timeout"] = None
 

@@ -37,6 +37,7 @@ from sqlalchemy.types import TypeEngine
 
 from producers.errors import ConfigurationError, DrawError, InternalError, ServiceUnavailable
 from producers.forks import in_child
+from producers.mysql_connections import open_soon
 
 Value = str | int | None
 NO_COPIES: Final[Mapping[str, str]] = MappingProxyType({})
@@ -164,6 +165,7 @@ def open_engine(
             ),
         },
     )
+    open_soon(engine)
     _bound_silence(engine, read_timeout_s)
     event.listen(engine, "handle_error", _leave_the_wrong_server)
     in_child(engine, _forget_connections)

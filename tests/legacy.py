@@ -158,7 +158,7 @@ def connect(url: str) -> pymysql.Connection[Any]:
     parts = make_url(url)
     return pymysql.connect(
         host=parts.host or "127.0.0.1", port=parts.port or 3306, user=parts.username, password=parts.password or "",
-        database=parts.database, charset="utf8mb4",
+        database=parts.database, charset="utf8mb4", ssl_disabled=True,
     )  # fmt: skip
 
 

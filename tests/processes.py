@@ -20,13 +20,13 @@ from pathlib import Path
 
 from sqlalchemy import Engine, func, select
 
-import migrations
 from producers.broker import open_broker
 from producers.contract import DrawRequest
 from producers.database import open_engine
 from producers.draw import DEFAULT_CAMPAIGN, Wheel
 from producers.schema import api_idempotency_requests as requests
 from producers.settings import Settings
+from tests.ledgers import migrated
 from worker import ledger
 from worker.audit import audit
 from worker.batch import Wheels
@@ -157,7 +157,7 @@ class House:
         self.engine: Engine = open_engine(self.settings.need("database_url"))
 
     def __enter__(self) -> "House":
-        migrations.upgrade(self.engine)
+        migrated(self.engine)
         return self
 
     def __exit__(self, *_error: object) -> None:

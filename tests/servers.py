@@ -397,7 +397,7 @@ def _install_mariadb(install_db: list[str], environment: dict[str, str]) -> None
 
 
 def _probe_mariadb(url: str, data: Path | None = None) -> None:
-    timeouts = {"connect_timeout": PROBE_TIMEOUT_S, "read_timeout": PROBE_TIMEOUT_S}
+    timeouts = {"connect_timeout": PROBE_TIMEOUT_S, "read_timeout": PROBE_TIMEOUT_S, "ssl_disabled": True}
     with create_engine(url, poolclass=NullPool, connect_args=timeouts).connect() as connection:
         answer = connection.execute(text("SELECT @@datadir")).scalar_one()
     if data is not None and Path(answer) != data:

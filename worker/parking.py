@@ -340,8 +340,11 @@ def _again(parking: Parking, state: str, worker: str, now: datetime) -> dict[str
 
 def _why(parking: Parking, worker: str, now: datetime) -> dict[str, Any]:
     error, exception = _storable(parking.error)[:ERROR_LENGTH_MAX], parking.exception
-    stack = None if exception is None else _storable("".join(traceback.format_exception(exception)))
-    if stack is not None:  # where it is installed is nobody's business, and a long word in every line
+    stack = None
+    # Our own errors say all in their words, and are raised in the same few places.
+    if exception is not None and not isinstance(exception, DrawError):
+        stack = _storable("".join(traceback.format_exception(exception)))
+        # Where it is installed is nobody's business, and a long word in every line.
         stack = stack.replace(f'File "{INSTALLED_IN}', 'File "')
     return {
         "cause": parking.cause,

@@ -33,7 +33,7 @@ def open_session(url: str) -> Engine:
         raise ConfigurationError("the legacy table is on MySQL or MariaDB: TOMBOLA_DATABASE_URL names something else")
     engine = open_engine(url, lock_wait_s=ROW_LOCK_WAIT_S)
 
-    @event.listens_for(engine, "do_connect")
+    @event.listens_for(engine, "do_connect", insert=True)
     def without_read_timeout(_dialect: Any, _record: Any, _args: Any, keywords: dict[str, Any]) -> None:
         keywords["read_timeout"] = None
         keywords["init_command"] += f", lock_wait_timeout={TABLE_LOCK_WAIT_S}"

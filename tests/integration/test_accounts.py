@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import Engine, event
 from typer.testing import CliRunner
 
-import migrations
 from producers import api_keys
 from producers.contract import DrawRequest
 from producers.database import open_engine
 from producers.draw import DEFAULT_CAMPAIGN, Wheel
 from producers.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest, ServiceUnavailable
 from tests.books import assert_books, table
+from tests.ledgers import migrated
 from worker import accounts, actions, audit, batch
 from worker.actions import Action
 from worker.audit_record import API_KEY_ADD
@@ -30,7 +30,7 @@ WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"seed" * 8)}
 @pytest.fixture
 def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     made = open_engine(database_url)
-    migrations.upgrade(made)
+    migrated(made)
     monkeypatch.setenv("TOMBOLA_DATABASE_URL", database_url)
     yield made
     assert_books(made)

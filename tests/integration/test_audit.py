@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, delete, insert, select, text
 
-import migrations
 from producers import api_keys, requests
 from producers.contract import DrawRequest
 from producers.database import open_engine, transaction, utc_now
@@ -22,6 +21,7 @@ from producers.schema import account_asset_balances as balances
 from producers.schema import api_idempotency_requests
 from producers.schema import asset_transactions as transactions
 from producers.settings import Settings
+from tests.ledgers import migrated
 from tests.processes import SEED
 from worker import accounts, audit, batch, cli
 from worker.audit import INVARIANTS, Report
@@ -39,7 +39,7 @@ Break = Callable[..., None]
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     made = open_engine(database_url)
-    migrations.upgrade(made)
+    migrated(made)
     yield made
     made.dispose()
 
@@ -282,7 +282,7 @@ def test_a_key_that_was_revoked_on_record_stays_so(books: Engine, spoil: Break) 
 
 def test_what_old_code_left_begins_as_it_was_and_nothing_else_does(mariadb_url: str) -> None:
     engine = open_engine(mariadb_url)
-    migrations.upgrade(engine)
+    migrated(engine)
     old = [accounts.open_account(engine, user_id=number) for number in (1, 2)]
     with engine.begin() as connection:
         connection.execute(text("UPDATE account_asset_balances SET created_at = '2024-01-01', balance = 7"))

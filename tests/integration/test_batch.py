@@ -22,7 +22,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, insert, select, text
 
-import migrations
 from producers import requests
 from producers.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, parse_result
 from producers.database import fault_of, open_engine, transaction, utc_now
@@ -31,6 +30,7 @@ from producers.errors import ConfigurationError, ServiceUnavailable
 from producers.ledger import get_lottery_session_transactions
 from producers.schema import account_asset_balances, api_idempotency_requests, asset_transactions
 from tests.books import Row, assert_books, table
+from tests.ledgers import migrated
 from worker import batch, ledger
 from worker.batch import Answer, Deferred, Effort, Refused, Settled
 from worker.ledger import AMOUNT_MAX, open_account, recharge
@@ -62,7 +62,7 @@ def mariadb(mariadb_url: str) -> Iterator[Engine]:
 
 
 def _engine(url: str) -> Iterator[Engine]:
-    migrations.upgrade(url)
+    migrated(url)
     engine = open_engine(url, lock_wait_s=LOCK_WAIT_S)
     yield engine
     assert_books(engine)
@@ -759,7 +759,7 @@ def test_one_key_for_two_accounts_in_parallel_is_charged_to_one(mariadb: Engine)
 
 def test_sqlite_waits_its_turn_and_says_so_when_it_does_not_come(tmp_path: Any) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
-    migrations.upgrade(url)
+    migrated(url)
     engine, other = open_engine(url, lock_wait_s=0), open_engine(url)
     account_id = open_account(engine, user_id=1, balance=Decimal(10))
     draw = DrawRequest(account_id=account_id, request_key="k")

@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import Engine, event, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-import migrations
 from producers import clock, metrics, outbox, requests
 from producers.contract import DrawRequest, parse_request
 from producers.database import open_engine, utc_now
@@ -22,6 +21,7 @@ from producers.requests import Asked
 from producers.schema import api_idempotency_requests as table
 from producers.settings import Settings
 from tests.books import table as rows_of
+from tests.ledgers import migrated
 from worker import accounts, actions, batch, dead_letters, operators, parking, replay
 from worker.batch import Effort
 from worker.dead_letters import Selection
@@ -43,7 +43,7 @@ true_now = utc_now
 @pytest.fixture
 def engine(mariadb_url: str) -> Iterator[Engine]:
     made = open_engine(mariadb_url)
-    migrations.upgrade(made)
+    migrated(made)
     yield made
     made.dispose()
 

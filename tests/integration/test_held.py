@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, text
 
-import migrations
 from producers.contract import DrawRequest
 from producers.database import open_engine
 from producers.draw import DEFAULT_CAMPAIGN, Wheel
@@ -19,6 +18,7 @@ from producers.outbox import Relay
 from producers.requests import Asked
 from tests import servers
 from tests.books import assert_books
+from tests.ledgers import migrated
 from tests.processes import SEED, House, draws, wait_for
 from worker import batch
 from worker.batch import Answer, Deferred, Effort, Refused, Settled
@@ -31,7 +31,7 @@ NO_PATIENCE = Effort(has_patience=False)
 
 @pytest.fixture
 def engine(mariadb_url: str) -> Iterator[Engine]:
-    migrations.upgrade(mariadb_url)
+    migrated(mariadb_url)
     engine = open_engine(mariadb_url, lock_wait_s=1)
     yield engine
     assert_books(engine)

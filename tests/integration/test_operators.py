@@ -11,9 +11,9 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy import Engine, select, text, update
 
-import migrations
 from producers.database import open_engine, utc_now
 from producers.errors import InvalidRequest
+from tests.ledgers import migrated
 from worker import actions, operators
 from worker.schema import operator_sessions
 from worker.schema import operators as table
@@ -25,7 +25,7 @@ OTHER = "another twelve or more"
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     made = open_engine(database_url)
-    migrations.upgrade(made)
+    migrated(made)
     yield made
     made.dispose()
 

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import Engine, create_engine, text
 
-import migrations
 from producers import requests
 from producers.contract import DrawRequest
 from producers.database import open_engine, transaction, utc_now
@@ -43,6 +42,7 @@ from producers.requests import (
 )
 from producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tests.books import Row, assert_books, table
+from tests.ledgers import migrated
 from worker import batch, ledger
 from worker.audit import audit
 from worker.batch import Answer, Effort, Refused, Settled
@@ -64,7 +64,7 @@ def mariadb(mariadb_url: str) -> Iterator[Engine]:
 
 
 def _engine(url: str) -> Iterator[Engine]:
-    migrations.upgrade(url)
+    migrated(url)
     engine = open_engine(url, lock_wait_s=10)
     yield engine
     assert_books(engine)
@@ -774,7 +774,7 @@ class Requests(RuleBasedStateMachine):
 
 def test_a_requests_life_in_any_order(tmp_path: Path) -> None:
     Requests.template = tmp_path / "template.db"
-    migrations.upgrade(f"sqlite:///{Requests.template}")
+    migrated(f"sqlite:///{Requests.template}")
     engine = open_engine(f"sqlite:///{Requests.template}")
     assert [open_account(engine, user_id=1, balance=Decimal(500)), open_account(engine, user_id=2)] == [1, 2]
     with engine.connect() as connection:

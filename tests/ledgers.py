@@ -1,0 +1,76 @@
+"""Empty ledgers at the newest revision, as copies of one that the migrations made.
+
+A database server takes ten times as long for the migrations as for the tables that come of them, and most tests need a
+ledger of their own. The migrations themselves are tested in tests/migration.
+"""
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, inspect
+
+import migrations
+from producers.database import open_engine
+
+_statements: dict[object, list[str]] = {}  # what makes one on a server of this version
+
+
+def migrated(engine_or_url: Engine | str) -> None:
+    """Bring an empty database to the newest revision; one that is not empty goes through the migrations."""
+    given = isinstance(engine_or_url, Engine)
+    engine = engine_or_url if isinstance(engine_or_url, Engine) else open_engine(engine_or_url)
+    try:
+        if engine.dialect.name == "sqlite":
+            _copy_file(engine)
+        else:
+            _copy_tables(engine)
+    finally:
+        if not given:
+            engine.dispose()
+
+
+def _copy_file(engine: Engine) -> None:
+    path = Path(engine.url.database or "")
+    if path.exists():
+        migrations.upgrade(engine)
+    else:
+        shutil.copyfile(_template(), path)
+
+
+@functools.cache
+def _template() -> Path:
+    folder = tempfile.mkdtemp(prefix="tombola-template-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "ledger.db"
+    engine = open_engine(f"sqlite:///{path}")
+    migrations.upgrade(engine)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it in the one file
+    engine.dispose()
+    return path
+
+
+def _copy_tables(engine: Engine) -> None:
+    with engine.connect() as connection:
+        statements = _statements.get(connection.dialect.server_version_info)
+        if statements is not None and not inspect(connection).get_table_names():
+            connection.exec_driver_sql("SET foreign_key_checks = 0")
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+            connection.exec_driver_sql("SET foreign_key_checks = 1")
+            connection.commit()
+            return
+    migrations.upgrade(engine)
+    with engine.connect() as connection:
+        _statements[connection.dialect.server_version_info] = _statements_of(connection)
+
+
+def _statements_of(connection: Connection) -> list[str]:
+    tables = [str(row[0]) for row in connection.exec_driver_sql("SHOW TABLES")]
+    made = [str(connection.exec_driver_sql(f"SHOW CREATE TABLE {it}").one()[1]) for it in tables]
+    revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
+    return [*made, f"INSERT INTO alembic_version VALUES ('{revision}')"]
