@@ -78,8 +78,10 @@ def test_it_draws_sums_up_and_leaves(home: Path) -> None:
     assert "Audit of 400 requests" in again.stdout, "the state of the first start is kept"
 
 
-def test_a_second_terminal_works_without_any_setting(home: Path) -> None:
+def test_a_second_terminal_works_without_any_setting_and_ctrl_c_leaves_no_process_behind(home: Path) -> None:
     with up(home, "--draws", "50"):
+        url = json.loads((home / "up.json").read_text())["broker_url"]
+        assert (home / "up.json").stat().st_mode & 0o077 == 0, "it holds a password"
         first = json.loads(tombola(home, "enqueue", "--account", "6", "--json").stdout)
         assert first["result"]["status"] == "completed"
         again = json.loads(tombola(home, "enqueue", "--account", "6", "--key", first["request_key"], "--json").stdout)
@@ -90,20 +92,14 @@ def test_a_second_terminal_works_without_any_setting(home: Path) -> None:
         assert tombola(home, "audit").returncode == 0
         second = tombola(home, "up")
         assert (second.returncode, "is up already" in second.stderr) == (1, True)
-    kept = tombola(home, "account", "show", "11")
-    assert "100.00 POINT" in kept.stdout
-    down = tombola(home, "enqueue", "--account", "6")
-    assert (down.returncode, "tombola is not up" in down.stderr) == (1, True)
-
-
-def test_ctrl_c_leaves_no_process_behind(home: Path) -> None:
-    with up(home, "--draws", "0"):
-        url = json.loads((home / "up.json").read_text())["broker_url"]
-        assert (home / "up.json").stat().st_mode & 0o077 == 0, "it holds a password"
         assert redis.Redis.from_url(url).ping()
     with pytest.raises(redis.ConnectionError):
         redis.Redis.from_url(url).ping()
     assert not (home / "up.json").exists()
+    kept = tombola(home, "account", "show", "11")
+    assert "100.00 POINT" in kept.stdout
+    down = tombola(home, "enqueue", "--account", "6")
+    assert (down.returncode, "tombola is not up" in down.stderr) == (1, True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
