@@ -20,10 +20,10 @@ from sqlalchemy import Connection, Engine, insert, select, update
 
 from producers import clock
 from producers.errors import InvalidRequest
+from producers.keys import check_caller
 from producers.schema import api_keys as table
 
 PREFIX: Final = "tmb"
-_is_caller = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 _is_api_key = re.compile(rf"{PREFIX}_([0-9a-f]{{16}})_([A-Za-z0-9_-]{{43}})").fullmatch
 
 
@@ -49,8 +49,7 @@ def add(engine: Engine, caller: str, *, record: Record = _forget) -> str:
 
     Raises InvalidRequest for a name that is none.
     """
-    if not _is_caller(caller):
-        raise InvalidRequest(f"a caller's name is 1 to 64 characters of A-Z a-z 0-9 . _ and -: {caller!r:.80}")
+    check_caller(caller)
     key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
     with engine.begin() as connection:
         connection.execute(

@@ -264,11 +264,12 @@ async def make_draw(scope: Scope, receive: Receive, send: Send) -> None:
     if answer.is_conflict:
         raise IdempotencyKeyReused
     gateway.remember(answer, caller)
-    body = _encode(DrawTicket(draw.request_key, draw.lottery_session_id))
+    named = answer.request
+    body = _encode(DrawTicket(named.request_key, named.lottery_session_id))
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
-        (b"location", b"/v1/draws/" + draw.lottery_session_id.encode()),
+        (b"location", b"/v1/draws/" + named.lottery_session_id.encode()),
         (b"retry-after", RETRY_AFTER_S.encode()),
         (b"idempotency-key", draw.request_key.encode()),
     ]
