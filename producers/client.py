@@ -100,10 +100,10 @@ class DrawClient:
 
         The ticket's names are those on record: an alias of its own for a key or session that another caller holds.
 
-        Raises IdempotencyKeyReused when the key or the session belongs to another request of this caller, InvalidKey for
-        an alias that is not his, UnknownCampaign before anything is written, and ServiceUnavailable when the database
-        does not answer, or (RequestBusy) another transaction holds the key for seconds: enqueue the same request again
-        then, it does no harm. InternalError is a mistake of ours with this one draw.
+        Raises IdempotencyKeyReused when the key or the session belongs to another request of this caller, InvalidKey
+        for an alias that is not his, UnknownCampaign before anything is written, and ServiceUnavailable when the
+        database does not answer, or (RequestBusy) another transaction holds the key for seconds: enqueue the same
+        request again then, it does no harm. InternalError is a mistake of ours with this one draw.
         """
         asked = Asked(request, self._caller)
         if connection is not None:

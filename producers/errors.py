@@ -14,6 +14,7 @@
     ├── ResultNotReady           nothing is known of that session yet
     ├── DrawDead                 the draw was given up, nothing was charged
     ├── NotAllowed               no API key, or one that is not (or no longer) known
+    ├── OutOfBounds              an API key that is not for this account
     ├── TooManyRequests          over a limit: come back later
     ├── InternalError            a mistake of ours met this draw: trying again does not help until it is mended
     └── ServiceUnavailable       a server did not answer: nothing is wrong with the draw, try again
@@ -91,6 +92,10 @@ class DrawDead(DrawError):
 
 class NotAllowed(DrawError):
     """An API key is needed: `Authorization: Bearer …`. `tombola api-key add` makes one."""
+
+
+class OutOfBounds(DrawError):
+    """This API key is not for that account. Nothing was written."""
 
 
 class TooManyRequests(DrawError):
