@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Self
 from sqlalchemy import Connection
 
 from producers import tracing
-from producers.broker import Broker, open_broker
+from producers.broker import Broker, broker_of
 from producers.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, DrawResult, parse_result
 from producers.database import SHORT_READ_TIMEOUT_S, open_engine
 from producers.entry import Entry
@@ -83,7 +83,7 @@ class DrawClient:
         """A client from `settings`: a database and a broker, and a result store to wait for results."""
         url, lock_wait_s = settings.need("database_url"), settings.lock_wait_s
         engine = open_engine(url, lock_wait_s=lock_wait_s, read_timeout_s=SHORT_READ_TIMEOUT_S)
-        broker = open_broker(settings.need("broker_url"), publish_timeout_s=settings.publish_timeout_s)
+        broker = broker_of(settings)
         results = None
         if settings.has("result_url"):
             results = ResultStore.from_settings(settings, engine=engine, timeout_s=LOOK_TIMEOUT_S)

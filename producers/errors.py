@@ -6,6 +6,7 @@
     │   ├── InvalidKey           a request key, session id or derived key that is not safe to use
     │   ├── Unparsable           a message that is no JSON object at all
     │   ├── UnknownVersion       a contract version that this release does not speak
+    │   ├── NotSigned            a message that no secret of ours has signed
     │   └── UnknownCampaign      there are no odds of that name to draw by
     ├── IdempotencyKeyReused     the key is known, with another request behind it
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
@@ -55,6 +56,10 @@ class Unparsable(InvalidRequest):
 
 class UnknownVersion(InvalidRequest):
     """This message speaks a contract version that this release does not know."""
+
+
+class NotSigned(InvalidRequest):
+    """This message is not signed by a secret that is known here. Nothing was charged."""
 
 
 class UnknownCampaign(InvalidRequest):

@@ -38,7 +38,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from producers import ledger, requests, tracing
 from producers.api_keys import Holder
-from producers.broker import open_broker
+from producers.broker import broker_of
 from producers.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult
 from producers.database import SHORT_READ_TIMEOUT_S, explain, open_engine
 from producers.entry import Entry
@@ -96,9 +96,8 @@ class Gateway:
     async def running(self, _app: Litestar) -> AsyncIterator[None]:
         """Open for business, until the application ends."""
         settings = self.settings
-        broker_url, timeout_s = settings.need("broker_url"), settings.publish_timeout_s
         pulse = Pulse.open(settings, "gateway")
-        self.intake = Intake(self.entry, open_broker(broker_url, publish_timeout_s=timeout_s), pulse)
+        self.intake = Intake(self.entry, broker_of(settings), pulse)
         self.results = Results(
             settings.need("result_url"), self.find_states, self.readers.pool, secret=settings.result_secret_bytes
         )
