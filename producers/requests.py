@@ -13,7 +13,7 @@ changes; archiving drops only the result's text, which is rebuilt from the ledge
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import clock
+from producers import clock, keys
 from producers.contract import DrawRequest, parse_result
 from producers.database import RowsChanged, Transaction, explain, is_duplicate_key, time_text
 from producers.ledger import completed, rejected, session_rows, shown
@@ -144,11 +144,12 @@ def accept(
     is_careful = transaction.is_sqlite
     for _ in range(TAKEN_TRIES_MAX):
         known = look_up(transaction, [it.request.request_key for it in asked], lock=True) if is_careful else {}
+        fresh = [number for number, it in enumerate(asked) if it.request.request_key not in known]
+        clashes = _taken_sessions(transaction, asked, fresh) if is_careful else {}
         new: dict[str, tuple[Asked, str]] = {}
-        for it, fingerprint in zip(asked, fingerprints, strict=True):
-            if it.request.request_key not in known:
-                new.setdefault(it.request.request_key, (it, fingerprint))
-        clashes = _drop_taken_sessions(transaction, new) if is_careful else {}
+        for number in fresh:
+            if number not in clashes:
+                new.setdefault(asked[number].request.request_key, (asked[number], fingerprints[number]))
         try:
             _insert_accepted(transaction, new, now, publish_at, is_published)
         except Exception as error:
@@ -158,11 +159,14 @@ def accept(
             continue
         unseen = set(new)
         known |= {key: Known(fingerprint, it.caller, ACCEPTED) for key, (it, fingerprint) in new.items()}
+        aliases = _aliases_of_nobodys(transaction, asked, known)
         adopted: dict[str, str] = {}
         answers = []
-        for it, fingerprint in zip(asked, fingerprints, strict=True):
+        for number, (it, fingerprint) in enumerate(zip(asked, fingerprints, strict=True)):
             key = it.request.request_key
-            clash = clashes[key] if key not in known else clash_of(known[key], fingerprint, it.caller)
+            clash = clashes.get(number) or clash_of(known[key], fingerprint, it.caller)
+            if clash is None and it.caller and not known[key].caller and keys.alias(it.caller, key) in aliases:
+                clash = Clash.KEY_IS_ANOTHERS  # the key is the caller's for what stands there under his alias
             if clash is not None:
                 answers.append(Acceptance(it.request, None, clash=clash))
                 continue
@@ -176,6 +180,16 @@ def accept(
     raise RowsChanged("keys were taken by others again and again")
 
 
+def _aliases_of_nobodys(transaction: Transaction, asked: Sequence[Asked], known: Mapping[str, Known]) -> Set[str]:
+    """Those aliases that are on record which callers have for keys that stand for nobody's requests."""
+    aliases = [
+        keys.alias(it.caller, it.request.request_key)
+        for it in asked
+        if it.caller and (found := known.get(it.request.request_key)) is not None and not found.caller
+    ]
+    return look_up(transaction, aliases, lock=True).keys() if aliases else frozenset()
+
+
 def clash_of(known: Known, fingerprint: str, caller: str) -> Clash | None:
     """What is wrong with asking for that, where `known` is on record under its key.
 
@@ -187,21 +201,27 @@ def clash_of(known: Known, fingerprint: str, caller: str) -> Clash | None:
     return Clash.KEY_IS_MINE if known.caller == caller else Clash.KEY_IS_ANOTHERS
 
 
-def _drop_taken_sessions(transaction: Transaction, new: dict[str, tuple[Asked, str]]) -> dict[str, Clash]:
-    """Take out of `new` what asks for a session that is another request's; say whose, by request key.
+def _taken_sessions(transaction: Transaction, asked: Sequence[Asked], fresh: Sequence[int]) -> dict[int, Clash]:
+    """Which of these `fresh` ones ask for a session that is another request's, and whose, by their number.
 
     Locking reads here and above: they see what is there now, whatever the caller's transaction saw when it began.
     """
-    if not new:
+    if not fresh:
         return {}
-    clashes: dict[str, Clash] = {}
-    owners = _owners(transaction, [it.request.lottery_session_id for it, _ in new.values()], lock=True)
-    for key, (it, _) in list(new.items()):
+    clashes: dict[int, Clash] = {}
+    owners = _owners(transaction, [asked[number].request.lottery_session_id for number in fresh], lock=True)
+    keys_taken: set[str] = set()
+    for number in fresh:
+        request, caller = asked[number]
+        key, session = request.request_key, request.lottery_session_id
+        if key in keys_taken:
+            continue  # the first one of that key: this one is its repeat, or another request under the same key
         # One that is its own was accepted since we looked for the key: the insert finds that out.
-        owner, caller = owners.setdefault(it.request.lottery_session_id, (key, it.caller))
+        owner, owners_caller = owners.setdefault(session, (key, caller))
         if owner != key:
-            clashes[key] = Clash.SESSION_IS_MINE if caller == it.caller else Clash.SESSION_IS_ANOTHERS
-            del new[key]
+            clashes[number] = Clash.SESSION_IS_MINE if owners_caller == caller else Clash.SESSION_IS_ANOTHERS
+        else:
+            keys_taken.add(key)
     return clashes
 
 

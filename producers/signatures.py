@@ -30,6 +30,9 @@ class Keyring(NamedTuple):
 
     secrets: tuple[bytes, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Keyring({len(self.secrets)} secrets)"
+
     def sign(self, canonical_body: bytes) -> str:
         """The signature of a body, 64 hex digits."""
         return hmac.digest(self.secrets[0], canonical_body, "sha256").hex()

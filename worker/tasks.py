@@ -72,10 +72,10 @@ def draw(task: Task, **fields: Any) -> dict[str, Any]:
     """`tombola.draw`: settle one draw, for shops that call `send_task` with a DrawRequest's fields as kwargs.
 
     The same transaction as the consumer's. Without a request_key the task's id is the key: however often the message
-    comes, it is one draw. With TOMBOLA_MESSAGE_SECRET it takes a further keyword, `signature` (producers.signatures),
-    and raises NotSigned, an InvalidRequest, for another one. The result is stored under the lottery session id, as for every draw, and under the task id
-    if that is another one. Raises InvalidRequest for what is no draw (nothing is charged), and ServiceUnavailable when
-    the database did not answer for about 15 s: the draw may have happened, and the same key finds out.
+    comes, it is one draw. With TOMBOLA_MESSAGE_SECRET it takes a further keyword, `signature` (producers.signatures).
+    The result is stored under the lottery session id, as for every draw, and under the task id if that is another one.
+    Raises InvalidRequest for what is no draw, or not signed (nothing is charged), and ServiceUnavailable when the
+    database did not answer for about 15 s: the draw may have happened, and the same key finds out.
     """
     settings: Settings = task.app.draw_settings
     signature = fields.pop(SIGNATURE, None)

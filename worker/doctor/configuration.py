@@ -43,8 +43,8 @@ def _message_secret(settings: Settings) -> Verdict:
         return ok("messages are not signed: only what is accepted in the database is drawn")
     return warn(
         "messages are not signed, and need not be accepted",
-        "set TOMBOLA_MESSAGE_SECRET everywhere, or TOMBOLA_ACCEPTED_ONLY=true for the workers: whoever can write to the "
-        "broker can draw from any account",
+        "set TOMBOLA_MESSAGE_SECRET everywhere, or TOMBOLA_ACCEPTED_ONLY=true for the workers: "
+        "whoever can write to the broker can draw from any account",
     )
 
 
