@@ -371,9 +371,10 @@ class Transaction:
 
         Inside quotes MySQL needs just two characters escaped, the quote itself, which doubled is one in every mode, and
         the backslash, except under NO_BACKSLASH_ESCAPES (manual, String Literals): our own sessions leave that mode
-        off, but a transaction that we join may be anybody's, and every answer of the server tells. All values are
-        escaped at once, joined by a control character that none may hold: the driver's way, a call and a table look-up
-        for each character, takes longer than all the rest of a draw's Python.
+        off, but a transaction that we join may be anybody's, and every answer of the server tells. And '' is NULL under
+        MariaDB's EMPTY_STRING_IS_NULL, where no bytes at all are none. All values are escaped at once, joined by a
+        control character that none may hold: the driver's way, a call and a table look-up for each character, takes
+        longer than all the rest of a draw's Python.
         """
         texts = ["" if value is None else str(value) for value in values]
         joined = _UNIT.join(texts).replace("'", "''")
@@ -384,12 +385,13 @@ class Transaction:
         if len(escaped) != len(texts):
             raise ValueError("a value holds the control character U+001F")
         return [
-            "NULL" if value is None else text if type(value) is int else f"'{text}'"
+            "NULL" if value is None else text if type(value) is int else f"'{text}'" if text else NO_TEXT
             for value, text in zip(values, escaped, strict=True)
         ]
 
 
 _UNIT: Final = "\x1f"
+NO_TEXT: Final = "X''"
 
 
 def _case(key: str, keys: Sequence[str], values: Sequence[str]) -> str:

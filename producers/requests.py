@@ -175,7 +175,7 @@ def accept(
                 known[key] = known[key]._replace(caller=it.caller)
             answers.append(Acceptance(it.request, known[key], key in unseen))
             unseen.discard(key)  # the second one in this batch is a repeat of the first
-        transaction.update(table.name, "request_key", ("caller",), sorted(adopted.items()), where="caller = ''")
+        transaction.update(table.name, "request_key", ("caller",), sorted(adopted.items()), where="LENGTH(caller) = 0")
         return answers
     raise RowsChanged("keys were taken by others again and again")
 
