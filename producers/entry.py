@@ -326,7 +326,8 @@ class Entry:
         now = time.monotonic()
         with self._lock:
             for it, answer in zip(asked, answers, strict=True):
-                if isinstance(answer, Acceptance) and (known := answer.known) is not None:
+                # Where one of both has no name, the key is the other one's for all other content: not known here.
+                if isinstance(answer, Acceptance) and (known := answer.known) and known.caller == it.caller:
                     # What has settled stays as it is; all else may have become something else by then.
                     if not known.is_settled:
                         known = Known(known.fingerprint, known.caller, requests.ACCEPTED)
