@@ -89,7 +89,7 @@ class _Name(NamedTuple):
     def after(self, clash: Clash) -> _Name | None:
         """What to ask for next, after a clash; None where the caller is to be told of it."""
         if clash is Clash.KEY_IS_ANOTHERS and not self.has_other_key:
-            return self._replace(has_other_key=True)
+            return _Name(self.asked, has_other_key=True)
         # Also where the key is the caller's own: the first time, the session may have been another caller's.
         is_final = clash is Clash.SESSION_IS_MINE or self.has_other_session
         return None if is_final else self._replace(has_other_session=True)
