@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, event, inspect
 from sqlalchemy.exc import DBAPIError
 
 import worker.schema  # noqa: F401
-from producers.database import explain, open_engine
+from producers.database import SQL_MODE, explain, open_engine
 from producers.errors import DrawError
 from producers.schema import metadata
 from producers.settings import Settings
@@ -60,6 +60,8 @@ def _patient_engine(url: str) -> Engine:
 def _run_offline(url: str) -> None:
     context.configure(url=url, literal_binds=True, transactional_ddl=url.startswith("sqlite"), **OPTIONS)
     with context.begin_transaction():
+        if not url.startswith("sqlite"):  # the script runs in a session of somebody else's
+            context.execute(f"SET SESSION sql_mode='{SQL_MODE}'")
         context.run_migrations()
 
 

@@ -4,6 +4,7 @@
         └ key id          └ secret: 256 random bits, so a plain hash is as good as a slow one
 
 A caller may hold several keys, so that one can be replaced without losing the idempotency keys, which are the caller's.
+A key is for all accounts, or for those within its bounds.
 """
 
 from __future__ import annotations
@@ -19,12 +20,79 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, Engine, insert, select, update
 
 from producers import clock
+from producers.contract import ACCOUNT_ID_MAX
 from producers.errors import InvalidRequest
+from producers.keys import check_caller
 from producers.schema import api_keys as table
 
 PREFIX: Final = "tmb"
-_is_caller = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
+ACCOUNTS_LENGTH_MAX: Final = 2000
+_is_range = re.compile(r"([0-9]{1,19})(?:-([0-9]{1,19}))?").fullmatch
+_is_prefix = re.compile(r"[1-9][0-9]{0,18}").fullmatch
 _is_api_key = re.compile(rf"{PREFIX}_([0-9a-f]{{16}})_([A-Za-z0-9_-]{{43}})").fullmatch
+
+
+class Bounds(NamedTuple):
+    """The accounts that a key is for: these, and those of users whose id begins with `user_prefix`; all if neither.
+
+    `accounts` are ranges of account ids, both ends included.
+    """
+
+    accounts: tuple[tuple[int, int], ...] = ()
+    user_prefix: str = ""
+
+    @classmethod
+    def parse(cls, accounts: str | None, user_prefix: str | None) -> Bounds:
+        """From what is written, such as `6,7,100-199` and `42`. Raises InvalidRequest for what is no such thing."""
+        ranges = tuple(sorted({_range(it.strip()) for it in accounts.split(",")})) if accounts else ()
+        if user_prefix and not _is_prefix(user_prefix):
+            raise InvalidRequest(f"a prefix of user ids is 1 to 19 digits, not {user_prefix!r:.40}")
+        bounds = cls(ranges, user_prefix or "")
+        if len(bounds.accounts_text) > ACCOUNTS_LENGTH_MAX:
+            raise InvalidRequest(
+                f"the accounts of one key, as 6,7,100-199, take at most {ACCOUNTS_LENGTH_MAX:,} characters"
+            )
+        return bounds
+
+    @property
+    def accounts_text(self) -> str:
+        """The ranges as they are written."""
+        return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in self.accounts)
+
+    @property
+    def are_none(self) -> bool:
+        """Whether the key is for all accounts."""
+        return not self.accounts and not self.user_prefix
+
+    def __str__(self) -> str:
+        users = f"of users {self.user_prefix}…" if self.user_prefix else ""
+        return " and ".join(filter(None, (self.accounts_text, users))) or "all"
+
+    def hold_account(self, account_id: int) -> bool:
+        """Whether it is one of the accounts that are named. It may still be one of the users'."""
+        return self.are_none or any(first <= account_id <= last for first, last in self.accounts)
+
+    def hold_user(self, user_id: int) -> bool:
+        """Whether the key is for this user's accounts."""
+        return self.are_none or (self.user_prefix != "" and str(user_id).startswith(self.user_prefix))
+
+
+def _range(text: str) -> tuple[int, int]:
+    match = _is_range(text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last <= ACCOUNT_ID_MAX:
+        raise InvalidRequest(f"accounts are ids and ranges of ids, such as 6,7,100-199, not {text!r:.40}")
+    return first, last
+
+
+NO_BOUNDS: Final = Bounds()
+
+
+class Holder(NamedTuple):
+    """Whose a key is, and what it is for."""
+
+    caller: str
+    bounds: Bounds = NO_BOUNDS
 
 
 class ApiKey(NamedTuple):
@@ -34,6 +102,12 @@ class ApiKey(NamedTuple):
     caller: str
     created_at: datetime
     revoked_at: datetime | None
+    accounts: str | None = None
+    user_prefix: str | None = None
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds.parse(self.accounts, self.user_prefix)
 
 
 # What is put on record, in the same transaction, of a key that was made or revoked: its id, and whose it is.
@@ -44,18 +118,22 @@ def _forget(_connection: Connection, _key_id: str, _caller: str) -> None:
     """Nothing is put on record."""
 
 
-def add(engine: Engine, caller: str, *, record: Record = _forget) -> str:
-    """Make a key for `caller` and return it: the only time that anybody sees it.
+def add(engine: Engine, caller: str, bounds: Bounds = NO_BOUNDS, *, record: Record = _forget) -> str:
+    """Make a key for `caller` within `bounds` and return it: the only time that anybody sees it.
 
     Raises InvalidRequest for a name that is none.
     """
-    if not _is_caller(caller):
-        raise InvalidRequest(f"a caller's name is 1 to 64 characters of A-Z a-z 0-9 . _ and -: {caller!r:.80}")
+    check_caller(caller)
     key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
     with engine.begin() as connection:
         connection.execute(
             insert(table).values(
-                key_id=key_id, caller=caller, secret_sha256=_hash(secret), created_at=clock.now(connection)
+                key_id=key_id,
+                caller=caller,
+                secret_sha256=_hash(secret),
+                created_at=clock.now(connection),
+                accounts=bounds.accounts_text or None,
+                user_prefix=bounds.user_prefix or None,
             )
         )
         record(connection, key_id, caller)
@@ -65,9 +143,7 @@ def add(engine: Engine, caller: str, *, record: Record = _forget) -> str:
 def list_all(engine: Engine) -> list[ApiKey]:
     """Every key that was ever made, the oldest first."""
     with engine.connect().execution_options(read_only=True) as connection:
-        rows = connection.execute(
-            select(table.c.key_id, table.c.caller, table.c.created_at, table.c.revoked_at).order_by(table.c.created_at)
-        )
+        rows = connection.execute(select(*[table.c[name] for name in ApiKey._fields]).order_by(table.c.created_at))
         return [ApiKey(*row) for row in rows]
 
 
@@ -86,17 +162,19 @@ def revoke(engine: Engine, key_id: str, *, record: Record = _forget) -> None:
             record(connection, key_id, caller)
 
 
-def caller_of(connection: Connection, api_key: str) -> str | None:
-    """Whose key this is; None for one that is not, or no longer, a key."""
+def holder_of(connection: Connection, api_key: str) -> Holder | None:
+    """Whose key this is, and what for; None for one that is not, or no longer, a key."""
     match = _is_api_key(api_key)
     if match is None:
         return None
     row = connection.execute(
-        select(table.c.caller, table.c.secret_sha256).where(table.c.key_id == match[1], table.c.revoked_at.is_(None))
+        select(table.c.caller, table.c.secret_sha256, table.c.accounts, table.c.user_prefix).where(
+            table.c.key_id == match[1], table.c.revoked_at.is_(None)
+        )
     ).first()
     if row is None or not hmac.compare_digest(row.secret_sha256, _hash(match[2])):
         return None
-    return str(row.caller)
+    return Holder(str(row.caller), Bounds.parse(row.accounts, row.user_prefix))
 
 
 def _hash(secret: str) -> str:

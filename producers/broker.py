@@ -9,7 +9,7 @@ Whoever comes first declares the topology. It is written down here once, so it i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 import kombu
@@ -20,6 +20,8 @@ from producers.rabbitmq import AMQP_ERRORS as AMQP_ERRORS
 from producers.rabbitmq import open_amqp as open_amqp
 from producers.redis_clients import UnsupportedRedis
 from producers.redis_clients import open_redis as open_redis
+from producers.settings import Settings
+from producers.signatures import NO_KEYS, Headers, Keyring
 
 QUEUE: Final = "draws"
 GROUP: Final = "workers"
@@ -50,12 +52,12 @@ QUORUM_QUEUE: Final = kombu.Queue(
     },
 )
 
-# What travels beside each body, the trace it belongs to: see producers.tracing.
-Headers = Sequence[Mapping[str, str]]
-
 
 class Broker(Protocol):
-    """Publishes bodies on the queue `draws`. Threads may share one, and a forked child may go on with it."""
+    """Publishes bodies on the queue `draws`, each with its signature where there is a secret: they are canonical.
+
+    Threads may share one, and a forked child may go on with it.
+    """
 
     def publish(self, bodies: Sequence[bytes], headers: Headers | None = None) -> None:
         """Publish all `bodies`, each with its own of `headers`; return when the broker has confirmed every one.
@@ -74,13 +76,19 @@ class Broker(Protocol):
         """Let go of the connection."""
 
 
-def open_broker(url: str, *, publish_timeout_s: float) -> Broker:
-    """The broker behind `url`; it connects at first use."""
+def broker_of(settings: Settings) -> Broker:
+    """The broker of these settings, which signs what it publishes; it connects at first use."""
+    url, timeout_s = settings.need("broker_url"), settings.publish_timeout_s
+    return open_broker(url, publish_timeout_s=timeout_s, keyring=settings.keyring)
+
+
+def open_broker(url: str, *, publish_timeout_s: float, keyring: Keyring = NO_KEYS) -> Broker:
+    """The broker behind `url`; it connects at first use. With `keyring` it signs what it publishes."""
     if url.startswith("redis"):
-        return StreamBroker(open_redis(url, timeout_s=publish_timeout_s))
+        return StreamBroker(open_redis(url, timeout_s=publish_timeout_s), keyring=keyring)
     from producers.queue_broker import QueueBroker
 
-    return QueueBroker(url, publish_timeout_s=publish_timeout_s)
+    return QueueBroker(url, publish_timeout_s=publish_timeout_s, keyring=keyring)
 
 
 def declare_group(client: redis.Redis) -> None:
@@ -111,11 +119,13 @@ def declare_queues(channel: Any) -> None:
 class StreamBroker:
     """Publishing to a Redis Stream: a pipeline of XADD, confirmed by its replies."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, *, keyring: Keyring = NO_KEYS) -> None:
         self._client = client
+        self._keyring = keyring
         self._declared = False
 
     def publish(self, bodies: Sequence[bytes], headers: Headers | None = None) -> None:
+        headers = self._keyring.beside(bodies, headers)
         try:
             if not self._declared:
                 declare_group(self._client)

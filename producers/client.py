@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Self
 from sqlalchemy import Connection
 
 from producers import tracing
-from producers.broker import Broker, open_broker
+from producers.broker import Broker, broker_of
 from producers.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, DrawResult, parse_result
 from producers.database import SHORT_READ_TIMEOUT_S, open_engine
 from producers.entry import Entry
@@ -19,10 +19,12 @@ from producers.errors import (
     DrawError,
     IdempotencyKeyReused,
     InternalError,
+    InvalidKey,
     PublishFailed,
     RequestBusy,
     UnknownCampaign,
 )
+from producers.keys import check_caller
 from producers.requests import Acceptance, Asked
 from producers.results import LOOK_TIMEOUT_S, ResultStore
 from producers.settings import Settings
@@ -36,6 +38,7 @@ NAMED: Final[dict[type[DrawError], str]] = {
     InternalError: "a mistake of ours (see the log) met the requests",
     UnknownCampaign: "there are no such campaigns as these requests name",
     IdempotencyKeyReused: "keys that belong to other requests",
+    InvalidKey: "aliases that are not this caller's",
     RequestBusy: "requests that other transactions hold",
 }
 
@@ -58,10 +61,13 @@ class DrawClient:
 
     One per process: threads share it, and on RabbitMQ take turns, as a connection is one thread's at a time. A forked
     child goes on with connections of its own. It imports no Celery and connects at first use. `caller` is whose keys
-    these are, where several applications share a ledger.
+    and sessions these are, where several applications share a ledger: the same rule as for the callers of API keys.
     """
 
     def __init__(self, entry: Entry, broker: Broker, results: ResultStore | None = None, *, caller: str = "") -> None:
+        """Raises InvalidRequest for a `caller` that is none; empty is nobody's name."""
+        if caller:
+            check_caller(caller)
         self._entry = entry
         self._broker = broker
         self._results = results
@@ -77,7 +83,7 @@ class DrawClient:
         """A client from `settings`: a database and a broker, and a result store to wait for results."""
         url, lock_wait_s = settings.need("database_url"), settings.lock_wait_s
         engine = open_engine(url, lock_wait_s=lock_wait_s, read_timeout_s=SHORT_READ_TIMEOUT_S)
-        broker = open_broker(settings.need("broker_url"), publish_timeout_s=settings.publish_timeout_s)
+        broker = broker_of(settings)
         results = None
         if settings.has("result_url"):
             results = ResultStore.from_settings(settings, engine=engine, timeout_s=LOOK_TIMEOUT_S)
@@ -92,10 +98,12 @@ class DrawClient:
         With `connection` the draw is accepted inside your own transaction: it happens if and only if you commit, and
         the relay publishes it then.
 
-        Raises IdempotencyKeyReused when the key or the session belongs to another request or caller, UnknownCampaign
-        before anything is written, and ServiceUnavailable when the database does not answer, or (RequestBusy) another
-        transaction holds the key for seconds: enqueue the same request again then, it does no harm. InternalError is
-        a mistake of ours with this one draw.
+        The ticket's names are those on record: an alias of its own for a key or session that another caller holds.
+
+        Raises IdempotencyKeyReused when the key or the session belongs to another request of this caller, InvalidKey
+        for an alias that is not his, UnknownCampaign before anything is written, and ServiceUnavailable when the
+        database does not answer, or (RequestBusy) another transaction holds the key for seconds: enqueue the same
+        request again then, it does no harm. InternalError is a mistake of ours with this one draw.
         """
         asked = Asked(request, self._caller)
         if connection is not None:
@@ -104,6 +112,7 @@ class DrawClient:
             answer = self._entry.recall(asked) or self._entry.accept([asked])[0]
         if answer.is_conflict:
             raise IdempotencyKeyReused
+        request = answer.request
         if answer.is_new:
             if connection is None:
                 self._publish([request])
@@ -115,7 +124,8 @@ class DrawClient:
 
         Returns how many are accepted now; known repeats count as well. What keeps some from being accepted does not
         keep the others: it is raised at the end, IdempotencyKeyReused for keys that belong to other requests, or
-        UnknownCampaign, RequestBusy, InternalError. After ServiceUnavailable send all of them again.
+        InvalidKey, UnknownCampaign, RequestBusy, InternalError. After ServiceUnavailable send all of them again. Where
+        another caller may hold one of the names, use `enqueue`, whose ticket tells the alias.
         """
         count = 0
         refused: dict[type[DrawError], list[str]] = {}

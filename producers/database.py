@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import pymysql
+from pymysql.constants import SERVER_STATUS
 from sqlalchemy import (
     BigInteger,
     DateTime,
@@ -368,24 +369,31 @@ class Transaction:
         return Decimal(stored).scaleb(-2) if self.is_sqlite else stored.quantize(CENT)
 
     def _literals(self, values: Sequence[Value]) -> list[str]:
-        """`values` as SQL literals.
+        """`values` as SQL literals, right in every sql_mode.
 
-        Inside quotes MySQL needs just two characters escaped, the backslash and the quote itself (manual, String
-        Literals); our sessions set the mode and the character set in which that holds. All values are escaped at once,
-        joined by a control character that none may hold: the driver's way, a call and a table look-up for each
-        character, takes longer than all the rest of a draw's Python.
+        Inside quotes MySQL needs just two characters escaped, the quote itself, which doubled is one in every mode, and
+        the backslash, except under NO_BACKSLASH_ESCAPES (manual, String Literals): our own sessions leave that mode
+        off, but a transaction that we join may be anybody's, and every answer of the server tells. And '' is NULL under
+        MariaDB's EMPTY_STRING_IS_NULL, where no bytes at all are none. All values are escaped at once, joined by a
+        control character that none may hold: the driver's way, a call and a table look-up for each character, takes
+        longer than all the rest of a draw's Python.
         """
         texts = ["" if value is None else str(value) for value in values]
-        escaped = _UNIT.join(texts).replace("\\", "\\\\").replace("'", "\\'").split(_UNIT)
+        joined = _UNIT.join(texts).replace("'", "''")
+        status = getattr(self._connection, "server_status", 0)  # of the driver: as of the last answer
+        if not status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES:
+            joined = joined.replace("\\", "\\\\")
+        escaped = joined.split(_UNIT)
         if len(escaped) != len(texts):
             raise ValueError("a value holds the control character U+001F")
         return [
-            "NULL" if value is None else text if type(value) is int else f"'{text}'"
+            "NULL" if value is None else text if type(value) is int else f"'{text}'" if text else NO_TEXT
             for value, text in zip(values, escaped, strict=True)
         ]
 
 
 _UNIT: Final = "\x1f"
+NO_TEXT: Final = "X''"
 
 
 def _case(key: str, keys: Sequence[str], values: Sequence[str]) -> str:

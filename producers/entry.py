@@ -2,6 +2,10 @@
 
 What was accepted is remembered here, a bounded number of keys, so that a storm of repeats does not reach the database.
 The memory only ever says what the database said before: a request's content, its caller and its outcome never change.
+
+Keys and sessions are each caller's own. Where a name that a caller asks for is another caller's already, the request is
+put on record under an alias (producers.keys.alias), again and again the same one: nobody can keep another caller from
+drawing by being quicker with a name.
 """
 
 from __future__ import annotations
@@ -12,14 +16,16 @@ import threading
 import time
 from collections.abc import Container, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import timedelta
-from typing import Final
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
 
+import msgspec
 from cachetools import LRUCache
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import clock, requests
+from producers import clock, keys, requests
+from producers.contract import DrawRequest
 from producers.database import (
     SHORT_READ_TIMEOUT_S,
     Fault,
@@ -32,10 +38,10 @@ from producers.database import (
     transaction,
 )
 from producers.draw import CAMPAIGNS
-from producers.errors import DrawError, InternalError, RequestBusy, UnknownCampaign
+from producers.errors import DrawError, InternalError, InvalidKey, RequestBusy, UnknownCampaign
 from producers.forks import in_child
 from producers.logs import about
-from producers.requests import Acceptance, Asked, Known, State
+from producers.requests import Acceptance, Asked, Clash, Known, State
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +53,46 @@ BUSY_PAUSE_S_MAX: Final = 0.25
 BISECT_S_MAX: Final = 0.5
 # An outage that takes longer to tell was no stale connection of the pool: a second try would take as long again.
 STALE_WITHIN_S: Final = 1.0
+RENAMES_MAX: Final = 4  # the key, the session, and once more for each where two ask for one name at the same time
 
 Answer = Acceptance | DrawError
 Numbered = tuple[int, Asked]
+
+
+class _Remembered(NamedTuple):
+    """What was answered to the request of that fingerprint, and when (in monotonic time)."""
+
+    fingerprint: str
+    request: DrawRequest
+    known: Known
+    since: float
+
+
+class _Name(NamedTuple):
+    """A request, and for which of its names its caller gets an alias."""
+
+    asked: Asked
+    has_other_key: bool = False
+    has_other_session: bool = False
+
+    def named(self) -> Asked:
+        """The request under the names that it gets."""
+        request, caller = self.asked
+        key, session = request.request_key, request.lottery_session_id
+        is_one_name = key == session
+        if self.has_other_key:
+            key = keys.alias(caller, key)
+        if self.has_other_session or (self.has_other_key and is_one_name):
+            session = keys.alias(caller, session)
+        return Asked(msgspec.structs.replace(request, request_key=key, lottery_session_id=session), caller)
+
+    def after(self, clash: Clash) -> _Name | None:
+        """What to ask for next, after a clash; None where the caller is to be told of it."""
+        if clash is Clash.KEY_IS_ANOTHERS and not self.has_other_key:
+            return _Name(self.asked, has_other_key=True)
+        # Also where the key is the caller's own: the first time, the session may have been another caller's.
+        is_final = clash is Clash.SESSION_IS_MINE or self.has_other_session
+        return None if is_final else self._replace(has_other_session=True)
 
 
 class Entry:
@@ -66,7 +109,7 @@ class Entry:
         )
         self._campaigns = campaigns
         self._relay_after = timedelta(seconds=relay_after_s)
-        self._remembered: LRUCache[str, tuple[Known, float]] = LRUCache(REMEMBERED_MAX)  # by request key, with the time
+        self._remembered: LRUCache[tuple[str, str], _Remembered] = LRUCache(REMEMBERED_MAX)  # by caller and request key
         self._make_lock()
         in_child(self, Entry._make_lock)
 
@@ -76,11 +119,12 @@ class Entry:
     def recall(self, asked: Asked) -> Acceptance | None:
         """The answer to a repeat that was accepted through here; None for what only the database can tell."""
         with self._lock:
-            known, since = self._remembered.get(asked.request.request_key, (None, 0.0))
-        if known is None or not (known.is_settled or time.monotonic() < since + ACCEPTED_FOR_S):
+            it = self._remembered.get((asked.caller, asked.request.request_key))
+        if it is None or not (it.known.is_settled or time.monotonic() < it.since + ACCEPTED_FOR_S):
             return None
-        is_mine = (known.fingerprint, known.caller) == (asked.request.fingerprint(), asked.caller)
-        return Acceptance(asked.request, known if is_mine else None)
+        if it.fingerprint != asked.request.fingerprint():
+            return Acceptance(asked.request, None)
+        return Acceptance(it.request, it.known)
 
     def accept(self, asked: Sequence[Asked]) -> list[Acceptance]:
         """Accept `asked`; return when that is durable, with an answer for each in their order.
@@ -98,10 +142,11 @@ class Entry:
     def accept_each(self, asked: Sequence[Asked], *, busy_wait_s: float = BUSY_WAIT_S) -> list[Answer]:
         """Accept `asked`, each for itself; what keeps one from being accepted stands in its place. Never raises.
 
-        UnknownCampaign: nothing was written. RequestBusy: after `busy_wait_s` another transaction still held it.
-        InternalError: the database refuses it, or a mistake of ours does; the log says why. ServiceUnavailable and
-        ConfigurationError: the database cannot be used; nothing is promised, though an accept whose commit was under
-        way may turn out to have happened. Ask again with the same key.
+        UnknownCampaign, or InvalidKey for an alias that is not the caller's: nothing was written. RequestBusy: after
+        `busy_wait_s` another transaction still held it. InternalError: the database refuses it, or a mistake of ours
+        does; the log says why. ServiceUnavailable and ConfigurationError: the database cannot be used; nothing is
+        promised, though an accept whose commit was under way may turn out to have happened. Ask again with the same
+        key.
         """
         answers = self._accept_free(asked)
         deadline, pause_s = time.monotonic() + busy_wait_s, 0.01
@@ -114,24 +159,35 @@ class Entry:
                 break
             time.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(BUSY_PAUSE_S_MAX, 2 * pause_s)
-        return self._told(answers)
+        return self._told(asked, answers)
 
     def accept_free(self, asked: Sequence[Asked]) -> list[Answer]:
         """As `accept_each`, but RequestBusy is told at once: of what others hold, and of what may stand beside it."""
-        return self._told(self._accept_free(asked))
+        return self._told(asked, self._accept_free(asked))
 
-    def _told(self, answers: Mapping[int, Answer]) -> list[Answer]:
+    def _told(self, asked: Sequence[Asked], answers: Mapping[int, Answer]) -> list[Answer]:
         told = [answers[number] for number in range(len(answers))]
-        self._remember(told)
+        self._remember(asked, told)
         return told
 
     def _accept_free(self, asked: Sequence[Asked]) -> dict[int, Answer]:
         part = list(enumerate(asked))
-        strangers = [it for it in part if it[1].request.campaign not in self._campaigns]
+        strangers = [it for it in part if self._why_not(it[1]) is not None]
         if not strangers:
             return self._accept_some(part) if part else {}
-        free = [it for it in part if it[1].request.campaign in self._campaigns]
+        numbers = {number for number, _ in strangers}
+        free = [it for it in part if it[0] not in numbers]
         return self._recognise(strangers) | (self._accept_some(free) if free else {})
+
+    def _why_not(self, asked: Asked) -> DrawError | None:
+        """Why this cannot be accepted anew, whatever is on record; None if it can."""
+        request = asked.request
+        if request.campaign not in self._campaigns:
+            return UnknownCampaign(f"there is no campaign {request.campaign!r}: nothing was written")
+        for name in (request.request_key, request.lottery_session_id):
+            if keys.is_alias(name):
+                return InvalidKey(f"{name} is of the form of an alias, which is given and cannot be chosen")
+        return None
 
     def _accept_some(self, part: Sequence[Numbered], *, bisect_until: float = 0.0) -> dict[int, Answer]:
         """Accept these together, without those that others hold; what is refused is found by halving.
@@ -179,7 +235,7 @@ class Entry:
     ) -> dict[int, Answer]:
         now = clock.now(self.engine)
         with unit as open_transaction:
-            answers = requests.accept(
+            answers = _accept_under_own_names(
                 open_transaction, [it for _, it in part], now, publish_at=now + self._relay_after, is_published=True
             )
         return {number: answer for (number, _), answer in zip(part, answers, strict=True)}
@@ -208,13 +264,27 @@ class Entry:
             return set()
 
     def _recognise(self, strangers: Sequence[Numbered]) -> dict[int, Answer]:
-        """What is on record of requests whose campaign is not known here, any more or yet: a repeat of one is told."""
+        """What is on record of requests that cannot be accepted anew (any more, or yet): a repeat of one is told."""
+        names = [name for _, it in strangers for name in _spellings(it)]
         try:
             with transaction(self.engine, read_only=True) as reading:
-                known = requests.look_up(reading, [it.request.request_key for _, it in strangers])
+                known = requests.look_up(reading, list({name.named().request.request_key for name in names}))
         except Exception as error:
             return _all(strangers, explain(error))
-        return {number: _as_known(it, known.get(it.request.request_key)) for number, it in strangers}
+        return {number: self._as_known(it, known) for number, it in strangers}
+
+    def _as_known(self, asked: Asked, known: Mapping[str, Known]) -> Answer:
+        """The answer to a request that cannot be accepted anew, from what is on record of it."""
+        is_used = False
+        for name in _spellings(asked):
+            request = name.named().request
+            found = known.get(request.request_key)
+            clash = None if found is None else requests.clash_of(found, request.fingerprint(), asked.caller)
+            if found is not None and clash is None:
+                return Acceptance(request, found)
+            is_used = is_used or clash is Clash.KEY_IS_MINE
+        why_not = self._why_not(asked)
+        return Acceptance(asked.request, None) if is_used or why_not is None else why_not
 
     def close(self) -> None:
         """Let go of the connections, the engine's as well."""
@@ -232,13 +302,13 @@ class Entry:
             connection.begin()  # or its commit() would find nothing to commit
         now = clock.now(connection)
         joined = Transaction(connection.connection.driver_connection, is_sqlite=connection.dialect.name == "sqlite")
-        if asked.request.campaign not in self._campaigns:
-            known = requests.look_up(joined, [asked.request.request_key])
-            if isinstance(told := _as_known(asked, known.get(asked.request.request_key)), DrawError):
+        if self._why_not(asked) is not None:
+            found = requests.look_up(joined, [it.named().request.request_key for it in _spellings(asked)])
+            if isinstance(told := self._as_known(asked, found), DrawError):
                 raise told
             return told
         # Not remembered: it is accepted only when the caller commits.
-        (answer,) = requests.accept(joined, [asked], now, publish_at=now, is_published=False)
+        (answer,) = _accept_under_own_names(joined, [asked], now, publish_at=now, is_published=False)
         return answer
 
     def state_of(self, lottery_session_id: str) -> State | None:
@@ -252,24 +322,56 @@ class Entry:
         except SQLAlchemyError as error:
             raise explain(error) from error
 
-    def _remember(self, answers: Sequence[Answer]) -> None:
+    def _remember(self, asked: Sequence[Asked], answers: Sequence[Answer]) -> None:
         now = time.monotonic()
         with self._lock:
-            for answer in answers:
-                if isinstance(answer, Acceptance) and (known := answer.known) is not None:
+            for it, answer in zip(asked, answers, strict=True):
+                # Where one of both has no name, the key is the other one's for all other content: not known here.
+                if isinstance(answer, Acceptance) and (known := answer.known) and known.caller == it.caller:
                     # What has settled stays as it is; all else may have become something else by then.
                     if not known.is_settled:
                         known = Known(known.fingerprint, known.caller, requests.ACCEPTED)
-                    self._remembered[answer.request.request_key] = (known, now)
+                    is_renamed = answer.request is not it.request
+                    fingerprint = it.request.fingerprint() if is_renamed else known.fingerprint
+                    remembered = _Remembered(fingerprint, answer.request, known, now)
+                    self._remembered[it.caller, it.request.request_key] = remembered
+
+
+def _accept_under_own_names(
+    transaction: Transaction, asked: Sequence[Asked], now: datetime, *, publish_at: datetime, is_published: bool
+) -> list[Acceptance]:
+    """`requests.accept`, with an alias for every name that another caller holds."""
+
+    def accept(some: Sequence[Asked]) -> list[Acceptance]:
+        return requests.accept(transaction, some, now, publish_at=publish_at, is_published=is_published)
+
+    answers = accept(asked)
+    names: dict[int, _Name] = {}
+    for _ in range(RENAMES_MAX):
+        again = {
+            number: name
+            for number, (it, answer) in enumerate(zip(asked, answers, strict=True))
+            if answer.clash is not None and (name := names.get(number, _Name(it)).after(answer.clash)) is not None
+        }
+        if not again:
+            break
+        names |= again
+        for number, answer in zip(again, accept([name.named() for name in again.values()]), strict=True):
+            answers[number] = answer
+    return [
+        Acceptance(it.request, None) if answer.is_conflict else answer
+        for it, answer in zip(asked, answers, strict=True)
+    ]
+
+
+def _spellings(asked: Asked) -> list[_Name]:
+    """Every form in which this request may be on record."""
+    return [
+        _Name(asked, has_other_key, has_other_session)
+        for has_other_key in (False, True)
+        for has_other_session in (False, True)
+    ]
 
 
 def _all(part: Sequence[Numbered], error: DrawError) -> dict[int, Answer]:
     return {number: error for number, _ in part}
-
-
-def _as_known(asked: Asked, known: Known | None) -> Answer:
-    """The answer to a request whose campaign is unknown here, from what is on record under its key."""
-    if known is None:
-        return UnknownCampaign(f"there is no campaign {asked.request.campaign!r}: nothing was written")
-    is_mine = (known.fingerprint, known.caller) == (asked.request.fingerprint(), asked.caller)
-    return Acceptance(asked.request, known if is_mine else None)

@@ -6,6 +6,7 @@
     │   ├── InvalidKey           a request key, session id or derived key that is not safe to use
     │   ├── Unparsable           a message that is no JSON object at all
     │   ├── UnknownVersion       a contract version that this release does not speak
+    │   ├── NotSigned            a message that no secret of ours has signed
     │   └── UnknownCampaign      there are no odds of that name to draw by
     ├── IdempotencyKeyReused     the key is known, with another request behind it
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
@@ -14,6 +15,7 @@
     ├── ResultNotReady           nothing is known of that session yet
     ├── DrawDead                 the draw was given up, nothing was charged
     ├── NotAllowed               no API key, or one that is not (or no longer) known
+    ├── OutOfBounds              an API key that is not for this account
     ├── TooManyRequests          over a limit: come back later
     ├── InternalError            a mistake of ours met this draw: trying again does not help until it is mended
     └── ServiceUnavailable       a server did not answer: nothing is wrong with the draw, try again
@@ -56,6 +58,10 @@ class UnknownVersion(InvalidRequest):
     """This message speaks a contract version that this release does not know."""
 
 
+class NotSigned(InvalidRequest):
+    """This message is not signed by a secret that is known here. Nothing was charged."""
+
+
 class UnknownCampaign(InvalidRequest):
     """There is no such campaign. Nothing was written."""
 
@@ -91,6 +97,10 @@ class DrawDead(DrawError):
 
 class NotAllowed(DrawError):
     """An API key is needed: `Authorization: Bearer …`. `tombola api-key add` makes one."""
+
+
+class OutOfBounds(DrawError):
+    """This API key is not for that account. Nothing was written."""
 
 
 class TooManyRequests(DrawError):

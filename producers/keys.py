@@ -6,6 +6,7 @@ The formats are the owner's (SPEC, Identifiers):
     session id       lottery_tx_{timestamp ms}_{6 hex}_{3-digit seq}
     derived key      {request_key}:{type}
     standalone key   {business_type}_{account_id}_{timestamp ms}_{6 hex}
+    alias            alias_{40 hex}: ours, see `alias`
 
 Keys that one process makes sort by the time they were made, to the last one: time-ordered keys land at the end of a
 unique index, random ones all over it, which costs three quarters of the speed on a ledger of millions of rows.
@@ -13,6 +14,7 @@ unique index, random ones all over it, which costs three quarters of the speed o
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -20,7 +22,7 @@ import threading
 import time
 from typing import Final
 
-from producers.errors import InvalidKey
+from producers.errors import InvalidKey, InvalidRequest
 
 REQUEST_KEY_LENGTH_MAX: Final = 64
 SESSION_ID_LENGTH_MAX: Final = 100
@@ -30,6 +32,8 @@ DERIVED_KEY_LENGTH_MAX: Final = 100
 _is_request_key = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 _is_session_id = re.compile(r"[A-Za-z0-9._-]{1,100}").fullmatch
 _is_type = re.compile(r"[a-z][a-z0-9_]{0,34}").fullmatch
+_is_caller = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
+_is_alias = re.compile(r"alias_[0-9a-f]{40}").fullmatch
 
 
 def check_request_key(key: str) -> str:
@@ -44,6 +48,27 @@ def check_session_id(session_id: str) -> str:
     if not _is_session_id(session_id):
         raise InvalidKey(_why_not("lottery session id", session_id, SESSION_ID_LENGTH_MAX))
     return session_id
+
+
+def check_caller(caller: str) -> str:
+    """Return `caller` if it can be a caller's name, else raise InvalidRequest."""
+    if not _is_caller(caller):
+        raise InvalidRequest(f"a caller's name is 1 to 64 characters of A-Z a-z 0-9 . _ and -: {caller!r:.80}")
+    return caller
+
+
+def alias(caller: str, name: str) -> str:
+    """What `caller` gets for a request key or session id that another caller holds: always the same, 46 characters.
+
+    Nobody can choose a name of this form (`is_alias`), so that nobody can take it before.
+    """
+    digest = hashlib.sha256(f"{caller}:{name}".encode())  # neither holds a colon
+    return f"alias_{digest.hexdigest()[:40]}"
+
+
+def is_alias(name: str) -> bool:
+    """Whether a request key or session id is of the form that is given, not chosen."""
+    return name[:6] == "alias_" and _is_alias(name) is not None
 
 
 def derive(request_key: str, entry_type: str) -> str:

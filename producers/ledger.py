@@ -115,3 +115,9 @@ def find_account(connection: Connection, account_id: int) -> Account | None:
         )
     ).first()
     return None if row is None else Account(*row)
+
+
+def users_of(connection: Connection, account_ids: Sequence[int]) -> dict[int, int]:
+    """Whose these accounts are: user ids by account id; unknown accounts are absent."""
+    rows = connection.execute(select(accounts.c.id, accounts.c.user_id).where(accounts.c.id.in_(sorted(account_ids))))
+    return {row.id: row.user_id for row in rows}

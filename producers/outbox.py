@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers import clock, metrics, requests
-from producers.broker import Broker, open_broker
+from producers.broker import Broker, broker_of
 from producers.contract import DrawRequest
 from producers.database import explain, open_engine
 from producers.errors import ConfigurationError, PublishFailed, ServiceUnavailable
@@ -230,7 +230,7 @@ class Relay:
     ) -> Relay:
         """A relay for `settings`; it connects at first use."""
         engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
-        broker = open_broker(settings.need("broker_url"), publish_timeout_s=settings.publish_timeout_s)
+        broker = broker_of(settings)
         return cls(engine, broker, settings, bury=bury, afterwards=afterwards)
 
     def run_once(self) -> int:

@@ -12,10 +12,11 @@ from typing import Any, Final, TypeVar
 import amqp
 import kombu
 
-from producers.broker import QUEUE, Headers, declare_queues
+from producers.broker import QUEUE, declare_queues
 from producers.errors import BrokerBlocked, PublishFailed, ServiceUnavailable
 from producers.forks import in_child
 from producers.rabbitmq import AMQP_ERRORS, HEARTBEAT_S, Connection, blocked_words, open_amqp, said
+from producers.signatures import NO_KEYS, Headers, Keyring
 
 MIN_TIMEOUT_S: Final = 0.1  # for a connection, however late it is
 
@@ -40,14 +41,18 @@ class QueueBroker:
     _confirms: _Confirms
     _used_at: float
 
-    def __init__(self, url: str, *, publish_timeout_s: float, heartbeat_s: float = HEARTBEAT_S) -> None:
+    def __init__(
+        self, url: str, *, publish_timeout_s: float, heartbeat_s: float = HEARTBEAT_S, keyring: Keyring = NO_KEYS
+    ) -> None:
         self._url = url
+        self._keyring = keyring
         self._timeout_s = publish_timeout_s
         self._heartbeat_s = heartbeat_s
         self._forget()
         in_child(self, QueueBroker._forget)
 
     def publish(self, bodies: Sequence[bytes], headers: Headers | None = None) -> None:
+        headers = self._keyring.beside(bodies, headers)
         besides = itertools.repeat(None, len(bodies)) if headers is None else headers
         messages = list(zip(bodies, besides, strict=True))
         self._in_turn(lambda wire: self._publish(wire, messages))

@@ -12,7 +12,8 @@ changes; archiving drops only the result's text, which is rebuilt from the ledge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import enum
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
@@ -20,7 +21,7 @@ from typing import Any, Final, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import clock
+from producers import clock, keys
 from producers.contract import DrawRequest, parse_result
 from producers.database import RowsChanged, Transaction, explain, is_duplicate_key, time_text
 from producers.ledger import completed, rejected, session_rows, shown
@@ -85,16 +86,30 @@ class Asked(NamedTuple):
     caller: str = ""
 
 
+class Clash(enum.Enum):
+    """What a request cannot have, because it is another one's."""
+
+    KEY_IS_MINE = "the caller has used the key for another request"
+    KEY_IS_ANOTHERS = "another caller has used the key"
+    SESSION_IS_MINE = "the session is that of another request of the caller's"
+    SESSION_IS_ANOTHERS = "the session is another caller's"
+
+
 class Acceptance(NamedTuple):
-    """What came of asking. A conflict says nothing about the request that holds the key: it may be a stranger's."""
+    """What came of asking. A conflict says nothing about the request that holds the key.
+
+    `request` is what stands on record: with an alias for a name that another caller holds (producers.keys.alias).
+    `clash` says why it is a conflict.
+    """
 
     request: DrawRequest
     known: Known | None
     is_new: bool = False
+    clash: Clash | None = None
 
     @property
     def is_conflict(self) -> bool:
-        """The key or the session belongs to another request, or to another caller."""
+        """The key or the session belongs to another request."""
         return self.known is None
 
 
@@ -118,8 +133,9 @@ def accept(
 ) -> list[Acceptance]:
     """Accept requests inside `transaction`; what is accepted is a promise once that has committed.
 
-    A known request is answered with what is on record of it. `publish_at` is when the relay shall look after the new
-    ones, `is_published` whether the caller publishes them himself, once, after the commit.
+    A known request is answered with what is on record of it; one that nobody's name stands for (it came by the broker
+    alone) is its caller's from now on. `publish_at` is when the relay shall look after the new ones, `is_published`
+    whether the caller publishes them himself, once, after the commit.
     Raises the driver's errors; a conflict other than a taken key asks for the whole transaction again.
     """
     fingerprints = [it.request.fingerprint() for it in asked]
@@ -128,12 +144,12 @@ def accept(
     is_careful = transaction.is_sqlite
     for _ in range(TAKEN_TRIES_MAX):
         known = look_up(transaction, [it.request.request_key for it in asked], lock=True) if is_careful else {}
+        fresh = [number for number, it in enumerate(asked) if it.request.request_key not in known]
+        clashes = _taken_sessions(transaction, asked, fresh) if is_careful else {}
         new: dict[str, tuple[Asked, str]] = {}
-        for it, fingerprint in zip(asked, fingerprints, strict=True):
-            if it.request.request_key not in known:
-                new.setdefault(it.request.request_key, (it, fingerprint))
-        if is_careful:
-            _drop_taken_sessions(transaction, new)
+        for number in fresh:
+            if number not in clashes:
+                new.setdefault(asked[number].request.request_key, (asked[number], fingerprints[number]))
         try:
             _insert_accepted(transaction, new, now, publish_at, is_published)
         except Exception as error:
@@ -143,41 +159,85 @@ def accept(
             continue
         unseen = set(new)
         known |= {key: Known(fingerprint, it.caller, ACCEPTED) for key, (it, fingerprint) in new.items()}
+        aliases = _aliases_of_nobodys(transaction, asked, known)
+        adopted: dict[str, str] = {}
         answers = []
-        for it, fingerprint in zip(asked, fingerprints, strict=True):
-            found = known.get(it.request.request_key)
-            if found is not None and (found.fingerprint, found.caller) != (fingerprint, it.caller):
-                found = None
-            is_new = found is not None and it.request.request_key in unseen
-            unseen.discard(it.request.request_key)  # the second one in this batch is a repeat of the first
-            answers.append(Acceptance(it.request, found, is_new))
+        for number, (it, fingerprint) in enumerate(zip(asked, fingerprints, strict=True)):
+            key = it.request.request_key
+            clash = clashes.get(number) or clash_of(known[key], fingerprint, it.caller)
+            if clash is None and it.caller and not known[key].caller and keys.alias(it.caller, key) in aliases:
+                clash = Clash.KEY_IS_ANOTHERS  # the key is the caller's for what stands there under his alias
+            if clash is not None:
+                answers.append(Acceptance(it.request, None, clash=clash))
+                continue
+            if it.caller and not known[key].caller:
+                adopted[key] = it.caller
+                known[key] = known[key]._replace(caller=it.caller)
+            answers.append(Acceptance(it.request, known[key], key in unseen))
+            unseen.discard(key)  # the second one in this batch is a repeat of the first
+        transaction.update(table.name, "request_key", ("caller",), sorted(adopted.items()), where="LENGTH(caller) = 0")
         return answers
     raise RowsChanged("keys were taken by others again and again")
 
 
-def _drop_taken_sessions(transaction: Transaction, new: dict[str, tuple[Asked, str]]) -> None:
-    """Take out of `new` what asks for a session that is another request's.
+def _aliases_of_nobodys(transaction: Transaction, asked: Sequence[Asked], known: Mapping[str, Known]) -> Set[str]:
+    """Those aliases that are on record which callers have for keys that stand for nobody's requests."""
+    aliases = [
+        keys.alias(it.caller, it.request.request_key)
+        for it in asked
+        if it.caller and (found := known.get(it.request.request_key)) is not None and not found.caller
+    ]
+    return look_up(transaction, aliases, lock=True).keys() if aliases else frozenset()
+
+
+def clash_of(known: Known, fingerprint: str, caller: str) -> Clash | None:
+    """What is wrong with asking for that, where `known` is on record under its key.
+
+    Where one of them has no name, the same content is the same request: a shop that has published it past us, and asks
+    for it here as well, is not to be charged twice.
+    """
+    if known.fingerprint == fingerprint and (known.caller == caller or not known.caller or not caller):
+        return None
+    return Clash.KEY_IS_MINE if known.caller == caller else Clash.KEY_IS_ANOTHERS
+
+
+def _taken_sessions(transaction: Transaction, asked: Sequence[Asked], fresh: Sequence[int]) -> dict[int, Clash]:
+    """Which of these `fresh` ones ask for a session that is another request's, and whose, by their number.
 
     Locking reads here and above: they see what is there now, whatever the caller's transaction saw when it began.
     """
-    if not new:
-        return
-    sessions = [it.request.lottery_session_id for it, _ in new.values()]
-    owners = owners_of_sessions(transaction, sessions, lock=True)
-    for key, (it, _) in list(new.items()):
+    if not fresh:
+        return {}
+    clashes: dict[int, Clash] = {}
+    owners = _owners(transaction, [asked[number].request.lottery_session_id for number in fresh], lock=True)
+    keys_taken: set[str] = set()
+    for number in fresh:
+        request, caller = asked[number]
+        key, session = request.request_key, request.lottery_session_id
+        if key in keys_taken:
+            continue  # the first one of that key: this one is its repeat, or another request under the same key
         # One that is its own was accepted since we looked for the key: the insert finds that out.
-        if owners.setdefault(it.request.lottery_session_id, key) != key:
-            del new[key]
+        owner, owners_caller = owners.setdefault(session, (key, caller))
+        if owner != key:
+            clashes[number] = Clash.SESSION_IS_MINE if owners_caller == caller else Clash.SESSION_IS_ANOTHERS
+        else:
+            keys_taken.add(key)
+    return clashes
 
 
-def owners_of_sessions(transaction: Transaction, sessions: Sequence[str], *, lock: bool = False) -> dict[str, str]:
+def owners_of_sessions(transaction: Transaction, sessions: Sequence[str]) -> dict[str, str]:
     """Whose these sessions are: request keys by session id; those of nobody are absent."""
+    return {session: key for session, (key, _) in _owners(transaction, sessions).items()}
+
+
+def _owners(transaction: Transaction, sessions: Sequence[str], *, lock: bool = False) -> dict[str, tuple[str, str]]:
+    """Request key and caller of these sessions, by session id; those of nobody are absent."""
     rows = transaction.select(
-        f"SELECT lottery_session_id, request_key FROM {table.name} WHERE lottery_session_id IN (??)",
+        f"SELECT lottery_session_id, request_key, caller FROM {table.name} WHERE lottery_session_id IN (??)",
         sorted(sessions),
         lock=lock,
     )
-    return {session: key for session, key in rows}  # noqa: C416 - a dict of Any would not be one of strings
+    return {session: (key, caller) for session, key, caller in rows}
 
 
 def busy(transaction: Transaction, request_keys: Sequence[str], sessions: Sequence[str]) -> set[str]:

@@ -120,6 +120,8 @@ api_keys = Table(
     Column("secret_sha256", Key(64), nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("revoked_at", UtcTime),
+    Column("accounts", Key(2000), comment="the accounts that it is for, e.g. 6,7,100-199"),
+    Column("user_prefix", Key(19), comment="it is for the accounts of users whose id begins so; both null: for all"),
     PrimaryKeyConstraint("key_id"),
     Index("idx_caller", "caller"),
     **TABLE_OPTIONS,

@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from producers.errors import ConfigurationError
+from producers.signatures import Keyring
 
 PREFIX = "TOMBOLA_"
 SEED_BYTES_MIN = 16
@@ -40,6 +41,14 @@ class Settings(BaseSettings):
     result_secret: SecretStr = Field(
         default=SecretStr(""),
         description="seals results in Redis, at least 32 hex digits; the same for workers, gateways and clients",
+    )
+    message_secret: SecretStr = Field(
+        default=SecretStr(""),
+        description="signs messages, at least 32 hex digits: workers draw for no message that it has not signed. "
+        "Several, with commas: the first one signs, all of them verify",
+    )
+    accepted_only: bool = Field(
+        default=False, description="workers draw for no message whose request is not accepted in the database"
     )
     seed: SecretStr = Field(
         default=SecretStr(""),
@@ -187,13 +196,15 @@ class Settings(BaseSettings):
     @field_validator("seed", "result_secret")
     @classmethod
     def _secret(cls, value: SecretStr) -> SecretStr:
-        text = value.get_secret_value()
-        try:
-            long_enough = not text or len(bytes.fromhex(text)) >= SEED_BYTES_MIN
-        except ValueError:
-            long_enough = False
-        if not long_enough:
-            raise ValueError(f"at least {2 * SEED_BYTES_MIN} hex digits; make one with `openssl rand -hex 32`")
+        if text := value.get_secret_value():
+            _check_secret(text)
+        return value
+
+    @field_validator("message_secret")
+    @classmethod
+    def _secrets(cls, value: SecretStr) -> SecretStr:
+        for text in value.get_secret_value().split(",") if value.get_secret_value() else ():
+            _check_secret(text.strip())
         return value
 
     @model_validator(mode="after")
@@ -232,6 +243,12 @@ class Settings(BaseSettings):
         """The secret that seals results; empty when they are not sealed."""
         return bytes.fromhex(self.result_secret.get_secret_value())
 
+    @property
+    def keyring(self) -> Keyring:
+        """The secrets that sign messages; none when they are not signed."""
+        texts = self.message_secret.get_secret_value()
+        return Keyring(tuple(bytes.fromhex(text.strip()) for text in texts.split(",")) if texts else ())
+
     def need(self, name: str) -> str:
         """The secret called `name` in the clear; raises ConfigurationError when it is not set."""
         secret: SecretStr = getattr(self, name)
@@ -252,6 +269,15 @@ class Settings(BaseSettings):
 
 # Where embedded mode keeps its state. Not a setting of the system: it names where settings are found.
 HOME_VARIABLE = "TOMBOLA_HOME"
+
+
+def _check_secret(text: str) -> None:
+    try:
+        is_long_enough = len(bytes.fromhex(text)) >= SEED_BYTES_MIN
+    except ValueError:
+        is_long_enough = False
+    if not is_long_enough:
+        raise ValueError(f"at least {2 * SEED_BYTES_MIN} hex digits; make one with `openssl rand -hex 32`")
 
 
 def _check_scheme(value: SecretStr, schemes: tuple[str, ...]) -> None:

@@ -74,7 +74,7 @@ class Refused:
     """The draw cannot be settled, now or later: a dead letter."""
 
     request: DrawRequest
-    cause: Literal["fingerprint mismatch", "unknown campaign", "failed alone", "never settled"]
+    cause: Literal["fingerprint mismatch", "unknown campaign", "failed alone", "never settled", "not accepted"]
     error: str
     exception: Exception | None = None
 
@@ -124,6 +124,7 @@ def settle(
     handling: Handling = UNTOLD,
     sleep: Callable[[float], None] = time.sleep,
     is_legacy: bool = False,
+    accepted_only: bool = False,
 ) -> list[Answer]:
     """Settle `draws` in one transaction; return an answer for each, in their order.
 
@@ -135,10 +136,11 @@ def settle(
     settled, and the same call later finds out.
 
     A legacy ledger holds draws by old code as well (worker.ledger.holds_old_rows): they are not charged again either.
+    With `accepted_only` nothing is charged that is not on record as accepted, with the same content.
     """
     if not draws:
         return []
-    run = _Run(engine, wheels, effort, handling, sleep, is_legacy)
+    run = _Run(engine, wheels, effort, handling, sleep, is_legacy, accepted_only)
     if not effort.has_patience:
         run.wait_no_more(draws)
     return run.settle(draws)
@@ -154,6 +156,7 @@ class _Run:
     handling: Handling
     sleep: Callable[[float], None]
     is_legacy: bool
+    accepted_only: bool
     has_patience: bool = True
     is_careful: bool = False
     held: set[str] = field(default_factory=set)  # request keys that another transaction holds
@@ -223,6 +226,7 @@ class _Run:
                     lock_wait_s=self.effort.lock_wait_s if self.has_patience else None,
                     is_careful=self.is_careful,
                     is_legacy=self.is_legacy,
+                    accepted_only=self.accepted_only,
                 )
             if free is draws:
                 return answers
@@ -252,6 +256,7 @@ def settle_in(
     lock_wait_s: float | None = None,
     is_careful: bool = False,
     is_legacy: bool = False,
+    accepted_only: bool = False,
 ) -> list[Answer]:
     """Settle `draws` inside `open_transaction`, which the caller commits; nothing is visible before that.
 
@@ -277,6 +282,7 @@ def settle_in(
         wheels=wheels,
         now=now,
         redelivered=handling.redelivered,
+        accepted_only=accepted_only,
     )
     if is_careful:
         book.owners = requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in free])
@@ -293,6 +299,11 @@ def settle_in(
     ledger.move(open_transaction, book.moved, now)
     requests.finish(open_transaction, book.finished, now, settled_by=handling.by)
     return answers
+
+
+def _has_alias(draw: DrawRequest) -> bool:
+    """Whether it has a name that only accepting a request gives."""
+    return keys.is_alias(draw.request_key) or keys.is_alias(draw.lottery_session_id)
 
 
 def _request_held(draw: DrawRequest) -> Deferred:
@@ -355,6 +366,7 @@ class _Book:
     now: datetime
     redelivered: Mapping[str, int] = field(default_factory=dict)
     charged: dict[str, ledger.Charged] = field(default_factory=dict)
+    accepted_only: bool = False
     owners: dict[str, str] | None = None  # whose the sessions are, by session, if that is looked after
     entries: list[Entry] = field(default_factory=list)
     moved: dict[int, Decimal] = field(default_factory=dict)
@@ -390,6 +402,8 @@ class _Book:
             if (charged.account_id, charged.lottery_session_id) != (draw.account_id, draw.lottery_session_id):
                 return Refused(draw, "fingerprint mismatch", "this request key was charged for another request")
             result = completed(draw, charged.rows)
+        elif known is None and (self.accepted_only or _has_alias(draw)):
+            return Refused(draw, "not accepted", "nobody is on record as having asked for this draw")
         elif wheel is None:
             return Refused(draw, "unknown campaign", f"there is no campaign {draw.campaign!r} here")
         elif not self._owns_session(draw):

@@ -22,11 +22,19 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from producers import requests
 from producers.contract import DrawRequest
-from producers.errors import ConfigurationError, InvalidRequest, ServiceUnavailable, UnknownVersion, Unparsable
+from producers.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    NotSigned,
+    ServiceUnavailable,
+    UnknownVersion,
+    Unparsable,
+)
 from producers.metrics import are_wanted
 from producers.pulse import Pulse
 from producers.results import ResultStore, StoredResult
 from producers.settings import Settings
+from producers.signatures import SIGNATURE
 from worker import metrics, parking
 from worker.aside import Aside, Held
 from worker.batch import Deferred, Effort, Handling, Refused, Settled, Wheels
@@ -64,6 +72,7 @@ class Report:
     repeats: int = 0
     parked: int = 0
     deferred: int = 0
+    strangers: int = 0  # of those that were parked, the ones that nobody vouches for
 
 
 class Stopping(Exception):
@@ -99,7 +108,8 @@ class Consumer:
         self.engine = engine
         self.results = Putting(results)
         self.settings = settings
-        self._lanes = Lanes(engine, wheels, settings.lanes, is_legacy=is_legacy)
+        self._keyring = settings.keyring
+        self._lanes = Lanes(engine, wheels, settings.lanes, is_legacy=is_legacy, accepted_only=settings.accepted_only)
         self._name = parking.here()
         self._watch = Watch(pulse, with_latency=are_wanted(settings))
         self._aside = Aside(settings.batch_size_max)
@@ -293,7 +303,7 @@ class Consumer:
         later: list[_Later] = []
         for delivery in fetched:
             try:
-                request = delivery.request()
+                request = self._read(delivery)
             except InvalidRequest as error:
                 parkings.append(Parking(delivery, _cause_of(error), str(error), exception=error))
                 continue
@@ -330,7 +340,14 @@ class Consumer:
         repeats = sum(answer.is_repeat for answer in settled)
         if repeats:
             log.info("%d of %d draws were repeats, answered with their first result", repeats, len(settled))
-        return Report(len(settled), repeats, len(parkings) - len(unparked), len(later)), later
+        strangers = sum(it.is_strangers for it in parkings)
+        return Report(len(settled), repeats, len(parkings) - len(unparked), len(later), strangers), later
+
+    def _read(self, delivery: Delivery) -> DrawRequest:
+        """The draw that a message asks for; raises InvalidRequest, and NotSigned for what may be anybody's."""
+        request = delivery.request()
+        self._keyring.check(request, delivery.headers.get(SIGNATURE))
+        return request
 
     def _handle_suspect(self, delivery: Delivery) -> list[_Later]:
         """Handle alone a message that has been delivered too often: it may be what kills the workers.
@@ -340,8 +357,12 @@ class Consumer:
         """
         why = f"delivered {delivery.count} times and never settled"
         request = None
-        with suppress(InvalidRequest):
-            request = delivery.request()
+        try:
+            request = self._read(delivery)
+        except NotSigned:  # known in a moment: it says nothing of the request that it names
+            return self._persist(lambda: self._handle([delivery]))[1]
+        except InvalidRequest:
+            pass
         untried = Parking(delivery, parking.TOO_MANY_DELIVERIES, why, request, is_tried=False)
         try:
             # Parked by this worker, in an outage that kept it from going on: that says nothing against the message.
@@ -369,7 +390,7 @@ class Consumer:
                 parking.unpark(self.engine, untried)
                 self._trying.discard(untried.sha256)
             raise
-        if not report.parked:
+        if report.parked == report.strangers:
             self._persist(lambda: parking.unpark(self.engine, untried))
         self._trying.discard(untried.sha256)
         return later
@@ -381,10 +402,23 @@ class Consumer:
         self._next_look_for_dead = time.monotonic() + LOOK_FOR_DEAD_EVERY_S
         while dead := self.deliveries.fetch_dead(DEAD_FETCHED_MAX):
             lost = {it.tag for it in self._persist(lambda dead=dead: left_to_relay(self.engine, dead))}  # type: ignore[misc]
-            given_up = [_given_up_by_broker(it) for it in dead if it.tag not in lost]
+            given_up = [self._given_up_by_broker(it) for it in dead if it.tag not in lost]
             unparked = self._persist(lambda given_up=given_up: self._park(given_up))  # type: ignore[misc]
             left = {it.delivery.tag for it in unparked}
             self.deliveries.ack_dead([delivery for delivery in dead if delivery.tag not in left])
+
+    def _given_up_by_broker(self, delivery: Delivery) -> Parking:
+        """A message from RabbitMQ's own dead-letter queue: beyond its delivery limit, unless it says otherwise."""
+        request = None
+        try:
+            request = self._read(delivery)
+        except NotSigned as error:
+            return Parking(delivery, parking.NOT_SIGNED, str(error), exception=error)
+        except InvalidRequest:
+            pass
+        told = delivery.headers.get("x-first-death-reason")
+        why = told if isinstance(told, str) else "delivery_limit"
+        return Parking(delivery, parking.TOO_MANY_DELIVERIES, f"RabbitMQ gave it up: {why}", request)
 
     def _park(self, parkings: Sequence[Parking]) -> list[Parking]:
         """Set these aside in the database; return those that it refuses, which stay unacked."""
@@ -414,14 +448,6 @@ def _about(it: Parking) -> dict[str, str]:
 def _cause_of(error: InvalidRequest) -> str:
     if isinstance(error, UnknownVersion):
         return parking.UNKNOWN_VERSION
+    if isinstance(error, NotSigned):
+        return parking.NOT_SIGNED
     return parking.UNPARSABLE if isinstance(error, Unparsable) else parking.INVALID
-
-
-def _given_up_by_broker(delivery: Delivery) -> Parking:
-    """A message from RabbitMQ's own dead-letter queue: beyond its delivery limit, unless it says otherwise."""
-    request = None
-    with suppress(InvalidRequest):
-        request = delivery.request()
-    told = delivery.headers.get("x-first-death-reason")
-    why = told if isinstance(told, str) else "delivery_limit"
-    return Parking(delivery, parking.TOO_MANY_DELIVERIES, f"RabbitMQ gave it up: {why}", request)

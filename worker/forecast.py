@@ -19,24 +19,27 @@ from producers.contract import DrawRequest, parse_result
 from producers.database import Fault, explain, fault_of, transaction
 from producers.draw import blind_wheels
 from producers.errors import DrawError, InvalidRequest
+from producers.requests import look_up
 from worker.batch import Answer, Refused, Rehearsal, Settled, Wheels
 from worker.dead_letters import Selection, request_in
 from worker.ledger import holds_old_rows
 from worker.parking import ROWS_MAX, normalised
 from worker.parking import SETTLED as IS_SETTLED
 from worker.schema import dead_letters as table
+from worker.vouching import NOTHING_ASKED, Vouching
 
 ALREADY_SETTLED: Final = "already settled"
 WOULD_CHARGE: Final = "would charge"
 WOULD_BE_REJECTED: Final = "would be rejected"
 CONFLICT: Final = "conflict"
 CANNOT_BE_PARSED: Final = "cannot be parsed"
+UNVOUCHED: Final = "not vouched for"
 UNKNOWN_CAMPAIGN: Final = "unknown campaign"
 OUTCOMES: Final = (
-    ALREADY_SETTLED, WOULD_CHARGE, WOULD_BE_REJECTED, CONFLICT, CANNOT_BE_PARSED, UNKNOWN_CAMPAIGN,
+    ALREADY_SETTLED, WOULD_CHARGE, WOULD_BE_REJECTED, CONFLICT, CANNOT_BE_PARSED, UNVOUCHED, UNKNOWN_CAMPAIGN,
 )  # fmt: skip
 # What a replay leaves parked.
-REFUSALS: Final = (CONFLICT, CANNOT_BE_PARSED)
+REFUSALS: Final = (CONFLICT, CANNOT_BE_PARSED, UNVOUCHED)
 
 LINES_MAX: Final = 200_000
 
@@ -104,11 +107,13 @@ def forecast(
     wheels: Wheels | None,
     *,
     limit: int | None = None,
+    vouching: Vouching = NOTHING_ASKED,
     tell: Callable[[int], None] = lambda _done: None,
 ) -> Forecast:
     """What a replay of `selection`, up to `limit` of them in the order of their ids, would do now.
 
-    `wheels` are the campaigns under the seed, None where that is not known. `tell` hears how many are done.
+    `wheels` are the campaigns under the seed, None where that is not known; `vouching` is what the settings say that
+    has to be vouched for. `tell` hears how many are done.
     Raises ServiceUnavailable or ConfigurationError when the database cannot be used.
     """
     book = blind_wheels() if wheels is None else wheels
@@ -116,7 +121,7 @@ def forecast(
     try:
         rehearsal = Rehearsal(book, is_legacy=holds_old_rows(engine))
         for letters in _in_order(engine, selection, limit):
-            for line, request in _lines(engine, rehearsal, letters):
+            for line, request in _lines(engine, rehearsal, letters, vouching):
                 said.add(line)
                 if line.outcome == WOULD_CHARGE and request is not None:
                     campaign = book[request.campaign].campaign
@@ -149,6 +154,7 @@ class Letter(NamedTuple):
     request_key: str | None
     account_id: int | None
     edited_from: int | None
+    headers: str | None
 
     def request(self) -> DrawRequest:
         """What it asks for; raises InvalidRequest if that cannot be read, or was not kept."""
@@ -184,7 +190,7 @@ def _in_order(engine: Engine, selection: Selection, limit: int | None) -> Iterat
 
 
 def _lines(
-    engine: Engine, rehearsal: Rehearsal, letters: Sequence[Letter]
+    engine: Engine, rehearsal: Rehearsal, letters: Sequence[Letter], vouching: Vouching
 ) -> Iterator[tuple[Line, DrawRequest | None]]:
     with engine.connect().execution_options(read_only=True) as connection:
         too_late = originals_settled(connection, letters)
@@ -194,15 +200,25 @@ def _lines(
         why, request = "", None
         try:
             request = it.request()
+            why = vouching.why_not(request, it.headers)
         except InvalidRequest as error:
             why = str(error)
         asked.append(request)
         whys.append(why)
     with transaction(engine, read_only=True) as open_transaction:
-        answers = iter(rehearsal.settle(open_transaction, [it for it in asked if it is not None]))
-    for letter, request, why in zip(letters, asked, whys, strict=True):
+        doubtful = [it.request_key for it, why in zip(asked, whys, strict=True) if it is not None and why]
+        on_record = look_up(open_transaction, doubtful) if doubtful else {}
+        unvouched = [
+            it is not None and why != "" and it.request_key not in on_record
+            for it, why in zip(asked, whys, strict=True)
+        ]
+        draws = [it for it, is_out in zip(asked, unvouched, strict=True) if it is not None and not is_out]
+        answers = iter(rehearsal.settle(open_transaction, draws))
+    for letter, request, why, is_out in zip(letters, asked, whys, unvouched, strict=True):
         if request is None:
             outcome = CANNOT_BE_PARSED
+        elif is_out:
+            outcome = UNVOUCHED
         else:
             outcome, why = _outcome(next(answers))
             if letter.edited_from in too_late and outcome != ALREADY_SETTLED:

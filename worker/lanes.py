@@ -21,10 +21,13 @@ SPLIT_SIZE_MIN: Final = 64  # a smaller batch is sooner done in one transaction
 class Lanes:
     """Settles batches on one ledger, in up to `count` transactions at once."""
 
-    def __init__(self, engine: Engine, wheels: Wheels, count: int, *, is_legacy: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, wheels: Wheels, count: int, *, is_legacy: bool = False, accepted_only: bool = False
+    ) -> None:
         self._engine = engine
         self._wheels = wheels
         self._is_legacy = is_legacy
+        self._accepted_only = accepted_only
         # SQLite has one writer at a time.
         self._count = 1 if engine.dialect.name == "sqlite" else count
         self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="lane")
@@ -48,7 +51,13 @@ class Lanes:
 
     def _settle(self, draws: Sequence[DrawRequest], handling: Handling, effort: Effort) -> list[Answer]:
         return batch.settle(
-            self._engine, draws, self._wheels, effort=effort, handling=handling, is_legacy=self._is_legacy
+            self._engine,
+            draws,
+            self._wheels,
+            effort=effort,
+            handling=handling,
+            is_legacy=self._is_legacy,
+            accepted_only=self._accepted_only,
         )
 
 

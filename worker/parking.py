@@ -1,7 +1,8 @@
 """Parking: set a message aside with its cause, so that it never stops the others.
 
 The row is committed first, then the message is acked. A message is known by its request's fingerprint, or by its
-bytes if it is no request: the same one parked twice is one row, also when it was replayed in between.
+bytes if it is no request: the same one parked twice is one row, also when it was replayed in between. What nobody
+vouches for (STRANGERS) has rows of its own.
 """
 
 from __future__ import annotations
@@ -47,15 +48,20 @@ OPEN: Final = (PARKED, PARKED_AGAIN)
 UNPARSABLE: Final = "unparsable"
 UNKNOWN_VERSION: Final = "unknown version"
 INVALID: Final = "invalid"
+NOT_SIGNED: Final = "not signed"
+NOT_ACCEPTED: Final = "not accepted"
 FINGERPRINT_MISMATCH: Final = "fingerprint mismatch"
 UNKNOWN_CAMPAIGN: Final = "unknown campaign"
 TOO_MANY_DELIVERIES: Final = "too many deliveries"
 NEVER_SETTLED: Final = "never settled"
 FAILED_ALONE: Final = "failed alone"
 CAUSES: Final = (
-    UNPARSABLE, UNKNOWN_VERSION, INVALID, FINGERPRINT_MISMATCH, UNKNOWN_CAMPAIGN, TOO_MANY_DELIVERIES, NEVER_SETTLED,
-    FAILED_ALONE,
+    UNPARSABLE, UNKNOWN_VERSION, INVALID, NOT_SIGNED, NOT_ACCEPTED, FINGERPRINT_MISMATCH, UNKNOWN_CAMPAIGN,
+    TOO_MANY_DELIVERIES, NEVER_SETTLED, FAILED_ALONE,
 )  # fmt: skip
+# Messages that may be anybody's. What they ask for is perhaps an honest caller's as well, who must not suffer for it:
+# they are known by another name than his request's, and nothing is given up for them.
+STRANGERS: Final = frozenset({NOT_SIGNED, NOT_ACCEPTED})
 
 HEADERS_KEPT_LENGTH_MAX: Final = 8 * 1024
 ERROR_LENGTH_MAX: Final = 2000
@@ -94,7 +100,18 @@ class Parking(NamedTuple):
     @property
     def sha256(self) -> str:
         """What the message is known by."""
-        return self.delivery.sha256 if self.request is None else self.request.fingerprint()
+        name = self.delivery.sha256 if self.request is None else self.request.fingerprint()
+        return hashlib.sha256(f"stranger:{name}".encode()).hexdigest() if self.is_strangers else name
+
+    @property
+    def is_strangers(self) -> bool:
+        """Whether the message may be anybody's."""
+        return self.cause in STRANGERS
+
+    @property
+    def gives_up(self) -> DrawRequest | None:
+        """The request that is dead from here on, if it was accepted."""
+        return self.request if self.is_tried and not self.is_strangers else None
 
 
 class Unparkable(DrawError):
@@ -149,7 +166,7 @@ def _park_at_once(engine: Engine, parkings: Sequence[Parking], worker: str, *, i
     for attempt in range(1, TRIES_MAX + 1):
         try:
             with engine.begin() as connection:
-                given_up = [it.request for it in parkings if it.request is not None and it.is_tried]
+                given_up = [request for it in parkings if (request := it.gives_up) is not None]
                 requests.give_up_all(connection, given_up, requests.PARKED)
                 return _park(connection, parkings, worker, clock.now(connection), is_bare=is_bare)
         except SQLAlchemyError as error:

@@ -118,7 +118,7 @@ def tell_dead(engine: Engine, results: Putting, parkings: Sequence[Parking]) -> 
 
     A message whose key, or session, belongs to another request says nothing of that one.
     """
-    tried = {it.request.request_key: it.request for it in parkings if it.request is not None and it.is_tried}
+    tried = {request.request_key: request for it in parkings if (request := it.gives_up) is not None}
     book = api_idempotency_requests.c
     dead = list(tried.values())
     try:

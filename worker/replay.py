@@ -37,6 +37,7 @@ from worker.forecast import letters_of, originals_settled, selected_ids
 from worker.parking import OPEN, PARKED_AGAIN, REPLAYING, ROWS_MAX, SETTLED
 from worker.schema import dead_letters
 from worker.schema import replays as table
+from worker.vouching import Vouching
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +54,18 @@ TRIES_MAX: Final = 5
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a replay goes: at most `rate` a second, `limit` in all; with `canary` that many first."""
+    """How a replay goes: at most `rate` a second, `limit` in all; with `canary` that many first.
+
+    `vouch`: the operator vouches for what is not signed, or nobody is on record as having asked for.
+    """
 
     rate: float | None = None
     limit: int | None = None
     canary: int | None = None
+    vouch: bool = False
 
     def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
+        for name in ("rate", "limit", "canary"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 10_000_000:
                 raise InvalidRequest(f"{name} is above 0 and at most 10,000,000, not {value:g}")
@@ -248,6 +253,7 @@ class Replayer:
             ResultStore.from_settings(settings, timeout_s=LOOK_TIMEOUT_S) if settings.has("result_url") else None
         )
         self._relay_after = timedelta(seconds=settings.relay_after_s)
+        self._vouching = Vouching.of(settings)
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -263,6 +269,7 @@ class Replayer:
         run = self._look(replay_id)
         selection = msgspec.json.decode(run.selection, type=Selection)
         options = msgspec.json.decode(run.options, type=Options)
+        self._vouching = self._vouching._replace(by_operator=options.vouch)
         status, because = DONE, None
         try:
             with self._engine.connect().execution_options(read_only=True) as connection:
@@ -422,7 +429,13 @@ class Replayer:
             if request.request_key not in known or known[request.request_key].fingerprint == request.fingerprint()
         }
         settled = [it for it, request in mine.items() if _is_settled(known.get(request.request_key))]
-        new = {it: request for it, request in mine.items() if request.request_key not in known}
+        headers = {it.id: it.headers for it in letters}
+        new = {
+            it: request
+            for it, request in mine.items()
+            if request.request_key not in known and not self._vouching.why_not(request, headers[it])
+        }
+        mine = {it: request for it, request in mine.items() if it in new or request.request_key in known}
         taken = self._accept_new(joined, new, now)
         dead = [
             request

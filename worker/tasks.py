@@ -25,6 +25,7 @@ from producers.keys import check_request_key
 from producers.outbox import archive_once
 from producers.results import ResultStore, StoredResult
 from producers.settings import Settings
+from producers.signatures import SIGNATURE
 from worker import batch
 from worker.batch import Deferred, Effort, Refused, Settled
 from worker.deliveries.streams import forget_consumers
@@ -71,12 +72,15 @@ def draw(task: Task, **fields: Any) -> dict[str, Any]:
     """`tombola.draw`: settle one draw, for shops that call `send_task` with a DrawRequest's fields as kwargs.
 
     The same transaction as the consumer's. Without a request_key the task's id is the key: however often the message
-    comes, it is one draw. The result is stored under the lottery session id, as for every draw, and under the task id
-    if that is another one. Raises InvalidRequest for what is no draw (nothing is charged), and ServiceUnavailable when
-    the database did not answer for about 15 s: the draw may have happened, and the same key finds out.
+    comes, it is one draw. With TOMBOLA_MESSAGE_SECRET it takes a further keyword, `signature` (producers.signatures).
+    The result is stored under the lottery session id, as for every draw, and under the task id if that is another one.
+    Raises InvalidRequest for what is no draw, or not signed (nothing is charged), and ServiceUnavailable when the
+    database did not answer for about 15 s: the draw may have happened, and the same key finds out.
     """
     settings: Settings = task.app.draw_settings
+    signature = fields.pop(SIGNATURE, None)
     request = _request(fields, task.request.id)
+    settings.keyring.check(request, signature)
     answer = _settle(settings, request)
     _put(settings, answer, {request.lottery_session_id, task.request.id or request.lottery_session_id})
     return {"lottery_session_id": request.lottery_session_id, "reason": answer.reason}
@@ -106,6 +110,7 @@ def _settle(settings: Settings, request: DrawRequest) -> Settled:
             wheels(settings.seed_bytes),
             effort=Effort(settings.tries_max, settings.lock_wait_s),
             is_legacy=_is_legacy(engine),
+            accepted_only=settings.accepted_only,
         )
         if isinstance(answer, Deferred):
             raise ServiceUnavailable(answer.error)

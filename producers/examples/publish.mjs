@@ -6,7 +6,7 @@
 // Copy what is above the line "Command line". It opens a connection per draw, which is plain and slow: a server keeps
 // one open and publishes all its draws on it.
 
-import { randomBytes, randomInt } from 'node:crypto';
+import { createHmac, randomBytes, randomInt } from 'node:crypto';
 import { realpathSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import amqplib from 'amqplib';
@@ -35,17 +35,31 @@ export function makeBody({ request_key, lottery_session_id, account_id, campaign
   if (!Number.isSafeInteger(account_id) || account_id < 1) {
     throw new Error(`an account id is an integer from 1 to ${Number.MAX_SAFE_INTEGER}`);
   }
-  return JSON.stringify({ v: 1, request_key, lottery_session_id, account_id, campaign }); // drops what is undefined
+  // The canonical form, which is what a signature covers: no blanks, all five fields, in this order.
+  return JSON.stringify({
+    v: 1,
+    request_key,
+    lottery_session_id: lottery_session_id || request_key,
+    account_id,
+    campaign: campaign ?? 'default',
+  });
 }
 
-/** Publish `draw`; resolves when the broker has confirmed it. When it rejects, the broker may have the draw or
- *  not: publish the same one again, under the same request key. A second copy does no harm. */
-export async function publish(url, draw) {
+/** The signature of a canonical body under TOMBOLA_MESSAGE_SECRET (hex digits; of several, with commas, the first). */
+export function sign(body, secret) {
+  return createHmac('sha256', Buffer.from(secret.split(',')[0].trim(), 'hex')).update(body).digest('hex');
+}
+
+/** Publish `draw`, signed if there is a `secret`; resolves when the broker has confirmed it. When it rejects, the
+ *  broker may have the draw or not: publish the same one again, under the same request key. A second copy does no
+ *  harm. */
+export async function publish(url, draw, secret = '') {
   const body = makeBody(draw);
-  await (/^rediss?:/.test(url) ? publishToRedis(url, body) : publishToRabbitMQ(url, body));
+  const beside = secret ? { signature: sign(body, secret) } : {};
+  await (/^rediss?:/.test(url) ? publishToRedis(url, body, beside) : publishToRabbitMQ(url, body, beside));
 }
 
-async function publishToRedis(url, body) {
+async function publishToRedis(url, body, beside) {
   const client = createClient({
     url,
     // Not reconnecting: it is the caller who decides whether to send again.
@@ -55,13 +69,13 @@ async function publishToRedis(url, body) {
   try {
     await client.connect();
     // XADD makes the Stream if need be. The workers make their group, from its first entry: none is skipped.
-    await client.xAdd(QUEUE, '*', { body });
+    await client.xAdd(QUEUE, '*', { body, ...beside });
   } finally {
     if (client.isOpen) client.destroy();
   }
 }
 
-async function publishToRabbitMQ(url, body) {
+async function publishToRabbitMQ(url, body, beside) {
   const connection = await amqplib.connect(url, { timeout: CONNECT_TIMEOUT_MS });
   connection.on('error', () => {}); // as above: a connection that breaks closes its channel, and that rejects
   let timer;
@@ -69,14 +83,14 @@ async function publishToRabbitMQ(url, body) {
     timer = setTimeout(() => reject(new Error('RabbitMQ did not confirm it in time')), CONFIRM_TIMEOUT_MS);
   });
   try {
-    await Promise.race([publishConfirmed(connection, body), timeout]);
+    await Promise.race([publishConfirmed(connection, body, beside), timeout]);
   } finally {
     clearTimeout(timer);
     connection.close().catch(() => {}); // not awaited: the answer is known, and a stuck broker would not answer this
   }
 }
 
-async function publishConfirmed(connection, body) {
+async function publishConfirmed(connection, body, headers) {
   const channel = await connection.createConfirmChannel();
   // Nothing is declared here: RabbitMQ refuses a declaration whose arguments differ in a letter from the workers'
   // (producers/broker.py), so it is left to them. Where they have not been yet, the broker says so: without the
@@ -90,7 +104,7 @@ async function publishConfirmed(connection, body) {
       QUEUE,
       QUEUE,
       Buffer.from(body),
-      { mandatory: true, persistent: true, contentType: 'application/json', contentEncoding: 'utf-8' },
+      { mandatory: true, persistent: true, contentType: 'application/json', contentEncoding: 'utf-8', headers },
       (refused) => (refused ? reject(new Error(`RabbitMQ did not confirm it: ${refused.message}`)) : resolve()),
     );
   });
@@ -107,7 +121,7 @@ async function main([accountId, requestKey = makeRequestKey(), ...rest]) {
   makeBody(draw); // a draw that cannot be is refused before its key is shown
   // First the key, then the draw: whoever dies in between can send the same again. A frontend saves it here.
   console.log(requestKey);
-  await publish(url, draw);
+  await publish(url, draw, process.env.TOMBOLA_MESSAGE_SECRET);
   console.log('confirmed: the broker has the draw');
 }
 

@@ -15,6 +15,7 @@ use PhpAmqpLib\Connection\AMQPConnectionConfig;
 use PhpAmqpLib\Connection\AMQPConnectionFactory;
 use PhpAmqpLib\Exception\AMQPProtocolChannelException;
 use PhpAmqpLib\Message\AMQPMessage;
+use PhpAmqpLib\Wire\AMQPTable;
 
 const QUEUE = 'draws'; // the Stream, the exchange, the queue and the routing key: all have this name
 const CONNECT_TIMEOUT_S = 5;
@@ -40,23 +41,37 @@ function makeBody(string $requestKey, int $accountId, array $more = []): string
     if ($accountId < 1) {
         throw new InvalidArgumentException('an account id is a positive integer');
     }
-    $draw = ['v' => 1, 'request_key' => $requestKey, 'account_id' => $accountId] + $more;
+    // The canonical form, which is what a signature covers: no blanks, all five fields, in this order.
+    $draw = [
+        'v' => 1,
+        'request_key' => $requestKey,
+        'lottery_session_id' => $more['lottery_session_id'] ?? $requestKey,
+        'account_id' => $accountId,
+        'campaign' => $more['campaign'] ?? 'default',
+    ];
     return json_encode($draw, JSON_THROW_ON_ERROR);
 }
 
-/** Publish a body; returns when the broker has confirmed it. When it throws, the broker may have the draw or not:
- *  publish the same body again, with the same request key. A second copy does no harm. */
-function publish(string $url, string $body): void
+/** The signature of a canonical body under TOMBOLA_MESSAGE_SECRET (hex digits; of several, with commas, the first). */
+function sign(string $body, string $secret): string
+{
+    return hash_hmac('sha256', $body, hex2bin(trim(explode(',', $secret)[0])));
+}
+
+/** Publish a body, signed if there is a secret; returns when the broker has confirmed it. When it throws, the broker
+ *  may have the draw or not: publish the same body again, with the same request key. A second copy does no harm. */
+function publish(string $url, string $body, string $secret = ''): void
 {
     $parts = parse_url($url) ?: [];
+    $beside = $secret !== '' ? ['signature' => sign($body, $secret)] : [];
     match ($parts['scheme'] ?? '') {
-        'redis', 'rediss' => publishToRedis($parts, $body),
-        'amqp', 'amqps' => publishToRabbitMQ($parts, $body),
+        'redis', 'rediss' => publishToRedis($parts, $body, $beside),
+        'amqp', 'amqps' => publishToRabbitMQ($parts, $body, $beside),
         default => throw new InvalidArgumentException('a broker URL begins with redis:// or amqp://'),
     };
 }
 
-function publishToRedis(array $parts, string $body): void
+function publishToRedis(array $parts, string $body, array $beside): void
 {
     if (!extension_loaded('redis')) {
         throw new RuntimeException('the PHP extension redis is not installed');
@@ -70,12 +85,12 @@ function publishToRedis(array $parts, string $body): void
     }
     $database = (int) ltrim($parts['path'] ?? '', '/');
     // XADD makes the Stream if need be. The workers make their group, from its first entry: none is skipped.
-    if (!$redis->select($database) || !$redis->xAdd(QUEUE, '*', ['body' => $body])) {
+    if (!$redis->select($database) || !$redis->xAdd(QUEUE, '*', ['body' => $body] + $beside)) {
         throw new RuntimeException($redis->getLastError() ?? 'Redis did not take it'); // phpredis returns false
     }
 }
 
-function publishToRabbitMQ(array $parts, string $body): void
+function publishToRabbitMQ(array $parts, string $body, array $beside): void
 {
     // By Composer, or Debian's package php-amqplib, which is found on the include path.
     $composer = __DIR__ . '/vendor/autoload.php';
@@ -109,6 +124,7 @@ function publishToRabbitMQ(array $parts, string $body): void
         'content_type' => 'application/json',
         'content_encoding' => 'utf-8',
         'delivery_mode' => AMQPMessage::DELIVERY_MODE_PERSISTENT,
+        'application_headers' => new AMQPTable($beside),
     ]);
     // Nothing is declared here: RabbitMQ refuses a declaration whose arguments differ in a letter from the workers'
     // (producers/broker.py), so it is left to them. Where they have not been yet, the broker says so: without the
@@ -156,7 +172,7 @@ function main(array $arguments): void
     }
     // First the key, then the draw: whoever dies in between can send the same again. A frontend saves it here.
     echo $requestKey, "\n";
-    publish($url, $body);
+    publish($url, $body, (string) getenv('TOMBOLA_MESSAGE_SECRET'));
     echo "confirmed: the broker has the draw\n";
 }
 

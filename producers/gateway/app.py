@@ -37,11 +37,12 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers import ledger, requests, tracing
-from producers.broker import open_broker
+from producers.api_keys import Holder
+from producers.broker import broker_of
 from producers.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult
 from producers.database import SHORT_READ_TIMEOUT_S, explain, open_engine
 from producers.entry import Entry
-from producers.errors import DrawError, IdempotencyKeyReused, InvalidRequest
+from producers.errors import DrawError, IdempotencyKeyReused, InvalidRequest, OutOfBounds
 from producers.gateway.door import Door, Doorkeeper, Meter, Readers, header
 from producers.gateway.intake import CHECK_TIMEOUT_S, Intake
 from producers.gateway.messages import (
@@ -69,6 +70,7 @@ T = TypeVar("T")
 
 WAIT_S_MAX: Final = 60.0
 OWNERS_REMEMBERED_MAX: Final = 50_000
+USERS_REMEMBERED_MAX: Final = 50_000
 FIND_SIZE_MAX: Final = 500
 KEEP_ALIVE_S: Final = 15.0
 RETRY_AFTER_S: Final = "1"
@@ -87,15 +89,15 @@ class Gateway:
         self.readers = Readers()
         self.entry = Entry(self.engine, relay_after_s=settings.relay_after_s)
         self.keeper = Doorkeeper(settings, self.engine, self.readers)
-        self._owners: LRUCache[str, str] = LRUCache(OWNERS_REMEMBERED_MAX)
+        self._owners: LRUCache[str, tuple[str, int]] = LRUCache(OWNERS_REMEMBERED_MAX)  # caller and account
+        self._users: LRUCache[int, int] = LRUCache(USERS_REMEMBERED_MAX)  # by account
 
     @asynccontextmanager
     async def running(self, _app: Litestar) -> AsyncIterator[None]:
         """Open for business, until the application ends."""
         settings = self.settings
-        broker_url, timeout_s = settings.need("broker_url"), settings.publish_timeout_s
         pulse = Pulse.open(settings, "gateway")
-        self.intake = Intake(self.entry, open_broker(broker_url, publish_timeout_s=timeout_s), pulse)
+        self.intake = Intake(self.entry, broker_of(settings), pulse)
         self.results = Results(
             settings.need("result_url"), self.find_states, self.readers.pool, secret=settings.result_secret_bytes
         )
@@ -142,23 +144,47 @@ class Gateway:
                 found |= requests.states_of_sessions(connection, session_ids[start : start + FIND_SIZE_MAX])
         return found
 
+    async def outside_bounds(self, holder: Holder, account_ids: Sequence[int]) -> set[int]:
+        """Those of these accounts that the holder's key is not for."""
+        outside = {it for it in account_ids if not holder.bounds.hold_account(it)}
+        if not outside or not holder.bounds.user_prefix:
+            return outside
+        unknown = outside - self._users.keys()
+        found = {it: self._users[it] for it in outside - unknown}
+        if unknown:
+            found |= await self.read(ledger.users_of, list(unknown))
+            self._users.update(found)
+        return {it for it in outside if it not in found or not holder.bounds.hold_user(found[it])}
+
+    async def must_be_within_bounds(self, holder: Holder, account_id: int) -> None:
+        """Raise OutOfBounds if the holder's key is not for this account."""
+        if not holder.bounds.are_none and await self.outside_bounds(holder, [account_id]):
+            raise OutOfBounds
+
     def remember(self, answer: Acceptance, caller: str) -> None:
         """Whose session this is: it never changes, and spares a query when the result is asked for."""
-        self._owners[answer.request.lottery_session_id] = caller
+        self._owners[answer.request.lottery_session_id] = caller, answer.request.account_id
 
-    async def state(self, session_id: str, caller: str) -> State:
-        """How the session stands in the database; raises NotFoundException for one that is not the caller's."""
+    async def state(self, session_id: str, holder: Holder) -> State:
+        """How the session stands in the database.
+
+        Raises NotFoundException for one that is not the caller's, OutOfBounds where his key is not for its account.
+        """
         state: State | None = await self.read(requests.state_of_session, session_id)
-        if state is None or state.caller != caller:
+        if state is None or state.caller != holder.caller:
             raise NotFoundException("no such lottery session")
-        self._owners[session_id] = state.caller
+        self._owners[session_id] = state.caller, state.request.account_id
+        await self.must_be_within_bounds(holder, state.request.account_id)
         return state
 
-    async def result(self, session_id: str, caller: str, wait_s: float) -> tuple[bytes | None, State | None]:
-        """The first result's bytes, or how the session stands without one."""
+    async def result(self, session_id: str, holder: Holder, wait_s: float) -> tuple[bytes | None, State | None]:
+        """The first result's bytes, or how the session stands without one. Raises what `state` raises."""
         state = None
-        if self._owners.get(session_id) != caller:
-            state = await self.state(session_id, caller)
+        caller, account_id = self._owners.get(session_id, (None, 0))
+        if caller == holder.caller:
+            await self.must_be_within_bounds(holder, account_id)
+        else:
+            state = await self.state(session_id, holder)
             if state.result is not None or state.status == requests.DEAD:
                 return state.result, state
         body = await self.results.peek(session_id)
@@ -167,7 +193,7 @@ class Gateway:
             state = None
         if body is None and state is None:
             # Redis may have forgotten it, or been away: the database knows.
-            state = await self.state(session_id, caller)
+            state = await self.state(session_id, holder)
             body = state.result
         return body, state
 
@@ -199,9 +225,9 @@ def _gateway(request: Request[Any, Any, Any]) -> Gateway:
     return gateway
 
 
-def _caller(request: Request[Any, Any, Any]) -> str:
-    caller: str = request.scope["caller"]  # type: ignore[typeddict-item]
-    return caller
+def _holder(request: Request[Any, Any, Any]) -> Holder:
+    holder: Holder = request.scope["holder"]  # type: ignore[typeddict-item]
+    return holder
 
 
 # ---- what the documents say ------------------------------------------------------------------------------------------
@@ -212,6 +238,7 @@ _PROBLEMS: Final = {
     for status, text in {
         400: "The request is not valid.",
         401: "No API key, or not a valid one.",
+        403: "The API key is not for this account.",
         404: "Not known, or not yours.",
         413: "The body is larger than 16 KiB.",
         422: "There is no such campaign, or this idempotency key was already used with a different request.",
@@ -220,8 +247,8 @@ _PROBLEMS: Final = {
         503: "The database does not answer, or another transaction holds this key. Send the same request again.",
     }.items()
 }
-READ_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 404, 429, 503)}
-WRITE_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 413, 422, 429, 500, 503)}
+READ_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 403, 404, 429, 503)}
+WRITE_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 403, 413, 422, 429, 500, 503)}
 NOT_YET: Final = ResponseSpec(DrawTicket, description="Accepted, and not settled yet.", generate_examples=False)
 
 IdempotencyKey = Annotated[
@@ -249,7 +276,7 @@ async def make_draw(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["method"] != "POST":  # type: ignore[typeddict-item]
         raise MethodNotAllowedException(headers={"Allow": "POST"})
     gateway: Gateway = scope["litestar_app"].state.gateway
-    caller: str = scope["caller"]  # type: ignore[typeddict-item]
+    holder: Holder = scope["holder"]  # type: ignore[typeddict-item]
     given = header(scope, b"idempotency-key")
     data = _strictly(_decode_draw, await _read(scope, receive))
     draw = DrawRequest(
@@ -258,17 +285,19 @@ async def make_draw(scope: Scope, receive: Receive, send: Send) -> None:
         lottery_session_id=data.lottery_session_id or "",
         campaign=data.campaign,
     )
-    asked = _asked(draw, caller)
+    asked = _asked(draw, holder.caller)
+    await gateway.must_be_within_bounds(holder, draw.account_id)
     with tracing.serving("POST /v1/draws", scope["headers"]):
         answer = await gateway.intake.accept(asked)
     if answer.is_conflict:
         raise IdempotencyKeyReused
-    gateway.remember(answer, caller)
-    body = _encode(DrawTicket(draw.request_key, draw.lottery_session_id))
+    gateway.remember(answer, holder.caller)
+    named = answer.request
+    body = _encode(DrawTicket(named.request_key, named.lottery_session_id))
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
-        (b"location", b"/v1/draws/" + draw.lottery_session_id.encode()),
+        (b"location", b"/v1/draws/" + named.lottery_session_id.encode()),
         (b"retry-after", RETRY_AFTER_S.encode()),
         (b"idempotency-key", draw.request_key.encode()),
     ]
@@ -298,7 +327,7 @@ async def make_draw_described(data: NewDraw, idempotency_key: IdempotencyKey = N
 
 @post("/v1/draws/batch", status_code=207, include_in_schema=False)
 async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
-    gateway, caller = _gateway(request), _caller(request)
+    gateway, holder = _gateway(request), _holder(request)
     data = _strictly(_decode_draws, await request.body())
     asked = [
         _asked(
@@ -308,19 +337,21 @@ async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
                 lottery_session_id=it.lottery_session_id or "",
                 campaign=it.campaign,
             ),
-            caller,
+            holder.caller,
         )
         for it in data.draws
     ]
+    outside = await gateway.outside_bounds(holder, [it.request.account_id for it in asked])
     answers = []
     with tracing.serving("POST /v1/draws/batch", request.scope["headers"]):
-        accepted = await gateway.intake.accept_many(asked)
-    for answer in accepted:
+        accepted = iter(await gateway.intake.accept_many([it for it in asked if it.request.account_id not in outside]))
+    for it in asked:
+        answer = OutOfBounds() if it.request.account_id in outside else next(accepted)
         if isinstance(answer, DrawError) or answer.is_conflict:
             problem = Problem.of(answer if isinstance(answer, DrawError) else IdempotencyKeyReused())
             answers.append(BatchAnswer(problem.status, replayed=False, ticket=None, problem=problem))
         else:
-            gateway.remember(answer, caller)
+            gateway.remember(answer, holder.caller)
             ticket = DrawTicket(answer.request.request_key, answer.request.lottery_session_id)
             answers.append(BatchAnswer(202, replayed=not answer.is_new, ticket=ticket, problem=None))
     return BatchAnswers(answers)
@@ -346,7 +377,7 @@ async def make_draws_described(data: NewDraws) -> BatchAnswers:
 async def show_draw(
     request: Request[Any, Any, Any], session_id: SessionId, wait_s: WaitS = 0.0
 ) -> Response[DrawResult | DeadDraw]:
-    body, state = await _gateway(request).result(session_id, _caller(request), wait_s)
+    body, state = await _gateway(request).result(session_id, _holder(request), wait_s)
     if body is not None:
         return Response(body, media_type="application/json")  # type: ignore[arg-type]
     assert state is not None
@@ -364,8 +395,8 @@ async def show_draw(
     media_type="text/event-stream",
 )
 async def watch_draw(request: Request[Any, Any, Any], session_id: SessionId) -> ServerSentEvent:
-    gateway, caller = _gateway(request), _caller(request)
-    body, state = await gateway.result(session_id, caller, 0.0)  # a 404 comes before the stream
+    gateway, holder = _gateway(request), _holder(request)
+    body, state = await gateway.result(session_id, holder, 0.0)  # a 404 comes before the stream
 
     async def events() -> AsyncIterator[ServerSentEventMessage]:
         nonlocal body, state
@@ -377,7 +408,7 @@ async def watch_draw(request: Request[Any, Any, Any], session_id: SessionId) -> 
                 is_first = False
             else:
                 yield ServerSentEventMessage(comment="still waiting")
-            body, state = await gateway.result(session_id, caller, KEEP_ALIVE_S)
+            body, state = await gateway.result(session_id, holder, KEEP_ALIVE_S)
             if body is None and gateway.results.is_stopping:
                 return  # a client comes again, to a process that stays
         if body is not None:
@@ -391,7 +422,7 @@ async def watch_draw(request: Request[Any, Any, Any], session_id: SessionId) -> 
 @get("/v1/draws/{session_id:str}/transactions", summary="The ledger rows of a draw", responses=READ_PROBLEMS)
 async def list_transactions(request: Request[Any, Any, Any], session_id: SessionId) -> list[SessionRow]:
     gateway = _gateway(request)
-    await gateway.state(session_id, _caller(request))
+    await gateway.state(session_id, _holder(request))
     rows = await gateway.read(ledger.session_rows, session_id)
     return [
         SessionRow(
@@ -409,6 +440,7 @@ async def show_account(
     request: Request[Any, Any, Any], account_id: Annotated[str, Parameter(pattern="^[1-9][0-9]{0,18}$")]
 ) -> AccountView:
     number = int(account_id)
+    await _gateway(request).must_be_within_bounds(_holder(request), number)
     found = await _gateway(request).read(ledger.find_account, number) if number <= ACCOUNT_ID_MAX else None
     if found is None:
         raise NotFoundException(f"there is no account {account_id}")

@@ -22,6 +22,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers import api_keys, requests
+from producers.api_keys import Holder
 from producers.database import explain
 from producers.errors import InvalidRequest, NotAllowed, ServiceUnavailable, TooManyRequests
 from producers.metrics import BACKLOG
@@ -42,6 +43,7 @@ KEYS_REMEMBERED_MAX: Final = 10_000
 STRANGERS_PER_S_MAX: Final = 10  # wrong keys from one address; each costs a query
 COUNT_BACKLOG_EVERY_S: Final = 1.0
 JSON_TYPE: Final = b"application/json"
+NOBODY: Final = Holder("")
 
 REQUESTS: Final = Counter(
     "tombola_gateway_requests", "HTTP requests, by route, method and status", ["route", "method", "status"]
@@ -86,20 +88,20 @@ class Doorkeeper:
         self._strangers = RateLimitItemPerSecond(STRANGERS_PER_S_MAX)
         self._backlog_max = settings.backlog_max
         self._is_full = False
-        self._callers: TTLCache[bytes, str] = TTLCache(KEYS_REMEMBERED_MAX, KEYS_REMEMBERED_S)
+        self._callers: TTLCache[bytes, Holder] = TTLCache(KEYS_REMEMBERED_MAX, KEYS_REMEMBERED_S)
 
-    async def admit(self, scope: Scope) -> str:
-        """The caller's name, empty where no key is needed.
+    async def admit(self, scope: Scope) -> Holder:
+        """The caller, whose name is empty where no key is needed.
 
         Raises NotAllowed, TooManyRequests, or InvalidRequest for a body that is not JSON.
         """
         client = scope.get("client")
         address = client[0] if client else ""
-        caller = ""
+        holder = NOBODY
         if self._needs_key:
             authorization = header(scope, b"authorization") or b""
-            caller = self._callers.get(authorization) or await self._identify(authorization, address)
-        if not self._is_within_rate(caller or address):
+            holder = self._callers.get(authorization) or await self._identify(authorization, address)
+        if not self._is_within_rate(holder.caller or address):
             raise TooManyRequests(f"more than {self._rate.amount} requests a second: come back in a second")
         if scope["method"] == "POST":
             content_type = header(scope, b"content-type") or b""
@@ -108,7 +110,7 @@ class Doorkeeper:
                 raise InvalidRequest("send the body as `Content-Type: application/json`")
             if self._is_full:
                 raise TooManyRequests(f"more than {self._backlog_max:,} draws are under way: come back in a second")
-        return caller
+        return holder
 
     def _is_within_rate(self, who: str) -> bool:
         """Take one from what `who` has left; fetched from the limiter several at a time, which takes as long as one."""
@@ -139,23 +141,23 @@ class Doorkeeper:
         with self._engine.connect().execution_options(read_only=True) as connection:
             return requests.count_accepted(connection, count_max=self._backlog_max + 1)
 
-    async def _identify(self, authorization: bytes, address: str) -> str:
+    async def _identify(self, authorization: bytes, address: str) -> Holder:
         scheme, _, api_key = authorization.decode("latin-1").partition(" ")
         if scheme.lower() != "bearer" or not api_key:
             raise NotAllowed
         if not self._limiter.test(self._strangers, "stranger", address):
             raise TooManyRequests("too many wrong API keys from this address: come back in a second")
-        caller = await self._readers.run(partial(self._look_up, api_key.strip()))
-        if caller is None:
+        holder = await self._readers.run(partial(self._look_up, api_key.strip()))
+        if holder is None:
             self._limiter.hit(self._strangers, "stranger", address)
             raise NotAllowed("this API key is not known, or was revoked")
-        self._callers[authorization] = caller
-        return caller
+        self._callers[authorization] = holder
+        return holder
 
-    def _look_up(self, api_key: str) -> str | None:
+    def _look_up(self, api_key: str) -> Holder | None:
         try:
             with self._engine.connect().execution_options(read_only=True) as connection:
-                return api_keys.caller_of(connection, api_key)
+                return api_keys.holder_of(connection, api_key)
         except SQLAlchemyError as error:
             raise explain(error) from error
 
@@ -171,7 +173,7 @@ class Door:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self.app(scope, receive, send)
             return
-        scope["caller"] = await self._keeper.admit(scope)
+        scope["holder"] = await self._keeper.admit(scope)
         await self.app(scope, receive, send)
 
 

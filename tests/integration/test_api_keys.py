@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
-from producers import api_keys
+from producers import api_keys, keys
 from producers.contract import DrawRequest
 from producers.entry import Entry
 from producers.errors import InvalidRequest
@@ -22,6 +23,7 @@ from tests.books import table
 from tests.gateways import Gateway, gateway, settle
 from tests.integration.test_gateway import problem
 from tests.processes import House, draws, wait_for
+from worker import ledger
 from worker.cli import app
 
 RATE_MAX = 30
@@ -71,7 +73,8 @@ def bearer(house: House, caller: str) -> dict[str, str]:
 
 def caller_of(engine: Engine, api_key: str) -> str | None:
     with engine.connect().execution_options(read_only=True) as connection:
-        return api_keys.caller_of(connection, api_key)
+        holder = api_keys.holder_of(connection, api_key)
+        return None if holder is None else holder.caller
 
 
 def count(house: House) -> int:
@@ -194,8 +197,6 @@ def test_a_revoked_key_stops_within_seconds(closed_gateway: Gateway, house: Hous
 def test_a_caller_sees_nothing_of_anothers(closed_gateway: Gateway, house: House, account: int) -> None:
     mine, theirs = bearer(house, "mine"), bearer(house, "theirs")
     assert closed_gateway.draw({"account_id": account}, "o-1", **mine).status_code == 202
-    refused = [closed_gateway.draw({"account_id": account}, "o-1", **theirs)]  # the very same request
-    refused += [closed_gateway.draw({"account_id": account + 1}, "o-1", **theirs)]
     settled = DrawRequest(account_id=account, request_key="o-1")
     for is_settled in (False, True):
         if is_settled:
@@ -206,17 +207,153 @@ def test_a_caller_sees_nothing_of_anothers(closed_gateway: Gateway, house: House
             unknown = closed_gateway.client.get(path.replace("o-1", "o-9"), headers=theirs)
             problem(hidden, 404)
             assert (hidden.content, hidden.headers.keys()) == (unknown.content, unknown.headers.keys())
-        refused += [closed_gateway.draw({"account_id": account}, "o-1", **theirs)]
-    refused += [
-        closed_gateway.draw({"account_id": account, "lottery_session_id": "o-1"}, "o-2", **theirs),
-    ]
-    assert len({problem(it, 422) for it in refused}) == 1
-    for it in refused:
-        for inside in ("mine", "o-1", "completed", "accepted"):
-            assert inside not in it.text
     # With another key of the same caller all is as before.
     again = closed_gateway.draw({"account_id": account}, "o-1", **bearer(house, "mine"))
     assert again.headers["idempotency-replayed"] == "true"
+    used = [
+        closed_gateway.draw({"account_id": account + 1}, "o-1", **mine),
+        closed_gateway.draw({"account_id": account, "lottery_session_id": "o-1"}, "o-2", **mine),
+    ]
+    assert len({problem(it, 422) for it in used}) == 1
+
+
+def test_a_name_that_another_caller_holds_keeps_nobody_from_drawing(
+    closed_gateway: Gateway, house: House, account: int
+) -> None:
+    """Key and session of an order are easily guessed."""
+    honest, squatter = bearer(house, "honest"), bearer(house, "squatter")
+    draw = {"account_id": account}
+    taken = [
+        closed_gateway.draw(draw, "order-1", **squatter),
+        closed_gateway.draw(draw | {"lottery_session_id": "order-2"}, "elsewhere", **squatter),
+        closed_gateway.draw(draw | {"lottery_session_id": "visit-3"}, "elsewhere-3", **squatter),
+    ]
+    assert {it.status_code for it in taken} == {202}
+    asked: list[tuple[dict[str, Any], str]] = [
+        (draw, "order-1"), (draw, "order-2"), (draw | {"lottery_session_id": "visit-3"}, "order-3")
+    ]  # fmt: skip
+    tickets = []
+    for body, key in asked:
+        first, again = (closed_gateway.draw(body, key, **honest) for _ in range(2))
+        assert (first.status_code, again.status_code) == (202, 202)
+        assert ("idempotency-replayed" in first.headers, "idempotency-replayed" in again.headers) == (False, True)
+        assert first.json() == again.json()
+        assert first.headers["idempotency-key"] == again.headers["idempotency-key"] == key
+        assert first.headers["location"] == f"/v1/draws/{first.json()['lottery_session_id']}"
+        tickets.append(first.json())
+        # His own, with other content.
+        problem(closed_gateway.draw(body | {"account_id": account + 1}, key, **honest), 422)
+        # The other one's is the other one's as before.
+        assert closed_gateway.show(first.json()["lottery_session_id"], headers=squatter).status_code == 404
+    alias = r"alias_[0-9a-f]{40}"
+    names = [(it["request_key"], it["lottery_session_id"]) for it in tickets]
+    assert re.fullmatch(alias, names[0][0])
+    assert names[0][0] == names[0][1]
+    assert names[1][0] == "order-2"
+    assert re.fullmatch(alias, names[1][1])
+    assert names[2][0] == "order-3"
+    assert re.fullmatch(alias, names[2][1])
+    rows = {row["request_key"]: row for row in table(house.engine, "api_idempotency_requests")}
+    assert [rows[key]["caller"] for key, _ in names] == ["honest"] * 3
+    # What the ticket says can be sent as well: it is the same draw; and nobody else can take it, before or after.
+    assert closed_gateway.draw(draw, names[0][0], **honest).json() == tickets[0]
+    foreign = keys.alias("somebody", "order-9")
+    stolen: list[tuple[str, dict[str, Any]]] = [(names[0][0], draw), (foreign, draw)]
+    for key, body in [*stolen, ("free", draw | {"lottery_session_id": foreign})]:
+        told = problem(closed_gateway.draw(body, key, **squatter), 400)
+        assert "cannot be chosen" in told
+    results = settle(house, *[asked_in(rows[key]) for key, _ in names])
+    for (_, session), result in zip(names, results, strict=True):
+        assert closed_gateway.show(session, headers=honest).content == result
+    batch = {"draws": [{"account_id": account, "request_key": "order-1"}]}
+    (answer,) = closed_gateway.client.post("/v1/draws/batch", json=batch, headers=honest).json()["answers"]
+    assert (answer["ticket"], answer["replayed"]) == (tickets[0], True)
+
+
+# ---- what a key is for -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bounds_house(house: House, account: int) -> dict[str, int]:
+    """Accounts by the id of their user."""
+    users = {"421": 421, "4299": 4299, "7": 7}
+    return {name: ledger.open_account(house.engine, user_id=user, balance=Decimal(100)) for name, user in users.items()}
+
+
+@pytest.mark.parametrize("of_users", [False, True], ids=["accounts", "users"])
+def test_a_key_is_for_its_accounts_alone(
+    closed_gateway: Gateway, house: House, bounds_house: dict[str, int], of_users: bool
+) -> None:
+    first, second, other = bounds_house.values()
+    bounds = api_keys.Bounds.parse("", "42") if of_users else api_keys.Bounds.parse(f"{first}-{second}", "")
+    name = f"bound-{'users' if of_users else 'accounts'}"
+    bound = {"Authorization": f"Bearer {api_keys.add(house.engine, name, bounds)}"}
+    free = bearer(house, name)
+    for number, account_id in enumerate((first, second)):
+        assert closed_gateway.draw({"account_id": account_id}, f"{name}-{number}", **bound).status_code == 202
+        assert closed_gateway.show(f"{name}-{number}", headers=bound).status_code == 202
+        transactions = closed_gateway.client.get(f"/v1/draws/{name}-{number}/transactions", headers=bound)
+        assert transactions.status_code == 200
+        assert closed_gateway.client.get(f"/v1/accounts/{account_id}", headers=bound).status_code == 200
+    assert closed_gateway.draw({"account_id": other}, f"{name}-9", **free).status_code == 202
+    before = count(house)
+    nowhere = 4711_4711
+    refused = [closed_gateway.draw({"account_id": it}, f"{name}-new", **bound) for it in (other, nowhere)]
+    refused += [closed_gateway.draw({"account_id": other}, f"{name}-9", **bound)]  # a repeat, with the wrong key
+    refused += [closed_gateway.client.get(f"/v1/accounts/{it}", headers=bound) for it in (other, nowhere)]
+    for path in ("", "/events", "/transactions", "?wait=1"):
+        refused += [closed_gateway.client.get(f"/v1/draws/{name}-9{path}", headers=bound)]
+    assert len({problem(it, 403) for it in refused}) == 1
+    body = {"draws": [{"account_id": it} for it in (first, other, second, nowhere)]}
+    answers = closed_gateway.client.post("/v1/draws/batch", json=body, headers=bound).json()["answers"]
+    assert [it["status"] for it in answers] == [202, 403, 202, 403]
+    assert count(house) == before + 2
+    # Another caller's session says nothing, whatever the key is for.
+    theirs = bearer(house, f"{name}-theirs")
+    problem(closed_gateway.show(f"{name}-0", headers=theirs), 404)
+
+
+def test_bounds_are_what_they_say() -> None:
+    parse = api_keys.Bounds.parse
+    bounds = parse("7, 6,100-199,6", "42")
+    assert (bounds.accounts_text, str(bounds)) == ("6,7,100-199", "6,7,100-199 and of users 42…")
+    assert [bounds.hold_account(it) for it in (5, 6, 7, 8, 99, 100, 150, 199, 200)] == [
+        False, True, True, False, False, True, True, True, False,
+    ]  # fmt: skip
+    assert [bounds.hold_user(it) for it in (4, 42, 420, 142, -42)] == [False, True, True, False, False]
+    assert parse("", "") == parse(None, None) == api_keys.NO_BOUNDS
+    assert api_keys.NO_BOUNDS.hold_account(1)
+    assert parse(str(2**63 - 1), "").hold_account(2**63 - 1)
+    assert not parse("6", "").hold_user(6)
+    for accounts in ("0", "-1", "7-6", "six", "6;7", "6,", ",", "1-2-3", str(2**63), "٣", "6 7"):
+        with pytest.raises(InvalidRequest, match="accounts are ids"):
+            parse(accounts, "")
+    for prefix in ("0", "-4", "4 2", "x", "4" * 20, "٣", "42%"):
+        with pytest.raises(InvalidRequest, match="a prefix of user ids"):
+            parse("", prefix)
+    with pytest.raises(InvalidRequest, match="at most 2,000 characters"):
+        parse(",".join(str(it) for it in range(10_000, 11_000, 2)), "")
+
+
+def test_the_command_says_what_a_key_is_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in house.env.items():
+        monkeypatch.setenv(name, value)
+    run = CliRunner().invoke
+    made = run(app, ["api-key", "add", "tenant", "--accounts", "6,100-199", "--user-prefix", "42"])
+    assert made.exit_code == 0, made.output
+    with house.engine.connect() as connection:
+        holder = api_keys.holder_of(connection, made.output.strip())
+    assert holder == api_keys.Holder("tenant", api_keys.Bounds.parse("6,100-199", "42"))
+    assert "6,100-199 and of users 42…" in run(app, ["api-key", "list"], env={"COLUMNS": "200"}).output
+    (listed,) = (it for it in json.loads(run(app, ["api-key", "list", "--json"]).output) if it["caller"] == "tenant")
+    assert (listed["accounts"], listed["user_prefix"]) == ("6,100-199", "42")
+    (action,) = (it for it in table(house.engine, "operator_actions") if '"tenant"' in it["details"])
+    assert json.loads(action["details"])["for"] == "6,100-199 and of users 42…"
+    with pytest.raises(InvalidRequest, match="accounts are ids"):
+        run(app, ["api-key", "add", "tenant", "--accounts", "all"], catch_exceptions=False)
+
+
+# ---- how much --------------------------------------------------------------------------------------------------------
 
 
 def test_a_key_can_be_required(closed_gateway: Gateway, house: House, account: int) -> None:
@@ -240,7 +377,7 @@ def test_a_caller_has_a_rate_of_his_own(closed_gateway: Gateway, house: House, a
     problem(limited, 429)
     assert int(limited.headers["retry-after"]) >= 1
     problem(closed_gateway.show("x", headers=modest), 404)
-    settle(house, *[asked(row) for row in table(house.engine, "api_idempotency_requests") if is_open(row)])
+    settle(house, *[asked_in(row) for row in table(house.engine, "api_idempotency_requests") if is_open(row)])
 
 
 def test_a_full_backlog_lets_nothing_in_until_it_drains(closed_gateway: Gateway, house: House, account: int) -> None:
@@ -269,7 +406,7 @@ def is_open(row: dict[str, Any]) -> bool:
     return bool(row["status"] == "accepted")
 
 
-def asked(row: dict[str, Any]) -> DrawRequest:
+def asked_in(row: dict[str, Any]) -> DrawRequest:
     fields = ("account_id", "request_key", "lottery_session_id", "campaign")
     return DrawRequest(**{name: row[name] for name in fields})
 

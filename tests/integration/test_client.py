@@ -26,6 +26,7 @@ from producers import (
 )
 from producers.contract import parse_request, parse_result
 from producers.database import utc_now
+from producers.keys import alias
 from producers.ledger import rejected
 from producers.outbox import archive_once, time_out_once
 from producers.results import KEY_PREFIX, ResultStore, StoredResult
@@ -251,11 +252,11 @@ def test_what_is_archived_is_told_again(house: House, client: DrawClient, broker
             assert [another.enqueue(request).result for request in mine] == first
         assert another.enqueue_many(mine) == 2
     assert queued(broker_url, 2) == mine  # none was sent again
-    with (
-        DrawClient.from_settings(house.settings, caller="somebody else") as stranger,
-        pytest.raises(IdempotencyKeyReused),
-    ):
-        stranger.enqueue(mine[0])
+    # By nobody's name, it is the same for the one that asks for the same; from then on it is his.
+    for name, is_same in (("shop", True), ("shop", True), ("rival", False)):
+        with DrawClient.from_settings(house.settings, caller=name) as named:
+            ticket = named.enqueue(mine[0])
+            assert (ticket.result == first[0], ticket.request_key == mine[0].request_key) == (is_same, is_same)
 
 
 def test_enqueue_many_tells_of_conflicts_when_all_others_are_in(
@@ -263,13 +264,34 @@ def test_enqueue_many_tells_of_conflicts_when_all_others_are_in(
 ) -> None:
     monkeypatch.setattr(producers.client, "PUBLISH_SIZE_MAX", 10)
     taken, free = draws([1], 30)[:12], draws([1], 30)[12:]
-    with DrawClient.from_settings(house.settings, caller="somebody else") as stranger:
-        assert stranger.enqueue_many(taken) == 12
+    before = [DrawRequest(account_id=2, request_key=it.request_key) for it in taken]
+    assert client.enqueue_many(before) == 12
     with pytest.raises(IdempotencyKeyReused) as refused:
         client.enqueue_many([*free[:9], *taken, *free[9:]])
     assert str(refused.value).split(": ")[1] == ", ".join(it.request_key for it in taken[:10])
-    assert queued(broker_url, 30) == [*taken, *free]
+    assert queued(broker_url, 30) == [*before, *free]
     assert client.enqueue_many(free) == 18
+
+
+def test_what_another_caller_holds_is_drawn_under_an_alias(house: House, client: DrawClient, broker_url: str) -> None:
+    mine, theirs = house.accounts(2)
+    one, other = (DrawRequest(account_id=account_id, request_key="order-17") for account_id in (mine, theirs))
+    with DrawClient.from_settings(house.settings, caller="somebody else") as stranger:
+        assert stranger.enqueue(other).request_key == "order-17"
+        for _ in range(2):
+            ticket = client.enqueue(one)
+            assert ticket == Ticket(alias("", "order-17"), alias("", "order-17"))
+        assert client.enqueue_many([one]) == 1
+        with pytest.raises(IdempotencyKeyReused):
+            client.enqueue(DrawRequest(account_id=theirs + 1, request_key="order-17"))
+        published = queued(broker_url, 2)
+        assert {it.request_key for it in published} == {"order-17", ticket.request_key}
+        settle(house, *published)
+        assert client.wait(ticket.lottery_session_id).account_id == mine
+        assert stranger.wait("order-17").account_id == theirs
+        again = client.enqueue(one).result
+        assert again is not None
+        assert again.account_id == mine
 
 
 def test_an_unknown_campaign_is_refused_before_anything_is_written(

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import Engine, create_engine, text
 
-from producers import requests
+from producers import keys, requests
 from producers.contract import DrawRequest
 from producers.database import open_engine, transaction, utc_now
 from producers.draw import wheels
 from producers.entry import Entry
-from producers.errors import InternalError, RequestBusy, UnknownCampaign
+from producers.errors import InternalError, InvalidKey, RequestBusy, UnknownCampaign
 from producers.outbox import archive_once, time_out_once
 from producers.requests import (
     ACCEPTED,
@@ -136,7 +136,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "account": {"account_id": 7},
     "campaign": {"campaign": "another"},
     "session": {"lottery_session_id": "another"},
-    "caller": {},
     "only the session": {"request_key": "another"},
 }
 
@@ -146,7 +145,7 @@ def test_what_belongs_to_another_is_a_conflict_that_tells_nothing(engine: Engine
     entry.accept([Asked(DrawRequest(**fields), "shop")])
     before = table(engine, "api_idempotency_requests")
     for change, changed in CHANGES.items():
-        other = Asked(DrawRequest(**fields | changed), "rival" if change == "caller" else "shop")
+        other = Asked(DrawRequest(**fields | changed), "shop")
         answers = [*entry.accept([other]), *entry_of(engine).accept([other])]
         if change != "only the session":  # that the memory does not know by key
             answers += [it for it in [entry.recall(other)] if it is not None]
@@ -164,6 +163,7 @@ def test_one_batch_may_hold_everything(engine: Engine, entry: Entry) -> None:
 
     known, told, archived, dead = draw("known"), draw("told", "s-told"), draw("archived"), draw("dead")
     entry.accept([Asked(it) for it in (known, told, archived, dead)])
+    entry.accept([Asked(draw("shops"), "shop")])
     settled(engine, archived)
     assert archive_all(engine) == 1
     first = settled(engine, told)
@@ -178,14 +178,24 @@ def test_one_batch_may_hold_everything(engine: Engine, entry: Entry) -> None:
         "archived": Asked(archived),
         "dead": Asked(dead),
         "a known key for another": Asked(draw("known", account_id=9)),
-        "another's key": Asked(told, "rival"),
-        "a taken session": Asked(draw("a-thief", "s-told")),
+        "nobody's, now by a name": Asked(told, "rival"),
+        "the rival's by now": Asked(told, "shop"),
+        "nobody's again": Asked(told),
+        "another's key": Asked(draw("shops"), "rival"),
+        "another's session, and by now his own as well": Asked(draw("mine", "shops"), "rival"),
+        "another's session": Asked(draw("visit", "archived"), "rival"),
+        "a taken session": Asked(draw("a-thief", "known")),
         "new, too": Asked(draw("a-new", "s-new"), "shop"),
         "a session taken in this batch": Asked(draw("another-thief", "s-new"), "shop"),
     }
     answers = dict(zip(asked, entry_of(engine).accept(list(asked.values())), strict=True))
-    assert [answer.request for answer in answers.values()] == [it.request for it in asked.values()]
-    assert {name for name, answer in answers.items() if answer.is_new} == {"new", "new, too"}
+    renamed = {
+        "the rival's by now": draw(keys.alias("shop", "told"), keys.alias("shop", "s-told")),
+        "another's key": draw(keys.alias("rival", "shops")),
+        "another's session": draw("visit", keys.alias("rival", "archived")),
+    }
+    assert {name: it.request for name, it in answers.items() if it.request != asked[name].request} == renamed
+    assert {name for name, answer in answers.items() if answer.is_new} == {"new", "new, too", *renamed}
     statuses = {name: answer.known.status for name, answer in answers.items() if answer.known is not None}
     assert statuses == {
         "new": ACCEPTED,
@@ -194,12 +204,27 @@ def test_one_batch_may_hold_everything(engine: Engine, entry: Entry) -> None:
         "told": COMPLETED,
         "archived": COMPLETED,
         "dead": DEAD,
+        "nobody's, now by a name": COMPLETED,
+        "nobody's again": COMPLETED,
         "new, too": ACCEPTED,
-    }
+    } | dict.fromkeys(renamed, ACCEPTED)
     known_told = answers["told"].known
     assert known_told is not None
     assert (known_told.result, known_told.settled_at) == (first.result.decode(), first.settled_at)
-    assert set(rows(engine)) == {"known", "told", "archived", "dead", "b-new", "a-new"}
+    found = rows(engine)
+    given = {it.request_key for it in renamed.values()}
+    assert set(found) == {"known", "told", "archived", "dead", "shops", "b-new", "a-new", *given}
+    assert found["told"]["caller"] == "rival"
+    for entry_or_new in (entry, entry_of(engine)):  # all of it again
+        for name, answer in answers.items():
+            (again,) = entry_or_new.accept([asked[name]])
+            assert (again.request, again.is_new, again.is_conflict) == (answer.request, False, answer.is_conflict), name
+    # What stands on record can be asked for as it stands there, by the one that it was given to alone.
+    alias = draw(keys.alias("rival", "shops"))
+    assert (ask(engine, alias, "rival").request, ask(engine, alias, "rival").is_new) == (alias, False)
+    for caller in ("shop", "another"):
+        with pytest.raises(InvalidKey, match="cannot be chosen"):
+            ask(engine, alias, caller)
 
 
 def test_nothing_to_accept_needs_no_answer(entry: Entry) -> None:
@@ -538,9 +563,9 @@ def test_what_is_archived_is_told_in_the_same_bytes(engine: Engine, entry: Entry
         late = settled(engine, draw)
         assert (late.result, late.settled_at, late.is_repeat) == (answer.result, answer.settled_at, True)
         # It is as much his as before, and so is its session.
-        assert ask(engine, draw, "rival").is_conflict
+        assert ask(engine, draw, "rival").request.request_key == keys.alias("rival", draw.request_key)
         thief = DrawRequest(account_id=rich, request_key="thief", lottery_session_id=draw.lottery_session_id)
-        assert ask(engine, thief).is_conflict
+        assert ask(engine, thief, "shop").is_conflict
     assert audit(engine, WHEELS).violations == []
 
 
@@ -622,7 +647,8 @@ draws_ = st.builds(
     lottery_session_id=st.sampled_from(["", "", "s", "b"]),  # mostly its own; and one that is also a key
     account_id=st.sampled_from([1, 1, 2, 3]),  # rich, poor, not there
 )
-callers_ = st.sampled_from(["", "", "shop"])
+callers_ = st.sampled_from(["", "", "shop", "rival"])
+NAMES = ("request_key", "lottery_session_id")
 
 
 class Requests(RuleBasedStateMachine):
@@ -638,6 +664,8 @@ class Requests(RuleBasedStateMachine):
         self.engine = open_engine(f"sqlite:///{path}")
         self.entry = entry_of(self.engine)
         self.expected: dict[str, Expected] = {}
+        self.given: dict[Asked, DrawRequest] = {}  # what stands on record for what was asked
+        self.refused: list[Asked] = []
 
     def teardown(self) -> None:
         assert audit(self.engine, WHEELS).violations == []
@@ -653,27 +681,52 @@ class Requests(RuleBasedStateMachine):
     def _that_are(self, *statuses: str) -> dict[str, Expected]:
         return {key: it for key, it in self.expected.items() if it.status in statuses}
 
+    def _check_renamed(self, it: Asked, given: DrawRequest, known: list[Expected]) -> None:
+        """Who gets an alias has asked for what another caller held, and it is an alias for that."""
+        theirs = [one.request for one in known if one.caller != it.caller]
+        for name in ("request_key", "lottery_session_id"):
+            asked_name, given_name = getattr(it.request, name), getattr(given, name)
+            if given_name != asked_name:
+                assert given_name == keys.alias(it.caller, asked_name)
+                assert asked_name in {getattr(other, other_name) for other in theirs for other_name in NAMES}
+        assert (given.account_id, given.campaign) == (it.request.account_id, it.request.campaign)
+
     @rule(asked=st.lists(st.builds(Asked, draws_, callers_), min_size=1, max_size=4))
     def ask(self, asked: list[Asked]) -> None:
-        refused: set[str] = set()
         recalled = [self.entry.recall(it) for it in asked]
+        new: list[tuple[Asked, DrawRequest]] = []
+        at_first = list(self.expected.values())
         for it, answer, recall in zip(asked, self.entry.accept(asked), recalled, strict=True):
-            key = it.request.request_key
-            known = self.expected.get(key)
+            given, before = answer.request, self.given.get(it)
+            known = self.expected.get(given.request_key)
             assert answer.is_new == (known is None and not answer.is_conflict)
-            if known is None:
-                # A key that lost its session has no second chance in the same batch.
-                assert answer.is_conflict == (self._is_taken(it.request) or key in refused)
-                if answer.is_conflict:
-                    refused.add(key)
-                else:
-                    self.expected[key] = Expected(it.request, it.caller, ACCEPTED)
+            if before is not None:  # the same answer for ever
+                assert (given, answer.is_new, answer.is_conflict) == (before, False, False)
+            if answer.is_conflict:
+                assert given == it.request
+                self.refused.append(it)
                 continue
-            assert answer.is_conflict == ((known.request, known.caller) != (it.request, it.caller))
-            if recall is not None:
-                assert recall.is_conflict == answer.is_conflict
-            if answer.known is not None:
+            if known is None:
+                self.expected[given.request_key] = Expected(given, it.caller, ACCEPTED)
+                new.append((it, given))
+            else:
+                assert known.request == given
+                assert known.caller == it.caller or "" in (known.caller, it.caller)
+                self.expected[given.request_key] = replace(known, caller=known.caller or it.caller)
+                assert answer.known is not None
                 assert (answer.known.status, answer.known.reason) == (known.status, known.reason)
+            self.given[it] = given
+            # What nobody's name stood for may have been named since, and is another's then: the memory does not know.
+            if recall is not None and (it.caller or not recall.is_conflict):
+                assert (recall.request, recall.is_conflict) == (given, False)
+        for it, given in new:
+            self._check_renamed(it, given, [*at_first, *self.expected.values()])
+        for it in self.refused:  # by the caller's own request, under that key or with that session
+            mine = [known.request for known in self.expected.values() if known.caller in (it.caller, "")]
+            names = {name for one in mine for name in (one.request_key, one.lottery_session_id)}
+            asked_names = (it.request.request_key, it.request.lottery_session_id)
+            assert names & {*asked_names, *(keys.alias(it.caller, name) for name in asked_names)}
+        self.refused.clear()
 
     @rule(draws=st.lists(draws_, min_size=1, max_size=3))
     def settle(self, draws: list[DrawRequest]) -> None:
@@ -716,12 +769,12 @@ class Requests(RuleBasedStateMachine):
         assert time_out_once(self.engine, timeout_s=-1) == len(chosen)
         self._replace(chosen, status=DEAD, reason=TIMED_OUT)
 
-    @rule(keys=st.sets(keys_, min_size=1))
+    @rule(some=st.sets(keys_, min_size=1))
     @precondition(lambda self: self._that_are(DEAD))
-    def revive(self, keys: set[str]) -> None:
-        chosen = {key: it for key, it in self._that_are(DEAD).items() if key in keys}
+    def revive(self, some: set[str]) -> None:
+        chosen = {key: it for key, it in self._that_are(DEAD).items() if key in some}
         with self.engine.begin() as connection:
-            assert requests.revive(connection, sorted(keys), utc_now()) == len(chosen)
+            assert requests.revive(connection, sorted(some), utc_now()) == len(chosen)
         self._replace(chosen, status=ACCEPTED, reason=None, attempts=0)
 
     @rule(is_refused=st.booleans())

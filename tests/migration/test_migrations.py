@@ -23,6 +23,7 @@ from sqlalchemy import Engine, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 import migrations
+from producers import api_keys
 from producers.contract import DrawRequest, DrawResult, LedgerRow
 from producers.database import Fault, fault_of, open_engine, utc_now
 from producers.ledger import completed, rejected
@@ -598,6 +599,28 @@ def test_a_role_and_a_replays_status_are_of_those_we_know(engine: Engine, statem
         connection.execute(statement, values | ({"name": "bob"} if "name" in values else {}))
 
 
+# ---- with API keys in it ---------------------------------------------------------------------------------------------
+
+
+def test_keys_from_before_are_for_all_accounts_and_no_key_is_widened(engine: Engine) -> None:
+    migrations.upgrade(engine, "0003")
+    with engine.begin() as connection:
+        connection.execute(
+            text("INSERT INTO api_keys (key_id, caller, secret_sha256, created_at) VALUES (:id, 'shop', :hash, :now)"),
+            {"id": "0" * 16, "hash": "0" * 64, "now": "2026-01-02 03:04:05.000006"},
+        )
+    before = definitions(engine)
+    migrations.upgrade(engine)
+    ((old,), bound) = api_keys.list_all(engine), api_keys.Bounds.parse("6", "")
+    assert (old.caller, old.bounds) == ("shop", api_keys.NO_BOUNDS)
+    key = api_keys.add(engine, "tenant", bound)
+    with pytest.raises(CommandError, match="would be for all"):
+        command.downgrade(migrations.alembic_config(engine), "0003")
+    api_keys.revoke(engine, key)
+    command.downgrade(migrations.alembic_config(engine), "0003")
+    assert definitions(engine) == before
+
+
 # ---- scripts ---------------------------------------------------------------------------------------------------------
 
 
@@ -638,7 +661,9 @@ def test_the_sql_script_of_mariadb_takes_it_back(mariadb_url: str) -> None:
     engine = open_engine(mariadb_url)
     before = definitions(engine)
     migrations.upgrade(engine)
-    done = alembic("downgrade", "0003:0002", "--sql", url="mysql+pymysql://nobody@127.0.0.1:1/nothing")
+    done = alembic(
+        "downgrade", f"{migrations.head_revision()}:0002", "--sql", url="mysql+pymysql://nobody@127.0.0.1:1/nothing"
+    )
     assert done.returncode == 0, done.stderr
     with engine.begin() as connection:
         for statement in done.stdout.split(";\n"):

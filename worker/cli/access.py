@@ -31,10 +31,15 @@ PasswordStdinOption = Annotated[
 @api_key_app.command("add")
 def api_key_add(
     caller: Annotated[str, typer.Argument(help="Whose key: idempotency keys are the caller's own.")],
+    accounts: Annotated[str, typer.Option(help="Only for these accounts, such as 6,7,100-199.")] = "",
+    user_prefix: Annotated[
+        str, typer.Option(help="Only for the accounts of users whose id begins so, such as 42.")
+    ] = "",
     reason: WhyOption = "",
 ) -> None:
-    """Make an API key. It is shown this once."""
-    typer.echo(api_keys.add(engine_of(), caller, record=_on_record(API_KEY_ADD, reason)))
+    """Make an API key: for all accounts, or for those that are named here. It is shown this once."""
+    bounds = api_keys.Bounds.parse(accounts, user_prefix)
+    typer.echo(api_keys.add(engine_of(), caller, bounds, record=_on_record(API_KEY_ADD, reason, bounds)))
 
 
 @api_key_app.command("list")
@@ -44,10 +49,11 @@ def api_key_list(as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(msgspec.json.encode([key._asdict() for key in found]).decode())
         return
-    table = Table("key", "caller", "made", "revoked", box=None)
+    table = Table("key", "caller", "made", "revoked", "for accounts", box=None)
     for key in found:
         revoked = "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
-        table.add_row(f"{api_keys.PREFIX}_{key.key_id}_…", key.caller, f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
+        made = f"{key.created_at:%Y-%m-%d %H:%M}"
+        table.add_row(f"{api_keys.PREFIX}_{key.key_id}_…", key.caller, made, revoked, str(key.bounds))
     out.print(table)
 
 
@@ -60,11 +66,13 @@ def api_key_revoke(
     out.print(f"revoked {key.removeprefix(f'{api_keys.PREFIX}_')[:16]}")
 
 
-def _on_record(action: str, reason: str) -> api_keys.Record:
+def _on_record(action: str, reason: str, bounds: api_keys.Bounds = api_keys.NO_BOUNDS) -> api_keys.Record:
     why = actions.checked_reason(reason) if reason else ""
 
     def record(connection: Connection, key_id: str, caller: str) -> None:
         details = {"key_id": key_id, "caller": caller}
+        if not bounds.are_none:
+            details["for"] = str(bounds)
         actions.record(
             connection, operator=actions.shell_operator(), action=action, reason=why, count=1, details=details
         )

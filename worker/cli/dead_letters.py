@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Connection, Engine
 
-from producers.broker import open_broker
+from producers.broker import broker_of
 from producers.draw import wheels
 from producers.errors import InvalidRequest
 from producers.settings import Settings
@@ -35,6 +35,7 @@ from worker.dead_letters import DeadLetter, Selection
 from worker.forecast import OUTCOMES, REFUSALS, Forecast, forecast
 from worker.parking import CAUSES, OPEN, STATES
 from worker.replay import Options, Replay, Replayer
+from worker.vouching import Vouching
 
 app = typer.Typer()
 group = typer.Typer(
@@ -334,6 +335,12 @@ def replay(
             help="Send so many first and wait for their outcome, then twice as many, …; stop if the cause is back.",
         ),
     ] = None,
+    vouch: Annotated[
+        bool,
+        typer.Option(
+            "--vouch", help="Send as well what is not signed, or nobody is on record for: you know what asked for it."
+        ),
+    ] = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -348,12 +355,12 @@ def replay(
     if as_json and not yes:
         raise InvalidRequest("--json asks nothing: add --yes")
     if not yes or not as_json:
-        _show_sums(_foretell(settings, engine, selection, limit, quiet=as_json))
+        _show_sums(_foretell(settings, engine, selection, limit, vouch=vouch, quiet=as_json))
     if not yes:
         _confirm("Replay them?")
-    options = Options(rate=rate, limit=limit, canary=canary)
+    options = Options(rate=rate, limit=limit, canary=canary, vouch=vouch)
     replay_id = replays.begin(engine, selection, options, operator=shell_operator(), reason=reason)
-    broker = open_broker(settings.need("broker_url"), publish_timeout_s=settings.publish_timeout_s)
+    broker = broker_of(settings)
     try:
         done = _run(Replayer(engine, broker, settings), engine, replay_id, quiet=as_json)
     finally:
@@ -404,13 +411,20 @@ def _stopped_by_ctrl_c(replayer: Replayer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _foretell(settings: Settings, engine: Engine, selection: Selection, limit: int | None, *, quiet: bool) -> Forecast:
+def _foretell(
+    settings: Settings, engine: Engine, selection: Selection, limit: int | None, *, vouch: bool = False, quiet: bool
+) -> Forecast:
     known = wheels(settings.seed_bytes) if settings.has("seed") else None
     with engine.connect().execution_options(read_only=True) as connection:
         total = letters.count(connection, selection)
     with Progress(console=out, transient=True, disable=quiet or total < 2000) as progress:
         bar = progress.add_task("forecast", total=min(total, limit or total))
-        return forecast(engine, selection, known, limit=limit, tell=lambda done: progress.update(bar, completed=done))
+        vouching = Vouching.of(settings, by_operator=vouch)
+
+        def tell(done: int) -> None:
+            progress.update(bar, completed=done)
+
+        return forecast(engine, selection, known, limit=limit, vouching=vouching, tell=tell)
 
 
 def _show_sums(said: Forecast) -> None:
@@ -421,6 +435,7 @@ def _show_sums(said: Forecast) -> None:
         "would be rejected": "would be told no",
         "conflict": "conflict with what was accepted under their key: left parked",
         "cannot be parsed": "still cannot be parsed: left parked",
+        "not vouched for": "are not signed, or nobody is on record for them: left parked, without --vouch",
         "unknown campaign": "name a campaign that is not known here: parked again",
     }
     for outcome in OUTCOMES:

@@ -31,6 +31,7 @@ from worker.console.pages import Desk
 from worker.console.records import Actions, Stories, Users
 from worker.console.replaying import Replays as ReplayPages
 from worker.console.security import Guard, Login, Nonces, status_of
+from worker.vouching import Vouching
 
 HERE: Final = Path(__file__).parent
 REDIS_TIMEOUT_S: Final = 1.0  # a page waits for it
@@ -82,7 +83,9 @@ def create_app(settings: Settings) -> Guard:
     engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
     wheels = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, settings.seed_bytes)} if settings.has("seed") else None
     client = open_redis(settings.need("result_url"), timeout_s=REDIS_TIMEOUT_S) if settings.has("result_url") else None
-    desk = Desk(settings, engine, client, wheels, Forecasts(engine, wheels), Replays(settings, engine))
+    desk = Desk(
+        settings, engine, client, wheels, Forecasts(engine, wheels, Vouching.of(settings)), Replays(settings, engine)
+    )
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:

@@ -19,7 +19,7 @@ from typing import Final
 from cachetools import TTLCache
 from sqlalchemy import Engine
 
-from producers.broker import Broker, open_broker
+from producers.broker import Broker, broker_of
 from producers.database import utc_now
 from producers.draw import Wheel
 from producers.errors import DrawError, ServiceUnavailable
@@ -27,6 +27,7 @@ from producers.settings import Settings
 from worker.dead_letters import Selection
 from worker.forecast import Forecast, forecast
 from worker.replay import Replayer
+from worker.vouching import NOTHING_ASKED, Vouching
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,10 @@ class Job:
 class Forecasts:
     """Forecasts one after the other, in the order in which they were asked for."""
 
-    def __init__(self, engine: Engine, wheels: Mapping[str, Wheel] | None) -> None:
+    def __init__(self, engine: Engine, wheels: Mapping[str, Wheel] | None, vouching: Vouching = NOTHING_ASKED) -> None:
         self._engine = engine
         self._wheels = wheels
+        self._vouching = vouching
         self._jobs: TTLCache[str, Job] = TTLCache(FORECASTS_KEPT_MAX, FORECASTS_KEPT_S)
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(FORECASTS_AT_ONCE, "forecast")
@@ -91,7 +93,9 @@ class Forecasts:
             job.done = done
 
         try:
-            job.forecast = forecast(self._engine, job.selection, self._wheels, limit=job.limit, tell=tell)
+            job.forecast = forecast(
+                self._engine, job.selection, self._wheels, limit=job.limit, vouching=self._vouching, tell=tell
+            )
         except DrawError as error:
             job.error = str(error)
         except Exception as error:
@@ -110,7 +114,7 @@ class Replays:
 
     def run(self, replay_id: int) -> None:
         """Run it in a thread of its own. Raises ConfigurationError where no broker is set."""
-        broker = open_broker(self._settings.need("broker_url"), publish_timeout_s=self._settings.publish_timeout_s)
+        broker = broker_of(self._settings)
         replayer = Replayer(self._engine, broker, self._settings)
         thread = threading.Thread(
             target=self._run, args=(replay_id, replayer, broker), name=f"replay-{replay_id}", daemon=True

@@ -29,6 +29,7 @@ COLOURS: Final = {
     "would be rejected": "orange",
     "conflict": "red",
     "cannot be parsed": "red",
+    "not vouched for": "red",
     "unknown campaign": "red",
     "good": "green",
     "bad": "red",

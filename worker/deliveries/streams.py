@@ -23,6 +23,7 @@ import redis
 from producers.broker import BODY_FIELD, GROUP, QUEUE, declare_group, told_of_stream
 from producers.errors import ServiceUnavailable
 from producers.redis_clients import open_redis
+from producers.signatures import SIGNATURE, SIGNATURE_LENGTH
 from worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
 
 READ_TIMEOUT_S: Final = 10.0
@@ -31,6 +32,7 @@ CLAIM_LOOKS_PER_TERM: Final = 5  # how often within claim_after_s a busy consume
 CLAIM_LOOK_EVERY_S_MAX: Final = 5.0
 HEADERS_KEPT_BYTES_MAX: Final = 16 * 1024  # of an entry's other fields; a dead letter keeps less
 TAGS_PER_COMMAND: Final = 1000
+SIGNATURE_FIELD: Final = SIGNATURE.encode()
 # How long it holds what was found about the Stream's size: what comes in between is read uncounted.
 SMALL_FOR_S: Final = 0.1
 LARGE_FOR_S: Final = 1.0
@@ -320,8 +322,11 @@ def _chunks(tags: Sequence[bytes | int]) -> Iterator[Sequence[bytes | int]]:
 
 def _delivery(tag: bytes, fields: Any, count: int = 1) -> Delivery:
     """An entry as a delivery. `fields` is a flat list of names and values, or a mapping."""
-    if len(fields) == 2 and not isinstance(fields, dict) and fields[0] == BODY_FIELD:  # ours
-        return received(fields[1], tag, count)
+    if not isinstance(fields, dict) and fields[:1] == [BODY_FIELD]:  # ours
+        if len(fields) == 2:
+            return received(fields[1], tag, count)
+        if len(fields) == 4 and fields[2] == SIGNATURE_FIELD and len(fields[3]) == SIGNATURE_LENGTH:
+            return received(fields[1], tag, count, {SIGNATURE: fields[3].decode(errors="backslashreplace")})
     pairs = list(fields.items()) if isinstance(fields, dict) else list(zip(fields[::2], fields[1::2], strict=False))
     bodies = [value for name, value in pairs if name == BODY_FIELD]
     headers = _headers((name, value) for name, value in pairs if name != BODY_FIELD)

@@ -36,6 +36,18 @@ def _result_secret(settings: Settings) -> Verdict:
     return ok("results are sealed")
 
 
+def _message_secret(settings: Settings) -> Verdict:
+    if settings.keyring.secrets:
+        return ok("messages are signed")
+    if settings.accepted_only:
+        return ok("messages are not signed: only what is accepted in the database is drawn")
+    return warn(
+        "messages are not signed, and need not be accepted",
+        "set TOMBOLA_MESSAGE_SECRET everywhere, or TOMBOLA_ACCEPTED_ONLY=true for the workers: "
+        "whoever can write to the broker can draw from any account",
+    )
+
+
 def _remote_control(settings: Settings) -> Verdict:
     if not settings.has_remote_control:
         return ok("off")
@@ -63,6 +75,7 @@ def _claim_time(settings: Settings) -> Verdict:
 LOOKS: Final[tuple[tuple[str, Callable[[Settings], Verdict]], ...]] = (
     ("seed", _seed),
     ("result secret", _result_secret),
+    ("message secret", _message_secret),
     ("remote control", _remote_control),
     ("claim time", _claim_time),
 )
