@@ -42,17 +42,19 @@ class Callers:
         """Whether this was a caller's at some time: no stranger's, though the key may be revoked now."""
         return authorization in self._once_found
 
-    async def identify(self, authorization: bytes) -> str:
-        """The caller. Raises NotAllowed, and ServiceUnavailable when the database does not answer."""
+    async def find(self, authorization: bytes) -> str | None:
+        """The caller; None for a key that is not known, or was revoked.
+
+        Raises NotAllowed for what is no key at all, and ServiceUnavailable when the database does not answer.
+        """
         scheme, _, text = authorization.decode("latin-1").partition(" ")
         api_key = text.strip()
-        if scheme.lower() != "bearer" or not api_key:
+        if scheme.lower() != "bearer" or not api_keys.is_api_key(api_key):
             raise NotAllowed
-        caller = await self._look_up(api_key) if api_keys.is_api_key(api_key) else None
-        if caller is None:
-            raise NotAllowed("this API key is not known, or was revoked")
-        self._found[authorization] = caller
-        self._once_found[authorization] = None
+        caller = await self._look_up(api_key)
+        if caller is not None:
+            self._found[authorization] = caller
+            self._once_found[authorization] = None
         return caller
 
     async def _look_up(self, api_key: str) -> str | None:

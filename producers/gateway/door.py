@@ -145,13 +145,13 @@ class Doorkeeper:
         return frozenset(caller for caller, count in counts.items() if caller and count >= room)
 
     async def _identify(self, authorization: bytes, scope: Scope) -> str:
-        try:
-            return await self._callers.identify(authorization)
-        except NotAllowed:
-            if self._wrong_keys.take(_address(scope)):
-                raise
+        caller = await self._callers.find(authorization)
+        if caller is not None:
+            return caller
+        if self._wrong_keys.take(_address(scope)):
+            raise NotAllowed("this API key is not known, or was revoked")
         await self._hold()
-        raise TooManyRequests("too many requests without a valid API key from this address: come back in a second")
+        raise TooManyRequests("too many wrong API keys from this address: come back in a second")
 
     async def _hold(self) -> None:
         if self._held >= HELD_MAX:
