@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -162,19 +162,32 @@ def revoke(engine: Engine, key_id: str, *, record: Record = _forget) -> None:
             record(connection, key_id, caller)
 
 
+def is_api_key(text: str) -> bool:
+    """Whether this has the form of one."""
+    return _is_api_key(text) is not None
+
+
 def holder_of(connection: Connection, api_key: str) -> Holder | None:
     """Whose key this is, and what for; None for one that is not, or no longer, a key."""
-    match = _is_api_key(api_key)
-    if match is None:
-        return None
-    row = connection.execute(
-        select(table.c.caller, table.c.secret_sha256, table.c.accounts, table.c.user_prefix).where(
-            table.c.key_id == match[1], table.c.revoked_at.is_(None)
+    return holders_of(connection, [api_key]).get(api_key)
+
+
+def holders_of(connection: Connection, given: Iterable[str]) -> dict[str, Holder]:
+    """Whose keys these are, and what for; what is not, or no longer, a key is absent. One query for all of them."""
+    keys = {api_key: match for api_key in given if (match := _is_api_key(api_key))}
+    if not keys:
+        return {}
+    rows = connection.execute(
+        select(table.c.key_id, table.c.caller, table.c.secret_sha256, table.c.accounts, table.c.user_prefix).where(
+            table.c.key_id.in_({match[1] for match in keys.values()}), table.c.revoked_at.is_(None)
         )
-    ).first()
-    if row is None or not hmac.compare_digest(row.secret_sha256, _hash(match[2])):
-        return None
-    return Holder(str(row.caller), Bounds.parse(row.accounts, row.user_prefix))
+    )
+    found = {row.key_id: row for row in rows}
+    return {
+        api_key: Holder(str(row.caller), Bounds.parse(row.accounts, row.user_prefix))
+        for api_key, match in keys.items()
+        if (row := found.get(match[1])) is not None and hmac.compare_digest(row.secret_sha256, _hash(match[2]))
+    }
 
 
 def _hash(secret: str) -> str:

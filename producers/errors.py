@@ -16,6 +16,8 @@
     ├── DrawDead                 the draw was given up, nothing was charged
     ├── NotAllowed               no API key, or one that is not (or no longer) known
     ├── OutOfBounds              an API key that is not for this account
+    ├── WrongHost                a name that is not ours, perhaps a page's that has it lead here
+    ├── WrongOrigin              a page of another origin sent this
     ├── TooManyRequests          over a limit: come back later
     ├── InternalError            a mistake of ours met this draw: trying again does not help until it is mended
     └── ServiceUnavailable       a server did not answer: nothing is wrong with the draw, try again
@@ -101,6 +103,14 @@ class NotAllowed(DrawError):
 
 class OutOfBounds(DrawError):
     """This API key is not for that account. Nothing was written."""
+
+
+class WrongHost(DrawError):
+    """There is nothing under this name: `Host` must be one of TOMBOLA_ALLOWED_HOSTS."""
+
+
+class WrongOrigin(DrawError):
+    """A page of another origin sent this: nothing was done."""
 
 
 class TooManyRequests(DrawError):

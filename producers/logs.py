@@ -32,8 +32,12 @@ Fields = MutableMapping[str, Any]
 FIELD_LENGTH_MAX: Final = 8 * 1024
 TRACEBACK_LENGTH_MAX: Final = 32 * 1024
 
+SECRET_LENGTH_MAX: Final = 2 * 1024  # longer than any password or key that we write
+
 # Loggers that come with handlers of their own, where their server set them up before us.
-_TAKEN_OVER: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "celery", "celery.task")
+_TAKEN_OVER: Final = ("uvicorn", "uvicorn.error", "celery", "celery.task")
+# The same, but a server may have turned it off: uvicorn writes a line for each request as soon as somebody listens.
+_ACCESS_LOG: Final = "uvicorn.access"
 _NOT_EXTRA: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     # Added when another handler has formatted the record, and by newer Pythons.
     *("message", "asctime", "taskName"),
@@ -44,7 +48,9 @@ _NOT_EXTRA: Final = frozenset(vars(logging.makeLogRecord({}))) | {
 }
 
 _SECRET_NAME: Final = re.compile(r"password|secret|token|authorization|api_?key|^seed$", re.IGNORECASE)
-_PASSWORD_IN_URL: Final = re.compile(r"(://[^\s:/@]*):\S+@")
+# Strangers' text passes through these: none of them may look at a character more than a few times.
+_WORD: Final = re.compile(r"\S+")
+_USER_IN_URL: Final = re.compile(r"://[^\s:/@]*:")
 _API_KEY: Final = re.compile(r"(tmb_[0-9a-f]{16}_)[\w-]+")
 # Line ends of every kind, what a terminal obeys, and what turns the direction of reading.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -79,10 +85,16 @@ def set_up_logging(log_format: LogFormat = "auto", *, level: int | str = logging
     root.addHandler(handler)
     root.setLevel(level)
     for name in _TAKEN_OVER:
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
+        _take_over(logging.getLogger(name))
+    access_log = logging.getLogger(_ACCESS_LOG)
+    if access_log.hasHandlers():
+        _take_over(access_log)
     logging.captureWarnings(True)
+
+
+def _take_over(logger: logging.Logger) -> None:
+    logger.handlers.clear()
+    logger.propagate = True
 
 
 def _json() -> ProcessorFormatter:
@@ -150,13 +162,42 @@ def _plain(value: Any, *, is_traceback: bool) -> Any:
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     text = value if isinstance(value, str) else repr(value)
+    if is_traceback:
+        return _without_passwords(_end(text, TRACEBACK_LENGTH_MAX))[-TRACEBACK_LENGTH_MAX:]  # the end says most
+    is_long = len(text) > FIELD_LENGTH_MAX
+    text = _without_passwords(_beginning(text, FIELD_LENGTH_MAX))
+    return text[: FIELD_LENGTH_MAX - 1] + "…" if is_long or len(text) > FIELD_LENGTH_MAX else text
+
+
+def _beginning(text: str, length: int) -> str:
+    """The first characters, and the rest of the word that they end in: half a password is one, and hard to tell."""
+    rest = _WORD.match(text, length, length + SECRET_LENGTH_MAX)
+    return text[: rest.end() if rest else length]
+
+
+def _end(text: str, length: int) -> str:
+    """The last characters, and the beginning of the word that they begin in."""
+    start = max(0, len(text) - length)
+    least = start - SECRET_LENGTH_MAX
+    while start > max(0, least) and not text[start - 1].isspace():
+        start -= 1
+    return text[start:]
+
+
+def _without_passwords(text: str) -> str:
     if "://" in text:
-        text = _PASSWORD_IN_URL.sub(r"\1:***@", text)
+        text = _WORD.sub(_without_password, text)
     if "tmb_" in text:
         text = _API_KEY.sub(r"\1***", text)
-    if is_traceback:
-        return text[-TRACEBACK_LENGTH_MAX:]  # the end says most
-    return text if len(text) <= FIELD_LENGTH_MAX else text[: FIELD_LENGTH_MAX - 1] + "…"
+    return text
+
+
+def _without_password(word: re.Match[str]) -> str:
+    """A word with what stands between a URL's user and its last @ left out."""
+    text = word.group()
+    at = text.rfind("@")
+    user = _USER_IN_URL.search(text, 0, max(at, 0))
+    return text if user is None or user.end() == at else f"{text[: user.end()]}***{text[at:]}"
 
 
 def _escape(_logger: Any, _name: str, fields: Fields) -> Fields:

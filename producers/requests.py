@@ -582,6 +582,14 @@ def count_accepted(connection: Connection, *, count_max: int) -> int:
     return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
+def count_accepted_by_caller(connection: Connection) -> dict[str, int]:
+    """How many requests each caller has under way; those with none are not in it. Reads the row of each of them."""
+    rows = connection.execute(
+        select(table.c.caller, func.count()).where(table.c.status == ACCEPTED).group_by(table.c.caller)
+    )
+    return {str(caller): int(count) for caller, count in rows}
+
+
 def _is_overdue(now: datetime) -> ColumnElement[bool]:
     return and_(table.c.status == ACCEPTED, table.c.publish_at <= now)
 

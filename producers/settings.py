@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -17,6 +27,41 @@ from producers.signatures import Keyring
 
 PREFIX = "TOMBOLA_"
 SEED_BYTES_MIN = 16
+
+
+def _parts(value: object) -> object:
+    """The parts of a list with commas between them."""
+    return [part for it in value.split(",") if (part := it.strip())] if isinstance(value, str) else value
+
+
+def _network(text: object) -> object:
+    if not isinstance(text, str):
+        return text
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r:.80} is no address and no network: {error}") from None
+
+
+def _host_name(name: str) -> str:
+    if not _is_host_name(name):
+        raise ValueError(f"{name!r:.80} is no name of a host: give it without scheme, port and path")
+    return name.lower()
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not _is_origin(text):
+        raise ValueError(f"{text!r:.80} is no origin, such as https://shop.example or http://localhost:3000")
+    return text.lower()
+
+
+_is_host_name = re.compile(r"(\*\.)?[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]").fullmatch
+_is_origin = re.compile(r"https?://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?").fullmatch
+
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_parts)]
+HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...], BeforeValidator(_parts)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_parts)]
 
 
 class Settings(BaseSettings):
@@ -96,16 +141,31 @@ class Settings(BaseSettings):
     gateway_auth: Literal["api-key", "none"] = Field(
         default="api-key", description="who may call the gateway: holders of an API key, or everybody who reaches it"
     )
+    gateway_connections_max: Annotated[int, Field(ge=1, le=60_000)] = Field(
+        default=5000, description="connections to one gateway process; one caller may wait on half of them"
+    )
     gateway_rate_max: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=2000, description="requests a second that one caller may make to one gateway process"
+        default=2000, description="draws and other requests a second that one caller may make to one gateway process"
     )
     backlog_max: Annotated[int, Field(ge=1, le=100_000_000)] = Field(
-        default=200_000, description="with more accepted draws under way the gateway answers 429"
+        default=200_000,
+        description="with more accepted draws under way the gateway answers 429; one caller may have half of them",
     )
     idempotency_key_required: bool = Field(
         default=False, description="answer 400 to a draw without an Idempotency-Key instead of making one"
     )
     gateway_page: bool = Field(default=False, description="serve the demo page at /")
+    cors_origins: Origins = Field(
+        default=(), description="pages of these origins may call the gateway: https://shop.example, …, or *"
+    )
+    allowed_hosts: HostNames = Field(
+        default=(),
+        description="the names that gateway and console answer to: shop.example, *.shop.example; default: all",
+    )
+    trusted_proxies: Networks = Field(
+        default=(),
+        description="addresses and networks of proxies that say truly whom they speak for: 10.0.0.0/8, …",
+    )
     remote_control: bool | None = Field(
         default=None,
         description="let `celery inspect` and `celery control` reach the workers; default: with Redis only",
@@ -114,7 +174,7 @@ class Settings(BaseSettings):
         default="auto", description="how logs are written; auto: text at a terminal, JSON otherwise"
     )
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] = Field(
-        default=0, description="where a worker and a relay serve Prometheus metrics; 0: nowhere"
+        default=0, description="where a gateway, a worker and a relay serve Prometheus metrics; 0: nowhere"
     )
     metrics_host: str = Field(
         default="127.0.0.1", min_length=1, description="the address that TOMBOLA_METRICS_PORT is on"

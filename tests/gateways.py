@@ -29,10 +29,15 @@ class Gateway:
     url: str
     client: httpx.Client
     process: Worker
+    metrics_port: int
 
     def draw(self, body: object, key: str | None = None, **headers: str) -> httpx.Response:
         headers |= {} if key is None else {"Idempotency-Key": key}
         return self.client.post("/v1/draws", json=body, headers=headers)
+
+    def metrics(self) -> str:
+        """What it tells Prometheus, on a port of its own."""
+        return httpx.get(f"http://{servers.HOST}:{self.metrics_port}/metrics", timeout=TIMEOUT_S).text
 
     def show(self, session: str, wait_s: float = 0, headers: Mapping[str, str] | None = None) -> httpx.Response:
         return self.client.get(f"/v1/draws/{session}", params={"wait": wait_s}, headers=headers)
@@ -41,7 +46,8 @@ class Gateway:
 @contextmanager
 def gateway(house: House, *arguments: str, **env: str) -> Iterator[Gateway]:
     """A gateway under the house's settings and `env`, on a port of its own."""
-    port = servers._free_port()
+    port, metrics_port = servers._free_port(), servers._free_port()
+    env = {"TOMBOLA_METRICS_PORT": str(metrics_port), "TOMBOLA_METRICS_HOST": servers.HOST} | env
     command = [sys.executable, "-m", "worker", "gateway", "--port", str(port), *arguments]
     url = f"http://{servers.HOST}:{port}"
     with (
@@ -49,7 +55,7 @@ def gateway(house: House, *arguments: str, **env: str) -> Iterator[Gateway]:
         httpx.Client(base_url=url, timeout=TIMEOUT_S) as client,
     ):
         wait_for(lambda: _is_up(client), within_s=TIMEOUT_S, what=process.log)
-        yield Gateway(url, client, process)
+        yield Gateway(url, client, process, metrics_port)
 
 
 def settle(house: House, *asked: DrawRequest, store: bool = True) -> list[bytes]:

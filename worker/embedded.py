@@ -37,6 +37,8 @@ from worker import operators
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 20.0
+# What a browser may call us: a page elsewhere must not reach what listens here under a name of its own.
+ALLOWED_HOSTS: Final = "localhost,127.0.0.1"
 GATEWAY_PORT: Final = 8000
 CONSOLE_PORT: Final = 8001
 CONSOLE_USER: Final = "operator"
@@ -199,10 +201,17 @@ def run(home: Home, *, port: int = GATEWAY_PORT) -> Iterator[Embedded]:
                 *("-m", "worker", "gateway", "--port", gateway_url.rpartition(":")[2]),
                 TOMBOLA_GATEWAY_AUTH="none",  # it listens on loopback alone
                 TOMBOLA_GATEWAY_PAGE="true",
+                TOMBOLA_ALLOWED_HOSTS=ALLOWED_HOSTS,
             )
         )
         console = stack.enter_context(
-            _part(home, settings, "console", "-m", "worker", "console", "--port", str(console_port))
+            _part(
+                home,
+                settings,
+                "console",
+                *("-m", "worker", "console", "--port", str(console_port)),
+                TOMBOLA_ALLOWED_HOSTS=ALLOWED_HOSTS,
+            )
         )
         password = _first_user(settings)
         _await_part(worker, b"consuming draws")

@@ -6,7 +6,7 @@ GET  /v1/draws/{session}                200 the result, 202 not yet, 404; ?wait=
 GET  /v1/draws/{session}/events         the same as server-sent events
 GET  /v1/draws/{session}/transactions   its ledger rows
 GET  /v1/accounts/{id}                  an account
-GET  /healthz /readyz /metrics /docs /openapi.json
+GET  /healthz /readyz /docs /openapi.json
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from importlib.metadata import version
+from functools import partial
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -26,13 +27,10 @@ from litestar.datastructures import ResponseHeader
 from litestar.exceptions import ClientException, MethodNotAllowedException, NotFoundException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.middleware import DefineMiddleware
-from litestar.openapi import OpenAPIConfig, ResponseSpec
-from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi import ResponseSpec
 from litestar.params import HeaderParameter, Parameter, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.types import Receive, Scope, Send
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -43,7 +41,9 @@ from producers.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, Draw
 from producers.database import SHORT_READ_TIMEOUT_S, explain, open_engine
 from producers.entry import Entry
 from producers.errors import DrawError, IdempotencyKeyReused, InvalidRequest, OutOfBounds
-from producers.gateway.door import Door, Doorkeeper, Meter, Readers, header
+from producers.gateway.document import document
+from producers.gateway.door import Door, Doorkeeper
+from producers.gateway.front import Front
 from producers.gateway.intake import CHECK_TIMEOUT_S, Intake
 from producers.gateway.messages import (
     KEY_PATTERN,
@@ -59,9 +59,9 @@ from producers.gateway.messages import (
 )
 from producers.gateway.pages import static_routes
 from producers.gateway.problems import PROBLEM_TYPE, Problem, problem_handlers
+from producers.gateway.readers import Readers
 from producers.gateway.results import Results
 from producers.keys import make_request_key
-from producers.metrics import registry
 from producers.pulse import Pulse
 from producers.requests import Acceptance, Asked, State
 from producers.settings import Settings
@@ -74,6 +74,7 @@ USERS_REMEMBERED_MAX: Final = 50_000
 FIND_SIZE_MAX: Final = 500
 KEEP_ALIVE_S: Final = 15.0
 RETRY_AFTER_S: Final = "1"
+READINESS_KEPT_S: Final = 0.5
 
 # They would name other paths than their own result's.
 SESSIONS_WITHOUT_PATH: Final = frozenset({".", "..", "batch"})
@@ -91,6 +92,9 @@ class Gateway:
         self.keeper = Doorkeeper(settings, self.engine, self.readers)
         self._owners: LRUCache[str, tuple[str, int]] = LRUCache(OWNERS_REMEMBERED_MAX)  # caller and account
         self._users: LRUCache[int, int] = LRUCache(USERS_REMEMBERED_MAX)  # by account
+        self._readiness: Readiness | None = None
+        self._looking: asyncio.Task[Readiness] | None = None
+        self._looked_at = 0.0
 
     @asynccontextmanager
     async def running(self, _app: Litestar) -> AsyncIterator[None]:
@@ -126,6 +130,24 @@ class Gateway:
                 raise explain(error) from error
 
         return await self.readers.run(in_thread)
+
+    async def readiness(self) -> Readiness:
+        """What is missing, looked at once for all who ask within READINESS_KEPT_S."""
+        if self._looking is None and (self._readiness is None or time.monotonic() > self._looked_at + READINESS_KEPT_S):
+            self._looking = asyncio.create_task(self._look())
+        return await asyncio.shield(self._looking) if self._looking is not None else self._readiness  # type: ignore
+
+    async def _look(self) -> Readiness:
+        try:
+            database, broker, results = await asyncio.gather(
+                self.has_database(), self.intake.has_broker(), self.results.ping()
+            )
+            parts = {"database": database, "broker": broker, "results": results}
+            self._readiness = Readiness(**parts, missing=[name for name, is_there in parts.items() if not is_there])
+            self._looked_at = time.monotonic()
+            return self._readiness
+        finally:
+            self._looking = None
 
     async def has_database(self) -> bool:
         """Whether the database answers, and within the time that a probe has."""
@@ -270,15 +292,11 @@ SessionId = Annotated[str, Parameter(pattern=KEY_PATTERN, min_length=1, max_leng
 # ---- draws -----------------------------------------------------------------------------------------------------------
 
 
-@asgi("/v1/draws", copy_scope=False)
-async def make_draw(scope: Scope, receive: Receive, send: Send) -> None:
+async def make_draw(gateway: Gateway, scope: Any, receive: Any, send: Any) -> None:
     """One draw, in plain ASGI: the framework's way through a request takes twice as long as the rest of it."""
-    if scope["method"] != "POST":  # type: ignore[typeddict-item]
-        raise MethodNotAllowedException(headers={"Allow": "POST"})
-    gateway: Gateway = scope["litestar_app"].state.gateway
-    holder: Holder = scope["holder"]  # type: ignore[typeddict-item]
-    given = header(scope, b"idempotency-key")
-    data = _strictly(_decode_draw, await _read(scope, receive))
+    holder: Holder = scope["holder"]
+    given: bytes | None = scope["given"].get(b"idempotency-key")
+    data = _strictly(_decode_draw, await _read(receive))
     draw = DrawRequest(
         account_id=data.account_id,
         request_key=_request_key(given, is_required=gateway.settings.idempotency_key_required),
@@ -307,6 +325,18 @@ async def make_draw(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
+@asgi("/v1/draws", copy_scope=False)
+async def other_than_draws(scope: Scope, receive: Receive, send: Send) -> None:
+    """What the front leaves to the framework: other methods, and `//v1/draws/`."""
+    if scope["method"] == "POST":  # type: ignore[typeddict-item]
+        await make_draw(scope["litestar_app"].state.gateway, scope, receive, send)
+        return
+    if scope["method"] != "OPTIONS":  # type: ignore[typeddict-item]
+        raise MethodNotAllowedException(headers={"Allow": "OPTIONS, POST"})
+    await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", b"OPTIONS, POST")]})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 @post(
     "/v1/draws",
     status_code=202,
@@ -329,6 +359,7 @@ async def make_draw_described(data: NewDraw, idempotency_key: IdempotencyKey = N
 async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
     gateway, holder = _gateway(request), _holder(request)
     data = _strictly(_decode_draws, await request.body())
+    gateway.keeper.count_more(request.scope, len(data.draws) - 1)
     asked = [
         _asked(
             DrawRequest(
@@ -377,7 +408,10 @@ async def make_draws_described(data: NewDraws) -> BatchAnswers:
 async def show_draw(
     request: Request[Any, Any, Any], session_id: SessionId, wait_s: WaitS = 0.0
 ) -> Response[DrawResult | DeadDraw]:
-    body, state = await _gateway(request).result(session_id, _holder(request), wait_s)
+    gateway = _gateway(request)
+    if wait_s:
+        gateway.keeper.begin_wait(request.scope)
+    body, state = await gateway.result(session_id, _holder(request), wait_s)
     if body is not None:
         return Response(body, media_type="application/json")  # type: ignore[arg-type]
     assert state is not None
@@ -396,6 +430,7 @@ async def show_draw(
 )
 async def watch_draw(request: Request[Any, Any, Any], session_id: SessionId) -> ServerSentEvent:
     gateway, holder = _gateway(request), _holder(request)
+    gateway.keeper.begin_wait(request.scope)
     body, state = await gateway.result(session_id, holder, 0.0)  # a 404 comes before the stream
 
     async def events() -> AsyncIterator[ServerSentEventMessage]:
@@ -460,11 +495,11 @@ def _strictly(decode: Callable[[bytes], T], body: bytes) -> T:
         raise InvalidRequest(str(error)) from None
 
 
-async def _read(scope: Scope, receive: Receive) -> bytes:
+async def _read(receive: Callable[[], Awaitable[Any]]) -> bytes:
     """The body; raises RequestEntityTooLarge before more than BODY_BYTES_MAX are held."""
     body: bytes = b""
     while True:
-        message: Any = await receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientException("the client has gone away")
         body += message.get("body", b"")
@@ -515,86 +550,36 @@ async def healthz() -> str:
     responses={503: ResponseSpec(Readiness, description="The database is missing.", generate_examples=False)},
 )
 async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
-    gateway = _gateway(request)
-    database, broker, results = await asyncio.gather(
-        gateway.has_database(), gateway.intake.has_broker(), gateway.results.ping()
-    )
-    parts = {"database": database, "broker": broker, "results": results}
-    readiness = Readiness(**parts, missing=[name for name, is_there in parts.items() if not is_there])
-    return Response(readiness, status_code=200 if database else 503)
-
-
-@get("/metrics", summary="Prometheus metrics", security=[{}], media_type=CONTENT_TYPE_LATEST)
-async def metrics() -> Response[bytes]:
-    return Response(generate_latest(registry()), media_type=CONTENT_TYPE_LATEST)
-
-
-@get("/openapi.json", include_in_schema=False)
-async def openapi(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    return request.app.openapi_schema.to_schema()
+    readiness = await _gateway(request).readiness()
+    return Response(readiness, status_code=200 if readiness.database else 503)
 
 
 # ---- the application -------------------------------------------------------------------------------------------------
 
 
-def create_app(settings: Settings) -> Litestar:
+ROUTES: Final = (make_draws, show_draw, watch_draw, list_transactions, show_account, healthz, readyz)
+
+
+def create_app(settings: Settings) -> Front:
     """The ASGI application for `settings`; raises ConfigurationError when one that it needs is missing."""
     gateway = Gateway(settings)
     settings.need("broker_url"), settings.need("result_url")
+    # What the framework cannot see, as they read their bodies themselves, is described apart.
+    described = [make_draw_described, make_draws_described, *(it for it in ROUTES if it is not make_draws)]
+    told = document(described, needs_key=settings.gateway_auth == "api-key")
+
+    @get("/openapi.json", media_type="application/json")
+    async def openapi() -> Response[bytes]:
+        return Response(told, media_type="application/json")
+
     app = Litestar(
-        [
-            make_draw,
-            make_draws,
-            show_draw,
-            watch_draw,
-            list_transactions,
-            show_account,
-            healthz,
-            readyz,
-            metrics,
-            openapi,
-            *static_routes(with_page=settings.gateway_page),
-        ],
+        [other_than_draws, *ROUTES, openapi, *static_routes(with_page=settings.gateway_page)],
         lifespan=[gateway.running],
-        middleware=[Meter, DefineMiddleware(Door, keeper=gateway.keeper)],
+        middleware=[DefineMiddleware(Door, keeper=gateway.keeper)],
         exception_handlers=problem_handlers(),
         request_max_body_size=BODY_BYTES_MAX,
         logging_config=None,  # the framework would put its own handlers in place of ours
-        openapi_config=_openapi(needs_key=settings.gateway_auth == "api-key"),
+        openapi_config=None,
     )
     app.state.gateway = gateway
-    _describe(app)
-    return app
-
-
-def _describe(app: Litestar) -> None:
-    """Add to the OpenAPI document what the framework cannot see: the routes that read their bodies themselves."""
-    described = Litestar(
-        [make_draw_described, make_draws_described], openapi_config=_openapi(needs_key=False), logging_config=None
-    ).openapi_schema
-    schema = app.openapi_schema
-    assert described.paths is not None
-    assert schema.paths is not None
-    schema.paths = {**described.paths, **schema.paths}
-    schema.components.schemas = {**described.components.schemas, **schema.components.schemas}
-
-
-def _openapi(*, needs_key: bool) -> OpenAPIConfig:
-    return OpenAPIConfig(
-        title="tombola",
-        version=version("tombola"),
-        description="The draw queue that never charges twice. Errors are `application/problem+json` (RFC 9457).",
-        path="/docs",
-        render_plugins=[
-            JsonRenderPlugin(path="/openapi.json"),
-            SwaggerRenderPlugin(
-                js_url="/docs/files/swagger-ui-bundle.js",
-                css_url="/docs/files/swagger-ui.css",
-                standalone_preset_js_url="/docs/files/swagger-ui-standalone-preset.js",
-                favicon="<link rel='icon' href='data:,'>",
-                path="/",
-            ),
-        ],
-        components=Components(security_schemes={"api-key": SecurityScheme(type="http", scheme="bearer")}),
-        security=[{"api-key": []}] if needs_key else None,
-    )
+    return Front(app, settings, gateway.keeper, partial(make_draw, gateway))

@@ -1,32 +1,32 @@
 """The door: who may come in, and how many. All of it before anything is read or written.
 
 Limits are per process: they protect this one, and a limit that has to ask Redis first would fail with it.
+
+What a caller does counts against the caller, and only what strangers do counts against their address: a request with a
+key that is known is never refused, nor made to wait, for what others do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
+from collections import Counter as Tally
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from cachetools import LRUCache, TTLCache
-from limits import RateLimitItemPerSecond
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
-from prometheus_client import Counter, Histogram
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import api_keys, requests
+from producers import requests
 from producers.api_keys import Holder
 from producers.database import explain
 from producers.errors import InvalidRequest, NotAllowed, ServiceUnavailable, TooManyRequests
-from producers.metrics import BACKLOG
+from producers.gateway.callers import Callers
+from producers.gateway.readers import Readers
+from producers.metrics import BACKLOG, Throttle
 from producers.settings import Settings
+from producers.web.budget import Budget
+from producers.web.proxies import subscriber
 
 log = logging.getLogger(__name__)
 
@@ -34,44 +34,13 @@ Scope = Any
 Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Scope, Any, Send], Awaitable[None]]
 
-T = TypeVar("T")
-
-READERS: Final = 4
-READ_WAIT_S: Final = 4.0
-KEYS_REMEMBERED_S: Final = 5.0  # so long a revoked key may still get in
-KEYS_REMEMBERED_MAX: Final = 10_000
-STRANGERS_PER_S_MAX: Final = 10  # wrong keys from one address; each costs a query
+STRANGERS_PER_S_MAX: Final = 100  # requests without a known key, from one address; what is beyond waits for its turn
+WRONG_KEYS_PER_S_MAX: Final = 10  # from one address
+HELD_S: Final = 1.0
+HELD_MAX: Final = 1_000  # requests that wait for their turn
 COUNT_BACKLOG_EVERY_S: Final = 1.0
 JSON_TYPE: Final = b"application/json"
 NOBODY: Final = Holder("")
-
-REQUESTS: Final = Counter(
-    "tombola_gateway_requests", "HTTP requests, by route, method and status", ["route", "method", "status"]
-)
-SECONDS: Final = Histogram(
-    "tombola_gateway_request_seconds",
-    "how long an HTTP request took, waits included",
-    ["route", "method"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60),
-)
-
-
-class Readers:
-    """The threads that read the database. Nobody waits longer than READ_WAIT_S for one, nor for what it finds.
-
-    Behind a server that is frozen all of them are soon taken: what waits for one is given up, and cannot pile up.
-    """
-
-    def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")
-
-    async def run(self, function: Callable[[], T]) -> T:
-        """What `function` returns, called in one of the threads. Raises ServiceUnavailable when that takes too long."""
-        future = self.pool.submit(function)  # cancelled with the wait, if it has not begun
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), READ_WAIT_S)
-        except TimeoutError:
-            raise ServiceUnavailable(f"the database does not answer: nothing in {READ_WAIT_S:g} s") from None
 
 
 class Doorkeeper:
@@ -81,54 +50,82 @@ class Doorkeeper:
         self._engine = engine
         self._readers = readers
         self._needs_key = settings.gateway_auth == "api-key"
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
-        self._rate = RateLimitItemPerSecond(settings.gateway_rate_max)
-        self._allowance = max(1, settings.gateway_rate_max // 100)
-        self._allowances: LRUCache[str, int] = LRUCache(KEYS_REMEMBERED_MAX)
-        self._strangers = RateLimitItemPerSecond(STRANGERS_PER_S_MAX)
+        self._callers = Callers(engine, readers)
+        self._rate = Budget(settings.gateway_rate_max)
+        self._strangers = Budget(STRANGERS_PER_S_MAX)
+        self._wrong_keys = Budget(WRONG_KEYS_PER_S_MAX)
+        self._held = 0
+        self._waits_max = max(1, settings.gateway_connections_max // 2)
+        self._waits: Tally[str] = Tally()
         self._backlog_max = settings.backlog_max
         self._is_full = False
-        self._callers: TTLCache[bytes, Holder] = TTLCache(KEYS_REMEMBERED_MAX, KEYS_REMEMBERED_S)
+        self._over_their_share: frozenset[str] = frozenset()
+
+    async def receive(self, scope: Scope) -> None:
+        """Have a stranger wait who asks too often. Raises TooManyRequests when too many wait."""
+        if self._needs_key or not scope["path"].startswith("/v1/"):
+            authorization = scope["given"].get(b"authorization", b"")
+            if not (authorization and self._callers.is_familiar(authorization)):
+                address = _address(scope)
+                if not self._strangers.take(address):
+                    await self._hold()
 
     async def admit(self, scope: Scope) -> Holder:
         """The caller, whose name is empty where no key is needed.
 
         Raises NotAllowed, TooManyRequests, or InvalidRequest for a body that is not JSON.
         """
-        client = scope.get("client")
-        address = client[0] if client else ""
-        holder = NOBODY
+        given, holder = scope["given"], NOBODY
         if self._needs_key:
-            authorization = header(scope, b"authorization") or b""
-            holder = self._callers.get(authorization) or await self._identify(authorization, address)
-        if not self._is_within_rate(holder.caller or address):
-            raise TooManyRequests(f"more than {self._rate.amount} requests a second: come back in a second")
+            authorization = given.get(b"authorization", b"")
+            holder = self._callers.recall(authorization) or await self._identify(authorization, scope)
+        if not self._rate.take(holder.caller or _address(scope)):
+            raise self._too_often()
         if scope["method"] == "POST":
-            content_type = header(scope, b"content-type") or b""
+            content_type = given.get(b"content-type", b"")
             # A page of another origin can send a form without being asked, but not JSON.
             if content_type != JSON_TYPE and content_type.partition(b";")[0].strip().lower() != JSON_TYPE:
                 raise InvalidRequest("send the body as `Content-Type: application/json`")
             if self._is_full:
                 raise TooManyRequests(f"more than {self._backlog_max:,} draws are under way: come back in a second")
+            if holder.caller in self._over_their_share:
+                raise TooManyRequests("as many draws of yours are under way as there is room left: come back later")
         return holder
 
-    def _is_within_rate(self, who: str) -> bool:
-        """Take one from what `who` has left; fetched from the limiter several at a time, which takes as long as one."""
-        left = self._allowances.get(who, 0)
-        if left == 0:
-            if not self._limiter.hit(self._rate, who, cost=self._allowance):
-                return False
-            left = self._allowance
-        self._allowances[who] = left - 1
-        return True
+    def count_more(self, scope: Scope, count: int) -> None:
+        """Count a request as `count` more, now that it is known. Raises TooManyRequests."""
+        if count and not self._rate.take_more(scope["holder"].caller or _address(scope), count):
+            raise self._too_often()
+
+    def begin_wait(self, scope: Scope) -> None:
+        """Count a wait or a stream for its caller, until `end_wait`. Raises TooManyRequests."""
+        name = scope["holder"].caller or _address(scope)
+        if self._waits[name] >= self._waits_max:
+            raise TooManyRequests(f"more than {self._waits_max:,} of your requests wait here: come back in a second")
+        self._waits[name] += 1
+        scope["waits_as"] = name
+
+    def end_wait(self, scope: Scope) -> None:
+        """The request is over: if it was a wait, it is none any more."""
+        name = scope.get("waits_as")
+        if name is not None:
+            self._waits[name] -= 1
+            if not self._waits[name]:
+                del self._waits[name]
 
     async def watch_backlog(self) -> None:
         """Count what is accepted and not settled, now and then, for ever."""
+        shares = Throttle(COUNT_BACKLOG_EVERY_S)
         while True:
             try:
                 count = await self._readers.run(self._count)
                 self._is_full = count > self._backlog_max
                 BACKLOG.set(count)
+                if not self._needs_key or 2 * count < self._backlog_max:
+                    self._over_their_share = frozenset()
+                elif shares.is_due():
+                    self._over_their_share = await self._readers.run(self._find_hogs)
+                    shares.done()
             except SQLAlchemyError as error:
                 log.warning("%s; the backlog is not known", explain(error))
             except ServiceUnavailable as error:
@@ -141,78 +138,49 @@ class Doorkeeper:
         with self._engine.connect().execution_options(read_only=True) as connection:
             return requests.count_accepted(connection, count_max=self._backlog_max + 1)
 
-    async def _identify(self, authorization: bytes, address: str) -> Holder:
-        scheme, _, api_key = authorization.decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer" or not api_key:
-            raise NotAllowed
-        if not self._limiter.test(self._strangers, "stranger", address):
-            raise TooManyRequests("too many wrong API keys from this address: come back in a second")
-        holder = await self._readers.run(partial(self._look_up, api_key.strip()))
-        if holder is None:
-            self._limiter.hit(self._strangers, "stranger", address)
-            raise NotAllowed("this API key is not known, or was revoked")
-        self._callers[authorization] = holder
-        return holder
+    def _find_hogs(self) -> frozenset[str]:
+        """Callers with as many draws under way as there is room left, or more: of n such callers each can have one
+        part in n + 1 of the backlog, and the last part is left for others."""
+        with self._engine.connect().execution_options(read_only=True) as connection:
+            counts = requests.count_accepted_by_caller(connection)
+        room = self._backlog_max - sum(counts.values())
+        return frozenset(caller for caller, count in counts.items() if caller and count >= room)
 
-    def _look_up(self, api_key: str) -> Holder | None:
+    async def _identify(self, authorization: bytes, scope: Scope) -> Holder:
+        holder = await self._callers.find(authorization)
+        if holder is not None:
+            return holder
+        if self._wrong_keys.take(_address(scope)):
+            raise NotAllowed("this API key is not known, or was revoked")
+        await self._hold()
+        raise TooManyRequests("too many wrong API keys from this address: come back in a second")
+
+    async def _hold(self) -> None:
+        if self._held >= HELD_MAX:
+            raise TooManyRequests
+        self._held += 1
         try:
-            with self._engine.connect().execution_options(read_only=True) as connection:
-                return api_keys.holder_of(connection, api_key)
-        except SQLAlchemyError as error:
-            raise explain(error) from error
+            await asyncio.sleep(HELD_S)
+        finally:
+            self._held -= 1
+
+    def _too_often(self) -> TooManyRequests:
+        return TooManyRequests(f"more than {self._rate.per_s} requests a second: come back in a second")
 
 
 class Door:
-    """ASGI middleware: asks the doorkeeper about everything under /v1, and counts what comes of it."""
+    """ASGI middleware: asks the doorkeeper about everything under /v1."""
 
     def __init__(self, app: App, keeper: Doorkeeper) -> None:
         self.app = app
         self._keeper = keeper
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
-            await self.app(scope, receive, send)
-            return
-        scope["holder"] = await self._keeper.admit(scope)
+        if scope["type"] == "http" and scope["path"].startswith("/v1/") and scope["method"] != "OPTIONS":
+            scope["holder"] = await self._keeper.admit(scope)
         await self.app(scope, receive, send)
 
 
-class Meter:
-    """ASGI middleware around everything: counts and times requests by the route that took them."""
-
-    def __init__(self, app: App) -> None:
-        self.app = app
-        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-
-    async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        status = 500
-
-        async def watch(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watch)
-        finally:
-            # The template, not the path: a label for every session would never end.
-            label = (scope.get("path_template") or "other", scope["method"], status)
-            known = self._known.get(label)
-            if known is None:
-                known = self._known[label] = (REQUESTS.labels(*label), SECONDS.labels(*label[:2]))
-            known[0].inc()
-            known[1].observe(time.perf_counter() - started)
-
-
-def header(scope: Scope, name: bytes) -> bytes | None:
-    """A request header, by its name in lower case; None if it is not there."""
-    for key, value in scope["headers"]:
-        if key == name:
-            found: bytes = value
-            return found
-    return None
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return subscriber(client[0]) if client else ""

@@ -1,44 +1,80 @@
-"""Static files: Swagger UI for /docs, from a package that brings it along, and the demo page of embedded mode."""
+"""Static files: Swagger UI for /docs, from a package that brings it along, and the demo page of embedded mode.
+
+Each is read once and kept: what strangers can ask for costs no more than sending it.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from litestar import Response, get
 from litestar.exceptions import NotFoundException
-from litestar.static_files import create_static_files_router
 
 PAGE: Final = Path(__file__).parent / "page"
+DOCS: Final = Path(__file__).parent / "docs"
+SWAGGER_FILES: Final = frozenset({"swagger-ui-bundle.js", "swagger-ui-standalone-preset.js", "swagger-ui.css"})
+KINDS: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_HEADERS: Final = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 # Nothing from elsewhere, nothing inline: the page is its own files.
-PAGE_HEADERS: Final = {
+PAGE_HEADERS: Final = _HEADERS | {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
+}
+# Swagger UI sets styles by itself, and has its icons in its style sheet.
+DOCS_HEADERS: Final = _HEADERS | {
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
 }
 
 
-@get("/", include_in_schema=False, media_type="text/html")
+@get("/", include_in_schema=False)
 async def show_page() -> Response[bytes]:
-    return Response((PAGE / "index.html").read_bytes(), media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+    return _file(PAGE / "index.html", PAGE_HEADERS)
 
 
 @get("/page/{name:str}", include_in_schema=False)
 async def show_page_file(name: str) -> Response[bytes]:
-    kinds = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
     file = PAGE / name
-    if file.parent != PAGE or file.suffix not in kinds or not file.is_file():
+    if file.parent != PAGE or file.suffix not in (".js", ".css", ".svg") or not file.is_file():
         raise NotFoundException("no such file")
-    return Response(file.read_bytes(), media_type=kinds[file.suffix], headers=PAGE_HEADERS)
+    return _file(file, PAGE_HEADERS)
+
+
+@get("/docs", include_in_schema=False)
+async def show_docs() -> Response[bytes]:
+    return _file(DOCS / "index.html", DOCS_HEADERS)
+
+
+@get("/docs/files/{name:str}", include_in_schema=False)
+async def show_docs_file(name: str) -> Response[bytes]:
+    folder = _swagger_folder() if name in SWAGGER_FILES else DOCS
+    if folder is None or name not in SWAGGER_FILES | {"docs.js"}:
+        raise NotFoundException("no such file")
+    return _file(folder / name, DOCS_HEADERS)
 
 
 def static_routes(*, with_page: bool) -> list[Any]:
     """The routes that serve files."""
-    routes: list[Any] = [show_page, show_page_file] if with_page else []
+    return [show_docs, show_docs_file, *([show_page, show_page_file] if with_page else [])]
+
+
+def _file(path: Path, headers: dict[str, str]) -> Response[bytes]:
+    return Response(_content(path), media_type=KINDS[path.suffix], headers=headers)
+
+
+@cache
+def _content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+@cache
+def _swagger_folder() -> Path | None:
     spec = importlib.util.find_spec("flask_swagger_ui")  # for its files alone: it is not imported
-    if spec is not None and spec.origin is not None:
-        dist = Path(spec.origin).parent / "dist"
-        routes.append(create_static_files_router(path="/docs/files", directories=[dist], include_in_schema=False))
-    return routes
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "dist"

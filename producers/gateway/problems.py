@@ -22,6 +22,8 @@ from producers.errors import (
     ServiceUnavailable,
     TooManyRequests,
     UnknownCampaign,
+    WrongHost,
+    WrongOrigin,
 )
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ _STATUS: Final = (
     (InvalidRequest, 400),
     (NotAllowed, 401),
     (OutOfBounds, 403),
+    (WrongHost, 421),
+    (WrongOrigin, 403),
     (AccountNotFound, 404),
     (IdempotencyKeyReused, 422),
     (TooManyRequests, 429),
@@ -65,43 +69,47 @@ class Problem(msgspec.Struct, frozen=True):
         return cls(HTTPStatus(status).phrase, status, detail)
 
 
-def _answer(problem: Problem) -> Response[bytes]:
-    return Response(
-        msgspec.json.encode(problem),
-        status_code=problem.status,
-        media_type=PROBLEM_TYPE,
-        headers=_HEADERS.get(problem.status),
-    )
-
-
-def _draw_error(_request: Request[Any, Any, Any], error: DrawError) -> Response[bytes]:
-    problem = Problem.of(error)
-    if problem.status >= 500:
-        log.error("%s", error)
-    return _answer(problem)
-
-
-def _http_error(_request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-    status = error.status_code
-    detail = error.detail
-    if isinstance(error, ValidationException) and isinstance(error.extra, list):
-        said = "; ".join(
-            f"{it.get('key', 'body')}: {it.get('message', '')}" for it in error.extra if isinstance(it, dict)
-        )
-        detail = said or detail
-    if status >= 500:
-        detail = HTTPStatus(status).phrase
-    answer = _answer(Problem(HTTPStatus(status).phrase, status, detail))
-    for name, value in (error.headers or {}).items():
-        answer.headers[name] = value
-    return answer
-
-
-def _other_error(_request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+def _told(error: Exception) -> tuple[Problem, dict[str, str]]:
+    """The problem that an error is, and the headers that go with it. What is not the caller's to know is logged."""
+    if isinstance(error, DrawError):
+        problem = Problem.of(error)
+        if problem.status >= 500:
+            log.error("%s", error)
+        return problem, _HEADERS.get(problem.status, {})
+    if isinstance(error, HTTPException):
+        status = error.status_code
+        problem = Problem(HTTPStatus(status).phrase, status, _detail(error))
+        return problem, {**_HEADERS.get(status, {}), **(error.headers or {})}
     log.exception("unexpected error in the gateway", exc_info=error)
-    return _answer(Problem(HTTPStatus(500).phrase, 500, _INSIDE[500]))
+    return Problem(HTTPStatus(500).phrase, 500, _INSIDE[500]), {}
+
+
+def _detail(error: HTTPException) -> str:
+    if error.status_code >= 500:
+        return HTTPStatus(error.status_code).phrase
+    if isinstance(error, ValidationException) and isinstance(error.extra, list):
+        said = [f"{it.get('key', 'body')}: {it.get('message', '')}" for it in error.extra if isinstance(it, dict)]
+        return "; ".join(said) or error.detail
+    return error.detail
+
+
+def _handle(_request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    problem, headers = _told(error)
+    return Response(
+        msgspec.json.encode(problem), status_code=problem.status, media_type=PROBLEM_TYPE, headers=headers or None
+    )
 
 
 def problem_handlers() -> Any:
     """Litestar's exception handlers: every error leaves as problem+json."""
-    return {DrawError: _draw_error, HTTPException: _http_error, Exception: _other_error}
+    return {DrawError: _handle, HTTPException: _handle, Exception: _handle}
+
+
+async def send_problem(send: Any, error: Exception) -> None:
+    """The same in plain ASGI."""
+    problem, more = _told(error)
+    body = msgspec.json.encode(problem)
+    headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"content-length", b"%d" % len(body))]
+    headers += [(name.lower().encode(), value.encode()) for name, value in more.items()]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -348,14 +348,13 @@ def test_what_takes_long_is_looked_up_less_often(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("arguments", [(), ("--processes", "2")], ids=["one", "two"])
 def test_a_gateway_tells_what_it_was_asked_for(house: House, arguments: tuple[str, ...]) -> None:
-    del house.env["TOMBOLA_METRICS_PORT"]
     (account_id,) = house.accounts(1)
     with gateways.gateway(house, *arguments, **gateways.OPEN_TO_ALL) as gateway:
         for number in range(4):
             assert gateway.draw({"account_id": account_id}, f"key{number}").status_code == 202
         assert gateway.draw({"account_id": account_id}, "key0").status_code == 202
         assert gateway.draw({"account_id": account_id + 1}, "key0").status_code == 422
-        told = Scrape(gateway.client.get("/metrics").text)
+        told = Scrape(gateway.metrics())
     assert told("gateway_accepts_total", outcome="accepted") == 4
     assert told("gateway_accepts_total", outcome="replayed") == 1
     assert told("gateway_accepts_total", outcome="conflict") == 1

@@ -338,7 +338,7 @@ def test_gateway_and_relay_end_when_they_are_told_to_during_an_alarm(
             for _ in range(5):
                 assert door.draw({"account_id": account}).status_code == 202
             wait_for(lambda: not door.client.get("/readyz").json()["broker"], within_s=10, what=lambda: "ready")
-            assert "tombola_broker_blocked 1.0" in door.client.get("/metrics").text
+            assert "tombola_broker_blocked 1.0" in door.metrics()
             queued(house.settings.need("broker_url"))  # while anything waits there, the relay has patience
             age(house.engine)
             wait_for(lambda: "low on memory" in relaying.log(), within_s=20, what=relaying.log)

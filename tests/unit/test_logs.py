@@ -7,11 +7,13 @@ import json
 import logging
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -262,6 +264,37 @@ def test_no_password_of_a_url(stream: Stream, log_format: LogFormat, url: str) -
     written = stream.getvalue()
     assert "er2" not in written
     assert ":***@" in written
+
+
+@pytest.mark.parametrize("text", ["://a:", "://", "tmb_0123456789abcdef_", ":@", "a://b:c@ "])
+def test_a_strangers_text_costs_no_more_than_its_length(stream: Stream, text: str) -> None:
+    """A thousand times as long is a thousand times as much, not a million times."""
+    stream.set_up("json")
+    began = time.process_time()
+    log.info("refused GET /%s", text * (1_000_000 // len(text)))
+    assert time.process_time() - began < 1  # `://a:` once took seconds at 65 kB, and minutes here
+
+
+@pytest.mark.parametrize("url", PASSWORDS)
+def test_no_half_of_a_password_where_a_text_is_cut(stream: Stream, url: str) -> None:
+    stream.set_up("json")
+    for shift in range(len(url) + 2):
+        log.info("%s %s", "x" * (FIELD_LENGTH_MAX - shift), url)
+        try:
+            raise OSError(f"{url} {'y' * (TRACEBACK_LENGTH_MAX - shift)}")
+        except OSError:
+            log.exception("%s%s", "://a:b@ " * 1000, url)
+    assert "hun" not in stream.getvalue()
+    assert "er2" not in stream.getvalue()
+
+
+def test_a_server_that_keeps_no_access_log_writes_none(stream: Stream) -> None:
+    access_log = logging.getLogger("uvicorn.access")
+    for is_wanted in (True, False):
+        uvicorn.Config("nowhere:app", access_log=is_wanted, log_config=None)  # as a server is made, before its app
+        stream.set_up("json")
+        assert access_log.hasHandlers() == is_wanted
+    access_log.propagate = True
 
 
 def test_no_api_key_and_no_field_named_after_a_secret(stream: Stream) -> None:

@@ -97,6 +97,7 @@ EDGES = {
     "request_timeout_s": ("0.1", "31536000", "0", "31536001"),
     "retention_days": ("0", "36500", "-1", "36501"),
     "gateway_rate_max": ("1", "1000000", "0", "1000001"),
+    "gateway_connections_max": ("1", "60000", "0", "60001"),
     "backlog_max": ("1", "100000000", "0", "100000001"),
     "metrics_port": ("0", "65535", "-1", "65536"),
 }
@@ -239,6 +240,40 @@ def test_what_is_needed_and_not_set_is_told_with_its_purpose() -> None:
         assert not settings.has(name)
         with pytest.raises(ConfigurationError, match=f"TOMBOLA_{name.upper()} is not set: .{{20}}"):
             settings.need(name)
+
+
+# ---- lists ----------------------------------------------------------------------------------------------------------
+
+
+def test_lists_have_commas_between_their_parts() -> None:
+    settings = from_env(
+        trusted_proxies="10.0.0.0/8, 192.0.2.7,2001:db8::/32",
+        allowed_hosts=" Shop.example,*.shop.example, [::1]",
+        cors_origins="https://shop.example,http://localhost:3000",
+    )
+    assert [str(it) for it in settings.trusted_proxies] == ["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"]
+    assert settings.allowed_hosts == ("shop.example", "*.shop.example", "[::1]")
+    assert settings.cors_origins == ("https://shop.example", "http://localhost:3000")
+    for name in ("trusted_proxies", "allowed_hosts", "cors_origins"):
+        assert getattr(from_env(**{name: ""}), name) == getattr(Settings.from_env({}), name) == ()
+        assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        *(("trusted_proxies", it) for it in ("proxy", "10.0.0.1/8", "10.0.0.0/33", "*", "1.2.3.4 5.6.7.8")),
+        *(
+            ("allowed_hosts", it)
+            for it in ("https://shop.example", "shop.example:80", "a/b", "a b", "*", "::1", "a*.b")
+        ),
+        *(("cors_origins", it) for it in ("shop.example", "https://", "https://a/", "ftp://a", "null", "https://*.a")),
+    ],
+)
+def test_a_part_that_is_none_is_told(name: str, wrong: str) -> None:
+    told = refusal(**{name: f"{wrong},"})
+    assert told.startswith(f"TOMBOLA_{name.upper()}")
+    assert wrong in told
 
 
 # ---- the seed --------------------------------------------------------------------------------------------------------

@@ -102,4 +102,4 @@ def create_app(settings: Settings) -> Guard:
     handlers: Any = {DrawError: admin._render_error, SQLAlchemyError: admin._render_error}
     for kind, handler in handlers.items():
         admin.app.add_exception_handler(kind, handler)
-    return Guard(app, engine)
+    return Guard(app, engine, settings)

@@ -17,6 +17,7 @@ import logging
 import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -38,7 +39,19 @@ from starlette_admin.auth import AdminUser, AuthProvider
 from starlette_admin.helpers import safe_redirect_url
 
 from producers.database import explain
-from producers.errors import DeadLetterNotFound, DrawError, InvalidRequest, ReplayNotFound, ServiceUnavailable
+from producers.errors import (
+    DeadLetterNotFound,
+    DrawError,
+    InvalidRequest,
+    ReplayNotFound,
+    ServiceUnavailable,
+    WrongHost,
+    WrongOrigin,
+)
+from producers.settings import Settings
+from producers.web.headers import once
+from producers.web.hosts import Hosts
+from producers.web.proxies import Proxies, subscriber
 from worker import operators
 from worker.operators import Operator
 
@@ -56,11 +69,14 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 STATIC_KEPT_S: Final = 3600
 
 T = TypeVar("T")
+Limit = tuple[RateLimitItem, tuple[str, ...]]
 
 PAGE_WAIT_S: Final = 7.0
 
+# Of logins that failed; those that have not ended yet count as well.
 TRIES_PER_USER: Final = RateLimitItemPerMinute(5)  # by name and address
 TRIES_PER_ADDRESS: Final = RateLimitItemPerMinute(20)
+REFUSAL_S: Final = 1.0  # how long it takes beyond that, whether there is such a user or not
 VERIFIERS_MAX: Final = 2  # a verification takes 64 MB and a core
 
 _HEADERS: Final = {
@@ -109,17 +125,20 @@ class Refused(Exception):
 class Guard:
     """ASGI middleware around everything. What it has found out is in `request.state`: `operator`, `form`, `nonce`."""
 
-    def __init__(self, app: ASGIApp, engine: Engine) -> None:
+    def __init__(self, app: ASGIApp, engine: Engine, settings: Settings) -> None:
         self.app = app
         self._engine = engine
+        self._proxies = Proxies(settings.trusted_proxies)
+        self._hosts = Hosts(settings.allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
+        self._proxies.apply(scope)
         request = Request(scope, receive)
-        if request.headers.get("x-forwarded-proto") == "https":
+        if not self._proxies and request.headers.get("x-forwarded-proto") == "https":
             scope["scheme"] = "https"  # whoever makes this up gets stricter cookies
         state = scope.setdefault("state", {})
         state["nonce"] = secrets.token_urlsafe(16)
@@ -139,6 +158,7 @@ class Guard:
         """What answers the request, and how it hears the body. Raises Refused."""
         state = request.state
         state.operator, state.form = None, {}
+        self._refuse_misdirected(request)
         if request.url.path.startswith(STATIC):
             if request.method not in SAFE_METHODS:
                 raise Refused(405, "these are files")
@@ -167,6 +187,17 @@ class Guard:
         body = await self._form(request)
         _refuse_forged(request, state.form, token)
         return self.app, _replay(body)
+
+    def _refuse_misdirected(self, request: Request) -> None:
+        try:
+            given = once(request.scope["headers"])
+            self._hosts.check(given.get(b"host"), given.get(b"origin"))
+        except WrongHost as error:
+            raise Refused(421, str(error)) from None
+        except WrongOrigin as error:
+            raise Refused(403, str(error)) from None
+        except InvalidRequest as error:
+            raise Refused(400, str(error)) from None
 
     async def _form(self, request: Request) -> bytes:
         """The body, its fields in `request.state.form`."""
@@ -266,7 +297,7 @@ def cookie(request: Request, name: str, value: str, *, max_age_s: int | None = N
 
 
 def address_of(request: Request) -> str:
-    """Where a request comes from. No header may say so."""
+    """Where a request comes from. No header may say so, but those of proxies that are trusted (Guard)."""
     return request.client.host if request.client else ""
 
 
@@ -297,6 +328,7 @@ class Login(AuthProvider):
         super().__init__(login_path=LOGIN, allow_routes=["charts"])
         self._engine = engine
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._under_way: Counter[tuple[str, ...]] = Counter()
         self._verifiers: anyio.CapacityLimiter | None = None
 
     async def authenticate(self, request: Request) -> AdminUser | None:
@@ -309,16 +341,21 @@ class Login(AuthProvider):
         if request.method in SAFE_METHODS:
             return templates.TemplateResponse(request, "login.html", {"title": "Log in"})
         name, address = request.state.form.get("username", "")[:64], address_of(request)
-        wait_s = self._wait_s(name, address)
+        by_user, by_address = self._limits(name, address)
+        wait_s = self._wait_s(*by_user)
         if wait_s:
             log.warning("login refused for %r from %s: too many tries", name, address)
-            said = f"Too many tries: come back in {wait_s} s."
-            answer = self._again(request, templates, name, said, 429)
-            answer.headers["Retry-After"] = str(wait_s)
-            return answer
-        token = await self._try(name, request.state.form.get("password", ""), address)
+            self._limiter.hit(by_address[0], *by_address[1])
+            return self._too_many(request, templates, name, wait_s)
+        # Of an address that fails too often a right password is taken all the same: others may share it.
+        wait_s = self._wait_s(*by_address)
+        token = await self._try(name, request.state.form.get("password", ""), address, is_suspect=wait_s > 0)
         if token is None:
             log.warning("login failed for %r from %s", name, address)
+            for item, keys in (by_user, by_address):
+                self._limiter.hit(item, *keys)
+            if wait_s:
+                return self._too_many(request, templates, name, wait_s)
             return self._again(request, templates, name, "The name or the password is wrong.", 401)
         log.info("login of %s from %s", name, address)
         answer = RedirectResponse(_next(request), 303)
@@ -339,22 +376,44 @@ class Login(AuthProvider):
         context = {"title": "Log in", "error": error, "name": name}
         return templates.TemplateResponse(request, "login.html", context, status_code=status_code)
 
-    def _wait_s(self, name: str, address: str) -> int:
-        """Count a try; for how many seconds there may be no other, 0 if this one may be made."""
-        wait_s = 0
-        for item, keys in self._limits(name, address):
-            if not self._limiter.hit(item, *keys):
-                reset_at = self._limiter.get_window_stats(item, *keys).reset_time
-                wait_s = max(wait_s, 1, math.ceil(reset_at - time.time()))
-        return wait_s
+    def _too_many(self, request: Request, templates: Jinja2Templates, name: str, wait_s: int) -> Response:
+        answer = self._again(request, templates, name, f"Too many tries: come back in {wait_s} s.", 429)
+        answer.headers["Retry-After"] = str(wait_s)
+        return answer
 
-    def _limits(self, name: str, address: str) -> list[tuple[RateLimitItem, tuple[str, ...]]]:
+    def _wait_s(self, item: RateLimitItem, keys: tuple[str, ...]) -> int:
+        """For how many seconds there may be no other try, 0 if one may be made."""
+        stats = self._limiter.get_window_stats(item, *keys)
+        if stats.remaining > self._under_way[keys]:
+            return 0
+        return max(1, math.ceil(stats.reset_time - time.time()))
+
+    def _limits(self, name: str, address: str) -> tuple[Limit, Limit]:
         # The name may be anything, and of any alphabet: its hash is a key as good as others.
         user = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:32]
-        return [(TRIES_PER_USER, (user, address)), (TRIES_PER_ADDRESS, (address,))]
+        address = subscriber(address)
+        return (TRIES_PER_USER, (user, address)), (TRIES_PER_ADDRESS, (address,))
 
-    async def _try(self, name: str, password: str, address: str) -> str | None:
+    async def _try(self, name: str, password: str, address: str, *, is_suspect: bool) -> str | None:
         """A new session's token, if the password is right."""
+        limits = [keys for _, keys in self._limits(name, address)]
+        began = anyio.current_time()
+        self._under_way.update(limits)
+        try:
+            # A verification costs too much for names that a suspect makes up.
+            is_worth_it = not is_suspect or await in_thread(_explained(lambda: self._is_user(name)))
+            token = await self._verify(name, password, address) if is_worth_it else None
+            if is_suspect and token is None:
+                await anyio.sleep_until(began + REFUSAL_S)
+            return token
+        finally:
+            self._under_way.subtract(limits)
+            self._under_way += Counter()  # without those at zero
+
+    def _is_user(self, name: str) -> bool:
+        return any(operator.name == name for operator in operators.list_all(self._engine))
+
+    async def _verify(self, name: str, password: str, address: str) -> str | None:
         if self._verifiers is None:
             self._verifiers = anyio.CapacityLimiter(VERIFIERS_MAX)
 

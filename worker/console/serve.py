@@ -8,9 +8,19 @@ import uvicorn
 
 from producers.logs import set_up_logging
 from producers.settings import Settings
+from producers.web import serving
+from producers.web.protocol import Protocol
 from worker.console.app import create_app
+from worker.console.security import FORM_BYTES_MAX
 
-GRACE_S: Final = 10
+CONNECTIONS_MAX: Final = 500
+
+
+class Connection(Protocol):
+    """A browser's connection, or its proxy's."""
+
+    body_bytes_max = FORM_BYTES_MAX
+    request_s_max = 30.0
 
 
 def configured(settings: Settings, host: str, port: int) -> uvicorn.Config:
@@ -19,12 +29,7 @@ def configured(settings: Settings, host: str, port: int) -> uvicorn.Config:
         create_app(settings),
         host=host,
         port=port,
-        access_log=False,
-        log_config=None,
-        log_level="info",
-        timeout_graceful_shutdown=GRACE_S,
-        server_header=False,
-        proxy_headers=False,  # whose address it is decides a rate limit: no header may say so
+        **serving.options(protocol="worker.console.serve:Connection", connections_max=CONNECTIONS_MAX),
     )
 
 

@@ -19,7 +19,8 @@ class NoAnswer extends Error {}
 
 /** One paid draw. Resolves with its result; rejects only if the gateway refuses it, or if `show` fails.
  *  Options: campaign; show(result), may be async; tell(what, { key, why, delayMs }) on the way, what being 'sending',
- *  'waiting', 'again' or 'refused'; base, the gateway's URL; headers for every request. */
+ *  'waiting', 'again' or 'refused'; base, the gateway's URL, which must allow this page's origin; headers for every
+ *  request. */
 export async function draw(accountId, { campaign, ...options } = {}) {
   if (!Number.isSafeInteger(accountId) || accountId < 1) throw new RangeError('an account id is a whole number from 1');
   const key = makeKey();
@@ -78,12 +79,26 @@ async function ask(url, init) {
   const response = await fetch(url, { ...init, signal, cache: 'no-store' }).catch(() => null);
   const answer = await response?.json().catch(() => null); // null: broken off, or a proxy's own words
   if (response?.ok && answer?.status) return answer;
+  if (!response && (await isClosedToUs(url))) {
+    const why = `${new URL(url).origin} takes no requests of pages of ${location.origin}: see TOMBOLA_CORS_ORIGINS`;
+    throw Object.assign(new DrawRefused(why), { status: 0, problem: { title: 'another origin', detail: why } });
+  }
   const status = response && !response.ok ? response.status : 0;
   const problem = { title: status ? `HTTP ${status}` : 'no answer', ...answer };
   // Only the request itself can be refused: when a result cannot be had (404, say), the request is sent again.
   const isRefused = init.method && status >= 400 && status < 500 && ![408, 425, 429].includes(status);
   const error = new (isRefused ? DrawRefused : NoAnswer)(problem.detail ?? problem.title);
   throw Object.assign(error, { status, problem, retryAfterMs: 1000 * response?.headers.get('Retry-After') || 0 });
+}
+
+// A gateway of another origin that answers, but not to this page: asked again, it would not do so either.
+async function isClosedToUs(url) {
+  if (new URL(url, location.href).origin === location.origin) return false;
+  const probe = (mode) => {
+    const signal = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
+    return fetch(`${url.split('/v1/')[0]}/healthz`, { mode, signal, cache: 'no-store' }).then(() => true, () => false);
+  };
+  return (await probe('no-cors')) && !(await probe('cors'));
 }
 
 // The time comes first: that keeps the ledger's unique index quick. Not randomUUID: plain http has none.

@@ -1,0 +1,299 @@
+"""A connection, and what it may cost: uvicorn's protocol with bounds on size, time and number.
+
+uvicorn reads heads of any size, waits for the rest of a request for ever, and turns the newest connection away when
+there are too many, though others may be silent. Here a head and a body have a length, a request has a time to be whole,
+an answer has a time to be taken, and of too many connections the one goes that has been without a request for longest.
+
+Answers of this file are problem+json, as the gateway's are: the request never reached an application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, ClassVar, Final
+from weakref import WeakKeyDictionary
+
+import httptools
+from prometheus_client import Counter
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from producers.web.budget import Budget
+from producers.web.headers import SAFETY
+from producers.web.proxies import subscriber
+
+log = logging.getLogger(__name__)
+
+HEAD_BYTES_MAX: Final = 16 * 1024
+HEADERS_MAX: Final = 100
+FRAMING_FACTOR: Final = 8  # a body in chunks of one byte comes as six times as much
+PIPELINED_MAX: Final = 16
+WRITE_S_MAX: Final = 60.0
+LINGER_S: Final = 2.0
+MISTAKES_PER_S_MAX: Final = 20  # from one address; what is beyond waits for its answer
+MISTAKE_HELD_S: Final = 1.0
+TELL_EVERY_S: Final = 10.0
+
+REFUSED: Final = Counter(
+    "tombola_http_refused", "requests refused before any application saw them, by the answer's status", ["status"]
+)
+
+_WHY: Final = {
+    400: "This is not HTTP/1.1.",
+    408: "The request was not whole in time.",
+    413: "The body is larger than it may be.",
+    431: f"A request's head has at most {HEAD_BYTES_MAX:,} bytes and {HEADERS_MAX} headers.",
+    503: "Too many connections are open here: come back in a second.",
+}
+
+
+class _TooLarge(Exception):
+    """The head, in one of the parser's callbacks."""
+
+
+class _TooMany(Exception):
+    """Requests that came before the answer to an earlier one, in one of the parser's callbacks."""
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. Subclasses say how large a body is and how long a request may take to come."""
+
+    body_bytes_max: ClassVar[int] = 16 * 1024
+    request_s_max: ClassVar[float] = 10.0
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._connections_max = config.limit_concurrency
+        self.limit_concurrency = None  # uvicorn would turn away requests of connections that are let in here
+        self._idle = _idle_connections(server_state)
+        self._is_open = False  # a message has begun and is not whole
+        self._received_bytes = 0  # of it
+        self._head_bytes = 0
+        self._is_over = False  # nothing is read any more
+        self._patience: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+
+    # ---- the connection ----------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._idle[self] = None
+        self._patience = self.loop.call_later(self.request_s_max, self._lose_patience)
+        if self._connections_max is not None and len(self.connections) > self._connections_max:
+            silent = next(iter(self._idle))
+            if silent is self:
+                self._refuse(503)
+            else:
+                silent._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._idle.pop(self, None)
+        for timer in (self._patience, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(WRITE_S_MAX, self._end)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _end(self) -> None:
+        """Close at once: what was not sent yet is not waited for."""
+        self._is_over = True
+        self._idle.pop(self, None)
+        self.transport.abort()
+
+    # ---- what comes in -----------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if len(data) <= HEAD_BYTES_MAX:
+            self._feed(data)
+        else:  # in pieces, so that the bounds are looked at in between
+            view = memoryview(data)
+            for start in range(0, len(data), HEAD_BYTES_MAX):
+                self._feed(view[start : start + HEAD_BYTES_MAX])
+        if self._is_over:
+            return
+        if self._is_open or self.cycle is None or self.cycle.response_complete:
+            if self._patience is None:
+                self._patience = self.loop.call_later(self.request_s_max, self._lose_patience)
+        elif self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        if self._is_over or self.parser is None:
+            return
+        self._received_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_without(bytes(data[upgrade.args[0] :]))
+        except httptools.HttpParserError as error:
+            self._refuse(431 if isinstance(error.__context__, _TooLarge) else 400)
+        else:
+            if self._is_open and self._received_bytes > HEAD_BYTES_MAX:
+                self._look_at_size()
+
+    def _go_on_without(self, rest: bytes) -> None:
+        """Read the request again as if it had not asked for another protocol, which it may live without.
+
+        The parser takes all that follows for that protocol: a body, and every later request.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(400)
+            return
+        head = [b"%b %b HTTP/1.1" % (method, self.url)]
+        head += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self._feed(b"\r\n".join([*head, b"", rest]))
+
+    def _look_at_size(self) -> None:
+        if self._head_bytes >= 0:
+            self._refuse(431)
+        elif self._received_bytes > self.body_bytes_max * FRAMING_FACTOR:
+            self._refuse(413)
+
+    def on_message_begin(self) -> None:
+        if len(self.pipeline) >= PIPELINED_MAX:
+            raise _TooMany
+        self._is_open = True
+        self._received_bytes = self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._head_bytes += len(url)
+        if self._head_bytes > HEAD_BYTES_MAX:
+            raise _TooLarge
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > HEAD_BYTES_MAX or len(self.headers) >= HEADERS_MAX:
+            raise _TooLarge
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # it comes again
+        self._head_bytes = -1  # is behind us
+        self._idle.pop(self, None)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self._is_open = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.pipeline and not self._is_over:
+            self._idle[self] = None
+
+    # ---- what is not let in ------------------------------------------------------------------------------------------
+
+    def _lose_patience(self) -> None:
+        self._patience = None
+        if self._is_over or self.transport.is_closing():
+            return
+        if self._is_open:
+            self._refuse(408)
+        elif self.cycle is None or self.cycle.response_complete:
+            self.transport.close()  # it asks nothing
+
+    def _refuse(self, status: int) -> None:
+        """Answer in the application's stead, and read no more. Not at once, if the address makes a habit of it."""
+        self._is_over = True
+        self._is_open = False
+        self._idle[self] = None
+        REFUSED.labels(status).inc()
+        address = self.client[0] if self.client else ""
+        _mistakes.tell(status, address)
+        if status == 503 or _mistakes.budget.take(subscriber(address)):
+            self._answer(status)
+        else:
+            self.loop.call_later(MISTAKE_HELD_S, self._answer, status)
+
+    def _answer(self, status: int) -> None:
+        if self.transport is None or self.transport.is_closing():
+            return
+        cycle, has_head = self.cycle, self._head_bytes < 0
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started or not has_head:
+                self._end()  # an answer is half on its way, or would be taken for an earlier question's
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if cycle is None or not (has_head and cycle.response_complete):
+            self.transport.write(_ANSWERS[status])
+        # Whoever is still sending would lose the answer if the connection were closed under it.
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self._end)
+
+
+def _answer_of(status: int) -> bytes:
+    phrase = HTTPStatus(status).phrase
+    problem = {"title": phrase, "status": status, "detail": _WHY[status], "type": "about:blank"}
+    body = json.dumps(problem, separators=(",", ":")).encode()
+    headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body)), *SAFETY]
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    lines = [b"HTTP/1.1 %d %b" % (status, phrase.encode()), b"connection: close"]
+    lines += [name + b": " + value for name, value in headers]
+    return b"\r\n".join([*lines, b"", body])
+
+
+_ANSWERS: Final = {status: _answer_of(status) for status in _WHY}
+
+_idle: Final[WeakKeyDictionary[ServerState, dict[Protocol, None]]] = WeakKeyDictionary()
+
+
+def _idle_connections(server_state: ServerState) -> dict[Protocol, None]:
+    """A server's connections without a request, the one that has been so for longest first."""
+    found = _idle.get(server_state)
+    if found is None:
+        found = _idle[server_state] = {}
+    return found
+
+
+class _Mistakes:
+    """What is refused, in the log: now and then a line, not one for each."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.budget = Budget(MISTAKES_PER_S_MAX)
+        self._now = now
+        self._count = 0
+        self._told_at = float("-inf")
+
+    def tell(self, status: int, address: str) -> None:
+        self._count += 1
+        if self._now() < self._told_at + TELL_EVERY_S:
+            return
+        log.warning("%d requests refused, the last one (%d) from %s: %s", self._count, status, address, _WHY[status])
+        self._count, self._told_at = 0, self._now()
+
+
+_mistakes: Final = _Mistakes()
