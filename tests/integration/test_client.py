@@ -276,7 +276,7 @@ def test_enqueue_many_tells_of_conflicts_when_all_others_are_in(
 def test_what_another_caller_holds_is_drawn_under_an_alias(house: House, client: DrawClient, broker_url: str) -> None:
     mine, theirs = house.accounts(2)
     one, other = (DrawRequest(account_id=account_id, request_key="order-17") for account_id in (mine, theirs))
-    with DrawClient.from_settings(house.settings, caller="somebody else") as stranger:
+    with DrawClient.from_settings(house.settings, caller="somebody-else") as stranger:
         assert stranger.enqueue(other).request_key == "order-17"
         for _ in range(2):
             ticket = client.enqueue(one)

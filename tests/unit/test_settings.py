@@ -135,7 +135,7 @@ def test_a_time_without_end_is_refused(value: str) -> None:
 @pytest.mark.parametrize(
     ("value", "meant"), [("1", True), ("true", True), ("0", False), ("false", False), ("off", False)]
 )
-@pytest.mark.parametrize("name", ["remote_control", "idempotency_key_required", "gateway_page"])
+@pytest.mark.parametrize("name", ["remote_control", "idempotency_key_required", "gateway_page", "accepted_only"])
 def test_a_switch_is_on_or_off(name: str, value: str, meant: bool) -> None:
     assert getattr(from_env(**{name: value}), name) is meant
     assert refusal(**{name: "perhaps"}).startswith(f"TOMBOLA_{name.upper()}: ")
@@ -150,7 +150,7 @@ def test_remote_control_is_off_with_rabbitmq_unless_it_is_asked_for() -> None:
 
 def test_every_switch_is_tested() -> None:
     switches = {name for name, field in Settings.model_fields.items() if field.annotation in (bool, bool | None)}
-    assert switches == {"remote_control", "idempotency_key_required", "gateway_page"}
+    assert switches == {"remote_control", "idempotency_key_required", "gateway_page", "accepted_only"}
 
 
 def test_the_gateway_is_closed_unless_it_is_opened_in_so_many_words() -> None:
