@@ -32,10 +32,12 @@ log = logging.getLogger(__name__)
 
 HEAD_BYTES_MAX: Final = 16 * 1024
 HEADERS_MAX: Final = 100
-FRAMING_FACTOR: Final = 8  # a body in chunks of one byte comes as six times as much
+PIECES_MAX: Final = 1024  # of a body: thousands of chunks in one packet would take milliseconds
+FRAMING_FACTOR: Final = 2  # how much more a body may be as it comes, in chunks
 PIPELINED_MAX: Final = 16
 WRITE_S_MAX: Final = 60.0
 LINGER_S: Final = 2.0
+LINGER_BYTES_MAX: Final = 2 * 1024 * 1024
 MISTAKES_PER_S_MAX: Final = 20  # from one address; what is beyond waits for its answer
 MISTAKE_HELD_S: Final = 1.0
 TELL_EVERY_S: Final = 10.0
@@ -54,7 +56,7 @@ _WHY: Final = {
 
 
 class _TooLarge(Exception):
-    """The head, in one of the parser's callbacks."""
+    """The head, or a body in too many pieces, in one of the parser's callbacks."""
 
 
 class _TooMany(Exception):
@@ -81,6 +83,7 @@ class Protocol(HttpToolsProtocol):
         self._is_open = False  # a message has begun and is not whole
         self._received_bytes = 0  # of it
         self._head_bytes = 0
+        self._pieces = 0  # of its body
         self._is_over = False  # nothing is read any more
         self._patience: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
@@ -126,6 +129,11 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        if self._is_over:
+            self._received_bytes += len(data)
+            if self._received_bytes > LINGER_BYTES_MAX:
+                self.flow.pause_reading()
+            return
         if len(data) <= HEAD_BYTES_MAX:
             self._feed(data)
         else:  # in pieces, so that the bounds are looked at in between
@@ -150,7 +158,8 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._go_on_without(bytes(data[upgrade.args[0] :]))
         except httptools.HttpParserError as error:
-            self._refuse(431 if isinstance(error.__context__, _TooLarge) else 400)
+            is_too_large = isinstance(error.__context__, _TooLarge)
+            self._refuse((431 if self._head_bytes >= 0 else 413) if is_too_large else 400)
         else:
             if self._is_open and self._received_bytes > HEAD_BYTES_MAX:
                 self._look_at_size()
@@ -172,14 +181,14 @@ class Protocol(HttpToolsProtocol):
     def _look_at_size(self) -> None:
         if self._head_bytes >= 0:
             self._refuse(431)
-        elif self._received_bytes > self.body_bytes_max * FRAMING_FACTOR:
+        elif self._received_bytes > HEAD_BYTES_MAX + FRAMING_FACTOR * self.body_bytes_max:
             self._refuse(413)
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= PIPELINED_MAX:
             raise _TooMany
         self._is_open = True
-        self._received_bytes = self._head_bytes = 0
+        self._received_bytes = self._head_bytes = self._pieces = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -200,6 +209,12 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = -1  # is behind us
         self._idle.pop(self, None)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._pieces += 1
+        if self._pieces > PIECES_MAX:
+            raise _TooLarge
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
