@@ -141,16 +141,18 @@ def test_behind_tls_the_browser_is_told_to_stay_there(ann: Visitor, nobody: Visi
         assert "strict-transport-security" not in visitor.get(path).headers, path
 
 
-@pytest.mark.parametrize("name", ["é", "Jörg", "Ωmega", "🎰", "an\x00n", "١"])
 def test_a_name_of_any_alphabet_is_a_wrong_name(
-    nobody: Visitor, house: processes.House, caplog: pytest.LogCaptureFixture, name: str
+    nobody: Visitor, house: processes.House, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = nobody.log_in(name)
-    assert answer.status_code == 401
-    assert "The name or the password is wrong." in answer.text
-    (line,) = [it for it in caplog.records if "login failed" in it.getMessage()]
-    assert repr(name) in line.getMessage()
-    assert not [it for it in caplog.records if it.exc_info]
+    """MariaDB refuses to compare it with a column of ASCII."""
+    for name in ("é", "Jörg", "Ωmega", "🎰", "an\x00n", "١"):
+        caplog.clear()
+        answer = nobody.log_in(name)
+        assert answer.status_code == 401
+        assert "The name or the password is wrong." in answer.text
+        (line,) = [it for it in caplog.records if "login failed" in it.getMessage()]
+        assert repr(name) in line.getMessage()
+        assert not [it for it in caplog.records if it.exc_info]
     assert "login" not in recorded(house)
 
 
@@ -328,7 +330,7 @@ def test_a_mistake_of_ours_is_answered_with_the_same_headers(
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
     assert answer.headers["cache-control"] == "no-store"
-    assert "a secret of ours" in caplog.text
+    processes.wait_for(lambda: "a secret of ours" in caplog.text, within_s=10, what=lambda: caplog.text)
 
 
 def test_scripts_have_their_nonce_and_nothing_comes_from_elsewhere(ann: Visitor, house: processes.House) -> None:
@@ -407,21 +409,21 @@ def test_what_cannot_be_asked_is_said(ann: Visitor, path: str) -> None:
     assert "This cannot be asked" in answer.text
 
 
-@pytest.mark.parametrize("text", ["é", "%F0%9F%8E%B0", "%00", "%FF", "١٢", "x" * 3000])
-def test_any_text_can_be_filtered_by(ann: Visitor, house: processes.House, text: str) -> None:
+def test_any_text_can_be_filtered_by(ann: Visitor, house: processes.House) -> None:
     park(house, 2)
-    for filtered in (f"key={text}", f"group={text}", f"key={text}&group={text}&cause=unparsable"):
-        for page in ("/dead-letters", "/dead-letters/groups"):
-            answer = ann.get(f"{page}?{filtered}")
-            assert answer.status_code == 200, answer.text
-            assert "There are none." in answer.text
-        said = _forecast(ann, ann.get(f"/replays/new?{filtered}").headers["location"])
+    for text in ("é", "%F0%9F%8E%B0", "%00", "%FF", "١٢", "x" * 3000):
+        for filtered in (f"key={text}", f"key={text}&group={text}&cause=unparsable"):
+            for page in ("/dead-letters", "/dead-letters/groups"):
+                answer = ann.get(f"{page}?{filtered}")
+                assert answer.status_code == 200, answer.text
+                assert "There are none." in answer.text
+        said = _forecast(ann, ann.get(f"/replays/new?group={text}").headers["location"])
         assert "Nothing is selected." in said
+        fields = dict(parse_qsl(f"key={text}", errors="replace"))
         for act in ("/dead-letters/discard", "/replays"):
-            fields = dict(parse_qsl(filtered, errors="replace"))
             assert ann.submit(act, {**fields, "reason": "é 🎰"}).status_code == 303
+        assert ann.get(f"/actions?{text}").status_code == 200
     assert states(house) == {"parked"}
-    assert ann.get(f"/actions?{text}").status_code == 200
 
 
 @pytest.mark.parametrize("query", ["%00", "é", "%F0%9F%8E%B0", "'; DROP TABLE", "%", "9" * 30, "x" * 5000, "-7", "٣"])
@@ -503,9 +505,8 @@ def test_what_the_forecast_calls_hopeless_is_asked_for_twice(ann: Visitor, house
     assert recorded(house)[-1] == "replay"
 
 
-@pytest.mark.parametrize(
-    ("status", "counts", "colour"),
-    [
+def test_a_replay_is_green_if_all_of_it_settled(ann: Visitor, house: processes.House) -> None:
+    cases: list[tuple[str, dict[str, int], str]] = [
         ("done", {"selected": 3, "sent": 3, "settled": 3}, "green"),
         ("done", {"selected": 3, "sent": 3, "settled": 2, "parked_again": 1}, "orange"),
         ("done", {"selected": 3, "sent": 3, "settled": 0, "parked_again": 3}, "red"),
@@ -514,17 +515,15 @@ def test_what_the_forecast_calls_hopeless_is_asked_for_twice(ann: Visitor, house
         ("stopped", {"selected": 3, "sent": 2, "parked_again": 2}, "red"),
         ("failed", {"selected": 3}, "red"),
         ("running", {"selected": 3, "sent": 3, "parked_again": 3}, "azure"),
-    ],
-)
-def test_a_replay_is_green_if_all_of_it_settled(
-    ann: Visitor, house: processes.House, status: str, counts: dict[str, int], colour: str
-) -> None:
+    ]
     now = utc_now()
-    with house.engine.begin() as connection:
-        values = {"operator": "x", "reason": "y", "selection": '{"ids":[1]}', "options": "{}", "status": status}
-        connection.execute(insert(replays).values(**values, **counts, started_at=now, seen_at=now))
-    for page in ("/replays", "/replays/1"):
-        assert f'<span class="badge bg-{colour}-lt">{status}</span>' in ann.get(page).text, page
+    values = {"operator": "x", "reason": "y", "selection": '{"ids":[1]}', "options": "{}"}
+    for id, (status, counts, colour) in enumerate(cases, 1):
+        with house.engine.begin() as connection:
+            connection.execute(insert(replays).values(**values, **counts, status=status, started_at=now, seen_at=now))
+        badge = f'<span class="badge bg-{colour}-lt">{status}</span>'
+        assert badge in ann.get(f"/replays/{id}").text, counts
+        assert badge in ann.get("/replays").text.partition("</thead>")[2].partition("</tr>")[0], counts
 
 
 # ---- what a draw would win -------------------------------------------------------------------------------------------
@@ -631,12 +630,13 @@ def test_housekeeping_that_is_not_done_is_said(console: Console, ann: Visitor, h
         for role in ("relay", "beat"):
             Pulse(client, role).beat_once()
         said = live()
-        assert (said["words"], said["audit"]) == ([], "just now: the books balance")
+        assert said["words"] == []
+        assert said["audit"].endswith(": the books balance")
         report.counts["I3"] = 2
         audits.record(house.engine, report, by="shell:root@lot")
         said = live()
     assert "The last audit did not find all in order (2 violations)" in said["words"][0]
-    assert said["audit"] == "just now: 2 violations"
+    assert said["audit"].endswith(": 2 violations")
 
 
 def test_without_a_database_there_is_a_word(redis_url: str) -> None:
