@@ -34,7 +34,7 @@ LOOKS = [
     *(["api-key", "list"], ["api-key", "list", "--json"], ["user", "list"], ["user", "list", "--json"]),
     *(["audit"], ["audit", "--json"], ["doctor"], ["doctor", "--json"], ["--help"], ["dead-letters", "--help"]),
     *(["transactions", LONG_KEY], ["result", LONG_KEY], ["result", LONG_KEY, "--json"], ["account", "show", "1"]),
-    *(["dead-letters", "discard", "3", "--yes", "--reason", "für Jörg 🎰"], ["legacy", "status"], ["--version"]),
+    *(["dead-letters", "discard", "3", "--yes", "--reason", "für Jörg 🎰"], ["--version"]),
 ]
 # What is no key, typed where one is asked for: an error in one line, or nothing found.
 FOREIGN = [
@@ -166,6 +166,18 @@ def test_a_table_is_a_table_where_it_fits(tombola: Tombola, module_house: House)
     wide = tombola(module_house, "dead-letters", "list", columns=300).out.splitlines()
     assert wide[0].split()[:4] == ["id", "state", "cause", "account"]
     assert len([it for it in wide if LONGEST_KEY in it and str(2**62) in it and "failed alone" in it]) == 1
+
+
+def test_where_nobody_looks_a_row_is_a_line(
+    tombola: Tombola, module_house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row,) = [it for it in tombola(module_house, "dead-letters", "list").out.splitlines() if LONGEST_KEY in it]
+    assert str(2**62) in row
+    monkeypatch.setattr(terminal, "WIDTH_OF_NONE", 90)  # as if keys were longer still
+    (row,) = [
+        it for it in tombola(module_house, "dead-letters", "list", columns=90).out.splitlines() if LONGEST_KEY in it
+    ]
+    assert str(2**62) in row
 
 
 def test_what_is_no_key_is_refused_in_a_sentence(tombola: Tombola, mariadb_url: str, redis_url: str) -> None:

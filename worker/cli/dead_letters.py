@@ -51,6 +51,7 @@ group = typer.Typer(
 app.add_typer(group, name="dead-letters")
 
 LINES_SHOWN_MAX: Final = 20
+REASON_WIDTH_MAX: Final = 140
 _AGE: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -146,7 +147,7 @@ def list_letters(
         )
         for it in found
     ]
-    print_table(["id", "state", "cause", "account", "request key", "parked", "times", "error"], rows)
+    print_table(["id", "state", "cause", "account", "request key", "parked", "times", "error"], rows, is_prose=True)
     out.print(f"{len(found):,} of {number:,}")
 
 
@@ -178,7 +179,7 @@ def list_groups(
         )
         for it in found
     ]
-    print_table(["group", "count", "cause", "first", "last", "such as", "error"], rows)
+    print_table(["group", "count", "cause", "first", "last", "such as", "error"], rows, is_prose=True)
     out.print(f"{sum(it.count for it in found):,} in {len(found):,} groups")
 
 
@@ -286,7 +287,7 @@ def foretell(
         print_json(msgspec.json.encode({**sums, "lines": [it._asdict() for it in said.lines]}))
         return
     lines = [(it.id, it.account_id, it.request_key, it.outcome, it.why) for it in said.lines[:LINES_SHOWN_MAX]]
-    print_table(["id", "account", "request key", "outcome", "why"], lines)
+    print_table(["id", "account", "request key", "outcome", "why"], lines, is_prose=True)
     if said.total > LINES_SHOWN_MAX:
         out.print(f"… and {said.total - LINES_SHOWN_MAX:,} more: --json lists them all")
     _show_sums(said)
@@ -420,7 +421,9 @@ def _show_sums(said: Forecast) -> None:
             for why, number in said.reasons.most_common():
                 if why.startswith((f"{outcome}: ", f"{outcome}, such as: ")):
                     said_why = why.removeprefix(outcome).lstrip(":, ")
-                    out.print(shown(f"{'':>9}    {number:,} × {said_why[:120]}"))
+                    line = shown(f"{'':>9}    {number:,} × {said_why}")
+                    line.truncate(min(out.width, REASON_WIDTH_MAX), overflow="ellipsis")
+                    out.print(line)
     if not said.is_exact:
         out.print("TOMBOLA_SEED is not set here: what would be won is left out of the balances.")
     if said.total and all(outcome in REFUSALS for outcome in said.counts):

@@ -167,7 +167,7 @@ def _show(found: DrawResult) -> None:
     prize = f"[bold green]won {found.prize_amount}[/]" if found.won else "no prize"
     out.print(f"account {found.account_id}: {prize}, balance {found.balance_after}")
     for row in found.transactions:
-        out.print(f"  {row.business_type:<16} {row.delta_amount:>8} {row.asset_code}  {row.idempotency_key}")
+        out.print(f"  {row.business_type:<15} {row.delta_amount:>8} {row.asset_code}  {row.idempotency_key}")
 
 
 @app.command()

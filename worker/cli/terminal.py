@@ -20,9 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 # Where nobody looks, a table is as wide as it likes: scripts cut it by lines.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
+WIDTH_OF_NONE: Final = 200
+_IS_LOOKED_AT = sys.stdout.isatty() or "COLUMNS" in os.environ
+out = Console(highlight=False, soft_wrap=True, width=None if _IS_LOOKED_AT else WIDTH_OF_NONE)
 
-LAST_COLUMN_WIDTH_MIN: Final = 24
+PROSE_WIDTH_MIN: Final = 24
 INDENT: Final = "    "
 
 # Our own signs, where a terminal has them not. Of one width, but for the last: tables stay in line.
@@ -65,8 +67,8 @@ def shown(value: object) -> Text:
     return Text("".join(it if it.isprintable() or it in "\n\t" else ascii(it)[1:-1] for it in text))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A line for each row, in which only the last column gives way: ids can be copied at any width.
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, is_prose: bool = False) -> None:
+    """A line for each row. If the last column `is_prose` it gives way; all others are whole, for they are copied.
 
     On a terminal that is too narrow for that, each row is a few lines of its own, with the columns' names in them.
     """
@@ -74,24 +76,26 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     widths = [
         max([cell_len(column), *(row[number].cell_len for row in cells)]) for number, column in enumerate(columns)
     ]
-    others = sum(width + 2 for width in widths[:-1])
-    last = min(widths[-1], max(out.width - others - 2, min(widths[-1], LAST_COLUMN_WIDTH_MIN)))
-    if others + last > out.width:
-        _print_blocks(columns, cells)
+    room = out.width - sum(width + 2 for width in widths[:-1]) - 2
+    if is_prose:
+        widths[-1] = min(widths[-1], max(room, PROSE_WIDTH_MIN))
+    if widths[-1] > room and out.width != WIDTH_OF_NONE:
+        _print_blocks(columns, cells, is_prose=is_prose)
         return
     table = Table(box=None)
-    for column, width in zip(columns, [*widths[:-1], last], strict=True):
+    for column, width in zip(columns, widths, strict=True):
         table.add_column(column, no_wrap=True, overflow="ellipsis", width=width)
     for row in cells:
         table.add_row(*row)
-    Console(highlight=False, width=others + last + 2).print(table)
+    Console(highlight=False, width=max(out.width, sum(width + 2 for width in widths))).print(table)
 
 
-def _print_blocks(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
-    """Each row: its first column, then the others by name, as many in a line as go in; the last one alone."""
+def _print_blocks(columns: Sequence[str], rows: Sequence[Sequence[Text]], *, is_prose: bool) -> None:
+    """Each row: its first column, then the others by name, as many in a line as go in; prose alone, on one line."""
     for row in rows:
         line = row[0].plain
-        for column, cell in zip(columns[1:-1], row[1:-1], strict=True):
+        named = slice(1, -1 if is_prose else None)
+        for column, cell in zip(columns[named], row[named], strict=True):
             if not cell:
                 continue
             word = f"{column} {cell.plain}"
@@ -101,7 +105,7 @@ def _print_blocks(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> Non
             else:
                 line = f"{line}  {word}"
         out.print(Text(line))
-        if row[-1]:
-            rest = Text(f"{INDENT}{row[-1].plain}".replace("\n", " "))
-            rest.truncate(max(out.width, LAST_COLUMN_WIDTH_MIN), overflow="ellipsis")
-            out.print(rest)
+        if is_prose and row[-1]:
+            prose = Text(f"{INDENT}{row[-1].plain}".replace("\n", " "))
+            prose.truncate(max(out.width, PROSE_WIDTH_MIN), overflow="ellipsis")
+            out.print(prose)
