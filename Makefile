@@ -4,7 +4,7 @@ ARGS ?=
 # The tests start workers and gateways by the dozen: what they import is compiled once, also where the environment says no.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test bench chaos lint lock clean
+.PHONY: run test bench chaos lint audit-deps lock clean
 .DEFAULT_GOAL := run
 
 run: .venv/run  ## draws from end to end on an embedded default: no server, no root
@@ -23,6 +23,12 @@ bench: .venv/dev  ## the figures of the README, and its chart
 
 chaos: .venv/dev  ## the longer fault runs
 	$(BIN)/python -m pytest -m chaos $(ARGS)
+
+audit-deps: .venv/dev  ## known vulnerabilities in the locked dependencies (asks the package index), and build/tombola.cdx.json
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible -o build/tombola.cdx.json
+	@$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements.lock -r requirements-dev.lock || \
+		{ echo "audit-deps: a vulnerability is known, or it could not be asked for: see above" >&2; exit 1; }
 
 lock:  ## resolve the dependencies anew, with hashes; needs uv
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

@@ -37,7 +37,7 @@ MULTIPROCESS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 LOOK_EVERY_S: Final = 5.0
 LOOK_SHARE_MAX: Final = 0.05  # of the time, spent on looking
-ROLES: Final = ("worker", "relay", "gateway")
+ROLES: Final = ("worker", "relay", "gateway", "beat")
 
 PUBLISHED_AGAIN: Final = Counter("tombola_relay_published", "accepted requests that the relay published again")
 GIVEN_UP: Final = Counter("tombola_relay_given_up", "requests that the relay has given up, by reason", ["reason"])

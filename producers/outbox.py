@@ -41,7 +41,7 @@ TRIES_MAX: Final = 10
 DELAY_S_MAX: Final = 300.0
 TIMEOUT_S: Final = 86_400.0
 IDLE_WAIT_S: Final = 1.0
-TIME_OUT_EVERY_S: Final = 60.0
+TIME_OUT_EVERY_S: Final = 60.0  # at most: it is looked at when the oldest is due
 BACKOFF_S_MAX: Final = 10.0
 
 # What is told, in the same transaction, of requests that are given up: which, and why.
@@ -187,6 +187,20 @@ def time_out_once(
     return len(dead)
 
 
+def next_time_out_s(engine: Engine, *, timeout_s: float = TIMEOUT_S) -> float:
+    """In how many seconds the oldest of the accepted requests is to be given up: 0 or less if that is due.
+
+    Raises as time_out_once does. What is accepted from here on is due later.
+    """
+    try:
+        with engine.connect().execution_options(read_only=True) as connection:
+            oldest = requests.oldest_accepted(connection)
+            age_s = 0.0 if oldest is None else (clock.now(connection) - oldest).total_seconds()
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+    return timeout_s - age_s
+
+
 def archive_once(engine: Engine, *, older_than_s: float, rows_max: int = ROWS_MAX) -> int:
     """Archive up to rows_max requests that settled more than `older_than_s` ago; return how many."""
     try:
@@ -198,7 +212,7 @@ def archive_once(engine: Engine, *, older_than_s: float, rows_max: int = ROWS_MA
 
 
 class Relay:
-    """The relay as a loop: `relay_once` whenever there may be something, and now and then `time_out_once`.
+    """The relay as a loop: `relay_once` whenever there may be something, and `time_out_once` when the oldest is due.
 
     `bury` is told of what is given up; `afterwards` is called at the end of each pass.
     """
@@ -234,7 +248,8 @@ class Relay:
         return cls(engine, broker, settings, bury=bury, afterwards=afterwards)
 
     def run_once(self) -> int:
-        """Publish all that is overdue, and time out what is due for it; return how many were published."""
+        """Time out what is due for it, and publish all that is overdue; return how many were published."""
+        self._time_out()  # first: it needs no broker, and a broker that is away ends this here
         published = relay_once(
             self._engine,
             self._broker,
@@ -243,14 +258,21 @@ class Relay:
             bury=self._bury,
             results=self._results,
         )
-        if time.monotonic() >= self._next_time_out:
-            timeout_s = self._settings.request_timeout_s
-            while time_out_once(self._engine, timeout_s=timeout_s, bury=self._bury, results=self._results) == ROWS_MAX:
-                pass
-            self._next_time_out = time.monotonic() + TIME_OUT_EVERY_S
         self._afterwards(self._engine)
         metrics.LAST_PASS.set_to_current_time()
         return published
+
+    def _time_out(self) -> None:
+        if time.monotonic() < self._next_time_out:
+            return
+        timeout_s = self._settings.request_timeout_s
+        due_in_s = next_time_out_s(self._engine, timeout_s=timeout_s)
+        if due_in_s <= 0:
+            while time_out_once(self._engine, timeout_s=timeout_s, bury=self._bury, results=self._results) == ROWS_MAX:
+                pass
+            due_in_s = next_time_out_s(self._engine, timeout_s=timeout_s)
+        # One that another transaction holds is overdue still: it is looked at in the next pass.
+        self._next_time_out = time.monotonic() + min(TIME_OUT_EVERY_S, max(0.0, due_in_s))
 
     def run(self, stopping: threading.Event) -> None:
         """Relay until told to stop. No error ends this loop: it backs off, says so, and goes on.

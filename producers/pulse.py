@@ -72,7 +72,7 @@ class Member(NamedTuple):
 class Pulse:
     """One process's pulse: `start()` it, `add()` to it from any thread, `stop()` it.
 
-    `role` is worker, relay or gateway. Start it in the process that it is about: threads do not survive a fork.
+    `role` is worker, relay, gateway or beat. Start it in the process that it is about: threads do not survive a fork.
     """
 
     def __init__(self, client: redis.Redis, role: str, name: str = "") -> None:

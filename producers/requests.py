@@ -571,6 +571,14 @@ def states_of_sessions(connection: Connection, lottery_session_ids: Sequence[str
     }
 
 
+def oldest_accepted(connection: Connection) -> datetime | None:
+    """When the oldest of the requests under way was accepted; None while there is none."""
+    oldest: datetime | None = connection.execute(
+        select(func.min(table.c.accepted_at)).where(table.c.status == ACCEPTED)
+    ).scalar()
+    return oldest
+
+
 def count_accepted_once(connection: Connection) -> int:
     """count_accepted at its cheapest: whether the table can be read at all."""
     return count_accepted(connection, count_max=1)

@@ -33,6 +33,7 @@ ACCOUNT_ADD: Final = "account add"
 ACCOUNT_RECHARGE: Final = "account recharge"
 ON_RECORD: Final = "on record"
 
+_is_asset_code = re.compile(r"[A-Za-z0-9._-]{1,50}").fullmatch
 _is_standalone_recharge = re.compile(rf"{RECHARGE}_([1-9]\d{{0,18}})_\d{{13}}_[0-9a-f]{{6}}").fullmatch
 
 
@@ -99,8 +100,10 @@ def add(
 
     `user_id` None is the next free number. With a `key`, the opening has a ledger row whatever the balance, and a
     repeat changes nothing and answers as the first one did. `by` is the operator, for the record. Raises InvalidRequest
-    for a balance that will not do, or if the user has such an account; and as `recharge` does.
+    for an asset code or a balance that will not do, or if the user has such an account; and as `recharge` does.
     """
+    if not _is_asset_code(asset_code):
+        raise InvalidRequest(f"an asset code is 1 to 50 characters of A-Z a-z 0-9 . _ and -: {asset_code!r:.80}")
     if balance:
         _check_amount(balance)
     row_key = None if key is None else keys.derive(key, OPENING_TYPE)

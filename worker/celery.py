@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 from celery import Celery, bootsteps, signals
+from celery.schedules import crontab
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 RELAY_EVERY_S: Final = 5.0
 ARCHIVE_EVERY_S: Final = 600.0
+AUDIT_AT_HOUR: Final = 2  # UTC, and a half
 
 
 class Misconfigured(ConfigurationError, click.ClickException):
@@ -85,7 +87,8 @@ def make_app(settings: Settings) -> DrawsApp:
         timezone="UTC",
         beat_schedule={
             "forget-consumers": {"task": "tombola.forget_consumers", "schedule": tasks.CONSUMER_IDLE_S_MAX},
-            "audit": {"task": "tombola.audit", "schedule": 24 * 3600},
+            # By the clock: 24 hours would begin anew whenever beat starts without its schedule file.
+            "audit": {"task": "tombola.audit", "schedule": crontab(hour=AUDIT_AT_HOUR, minute=30)},
             # One that waits for longer than the next one comes is late enough to be left out.
             "relay": {"task": "tombola.relay", "schedule": RELAY_EVERY_S, "options": {"expires": RELAY_EVERY_S}},
             "archive": {"task": "tombola.archive", "schedule": ARCHIVE_EVERY_S},
@@ -196,3 +199,10 @@ app = _app_from_env()
 def _set_up_logging(loglevel: int | str | None = None, logfile: str | None = None, **_options: Any) -> None:
     """In place of Celery's own, at --loglevel and to --logfile: in workers, their pools, and beat."""
     set_up_logging(app.draw_settings.log_format, level=loglevel or logging.WARNING, file=logfile)
+
+
+@signals.beat_init.connect  # type: ignore[untyped-decorator]
+@signals.beat_embedded_init.connect  # type: ignore[untyped-decorator]
+def _show_pulse_of_beat(**_options: Any) -> None:
+    """Beat does nothing but send tasks: that it is away shows nowhere else before the night is over."""
+    Pulse.open(app.draw_settings, "beat")

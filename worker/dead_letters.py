@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, false, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers import clock, requests
@@ -74,7 +74,9 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             (table.c.account_id, self.account_id),
             (table.c.request_key, self.request_key),
         ):
-            if value is not None:
+            if isinstance(value, str) and not value.isascii():
+                parts.append(false())  # none is called so, and MariaDB refuses to compare them
+            elif value is not None:
                 parts.append(column == value)
         if self.older_than_s is not None:
             parts.append(table.c.last_parked_at < now - timedelta(seconds=self.older_than_s))
@@ -135,7 +137,7 @@ def request_in(body: bytes, body_bytes: int) -> DrawRequest:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Dead letters that are alike: `title` is the latest one's error, `sample_id` its id."""
+    """Dead letters that are alike: `title` is the latest one's error, `error_type` its kind, `sample_id` its id."""
 
     group_id: str
     cause: str
@@ -144,6 +146,7 @@ class Group:
     first_parked_at: datetime
     last_parked_at: datetime
     sample_id: int
+    error_type: str | None
 
 
 # ---- look ------------------------------------------------------------------------------------------------------------
@@ -212,7 +215,7 @@ def groups(connection: Connection, selection: Selection) -> list[Group]:
     shown: dict[int, Any] = {}
     ids = sorted({it for row in found for it in (row.oldest, row.sample)})
     for start in range(0, len(ids), ROWS_MAX):
-        some_of_them = select(table.c.id, table.c.error, table.c.first_parked_at).where(
+        some_of_them = select(table.c.id, table.c.error, table.c.error_type, table.c.first_parked_at).where(
             table.c.id.in_(ids[start : start + ROWS_MAX])
         )
         shown |= {row.id: row for row in connection.execute(some_of_them)}
@@ -225,6 +228,7 @@ def groups(connection: Connection, selection: Selection) -> list[Group]:
             shown[row.oldest].first_parked_at,
             row.last,
             row.sample,
+            shown[row.sample].error_type,
         )
         for row in found
         if row.oldest in shown and row.sample in shown  # else they went meanwhile

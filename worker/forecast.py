@@ -40,6 +40,8 @@ OUTCOMES: Final = (
 )  # fmt: skip
 # What a replay leaves parked.
 REFUSALS: Final = (CONFLICT, CANNOT_BE_PARSED, UNVOUCHED)
+# What is parked still, or again, after a replay.
+HOPELESS: Final = (*REFUSALS, UNKNOWN_CAMPAIGN)
 
 LINES_MAX: Final = 200_000
 
@@ -89,6 +91,16 @@ class Forecast:
     @property
     def total(self) -> int:
         return sum(self.counts.values())
+
+    @property
+    def hopeless(self) -> int:
+        """How many would be left parked, or be parked again."""
+        return sum(self.counts[it] for it in HOPELESS)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether that is most of them: then a replay is asked for twice, and begins with a few."""
+        return 2 * self.hopeless > self.total
 
     def add(self, line: Line) -> None:
         """Count a line, and keep it if there is room."""

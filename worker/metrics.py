@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from producers.database import explain
 from producers.metrics import Throttle
+from worker import audits
 from worker.parking import CAUSES
 from worker.schema import dead_letters, replays
 
@@ -54,6 +55,16 @@ LATENCY: Final = Histogram(
 DEAD_LETTERS: Final = Gauge(
     "tombola_dead_letters", "dead letters, by state and cause", ["state", "cause"], multiprocess_mode="mostrecent"
 )
+LAST_AUDIT: Final = Gauge(
+    "tombola_audit_last_timestamp_seconds",
+    "when the last audit on record ended; 0: there is none",
+    multiprocess_mode="mostrecent",
+)
+AUDIT_VIOLATIONS: Final = Gauge(
+    "tombola_audit_violations",
+    "violations that the last audit found, and invariants that it could not look at",
+    multiprocess_mode="mostrecent",
+)
 BROKER_LOST: Final = Counter(
     "tombola_broker_lost", "accepted draws that RabbitMQ let go by a policy, left to the relay", ["reason"]
 )
@@ -90,8 +101,10 @@ def tell_retry(error: BaseException) -> None:
     RETRIES.labels(str(code) if code in CODES else "other").inc()
 
 
-class DeadLetterCount:
-    """Counts the dead letters, and what became of those replayed. Call it often: it looks when it is time.
+class OperatorsLookout:
+    """Counts the dead letters and what became of those replayed, and knows the last audit.
+
+    Call it often: it looks when it is time.
 
     Replays run in shells and in the console, which nobody scrapes: their outcomes are counted from their rows, from
     the first look on.
@@ -103,7 +116,7 @@ class DeadLetterCount:
         self._outcomes: dict[str, int] | None = None
 
     def look(self, engine: Engine) -> None:
-        """Set the gauge if it is time, what has no dead letter left to 0; and move the counter on."""
+        """Set the gauges if it is time, what has no dead letter left to 0; and move the counter on."""
         if not self._throttle.is_due():
             return
         try:
@@ -114,8 +127,11 @@ class DeadLetterCount:
                     )
                 ).all()
                 sums = connection.execute(select(*(func.sum(replays.c[name]).label(name) for name in OUTCOMES))).one()
+                audit = audits.last(connection)
         except SQLAlchemyError as error:
-            log.warning("how many dead letters there are is not known: %s", explain(error))
+            log.warning(
+                "how many dead letters there are, and when the last audit was, is not known: %s", explain(error)
+            )
             return
         finally:
             self._throttle.done()
@@ -127,3 +143,5 @@ class DeadLetterCount:
         for name, before in (self._outcomes or outcomes).items():
             REPLAYED.labels(name).inc(max(0, outcomes[name] - before))
         self._outcomes = outcomes
+        LAST_AUDIT.set(0 if audit is None else audit.at.timestamp())
+        AUDIT_VIOLATIONS.set(0 if audit is None else audit.violations + len(audit.not_looked_at))

@@ -29,6 +29,9 @@ Role = Literal["viewer", "operator"]
 ROLES: Final[tuple[str, ...]] = get_args(Role)
 PASSWORD_LENGTH_MIN: Final = 12
 PASSWORD_LENGTH_MAX: Final = 1024  # hashing a novel takes its time
+# zxcvbn's scale goes from 0 to 4; below 3 a password falls to a hundred million guesses.
+PASSWORD_SCORE_MIN: Final = 3
+SCORED_LENGTH_MAX: Final = 72  # zxcvbn's own limit: what begins well enough is good enough
 IDLE: Final = timedelta(minutes=30)
 LIFETIME: Final = timedelta(hours=12)
 TOUCH_EVERY: Final = timedelta(minutes=1)  # a page is not a write
@@ -59,7 +62,7 @@ def add(engine: Engine, name: str, role: str, password: str, *, by: str | None =
     if not _is_name(name):
         raise InvalidRequest(f"a user's name is 1 to 64 characters of A-Z a-z 0-9 . _ and -: {name!r:.80}")
     _check_role(role)
-    _check_password(password)
+    _check_password(password, name)
     values = {"name": name, "role": role, "password_hash": _hasher().hash(password)}
     try:
         with engine.begin() as connection:
@@ -81,8 +84,8 @@ def list_all(engine: Engine) -> list[Operator]:
 def remove(engine: Engine, name: str, *, by: str | None = None) -> None:
     """Let somebody in no more, and end the sessions. Raises InvalidRequest for a user that there is not."""
     with engine.begin() as connection:
-        if not connection.execute(delete(operators).where(operators.c.name == name)).rowcount:
-            raise _no_such_user(name)
+        _lock(connection, name)
+        connection.execute(delete(operators).where(operators.c.name == name))
         _end_sessions(connection, name)
         _record(connection, by, "user remove", {"name": name})
 
@@ -98,7 +101,7 @@ def change_role(engine: Engine, name: str, role: str, *, by: str | None = None) 
 
 def change_password(engine: Engine, name: str, password: str, *, by: str | None = None) -> None:
     """Give somebody another password, and end the sessions: whoever knows the old one is out."""
-    _check_password(password)
+    _check_password(password, name)
     password_hash = _hasher().hash(password)
     with engine.begin() as connection:
         _lock(connection, name)
@@ -108,9 +111,11 @@ def change_password(engine: Engine, name: str, password: str, *, by: str | None 
 
 
 def verify(engine: Engine, name: str, password: str) -> Operator | None:
-    """Who this is; None for a wrong password and, after just as long, for a name that is nobody's."""
-    with engine.connect().execution_options(read_only=True) as connection:
-        row = connection.execute(select(operators).where(operators.c.name == name)).first()
+    """Who this is; None for a wrong password and, after just as long, for a name that is nobody's, or is no name."""
+    row = None
+    if _is_name(name):  # MariaDB refuses to compare a column of ASCII with anything else
+        with engine.connect().execution_options(read_only=True) as connection:
+            row = connection.execute(select(operators).where(operators.c.name == name)).first()
     password_hash = _nobodys_hash() if row is None else row.password_hash
     try:
         _hasher().verify(password_hash, password[: PASSWORD_LENGTH_MAX + 1])
@@ -197,17 +202,23 @@ def _check_role(role: str) -> None:
         raise InvalidRequest(f"a user's role is {' or '.join(ROLES)}: {role!r:.80}")
 
 
-def _check_password(password: str) -> None:
+def _check_password(password: str, name: str) -> None:
     if not PASSWORD_LENGTH_MIN <= len(password) <= PASSWORD_LENGTH_MAX:
         raise InvalidRequest(
             f"a password has at least {PASSWORD_LENGTH_MIN} characters, and at most {PASSWORD_LENGTH_MAX:,}"
         )
+    from zxcvbn import zxcvbn  # its lists of common passwords take a moment to load
+
+    found = zxcvbn(password[:SCORED_LENGTH_MAX], user_inputs=[name, "tombola", "operator", "console"])
+    if found["score"] < PASSWORD_SCORE_MIN:
+        why = found["feedback"]["warning"] or "it is made of common words, names or patterns"
+        raise InvalidRequest(f"this password is soon guessed ({why.rstrip('.')}): take another one")
 
 
 def _lock(connection: Connection, name: str) -> None:
-    """Hold the user's row, so that nobody removes it meanwhile; raises InvalidRequest if it is gone."""
-    row = connection.execute(select(operators.c.name).where(operators.c.name == name).with_for_update()).first()
-    if row is None:
+    """Hold the user's row, so that nobody removes it meanwhile; raises InvalidRequest if it is gone, or is no name."""
+    mine = select(operators.c.name).where(operators.c.name == name).with_for_update()
+    if not _is_name(name) or connection.execute(mine).first() is None:
         raise _no_such_user(name)
 
 

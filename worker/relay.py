@@ -12,14 +12,14 @@ from producers.metrics import are_wanted
 from producers.outbox import Relay
 from producers.settings import Settings
 from worker import parking
-from worker.metrics import DeadLetterCount
+from worker.metrics import OperatorsLookout
 
 LOOK_FOR_UNSEEN_EVERY_S: Final = 600.0
 
 
 def open_relay(settings: Settings) -> Relay:
     """A relay for `settings`; it connects at first use."""
-    count = DeadLetterCount()
+    lookout = OperatorsLookout()
     worker = f"relay@{parking.here()}"
     next_look = 0.0
 
@@ -31,7 +31,7 @@ def open_relay(settings: Settings) -> Relay:
                 pass
             next_look = time.monotonic() + LOOK_FOR_UNSEEN_EVERY_S
         if are_wanted(settings):
-            count.look(engine)
+            lookout.look(engine)
 
     return Relay.from_settings(
         settings,

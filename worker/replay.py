@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, insert, select, update
@@ -34,7 +34,7 @@ from producers.settings import Settings
 from worker import actions, parking
 from worker.dead_letters import Selection
 from worker.forecast import letters_of, originals_settled, selected_ids
-from worker.parking import OPEN, PARKED_AGAIN, REPLAYING, ROWS_MAX, SETTLED
+from worker.parking import FAILED_ALONE, OPEN, PARKED_AGAIN, REPLAYING, ROWS_MAX, SETTLED
 from worker.schema import dead_letters
 from worker.schema import replays as table
 from worker.vouching import Vouching
@@ -46,6 +46,7 @@ DONE: Final = "done"
 STOPPED: Final = "stopped"
 FAILED: Final = "failed"
 
+CANARY: Final = 10  # how many are sent first, where the forecast calls it hopeless
 LOOK_EVERY_S: Final = 0.25
 SILENT_S_MAX: Final = 60.0  # nothing settles for so long: nobody is at work
 DEAD_AFTER_S: Final = 60.0  # a replay that gives no sign of life for so long has died
@@ -102,6 +103,15 @@ class Replay(NamedTuple):
     @property
     def is_running(self) -> bool:
         return self.status == RUNNING
+
+    @property
+    def outcome(self) -> Literal["busy", "good", "mixed", "bad"]:
+        """What to make of it: `done` says only that all were tried. Bad is one that has ended and settled nothing."""
+        if self.is_running:
+            return "bad" if self.has_died else "busy"
+        if self.status == DONE and self.settled == self.selected:
+            return "good"
+        return "mixed" if self.settled else "bad"
 
 
 # ---- begin, stop, look -----------------------------------------------------------------------------------------------
@@ -305,7 +315,9 @@ class Replayer:
         back = [cause for it, (cause, _) in now.items() if causes[it][0] == cause]
         if back:
             error = next(error for it, (cause, error) in now.items() if cause == back[0])
-            raise _Ended(STOPPED, f"the cause came back: {len(back)} of {len(step)} parked again, {back[0]}: {error}")
+            # Everybody sees this: what failed alone may have failed for its prize.
+            why = back[0] if back[0] == FAILED_ALONE else f"{back[0]}: {error}"
+            raise _Ended(STOPPED, f"the cause came back: {len(back)} of {len(step)} parked again, {why}")
 
     def _causes(self, ids: Sequence[int], *, state: str | None = None) -> dict[int, tuple[str, str]]:
         found: dict[int, tuple[str, str]] = {}

@@ -24,7 +24,7 @@ from producers.schema import account_asset_balances as accounts
 from producers.schema import api_idempotency_requests as requests
 from producers.schema import asset_transactions as transactions
 from worker import accounts as acts
-from worker import audit, dead_letters
+from worker import audit, audits, dead_letters
 from worker.actions import shell_operator
 from worker.batch import Wheels
 
@@ -165,7 +165,9 @@ def show(summary: Summary, engine: Engine, wheels: Wheels, console: Console) -> 
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    return show_audit(audit.audit(engine, wheels), console)
+    report = audit.audit(engine, wheels)
+    audits.record(engine, report, by=shell_operator())
+    return show_audit(report, console)
 
 
 def show_audit(report: audit.Report, console: Console) -> bool:

@@ -6,7 +6,7 @@ one draw among five million is told as fast as that of one among five.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
@@ -19,6 +19,7 @@ from producers.ledger import Account
 from producers.schema import api_idempotency_requests, asset_transactions
 from worker import parking
 from worker.actions import Action
+from worker.audits import AUDIT
 from worker.schema import dead_letters, operator_actions, replays
 
 # What happened, and how much it matters to somebody who looks for what went wrong.
@@ -71,21 +72,24 @@ class Story(NamedTuple):
     draws: Sequence[Draw] = ()
 
 
-def tell(connection: Connection, query: str) -> Story:
-    """The story of a request key, a session id or, if it is none of those, an account."""
+def tell(connection: Connection, query: str, *, letter_as: Callable[[Any], Any] = lambda row: row) -> Story:
+    """The story of a request key, a session id or, if it is none of those, an account.
+
+    `letter_as` makes of a dead letter's row what may be told of it.
+    """
     query = query.strip()
     if not query or len(query) > 100 or not query.isascii():
         return Story(query, "nothing")
-    story = _of_draw(connection, query)
+    story = _of_draw(connection, query, letter_as)
     if story is None and query.isdecimal() and int(query) < 2**63:
-        story = _of_account(connection, query)
+        story = _of_account(connection, query, letter_as)
     return story or Story(query, "nothing")
 
 
 # ---- a draw ----------------------------------------------------------------------------------------------------------
 
 
-def _of_draw(connection: Connection, query: str) -> Story | None:
+def _of_draw(connection: Connection, query: str, letter_as: Callable[[Any], Any]) -> Story | None:
     request = _request(connection, api_idempotency_requests.c.request_key == query) or _request(
         connection, api_idempotency_requests.c.lottery_session_id == query
     )
@@ -96,6 +100,7 @@ def _of_draw(connection: Connection, query: str) -> Story | None:
         # It never became a request: a dead letter may know its session, or its key.
         sessions |= {it.lottery_session_id for it in letters if it.lottery_session_id}
         letters = _letters(connection, keys | {it.request_key for it in letters if it.request_key}, sessions)
+    letters = [letter_as(it) for it in letters]
     rows = [row for session in sorted(sessions) for row in ledger.session_rows(connection, session)]
     if request is None and not letters and not rows:
         return None
@@ -233,7 +238,7 @@ def _actions_about(connection: Connection, ids: set[int], since: datetime) -> li
     """Of the latest actions, those that name one of these dead letters."""
     query = (
         select(operator_actions)
-        .where(operator_actions.c.at >= since, or_(operator_actions.c.action.not_in(("login", "user add"))))
+        .where(operator_actions.c.at >= since, or_(operator_actions.c.action.not_in(("login", "user add", AUDIT))))
         .order_by(operator_actions.c.id.desc())
         .limit(ACTIONS_MAX)
     )
@@ -261,7 +266,7 @@ def _numbers(details: Any) -> set[int]:
 # ---- an account ------------------------------------------------------------------------------------------------------
 
 
-def _of_account(connection: Connection, query: str) -> Story | None:
+def _of_account(connection: Connection, query: str, letter_as: Callable[[Any], Any]) -> Story | None:
     account_id = int(query)
     account = ledger.find_account(connection, account_id)
     letters = connection.execute(
@@ -278,7 +283,7 @@ def _of_account(connection: Connection, query: str) -> Story | None:
         account=account,
         account_id=account_id,
         draws=_draws(connection, account_id),
-        dead_letters=list(letters),
+        dead_letters=[letter_as(it) for it in letters],
     )
 
 

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -15,7 +16,7 @@ from producers import api_keys, requests
 from producers.contract import DrawRequest
 from producers.database import open_engine, transaction, utc_now
 from producers.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.errors import ConfigurationError
+from producers.errors import ConfigurationError, InternalError
 from producers.requests import Asked
 from producers.schema import account_asset_balances as balances
 from producers.schema import api_idempotency_requests
@@ -23,7 +24,7 @@ from producers.schema import asset_transactions as transactions
 from producers.settings import Settings
 from tests.ledgers import migrated
 from tests.processes import SEED
-from worker import accounts, audit, batch, cli
+from worker import accounts, audit, audits, batch, cli
 from worker.audit import INVARIANTS, Report
 from worker.audit_record import API_KEY_ADD, API_KEY_REVOKE
 from worker.batch import Effort
@@ -388,6 +389,41 @@ def test_the_nightly_audit_says_the_same(
     assert any("account 3: holds 9999.00, and has no rows" in it for it in logged)
     assert any("I12 is not looked at" in it for it in logged)
     assert not any("I1 is" in it for it in logged)
+
+
+def test_an_audit_is_on_record(books: Engine, spoil: Break, tombola_audit: Audited) -> None:
+    """When it was, by whom, and what it found: so that one that did not run is seen."""
+    from worker.celery import make_app
+
+    def last() -> audits.Audited | None:
+        with books.connect().execution_options(read_only=True) as connection:
+            return audits.last(connection)
+
+    assert last() is None
+    began = utc_now()
+    make_app(Settings.from_env()).tasks["tombola.audit"].apply().get()
+    nightly = last()
+    assert nightly is not None
+    assert (nightly.by, nightly.violations, nightly.not_looked_at) == ("tombola.audit", 0, ())
+    assert nightly.is_clean
+    assert timedelta(seconds=-5) < nightly.at - began < timedelta(seconds=60)
+    spoil(f"UPDATE {ACCOUNTS} SET balance = ¤9999.00 WHERE user_id = 3")
+    assert tombola_audit()[0] == 1
+    by_hand = last()
+    assert by_hand is not None
+    assert by_hand.by.startswith("shell:")
+    assert by_hand.violations >= 1
+    assert not by_hand.is_clean
+    assert audit.audit(books, WHEELS).states["I12"] == "holds"
+
+
+def test_who_may_only_read_may_audit(books: Engine, tombola_audit: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise InternalError("the database refuses this: INSERT command denied")
+
+    monkeypatch.setattr(audits, "record", refuse)
+    status, said = tombola_audit()
+    assert (status, "The books balance." in said) == (0, True)
 
 
 def test_an_empty_database_is_no_audit(database_url: str) -> None:

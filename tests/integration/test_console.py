@@ -10,16 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qsl
 
+import pymysql
 import pytest
+from redis import Redis
 from sqlalchemy import Engine, insert, select, update
 
 from producers.contract import DrawRequest
 from producers.database import utc_now
+from producers.pulse import Pulse
 from producers.settings import Settings
 from tests import processes, servers
 from tests.consoles import PASSWORD, Console, Visitor
-from worker import actions, operators, parking
+from worker import actions, audit, audits, dead_letters, operators, parking
 from worker.console.app import create_app
 from worker.deliveries import Delivery
 from worker.parking import Parking
@@ -125,6 +129,31 @@ def test_the_right_password_opens(nobody: Visitor, house: processes.House) -> No
 def test_behind_tls_the_cookie_stays_there(nobody: Visitor) -> None:
     answer = nobody.log_in(OPERATOR, x_forwarded_proto="https")
     assert all("Secure" in it for it in answer.headers.get_list("set-cookie"))
+
+
+def test_behind_tls_the_browser_is_told_to_stay_there(ann: Visitor, nobody: Visitor) -> None:
+    for visitor, path in (
+        *((ann, it) for it in ("/", "/nothing", "/live.json", "/static/console.css", "/static/nothing.js")),
+        *((nobody, it) for it in ("/", "/login", "/live.json")),
+    ):
+        headers = visitor.get(path, headers={"x-forwarded-proto": "https"}).headers
+        assert headers["strict-transport-security"] == "max-age=31536000", path
+        assert "strict-transport-security" not in visitor.get(path).headers, path
+
+
+def test_a_name_of_any_alphabet_is_a_wrong_name(
+    nobody: Visitor, house: processes.House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MariaDB refuses to compare it with a column of ASCII."""
+    for name in ("é", "Jörg", "Ωmega", "🎰", "an\x00n", "١"):
+        caplog.clear()
+        answer = nobody.log_in(name)
+        assert answer.status_code == 401
+        assert "The name or the password is wrong." in answer.text
+        (line,) = [it for it in caplog.records if "login failed" in it.getMessage()]
+        assert repr(name) in line.getMessage()
+        assert not [it for it in caplog.records if it.exc_info]
+    assert "login" not in recorded(house)
 
 
 @pytest.mark.parametrize("where", ["https://elsewhere.test/", "//elsewhere.test/", "/\\elsewhere.test", "javascript:1"])
@@ -285,6 +314,25 @@ def test_every_answer_tells_the_browser_what_to_keep_to(ann: Visitor, nobody: Vi
     assert ann.post("/replays").headers["content-security-policy"]
 
 
+@pytest.mark.parametrize(("what", "path"), [("session", "/"), ("list_all", "/users")])
+def test_a_mistake_of_ours_is_answered_with_the_same_headers(
+    ann: Visitor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str, path: str
+) -> None:
+    """Before a page begins, and in the middle of one."""
+
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise RuntimeError("a secret of ours")
+
+    monkeypatch.setattr(operators, what, fail)
+    answer = ann.get(path)
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-store"
+    processes.wait_for(lambda: "a secret of ours" in caplog.text, within_s=10, what=lambda: caplog.text)
+
+
 def test_scripts_have_their_nonce_and_nothing_comes_from_elsewhere(ann: Visitor, house: processes.House) -> None:
     (id,) = park(house, 1)
     for page in (*PAGES, f"/dead-letters/{id}", "/nothing"):
@@ -361,6 +409,23 @@ def test_what_cannot_be_asked_is_said(ann: Visitor, path: str) -> None:
     assert "This cannot be asked" in answer.text
 
 
+def test_any_text_can_be_filtered_by(ann: Visitor, house: processes.House) -> None:
+    park(house, 2)
+    for text in ("é", "%F0%9F%8E%B0", "%00", "%FF", "١٢", "x" * 3000):
+        for filtered in (f"key={text}", f"key={text}&group={text}&cause=unparsable"):
+            for page in ("/dead-letters", "/dead-letters/groups"):
+                answer = ann.get(f"{page}?{filtered}")
+                assert answer.status_code == 200, answer.text
+                assert "There are none." in answer.text
+        said = _forecast(ann, ann.get(f"/replays/new?group={text}").headers["location"])
+        assert "Nothing is selected." in said
+        fields = dict(parse_qsl(f"key={text}", errors="replace"))
+        for act in ("/dead-letters/discard", "/replays"):
+            assert ann.submit(act, {**fields, "reason": "é 🎰"}).status_code == 303
+        assert ann.get(f"/actions?{text}").status_code == 200
+    assert states(house) == {"parked"}
+
+
 @pytest.mark.parametrize("query", ["%00", "é", "%F0%9F%8E%B0", "'; DROP TABLE", "%", "9" * 30, "x" * 5000, "-7", "٣"])
 def test_any_story_can_be_asked_for(ann: Visitor, query: str) -> None:
     answer = ann.get(f"/story?q={query}")
@@ -416,6 +481,116 @@ def test_a_replay_needs_a_reason_and_something_to_replay(ann: Visitor, house: pr
     assert "replay" not in recorded(house)
 
 
+def test_what_the_forecast_calls_hopeless_is_asked_for_twice(ann: Visitor, house: processes.House) -> None:
+    parkings = []
+    for number in range(3):
+        request = DrawRequest(account_id=7, request_key=f"nope_{number}", campaign="spring")
+        parkings.append(Parking(Delivery(request.encode(), b"0", 5), parking.UNKNOWN_CAMPAIGN, "no campaign", request))
+    parking.park(house.engine, parkings, worker="w1")
+    address = ann.get("/replays/new?cause=unknown+campaign").headers["location"]
+    shown = _forecast(ann, address)
+    assert "3 of 3 would be parked still, or again." in shown
+    assert re.search(r'name="canary"[^>]*value="10"', shown)
+    (job,) = re.findall(r"job=(\w+)", address)
+    form = {"cause": "unknown campaign", "job": job, "canary": "10", "reason": "é: is it there?"}
+    again = ann.submit("/replays", form).headers["location"]
+    assert again.startswith("/replays/new?")
+    assert "replay" not in recorded(house)
+    shown = ann.get(again).text
+    assert "Nothing was started. Replay them all the same?" in shown
+    assert 'value="é: is it there?"' in shown
+    assert re.search(r'name="canary"[^>]*value="10"', shown)
+    started = ann.submit("/replays", {**form, "anyway": "yes"}).headers["location"]
+    assert re.fullmatch(r"/replays/\d+", started)
+    assert recorded(house)[-1] == "replay"
+
+
+def test_a_replay_is_green_if_all_of_it_settled(ann: Visitor, house: processes.House) -> None:
+    cases: list[tuple[str, dict[str, int], str]] = [
+        ("done", {"selected": 3, "sent": 3, "settled": 3}, "green"),
+        ("done", {"selected": 3, "sent": 3, "settled": 2, "parked_again": 1}, "orange"),
+        ("done", {"selected": 3, "sent": 3, "settled": 0, "parked_again": 3}, "red"),
+        ("done", {"selected": 3, "refused": 3}, "red"),
+        ("stopped", {"selected": 3, "sent": 1, "settled": 1}, "orange"),
+        ("stopped", {"selected": 3, "sent": 2, "parked_again": 2}, "red"),
+        ("failed", {"selected": 3}, "red"),
+        ("running", {"selected": 3, "sent": 3, "parked_again": 3}, "azure"),
+    ]
+    now = utc_now()
+    values = {"operator": "x", "reason": "y", "selection": '{"ids":[1]}', "options": "{}"}
+    for id, (status, counts, colour) in enumerate(cases, 1):
+        with house.engine.begin() as connection:
+            connection.execute(insert(replays).values(**values, **counts, status=status, started_at=now, seen_at=now))
+        badge = f'<span class="badge bg-{colour}-lt">{status}</span>'
+        assert badge in ann.get(f"/replays/{id}").text, counts
+        assert badge in ann.get("/replays").text.partition("</thead>")[2].partition("</tr>")[0], counts
+
+
+# ---- what a draw would win -------------------------------------------------------------------------------------------
+
+
+def test_viewers_are_not_told_what_a_parked_draw_would_win(ann: Visitor, val: Visitor, house: processes.House) -> None:
+    """Who wins can pay for the next draw: so a forecast that knows the prizes tells them, line by line."""
+    wheel = house.wheels["default"]
+    account_ids = house.accounts(2, balance=1)
+    parkings, wins = [], {}
+    for account_id, wanted in zip(account_ids, (True, False), strict=True):
+        keys = (f"draw_{account_id}_{number:03d}" for number in range(1000))
+        first = next(it for it in keys if (wheel.draw(account_id, it).amount > 0) == wanted)
+        wins[account_id] = wanted
+        for key in (first, f"second_{account_id}"):
+            request = DrawRequest(account_id=account_id, request_key=key)
+            parkings.append(Parking(Delivery(request.encode(), b"0", 5), parking.FAILED_ALONE, "boom", request))
+    parking.park(house.engine, parkings, worker="w1")
+
+    def outcomes(visitor: Visitor, account_id: int) -> list[str]:
+        address = visitor.get(f"/replays/new?account={account_id}").headers["location"]
+        shown = _forecast(visitor, address)
+        lines = shown.partition('id="lines"')[2]
+        return re.findall(r'<span class="badge bg-\w+-lt">([^<]+)</span>', lines)
+
+    charged, refused = "would charge", "would be rejected"
+    assert [outcomes(ann, it) for it in account_ids] == [[charged, charged], [charged, refused]]
+    assert [outcomes(val, it) for it in account_ids] == [[charged, refused], [charged, refused]]
+    # Nor by the address of an operator's, which can be shared.
+    shared = ann.get(f"/replays/new?account={account_ids[0]}").headers["location"]
+    _forecast(ann, shared)
+    answer = val.get(shared)
+    assert answer.status_code == 303
+    assert answer.headers["location"] != shared
+    job = shared.partition("job=")[2]
+    assert set(val.get(f"/replays/forecast.json?job={job}").json()) == {"done", "is_over"}
+    shown = _forecast(val, answer.headers["location"])
+    assert 'id="blind"' in shown
+    assert "TOMBOLA_SEED" not in shown
+    # Nor does an operator get to see a viewer's for the whole truth.
+    assert ann.get(answer.headers["location"]).status_code == 303
+    operators.change_role(house.engine, OPERATOR, "viewer", by="root")
+    assert ann.get(shared).status_code == 303
+
+
+def test_viewers_are_not_told_of_a_prize_by_the_database(ann: Visitor, val: Visitor, house: processes.House) -> None:
+    """What it says of the rows that it refused is about the prize's as well."""
+    telling = "Duplicate entry 'key_1:reward' for key 'uk_idempotency_key'"
+    request = DrawRequest(account_id=7, request_key="key_1")
+    try:
+        raise pymysql.IntegrityError(1062, telling)
+    except pymysql.IntegrityError as error:
+        it = Parking(Delivery(request.encode(), b"0", 5), parking.FAILED_ALONE, telling, request, error)
+    parking.park(house.engine, [it], worker="w1")
+    with house.engine.connect().execution_options(read_only=True) as connection:
+        (group,) = dead_letters.groups(connection, dead_letters.Selection())
+    pages = ("/dead-letters", "/dead-letters/groups", "/dead-letters/1", "/story?q=key_1", "/story?q=7")
+    for page in (*pages, f"/dead-letters?group={group.group_id}", "/dead-letters?state=all"):
+        assert "key_1:reward" in ann.get(page).text, page
+        shown = val.get(page).text
+        assert ":reward" not in shown, page
+        assert "what the database said is told to operators" in shown, page
+    with house.engine.begin() as connection:
+        connection.execute(update(table).values(state="settled"))
+    assert "key_1:reward" in val.get("/dead-letters/1").text
+
+
 def test_what_is_away_is_said(house: processes.House, console: Console) -> None:
     env = house.env | {"TOMBOLA_RESULT_URL": CLOSED, "TOMBOLA_BROKER_URL": CLOSED}
     with Console(Settings.from_env(env)) as lonely, visit(lonely, OPERATOR) as visitor:
@@ -430,6 +605,38 @@ def test_what_is_away_is_said(house: processes.House, console: Console) -> None:
         park(house, 1)
         assert visitor.get("/story?q=letter_0000").status_code == 200
         assert "Redis does not answer" in visitor.get("/story?q=letter_0000").text
+
+
+def test_housekeeping_that_is_not_done_is_said(console: Console, ann: Visitor, house: processes.House) -> None:
+    """The relay, beat and the nightly audit: on the first page, in words."""
+    has_beat = house.engine.dialect.name != "sqlite"  # `tombola up` runs without one
+
+    def live() -> dict[str, Any]:
+        time.sleep(1.05)  # what is kept for a second
+        answer: dict[str, Any] = ann.get("/live.json").json()
+        return answer
+
+    said = live()
+    assert said["audit"] == "none is on record"
+    words = [it for it in said["words"] if "broker is being asked" not in it]
+    assert [it.partition(":")[0] for it in words] == (
+        ["No audit is on record", "No relay shows a pulse", "Beat shows no pulse"]
+        if has_beat
+        else ["No relay shows a pulse"]
+    )
+    report = audit.audit(house.engine, house.wheels)
+    audits.record(house.engine, report, by="tombola.audit")
+    with Redis.from_url(house.settings.need("result_url")) as client:
+        for role in ("relay", "beat"):
+            Pulse(client, role).beat_once()
+        said = live()
+        assert said["words"] == []
+        assert said["audit"].endswith(": the books balance")
+        report.counts["I3"] = 2
+        audits.record(house.engine, report, by="shell:root@lot")
+        said = live()
+    assert "The last audit did not find all in order (2 violations)" in said["words"][0]
+    assert said["audit"].endswith(": 2 violations")
 
 
 def test_without_a_database_there_is_a_word(redis_url: str) -> None:

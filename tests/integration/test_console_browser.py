@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from redis import Redis
 from sqlalchemy import select
@@ -47,6 +48,8 @@ CHROMIUM_ARGUMENTS = (
 EXPECT_TIMEOUT_MS = 20_000
 OPERATOR, VIEWER = "ann", "val"
 GOOD, POISONED = 12, 12
+# Keys as they are, and one that is as long as a key may be.
+NIGHT, NOPE = "lottery_req_1795424054123_1c80fef5_{:03d}", "nope_{:03d}" + "_and_so_on" * 5 + "_end_"
 # Set it to a folder to have a picture of each page put there.
 SHOTS = os.environ.get("TEST_CONSOLE_SHOTS", "")
 
@@ -92,11 +95,20 @@ def park_good(house: processes.House, accounts: list[int]) -> None:
     """Draws that a bad deploy could not settle, and that settle now."""
     parkings = []
     for number in range(GOOD):
-        request = DrawRequest(account_id=accounts[number % len(accounts)], request_key=f"night_{number:03d}")
+        request = DrawRequest(account_id=accounts[number % len(accounts)], request_key=NIGHT.format(number))
         error = failure(number)
         delivery = Delivery(request.encode(), b"0", count=5, headers={"traceparent": "00-" + "ab" * 16 + "-01"})
         parkings.append(Parking(delivery, parking.FAILED_ALONE, str(error), request, error))
     parking.park(house.engine, parkings, worker="celery@lot-3")
+
+
+@contextmanager
+def relaying(house: processes.House) -> Iterator[None]:
+    """What a relay looks like to those who ask who is alive."""
+    pulse = Pulse.open(house.settings, "relay", "relay@lot-1")
+    assert pulse is not None
+    yield
+    pulse.stop()
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +119,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
         processes.House(f"sqlite:///{folder}/ledger.db", redis.url, redis.url) as house,
         processes.worker(house.env) as worker,
         Console(house.settings) as console,
+        relaying(house),
     ):
         accounts = house.accounts(5)
         operators.add(house.engine, OPERATOR, "operator", PASSWORD, by="shell:root@lot")
@@ -121,7 +134,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
             b"\xff\xfe\x00<script>alert(1)</script>",
             b'{"v":9,"request_key":"new_1"}',
             *[
-                DrawRequest(account_id=accounts[0], request_key=f"nope_{number:03d}", campaign="spring").encode()
+                DrawRequest(account_id=accounts[0], request_key=NOPE.format(number), campaign="spring").encode()
                 for number in range(POISONED)
             ],
         )
@@ -322,7 +335,7 @@ def test_filters_find_what_is_asked_for(operator: Seat, night: Night) -> None:
     page.get_by_label("Cause").select_option("unknown campaign")
     page.get_by_role("button", name="Filter").click()
     expect(page.locator("#count")).to_have_text(str(POISONED))
-    page.get_by_role("textbox", name="Request key", exact=True).fill("nope_003")
+    page.get_by_role("textbox", name="Request key", exact=True).fill(NOPE.format(3))
     page.get_by_role("button", name="Filter").click()
     expect(page.locator("#count")).to_have_text("1")
     expect(page.locator("tbody tr")).to_have_count(1)
@@ -343,7 +356,7 @@ def test_a_message_shows_all_and_runs_nothing(operator: Seat, night: Night) -> N
     page.goto(f"/dead-letters/{id}")
     expect(page.locator("#error")).to_contain_text("<script>alert(1)</script>")
     expect(page.locator("#traceback")).to_contain_text("in failure")
-    expect(page.locator("#body")).to_contain_text('"request_key":"night_000"')
+    expect(page.locator("#body")).to_contain_text(f'"request_key":"{NIGHT.format(0)}"')
     expect(page.locator("dd").filter(has_text="celery@lot-3")).to_be_visible()
     page.locator("summary").filter(has_text="Headers").click()
     expect(page.locator("#headers")).to_contain_text("traceparent")
@@ -410,12 +423,20 @@ def test_a_canary_stops_by_itself_when_the_cause_comes_back(operator: Seat, nigh
     row.get_by_role("link", name="Replay…").click()
     operator.title("Replay dead letters")
     expect(page.locator("#outcomes")).to_contain_text("unknown campaign")
+    expect(page.get_by_label("Canary")).to_have_value("10")  # it looks hopeless
     page.get_by_label("Canary").fill("2")
     page.get_by_label("Reason").fill("is the spring campaign back?")
     page.get_by_role("button", name="Start the replay").click()
+    expect(page.locator("#hopeless")).to_contain_text("12 of 12 would be parked still, or again. Nothing was started.")
+    expect(page.get_by_label("Canary")).to_have_value("2")
+    expect(page.get_by_label("Reason")).to_have_value("is the spring campaign back?")
+    assert ("ann", "replay", "is the spring campaign back?") not in night.recorded()
+    operator.shoot("replay-hopeless")
+    page.get_by_role("button", name="Replay all the same").click()
     because = page.locator("#because")
     expect(because).to_contain_text("the cause came back: 2 of 2 parked again")
     expect(page.locator("#status")).to_have_text("stopped")
+    expect(page.locator("#status .bg-red-lt")).to_be_visible()
     expect(page.locator("[data-figure=sent]")).to_have_text("2")
     operator.shoot("replay-stopped")
     # The other ten were never touched.
@@ -437,10 +458,11 @@ def test_a_replay_settles_what_can_settle_now(operator: Seat, night: Night) -> N
     page.get_by_label("Reason").fill("deploy 1.4.2 is rolled back")
     page.get_by_role("button", name="Start the replay").click()
     expect(page.locator("#status")).to_have_text("done")
+    expect(page.locator("#status .bg-green-lt")).to_be_visible()
     expect(page.locator("[data-figure=settled]")).to_have_text(str(GOOD))
     operator.shoot("replay")
     # Its story tells all of it.
-    page.goto("/story?q=night_004")
+    page.goto(f"/story?q={NIGHT.format(4)}")
     for words in ("parked", "deploy 1.4.2 is rolled back", "completed", "lottery consume"):
         expect(page.locator("#story")).to_contain_text(words)
     page.goto("/actions")
@@ -453,6 +475,7 @@ def test_a_replay_is_stopped_by_a_button(operator: Seat, night: Night) -> None:
     page.get_by_label("Per second").fill("0.5")
     page.get_by_label("Reason").fill("slowly now")
     page.get_by_role("button", name="Start the replay").click()
+    page.get_by_role("button", name="Replay all the same").click()
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#because")).to_contain_text("stopped by ann")
     expect(page.locator("#status")).to_have_text("stopped")
@@ -496,9 +519,10 @@ PAGES = {
     "groups": "/dead-letters/groups",
     "dead-letter": "/dead-letters/1",
     "replay-new": "/replays/new",
+    "replay-hopeless": "/replays/new?cause=unknown+campaign",
     "replays": "/replays",
     "replay-one": "/replays/1",
-    "story-of-a-draw": "/story?q=night_001",
+    "story-of-a-draw": f"/story?q={NIGHT.format(1)}",
     "story-of-an-account": "/story?q=1",
     "actions": "/actions",
     "users": "/users",
@@ -518,10 +542,15 @@ def test_no_page_is_wider_than_its_screen(browser: Browser, night: Night, cookie
             seat.page.goto(address)
             if name == "overview":
                 expect(seat.page.locator("#open")).not_to_have_text("…")
-            if name == "replay-new":
+            if name in ("replay-new", "replay-hopeless"):
                 expect(seat.page.locator("#outcomes")).to_be_visible()
             wide: int = seat.page.evaluate("document.documentElement.scrollWidth")
             assert wide <= width, f"{address} is {wide} px wide"
+            if width == 1280:  # nor does anything scroll inside of it
+                cut = seat.page.locator(".table-responsive").evaluate_all(
+                    "(all) => all.map((it) => it.scrollWidth - it.clientWidth)"
+                )
+                assert not [it for it in cut if it > 0], f"{address}: a table is {max(cut)} px too wide"
             seat.shoot(f"{name}-{'phone' if width < 600 else 'desktop'}")
 
 
@@ -531,3 +560,40 @@ def test_it_follows_the_system_into_the_dark(browser: Browser, night: Night, coo
         background: str = seat.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert max(int(it) for it in re.findall(r"\d+", background)[:3]) < 80
         seat.shoot("dead-letters-dark")
+
+
+# ---- for everybody ---------------------------------------------------------------------------------------------------
+
+
+def look_with_axe(seat: Seat, pages: dict[str, str], **options: Any) -> dict[str, list[str]]:
+    """What axe-core has against these pages, with all that can be opened on them open."""
+    found = {}
+    for page, address in pages.items():
+        seat.page.goto(address)
+        if page == "overview":
+            expect(seat.page.locator("#open")).not_to_have_text("…")
+        if page in ("replay-new", "replay-hopeless"):
+            expect(seat.page.locator("#outcomes")).to_be_visible()
+        seat.page.evaluate("document.querySelectorAll('details').forEach((it) => { it.open = true; })")
+        for it in Axe().run(seat.page, options=options).response["violations"]:
+            where = [f"{node['html'][:200]}: {node['failureSummary']}" for node in it["nodes"][:5]]
+            found[f"{page}: {it['id']}, {it['help']}"] = where
+    return found
+
+
+def test_axe_finds_nothing(browser: Browser, night: Night, cookies: dict[str, Any]) -> None:
+    """No page keeps anybody out who cannot see well, or uses no mouse: axe-core's rules, all of them."""
+    found = {}
+    with seated(browser, night, storage_state=cookies[OPERATOR]) as seat:
+        found |= look_with_axe(seat, PAGES)
+    with seated(browser, night, storage_state=cookies[VIEWER]) as seat:
+        found |= look_with_axe(seat, {f"{name} (viewer)": PAGES[name] for name in ("dead-letter", "replays")})
+    with seated(browser, night) as seat:
+        found |= look_with_axe(seat, {"login": "/login"})
+    assert found == {}, json.dumps(found, indent=1)
+
+
+def test_all_can_be_read_in_the_dark(browser: Browser, night: Night, cookies: dict[str, Any]) -> None:
+    with seated(browser, night, storage_state=cookies[OPERATOR], color_scheme="dark") as seat:
+        found = look_with_axe(seat, PAGES, runOnly=["color-contrast"])
+    assert found == {}, json.dumps(found, indent=1)

@@ -398,6 +398,40 @@ def test_replay_can_be_declined_and_confirmed(
     assert states(house) == {SETTLED: 1}
 
 
+def test_replaying_what_is_hopeless_is_asked_twice_and_begins_with_a_few(
+    tombola: Tombola, house: House, at_work: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (account_id,) = house.accounts(1)
+    lost = [DrawRequest(account_id=account_id, request_key=f"k{it}", campaign="spring") for it in range(12)]
+    park(house, *[good(draw) for draw in lost])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    asked: list[str] = []
+
+    def answering(*answers: bool) -> Ended:
+        asked.clear()
+        left = iter(answers)
+
+        def confirm(question: str) -> bool:
+            asked.append(question)
+            return next(left)
+
+        monkeypatch.setattr("typer.confirm", confirm)
+        return tombola("replay", "--reason", "is it there?")
+
+    ended = answering(True, False)
+    assert asked == ["Replay them?", "12 of 12 would be parked still, or again. Replay all the same?"]
+    assert (ended.status, states(house), recorded(house)) == (1, {PARKED: 12}, [])
+    assert "The first 10 are tried before the others" in ended.out
+    ended = answering(True, True)
+    assert ended.status == 1
+    assert "stopped: 10 sent, 0 settled, 10 parked again" in ended.out
+    assert states(house) == {PARKED_AGAIN: 10, PARKED: 2}
+    # Most of them decide.
+    park(house, *[good(draw) for draw in draws([account_id], 13)])
+    answering(False)
+    assert asked == ["Replay them?"]
+
+
 def test_replay_settles_what_is_selected_and_says_how_it_went(
     tombola: Tombola, house: House, at_work: Consumer
 ) -> None:

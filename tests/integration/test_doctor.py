@@ -33,12 +33,14 @@ from producers.settings import Settings
 from tests import servers
 from tests.gateways import settle
 from tests.processes import House
+from worker import audits
+from worker.audit import audit
 from worker.deliveries import open_deliveries
 from worker.doctor import Check, examine
 from worker.doctor.checks import Findings
 from worker.doctor.streams import examine_consumers, examine_stream
 from worker.ledger import open_account
-from worker.schema import dead_letters
+from worker.schema import dead_letters, operator_actions
 
 SECRET = "5ec2e7" * 12
 SEALED = {"TOMBOLA_RESULT_SECRET": SECRET, "TOMBOLA_REMOTE_CONTROL": "false"}
@@ -115,8 +117,12 @@ def test_a_deployment_in_order(mariadb_url: str) -> None:
         servers.redis(private=True, appendonly=True) as redis,
         House(mariadb_url, redis.url, redis.url, **SEALED) as house,
         consuming(house),
+        Redis.from_url(redis.url) as client,
     ):
         settle(house, DrawRequest(account_id=house.accounts(1)[0]), store=False)
+        audits.record(house.engine, audit(house.engine, house.wheels), by="tombola.audit")
+        for role in ("relay", "beat"):
+            Pulse(client, role).beat_once()
         checks = look(house)
     not_ok = {name: check for name, check in checks.items() if check.status != "ok"}
     assert not_ok == {"result store": Check("result store", "skip", "skipped: it is the broker")}
@@ -124,7 +130,8 @@ def test_a_deployment_in_order(mariadb_url: str) -> None:
     assert checks["database"].found.startswith("MariaDB 10.")
     assert checks["migrations"].found == f"at {migrations.head_revision()}, the newest"
     assert checks["workers"].found == "1 at work"
-    assert checks["members"].found == "worker: 1"
+    assert checks["members"].found == "beat: 1, relay: 1, worker: 1"
+    assert checks["audit"].found.endswith("UTC, by tombola.audit: the books balance")
 
 
 def test_a_deployment_in_order_on_rabbitmq(rabbit_house: House) -> None:
@@ -540,6 +547,44 @@ def test_members_of_other_releases_and_clocks(
     assert statuses(checks, "releases of members", "clocks of members") == expected
 
 
+@pytest.mark.parametrize(
+    ("roles", "expected"),
+    [
+        (["worker"], ["warn", "warn"]),
+        (["worker", "relay"], ["ok", "warn"]),
+        (["worker", "beat"], ["ok", "ok"]),  # then workers relay, as beat asks them to
+        (["gateway", "beat"], ["warn", "ok"]),
+    ],
+)
+def test_a_relay_or_beat_that_is_away(house: House, redis_url: str, roles: list[str], expected: list[str]) -> None:
+    with Redis.from_url(redis_url) as client:
+        for role in roles:
+            Pulse(client, role).beat_once()
+    checks = look(house)
+    assert statuses(checks, "relays", "beat") == expected
+    if expected[0] == "warn":
+        assert checks["relays"].cure == "start `tombola relay`"
+
+
+def test_an_audit_that_has_not_run(house: House, lean: House) -> None:
+    assert look(lean)["audit"].status == "skip"  # no beat asks for one there
+    check = look(house)["audit"]
+    assert (check.status, check.found) == ("warn", "no audit is on record")
+    report = audit(house.engine, house.wheels)
+    audits.record(house.engine, report, by="tombola.audit")
+    assert look(house)["audit"].status == "ok"
+    with house.engine.begin() as connection:
+        connection.execute(update(operator_actions).values(at=utc_now() - timedelta(hours=27)))
+    check = look(house)["audit"]
+    assert (check.status, check.found) == ("warn", "the last audit was 27 hours ago")
+    report.counts["I3"] = 7
+    report.completed.discard("I12")
+    audits.record(house.engine, report, by="shell:root@lot")
+    check = look(house)["audit"]
+    assert check.status == "fail"
+    assert "7 violations; not looked at: I12" in check.found
+
+
 # ---- servers that are away -------------------------------------------------------------------------------------------
 
 
@@ -563,4 +608,4 @@ def test_servers_that_are_away_are_told_once_and_soon(scheme: str, is_silent: bo
     assert failed == ["broker", "result store", "database"]
     assert took_s < (18 if is_silent else 2)
     skipped = [name for name, check in checks.items() if check.status == "skip"]
-    assert {*OF_THE_DATABASE, *OF_THE_DRAWS, "migrations", "members", "workers"} <= {*skipped}
+    assert {*OF_THE_DATABASE, *OF_THE_DRAWS, "migrations", "members", "beat", "audit", "workers"} <= {*skipped}

@@ -10,7 +10,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +32,8 @@ from producers.schema import api_idempotency_requests as requests
 from producers.settings import Settings
 from tests import gateways, processes, servers
 from tests.processes import House, draws, wait_for
-from worker import batch, ledger, metrics, parking
+from worker import audits, batch, ledger, metrics, parking
+from worker.audit import audit
 from worker.batch import Effort
 from worker.deliveries import Delivery
 from worker.relay import open_relay
@@ -306,7 +307,7 @@ def test_failed_passes_are_counted_and_the_next_one_is_told(tmp_path: Path, redi
 def test_a_cause_without_dead_letters_left_is_zero(tmp_path: Path) -> None:
     engine = open_engine(f"sqlite:///{tmp_path}/ledger.db")
     migrations.upgrade(engine)
-    count = metrics.DeadLetterCount()
+    count = metrics.OperatorsLookout()
     count._throttle = state.Throttle(0.0)
     with engine.begin() as connection:
         connection.execute(insert(dead_letters), [dead_letter(it, "parked") for it in "abc"])
@@ -322,6 +323,51 @@ def test_a_cause_without_dead_letters_left_is_zero(tmp_path: Path) -> None:
     wait_for(is_zero, within_s=5, what=lambda: "still there")
     assert now("dead_letters", state="discarded", cause="invalid") == 3
     engine.dispose()
+
+
+def test_the_last_audit_is_told(tmp_path: Path) -> None:
+    with House(f"sqlite:///{tmp_path}/ledger.db", "redis://none", "redis://none") as house:
+        lookout = metrics.OperatorsLookout()
+        lookout._throttle = state.Throttle(0.0)
+        lookout.look(house.engine)
+        assert (now("audit_last_timestamp_seconds"), now("audit_violations")) == (0, 0)
+        report = audit(house.engine, house.wheels)
+        audits.record(house.engine, report, by="tombola.audit")
+
+        def told() -> tuple[bool, float]:
+            lookout.look(house.engine)
+            return abs(now("audit_last_timestamp_seconds") - utc_now().timestamp()) < 60, now("audit_violations")
+
+        wait_for(lambda: told() == (True, 0), within_s=5, what=lambda: str(told()))
+        report.counts["I3"] = 2
+        report.completed.discard("I12")
+        audits.record(house.engine, report, by="shell:root@lot")
+        wait_for(lambda: told() == (True, 3), within_s=5, what=lambda: str(told()))
+
+
+def test_beat_shows_a_pulse(house: House, port: int, tmp_path: Path) -> None:
+    """Nothing else tells that it is away before a night has gone by without an audit."""
+    beat = [sys.executable, "-m", "celery", "-A", "worker", "beat", "--loglevel=INFO", f"--schedule={tmp_path}/beat"]
+    with (
+        processes.worker(house.env, command=RELAY, until="relaying") as relay,
+        processes.worker(house.env | {"TOMBOLA_METRICS_PORT": "0"}, command=beat, until="beat: Starting"),
+    ):
+        told = scraped(port, lambda it: it("members", role="beat") == 1, relay.log)
+        assert told("members", role="worker") == 0
+
+
+def test_the_audit_is_made_every_night_however_often_beat_starts(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its schedule file beat begins anew: then `in 24 hours` is never, where it starts once a day."""
+    for name, value in house.env.items():
+        monkeypatch.setenv(name, value)
+    from worker.celery import make_app
+
+    schedule = make_app(house.settings).conf.beat_schedule["audit"]["schedule"]
+    for hour in range(24):
+        started_at = datetime(2026, 11, 26, hour, 10, tzinfo=UTC)
+        schedule.nowfun = lambda started_at=started_at: started_at
+        due_at = started_at + schedule.remaining_estimate(started_at)
+        assert (due_at.hour, due_at.minute) == (2, 30), started_at
 
 
 def test_what_takes_long_is_looked_up_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,7 +488,7 @@ def test_the_outcomes_of_replays_are_counted_from_the_first_look_on(
     times = {"started_at": utc_now(), "seen_at": utc_now()}
     with house.engine.begin() as connection:
         connection.execute(insert(replays).values(**row, **times, settled=5))
-    count = metrics.DeadLetterCount()
+    count = metrics.OperatorsLookout()
     before = {name: now("replayed_total", outcome=name) for name in metrics.OUTCOMES}
     count.look(house.engine)
     with house.engine.begin() as connection:

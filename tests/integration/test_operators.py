@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -92,6 +93,39 @@ def test_what_will_not_do_is_refused(engine: Engine, name: str, role: str, passw
         operators.add(engine, name, role, password)
     assert [it.name for it in operators.list_all(engine)] == ["ann"]
     assert len(recorded(engine)) == 1
+
+
+def test_common_passwords_are_refused(engine: Engine) -> None:
+    operators.add(engine, "ann", "operator", PASSWORD)
+    for password in (
+        *("password1234", "Password123!", "passwordpassword", "123456789012", "qwertyuiop12", "qwertyuiop[]\\"),
+        *("iloveyou1234", "letmeinletmein", "administrator", "aaaaaaaaaaaa", "abcdefghijkl", "P@ssw0rd1234"),
+        *("tombolatombola", "tombola12345", "annannannann", "operator2026"),
+    ):
+        with pytest.raises(InvalidRequest, match="soon guessed"):
+            operators.add(engine, "bob", "operator", password)
+        with pytest.raises(InvalidRequest, match="soon guessed"):
+            operators.change_password(engine, "ann", password)
+    assert operators.verify(engine, "ann", PASSWORD) is not None
+    for password in ("Zug um Zug 1897", "vier Pferde, 1 Rad", "q7!dPw0-zzL2", "ß" * 3 + "Übermütig" * 30):
+        operators.change_password(engine, "ann", password)
+        assert operators.verify(engine, "ann", password) is not None
+
+
+def test_a_name_that_is_none_is_nobodys(engine: Engine) -> None:
+    """MariaDB refuses to compare it with a column of ASCII."""
+    operators.add(engine, "ann", "operator", PASSWORD)
+    for name in ("é", "Ωmega", "🎰", "ann\x00", "an n", "x" * 500):
+        assert operators.verify(engine, name, PASSWORD) is None
+        for refused in (
+            functools.partial(operators.remove, engine, name),
+            functools.partial(operators.change_role, engine, name, "viewer"),
+            functools.partial(operators.change_password, engine, name, OTHER),
+            functools.partial(operators.open_session, engine, name),
+        ):
+            with pytest.raises(InvalidRequest, match="no user"):
+                refused()
+    assert [it[1] for it in recorded(engine)] == ["user add"]
 
 
 def test_nobody_cannot_be_changed(engine: Engine) -> None:

@@ -23,6 +23,7 @@ from producers.entry import Entry
 from producers.outbox import DELAY_S_MAX, Relay, relay_once, time_out_once
 from producers.requests import ACCEPTED, COMPLETED, DEAD, NEVER_SETTLED, TIMED_OUT, Asked
 from producers.schema import api_idempotency_requests
+from producers.settings import Settings
 from tests import servers
 from tests.books import Row, assert_books, table
 from tests.processes import PROJECT, House, draws, environment, wait_for
@@ -626,3 +627,58 @@ def test_workers_relay_and_archive_by_their_own_clock(house: House, broker: Brok
     settle(house, lost)
     assert for_ever.apply().get() == 0
     assert house.violations() == []
+
+
+# ---- a time-out comes when it is due ---------------------------------------------------------------------------------
+
+
+def hasty(house: House, timeout_s: float) -> Settings:
+    return house.settings.model_copy(update={"request_timeout_s": timeout_s})
+
+
+@on_redis
+def test_a_time_out_is_not_a_minute_late(house: House, broker: Broker) -> None:
+    """A relay that has just looked looks again when the next one is due, not when a minute is over."""
+    running = Relay(house.engine, broker, hasty(house, 3.0))
+    running.run_once()
+    (late,) = draws(house.accounts(1), 1)
+    accept(house.engine, late)
+    assert statuses(house.engine)[late.request_key] == ACCEPTED
+
+    def is_dead() -> bool:
+        running.run_once()
+        return statuses(house.engine)[late.request_key] == DEAD
+
+    running.run_once()
+    assert statuses(house.engine)[late.request_key] == ACCEPTED
+    wait_for(is_dead, within_s=20, what=lambda: "not given up")
+    assert rows(house.engine)[late.request_key]["reason"] == TIMED_OUT
+
+
+@on_redis
+def test_a_time_out_needs_no_broker(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """TOMBOLA_REQUEST_TIMEOUT_S says `whatever the reason`: a broker that is away is one."""
+    old, overdue = draws(house.accounts(1), 2)
+    accept(house.engine, old, overdue)
+    age(house.engine, old.request_key, by=timedelta(days=2))
+    age(house.engine, overdue.request_key)
+    away = Loses()
+    away.failures = 1
+    with pytest.raises(PublishFailed):
+        Relay(house.engine, away, house.settings).run_once()
+    assert statuses(house.engine) == {old.request_key: DEAD, overdue.request_key: ACCEPTED}
+
+
+@on_mariadb
+def test_one_that_another_transaction_holds_is_timed_out_when_it_is_let_go(house: House, broker: Broker) -> None:
+    held, free = draws(house.accounts(1), 2)
+    accept(house.engine, held, free)
+    age(house.engine, held.request_key, free.request_key, by=timedelta(days=2))
+    running, table = Relay(house.engine, broker, house.settings), api_idempotency_requests
+    with house.engine.begin() as connection:
+        mine = select(table.c.request_key).where(table.c.request_key == held.request_key)
+        connection.execute(mine.with_for_update())
+        running.run_once()
+        assert statuses(house.engine) == {held.request_key: ACCEPTED, free.request_key: DEAD}
+    running.run_once()
+    assert statuses(house.engine) == {held.request_key: DEAD, free.request_key: DEAD}

@@ -22,6 +22,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, expect, sync_playwright
 from sqlalchemy import select
 
+from producers.contract import DrawRequest
 from producers.ledger import CONSUME, REWARD
 from producers.schema import account_asset_balances, asset_transactions
 from tests import processes, servers
@@ -592,10 +593,9 @@ def test_a_refusal_is_told_and_not_repeated(deployment: Deployment, tab: Tab, st
 
 
 def test_a_key_that_is_another_draws_is_refused_and_forgotten(deployment: Deployment, tab: Tab) -> None:
-    tab.click()
-    tab.finished()
-    (key,) = tab.keys
-    other = deployment.account()
+    key, other = f"another_draws_{tab.account}", deployment.account()
+    deployment.house.enqueue([DrawRequest(account_id=tab.account, request_key=key)])
+    processes.wait_for(lambda: deployment.charges(tab.account) == [key], within_s=20, what=deployment.worker.log)
     tab.page.evaluate(f"localStorage.setItem('tombola.pending.{key}', JSON.stringify({{ account_id: {other} }}))")
     tab.page.reload()
     tab.told("did not take this draw")
@@ -652,6 +652,35 @@ def test_a_second_tab_leaves_a_draw_under_way_alone(deployment: Deployment, brow
     expect(second.page.locator("#draws li")).to_have_count(1)  # but hears of it
     assert second.posts == []
     assert_one_charge(deployment, first)
+
+
+def test_a_second_tab_that_hears_late_of_a_finished_draw_leaves_it_alone(
+    deployment: Deployment, browsing: Browsing
+) -> None:
+    """Browsers hand localStorage from tab to tab with a delay: here it is as long as the test."""
+    first = browsing.tab()
+    first.page.evaluate("Storage.prototype.removeItem = () => {}")
+    with deployment.worker_paused():
+        first.click()
+        first.says("Accepted")
+        second = browsing.tab()
+        expect(second.page.locator("#outcome")).to_contain_text("Ready")
+    expect(first.page.locator("#draws li")).to_have_count(1)
+    second.forgotten()  # it has had the lock, and has found out
+    third = browsing.tab()
+    expect(third.page.locator("#draws li")).to_have_count(1)
+    expect(third.page.locator("#outcome")).to_contain_text("Ready")
+    assert (second.posts, third.posts) == ([], [])
+    assert_one_charge(deployment, first)
+
+
+def test_a_browser_without_indexeddb_draws_all_the_same(deployment: Deployment, browsing: Browsing) -> None:
+    """It is there, and never answers."""
+    browsing.context.add_init_script("indexedDB.open = IDBFactory.prototype.open = () => ({})")
+    tab = browsing.tab()
+    tab.click()
+    tab.finished()
+    assert_one_charge(deployment, tab)
 
 
 def test_a_second_tab_takes_over_from_one_that_was_closed(deployment: Deployment, browsing: Browsing) -> None:

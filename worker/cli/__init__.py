@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from producers.database import explain
 from producers.errors import DrawError
 from worker.cli import access, dead_letters, draws, legacy, watch
-from worker.cli.base import out
+from worker.cli.terminal import out, plain_streams
 
 app = typer.Typer(
     name="tombola",
@@ -40,6 +40,9 @@ for part in (draws, dead_letters, watch, access, legacy):
 
 def main() -> None:
     """Run the command; every error that has a name becomes one line and exit code 1."""
+    plain_streams()
+    if (unreadable := next((it for it in sys.argv if not _is_text(it)), None)) is not None:
+        _fail(f"this argument is no text in {sys.getfilesystemencoding()}: {unreadable!r:.80}")
     try:
         app()
     except DrawError as error:
@@ -48,6 +51,15 @@ def main() -> None:
         _fail(str(error))
     except SQLAlchemyError as error:
         _fail(str(explain(error)))
+
+
+def _is_text(argument: str) -> bool:
+    """Whether it is what somebody typed: bytes that are no text stand there as halves of characters."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fail(message: str) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 from sqlalchemy import Connection
 
 from producers import api_keys
@@ -15,7 +14,7 @@ from producers.errors import InvalidRequest
 from worker import actions, operators
 from worker.actions import shell_operator
 from worker.audit_record import API_KEY_ADD, API_KEY_REVOKE
-from worker.cli.base import JsonOption, WhyOption, engine_of, out
+from worker.cli.base import JsonOption, WhyOption, engine_of, out, print_json, print_table
 
 app = typer.Typer()
 api_key_app = typer.Typer(help="Say who may call the gateway.", no_args_is_help=True)
@@ -47,14 +46,19 @@ def api_key_list(as_json: JsonOption = False) -> None:
     """List the API keys, without their secrets."""
     found = api_keys.list_all(engine_of())
     if as_json:
-        typer.echo(msgspec.json.encode([key._asdict() for key in found]).decode())
+        print_json(msgspec.json.encode([key._asdict() for key in found]))
         return
-    table = Table("key", "caller", "made", "revoked", "for accounts", box=None)
-    for key in found:
-        revoked = "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
-        made = f"{key.created_at:%Y-%m-%d %H:%M}"
-        table.add_row(f"{api_keys.PREFIX}_{key.key_id}_…", key.caller, made, revoked, str(key.bounds))
-    out.print(table)
+    rows = [
+        (
+            f"{api_keys.PREFIX}_{key.key_id}_…",
+            key.caller,
+            f"{key.created_at:%Y-%m-%d %H:%M}",
+            "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}",
+            str(key.bounds),
+        )
+        for key in found
+    ]
+    print_table(["key", "caller", "made", "revoked", "for accounts"], rows)
 
 
 @api_key_app.command("revoke")
@@ -62,6 +66,8 @@ def api_key_revoke(
     key: Annotated[str, typer.Argument(help="The key, or its id as listed.")], reason: WhyOption = ""
 ) -> None:
     """Let a key in no more, within seconds."""
+    if not key.isascii():  # MariaDB refuses to compare it with a key's id
+        raise InvalidRequest(f"there is no API key {key}: `tombola api-key list` shows them")
     api_keys.revoke(engine_of(), key, record=_on_record(API_KEY_REVOKE, reason))
     out.print(f"revoked {key.removeprefix(f'{api_keys.PREFIX}_')[:16]}")
 
@@ -124,12 +130,10 @@ def user_list(as_json: JsonOption = False) -> None:
     """List the console's users."""
     found = operators.list_all(engine_of())
     if as_json:
-        typer.echo(msgspec.json.encode([user._asdict() for user in found]).decode())
+        print_json(msgspec.json.encode([user._asdict() for user in found]))
         return
-    table = Table("name", "role", "since", box=None)
-    for user in found:
-        table.add_row(user.name, user.role, f"{user.created_at:%Y-%m-%d %H:%M}")
-    out.print(table)
+    rows = [(user.name, user.role, f"{user.created_at:%Y-%m-%d %H:%M}") for user in found]
+    print_table(["name", "role", "since"], rows)
 
 
 @user_app.command("remove")

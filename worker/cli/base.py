@@ -1,10 +1,8 @@
-"""What the commands share: settings, the console, and how an error ends."""
+"""What the commands share: settings, the terminal, amounts, and how Ctrl-C ends them."""
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +11,15 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from sqlalchemy import Engine
 
 from producers.database import open_engine
 from producers.errors import ConfigurationError
 from producers.settings import Settings
 from worker import embedded
+from worker.cli.terminal import out, print_json, print_table, shown
 
-# Where nobody looks, a table is as wide as it likes: scripts cut it by lines.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
+__all__ = ["out", "print_json", "print_table", "shown"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 WhyOption = Annotated[str, typer.Option("--reason", help="Why, for the record of operators' actions.")]

@@ -16,10 +16,7 @@ from typing import Annotated, Any, Final
 import click
 import msgspec
 import typer
-from rich.cells import cell_len
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Connection, Engine
 
@@ -30,7 +27,7 @@ from producers.settings import Settings
 from worker import dead_letters as letters
 from worker import replay as replays
 from worker.actions import shell_operator
-from worker.cli.base import JsonOption, engine_of, out, settings_with
+from worker.cli.base import JsonOption, engine_of, out, print_json, print_table, settings_with, shown
 from worker.dead_letters import DeadLetter, Selection
 from worker.forecast import OUTCOMES, REFUSALS, Forecast, forecast
 from worker.parking import CAUSES, OPEN, STATES
@@ -55,7 +52,7 @@ group = typer.Typer(
 app.add_typer(group, name="dead-letters")
 
 LINES_SHOWN_MAX: Final = 20
-LAST_COLUMN_WIDTH_MIN: Final = 60
+REASON_WIDTH_MAX: Final = 140
 _AGE: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -136,25 +133,22 @@ def list_letters(
     found, number = _read(read)
     if as_json:
         for letter in found:
-            typer.echo(_json(letter))
+            print_json(_json(letter))
         return
     rows = [
-        [
-            _shown(value)
-            for value in (
-                it.id,
-                it.state,
-                it.cause,
-                it.account_id,
-                it.request_key,
-                _when(it.last_parked_at),
-                it.times_parked,
-                it.error,
-            )
-        ]
+        (
+            it.id,
+            it.state,
+            it.cause,
+            it.account_id,
+            it.request_key,
+            _when(it.last_parked_at),
+            it.times_parked,
+            it.error,
+        )
         for it in found
     ]
-    _print_table(["id", "state", "cause", "account", "request key", "parked", "times", "error"], rows)
+    print_table(["id", "state", "cause", "account", "request key", "parked", "times", "error"], rows, is_prose=True)
     out.print(f"{len(found):,} of {number:,}")
 
 
@@ -172,24 +166,21 @@ def list_groups(
         letters.groups, _selection(None, cause, None, account, None, older, newer, state)
     )
     if as_json:
-        typer.echo(msgspec.json.encode(found).decode())
+        print_json(msgspec.json.encode(found))
         return
     rows = [
-        [
-            _shown(value)
-            for value in (
-                it.group_id,
-                f"{it.count:,}",
-                it.cause,
-                _when(it.first_parked_at),
-                _when(it.last_parked_at),
-                it.sample_id,
-                it.title,
-            )
-        ]
+        (
+            it.group_id,
+            f"{it.count:,}",
+            it.cause,
+            _when(it.first_parked_at),
+            _when(it.last_parked_at),
+            it.sample_id,
+            it.title,
+        )
         for it in found
     ]
-    _print_table(["group", "count", "cause", "first", "last", "such as", "error"], rows)
+    print_table(["group", "count", "cause", "first", "last", "such as", "error"], rows, is_prose=True)
     out.print(f"{sum(it.count for it in found):,} in {len(found):,} groups")
 
 
@@ -204,9 +195,8 @@ def show(
 
     it, copies = _read(read)
     if as_json:
-        typer.echo(_json(it))
+        print_json(_json(it))
         return
-    table = Table(show_header=False, box=None)
     rows: list[tuple[str, Any]] = [
         ("state", f"{it.state}" + (f" since {_when(it.state_at)}" if it.state_at else "")),
         ("cause", it.cause),
@@ -226,13 +216,12 @@ def show(
     ]
     for name, value in rows:
         if value is not None:
-            table.add_row(name, _shown(value))
-    out.print(table)
+            out.print(Text(f"{name:<13} ") + shown(value))
     out.print(f"\nbody, {it.body_bytes:,} bytes" + ("" if it.is_whole else f" (the first {len(it.body):,})") + ":")
-    out.print(_shown(_readable(it.body)))
+    out.print(shown(_readable(it.body)))
     if it.traceback:
         out.print("\ntraceback:")
-        out.print(_shown(it.traceback.rstrip()))
+        out.print(shown(it.traceback.rstrip()))
 
 
 @group.command("export")
@@ -262,7 +251,7 @@ def export(
 
     if to is None:
         for line in lines():
-            typer.echo(line)
+            print_json(line)
         return
     number = 0
     try:
@@ -295,14 +284,11 @@ def foretell(
     selection = _selection(ids, cause, group_id, account, key, older, newer)
     said = _foretell(settings, engine_of(settings), selection, limit, quiet=as_json)
     if as_json:
-        shown = {"counts": said.counts, "reasons": said.reasons, "charged": said.charged, "is_exact": said.is_exact}
-        typer.echo(msgspec.json.encode({**shown, "lines": [it._asdict() for it in said.lines]}).decode())
+        sums = {"counts": said.counts, "reasons": said.reasons, "charged": said.charged, "is_exact": said.is_exact}
+        print_json(msgspec.json.encode({**sums, "lines": [it._asdict() for it in said.lines]}))
         return
-    shown_lines = [
-        [_shown(value) for value in (it.id, it.account_id, it.request_key, it.outcome, it.why)]
-        for it in said.lines[:LINES_SHOWN_MAX]
-    ]
-    _print_table(["id", "account", "request key", "outcome", "why"], shown_lines)
+    lines = [(it.id, it.account_id, it.request_key, it.outcome, it.why) for it in said.lines[:LINES_SHOWN_MAX]]
+    print_table(["id", "account", "request key", "outcome", "why"], lines, is_prose=True)
     if said.total > LINES_SHOWN_MAX:
         out.print(f"… and {said.total - LINES_SHOWN_MAX:,} more: --json lists them all")
     _show_sums(said)
@@ -355,9 +341,15 @@ def replay(
     if as_json and not yes:
         raise InvalidRequest("--json asks nothing: add --yes")
     if not yes or not as_json:
-        _show_sums(_foretell(settings, engine, selection, limit, vouch=vouch, quiet=as_json))
-    if not yes:
-        _confirm("Replay them?")
+        said = _foretell(settings, engine, selection, limit, vouch=vouch, quiet=as_json)
+        _show_sums(said)
+        if not yes:
+            if said.is_hopeless and canary is None:
+                canary = replays.CANARY
+                out.print(f"The first {canary} are tried before the others: --canary says another number.")
+            _confirm("Replay them?")
+            if said.is_hopeless:
+                _confirm(f"{said.hopeless:,} of {said.total:,} would be parked still, or again. Replay all the same?")
     options = Options(rate=rate, limit=limit, canary=canary, vouch=vouch)
     replay_id = replays.begin(engine, selection, options, operator=shell_operator(), reason=reason)
     broker = broker_of(settings)
@@ -366,7 +358,7 @@ def replay(
     finally:
         broker.close()
     if as_json:
-        typer.echo(msgspec.json.encode(done._asdict()).decode())
+        print_json(msgspec.json.encode(done._asdict()))
     else:
         _show_end(done)
     raise typer.Exit(0 if done.status == replays.DONE and done.settled == done.selected else 1)
@@ -444,7 +436,9 @@ def _show_sums(said: Forecast) -> None:
             for why, number in said.reasons.most_common():
                 if why.startswith((f"{outcome}: ", f"{outcome}, such as: ")):
                     said_why = why.removeprefix(outcome).lstrip(":, ")
-                    out.print(_shown(f"{'':>9}    {number:,} × {said_why[:120]}"))
+                    line = shown(f"{'':>9}    {number:,} × {said_why}")
+                    line.truncate(min(out.width, REASON_WIDTH_MAX), overflow="ellipsis")
+                    out.print(line)
     if not said.is_exact:
         out.print("TOMBOLA_SEED is not set here: what would be won is left out of the balances.")
     if said.total and all(outcome in REFUSALS for outcome in said.counts):
@@ -458,7 +452,7 @@ def _show_end(done: Replay) -> None:
         + (f", {done.under_way:,} under way" if done.under_way else "")
     )
     if done.stopped_because:
-        out.print(_shown(done.stopped_because))
+        out.print(shown(done.stopped_because))
 
 
 def _confirm(question: str) -> None:
@@ -538,22 +532,6 @@ def _act(act: Callable[..., int], done: str, selection: Selection, reason: str, 
 # ---- how things are shown --------------------------------------------------------------------------------------------
 
 
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
-    """A line for each row: only the last column gives way, so that ids can be copied at any width."""
-    table = Table(box=None)
-    others = 0
-    for number, column in enumerate(columns[:-1]):
-        width = max([cell_len(column), *(row[number].cell_len for row in rows)])
-        table.add_column(column, no_wrap=True, width=width)
-        others += width + 2
-    last = max(LAST_COLUMN_WIDTH_MIN, out.width - others - 2)
-    table.add_column(columns[-1], no_wrap=True, overflow="ellipsis", width=last)
-    for row in rows:
-        table.add_row(*row)
-    # A terminal too narrow for it breaks the lines; a console of its width would shorten the ids.
-    Console(highlight=False, width=others + last + 2).print(table)
-
-
 def _json(letter: DeadLetter) -> str:
     shown = letter._asdict()
     shown["headers"] = None if letter.headers is None else msgspec.json.decode(letter.headers)
@@ -564,12 +542,6 @@ def _json(letter: DeadLetter) -> str:
 
 def _readable(body: bytes) -> str:
     return body.decode(errors="backslashreplace")
-
-
-def _shown(value: object) -> Text:
-    """What a stranger may have written, for a terminal: no markup, and nothing that it would obey."""
-    text = "" if value is None else str(value)
-    return Text("".join(it if it.isprintable() or it in "\n\t" else ascii(it)[1:-1] for it in text))
 
 
 def _when(moment: datetime) -> str:

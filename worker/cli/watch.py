@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from worker import doctor as doctors
-from worker.cli.base import JsonOption, out, settings_with
+from worker.cli.base import JsonOption, out, print_json, settings_with
 from worker.embedded import CONSOLE_PORT
 
 app = typer.Typer()
@@ -31,7 +31,7 @@ def doctor(as_json: JsonOption = False) -> None:
     checks = doctors.examine(settings_with("database_url"))
     if as_json:
         found = list(checks)
-        typer.echo(msgspec.json.encode(found).decode())
+        print_json(msgspec.json.encode(found))
         is_well = all(check.status != "fail" for check in found)
     else:
         is_well = doctors.show(checks, out)

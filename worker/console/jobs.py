@@ -39,11 +39,15 @@ STOP_TIMEOUT_S: Final = 8.0
 
 @dataclass
 class Job:
-    """A forecast under way, or done: then it has a `forecast`, or an `error`."""
+    """A forecast under way, or done: then it has a `forecast`, or an `error`.
+
+    With `tells_prizes` it knows what would be won: from who can pay for the next draw one can read off who has won.
+    """
 
     id: str
     selection: Selection
     limit: int | None
+    tells_prizes: bool
     asked_at: datetime
     done: int = 0
     forecast: Forecast | None = None
@@ -65,16 +69,19 @@ class Forecasts:
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(FORECASTS_AT_ONCE, "forecast")
 
-    def ask(self, selection: Selection, limit: int | None) -> Job:
-        """A forecast that has just begun, or the same one if it is still under way."""
+    def ask(self, selection: Selection, limit: int | None, *, tells_prizes: bool) -> Job:
+        """A forecast that has just begun, or the same one if it is still under way.
+
+        `tells_prizes` is for those who can replay: nobody else may know what a draw wins before it has happened.
+        """
         with self._lock:
             under_way = [job for job in self._jobs.values() if not job.is_over]
             for job in under_way:
-                if (job.selection, job.limit) == (selection, limit):
+                if (job.selection, job.limit, job.tells_prizes) == (selection, limit, tells_prizes):
                     return job
             if len(under_way) >= FORECASTS_KEPT_MAX:
                 raise ServiceUnavailable("too many forecasts are under way: come back in a minute")
-            job = Job(secrets.token_hex(8), selection, limit, utc_now())
+            job = Job(secrets.token_hex(8), selection, limit, tells_prizes, utc_now())
             self._jobs[job.id] = job
         self._threads.submit(self._run, job)
         return job
@@ -93,8 +100,9 @@ class Forecasts:
             job.done = done
 
         try:
+            wheels = self._wheels if job.tells_prizes else None
             job.forecast = forecast(
-                self._engine, job.selection, self._wheels, limit=job.limit, vouching=self._vouching, tell=tell
+                self._engine, job.selection, wheels, limit=job.limit, vouching=self._vouching, tell=tell
             )
         except DrawError as error:
             job.error = str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, select
@@ -15,7 +16,7 @@ from producers.errors import InvalidRequest
 from worker import dead_letters
 from worker.console import shown
 from worker.console.pages import AGES, ALL, OPEN, Page, act, address, fields_of, page, selection_of, whole
-from worker.console.security import must_act
+from worker.console.security import must_act, operator_of
 from worker.dead_letters import CAUSES, STATES, Selection
 from worker.parking import DISCARDED
 from worker.schema import dead_letters as table
@@ -50,7 +51,7 @@ class Letters(Page):
             request,
             "letters.html",
             "Dead letters",
-            rows=rows[:ROWS],
+            rows=_for(request, rows[:ROWS]),
             count=count,
             by_state=by_state,
             can_replay=state in (ALL, OPEN, *dead_letters.OPEN),
@@ -67,11 +68,15 @@ class Letters(Page):
         selection = selection_of(fields)
         found = await self.read(dead_letters.groups, selection)
         total = sum(group.count for group in found)
-        return self.show(request, "groups.html", "Dead letters by group", groups=found, count=total, **_filters(fields))
+        groups = _for(request, found)
+        return self.show(
+            request, "groups.html", "Dead letters by group", groups=groups, count=total, **_filters(fields)
+        )
 
     @page("/{id:int}")
     async def one(self, request: Request) -> Response:
-        letter, copies, alike = await self.read(_one, request.path_params["id"])
+        found, copies, alike = await self.read(_one, request.path_params["id"])
+        (letter,) = _for(request, [found])
         text, is_text = shown.body(letter.body)
         return self.show(
             request,
@@ -140,6 +145,11 @@ class Letters(Page):
             said=lambda count: f"{count:,} dead letters were {said}.",
             back=address(self.path, fields),
         )
+
+
+def _for(request: Request, rows: Sequence[Any]) -> list[Any]:
+    """Dead letters, or groups of them, as whoever asks may see them."""
+    return [it if operator_of(request).may_act else shown.to_viewers(it) for it in rows]
 
 
 def _list(

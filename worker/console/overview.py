@@ -17,7 +17,7 @@ from producers.broker import open_broker
 from producers.database import utc_now
 from producers.errors import ConfigurationError, DrawError
 from producers.schema import api_idempotency_requests as table
-from worker import dead_letters
+from worker import audits, dead_letters, housekeeping
 from worker.console import shown
 from worker.console.pages import Desk, Page, page
 from worker.console.security import in_thread
@@ -61,6 +61,8 @@ class Live:
         self._kept: dict[str, Any] = {}
         self._kept_until = 0.0
         self._broker = BrokerWatch(desk)
+        # `tombola up` runs without it, and audits when it starts.
+        self._has_beat = desk.engine.dialect.name != "sqlite"
 
     def now(self) -> dict[str, Any]:
         with self._lock:
@@ -84,18 +86,24 @@ class Live:
             backlog = self._desk.read(requests.count_accepted, count_max=most + 1)
             oldest = self._desk.read(_oldest_accepted)
             counts = self._desk.read(dead_letters.counts)
+            audited = self._desk.read(audits.last)
+            now = self._desk.read(clock.now)
         except DrawError as error:
             words.append(str(error))
-            return {"backlog": None, "oldest": None, "open": None, "causes": []}
+            return {"backlog": None, "oldest": None, "open": None, "causes": [], "audit": None}
+        lapse = housekeeping.of_audit(audited, now)
+        if lapse and (self._has_beat or (audited and not audited.is_clean)):
+            words.append(_word(lapse))
         open_by_cause: dict[str, int] = {}
         for (state, cause), count in counts.items():
             if state in dead_letters.OPEN:
                 open_by_cause[cause] = open_by_cause.get(cause, 0) + count
         return {
             "backlog": f"more than {most:,}" if backlog > most else f"{backlog:,}",
-            "oldest": shown.duration(self._desk.read(clock.now) - oldest) if oldest else None,
+            "oldest": shown.duration(now - oldest) if oldest else None,
             "open": sum(open_by_cause.values()),
             "causes": sorted(open_by_cause.items(), key=lambda it: -it[1]),
+            "audit": f"{shown.ago(audited.at)}: {audited}" if audited else "none is on record",
         }
 
     def _from_redis(self, words: list[str]) -> dict[str, Any]:
@@ -109,6 +117,9 @@ class Live:
         except (redis.RedisError, DrawError) as error:
             words.append(f"There are no live figures, Redis does not answer: {error}")
             return nothing
+        roles = {it.role for it in members}
+        lapses = [housekeeping.of_relay(roles), housekeeping.of_beat(roles) if self._has_beat else None]
+        words += [_word(lapse) for lapse in lapses if lapse]
         return {
             "minutes": {
                 "labels": [shown.utc(it.at)[11:16] for it in minutes],
@@ -161,6 +172,11 @@ class BrokerWatch:
             answer = (None, f"The broker does not answer: {type(error).__name__}")
         with self._lock:
             self._answer, self._asking, self._asked_at = answer, False, time.monotonic()
+
+
+def _word(lapse: housekeeping.Lapse) -> str:
+    text = f"{lapse.what}: {lapse.cure}."
+    return text[0].upper() + text[1:]
 
 
 def _oldest_accepted(connection: Connection) -> datetime | None:

@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from producers.results import KEY_PREFIX
 from worker import actions, operators, story
+from worker.console import shown
 from worker.console.pages import Page, page, whole
-from worker.console.security import in_thread
+from worker.console.security import in_thread, operator_of
 
 ROWS: Final = 100
 QUERY_LENGTH_MAX: Final = 200
@@ -29,7 +30,8 @@ class Stories(Page):
         query = request.query_params.get("q", "").strip()[:QUERY_LENGTH_MAX]
         if not query:
             return self.show(request, "story.html", "Story of a draw", story=None, query="", held="")
-        told = await self.read(story.tell, query)
+        may_act = operator_of(request).may_act
+        told = await self.read(story.tell, query, letter_as=(lambda it: it) if may_act else shown.to_viewers)
         held = await in_thread(lambda: self._held(told.lottery_session_id)) if told.kind == "draw" else ""
         title = {"draw": "Story of a draw", "account": f"Account {told.account_id}"}.get(told.kind, "Nothing found")
         return self.show(request, "story.html", title, story=told, query=query, held=held)

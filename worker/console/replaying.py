@@ -17,7 +17,7 @@ from worker import actions, dead_letters, forecast, replay
 from worker.console import shown
 from worker.console.jobs import Job
 from worker.console.pages import AGES, OPEN, Page, act, address, fields_of, page, selection_of, whole
-from worker.console.security import must_act
+from worker.console.security import must_act, operator_of
 from worker.dead_letters import Selection
 from worker.replay import Options, Replay
 
@@ -44,11 +44,13 @@ class Replays(Page):
         query = request.query_params
         fields = fields_of(query)
         selection, limit = _only_open(selection_of(fields)), whole(query, "limit")
+        tells_prizes = operator_of(request).may_act
         job = self.desk.forecasts.find(query.get("job", ""))
-        if job is None or (job.selection, job.limit) != (selection, limit):
-            job = self.desk.forecasts.ask(selection, limit)
+        if job is None or (job.selection, job.limit, job.tells_prizes) != (selection, limit, tells_prizes):
+            job = self.desk.forecasts.ask(selection, limit, tells_prizes=tells_prizes)
             return RedirectResponse(address(f"{self.path}/new", fields, limit=limit, job=job.id), 303)
         count = await self.read(dead_letters.count, selection)
+        is_hopeless = _is_hopeless(job)
         return self.show(
             request,
             "replay_new.html",
@@ -63,6 +65,8 @@ class Replays(Page):
             outcomes=forecast.OUTCOMES,
             refusals=forecast.REFUSALS,
             form=dict(query),
+            canary=query.get("canary", str(replay.CANARY) if is_hopeless else ""),
+            is_asked_again=is_hopeless and "again" in query,
             **_lines(job, query.get("outcome"), whole(query, "page") or 1),
         )
 
@@ -77,6 +81,9 @@ class Replays(Page):
     async def begin(self, request: Request) -> Response:
         operator, form = must_act(request), request.state.form
         fields = fields_of(form)
+        kept = {name: form[name] for name in ("rate", "canary", "limit", "job", "reason") if name in form}
+        if _is_hopeless(self.desk.forecasts.find(form.get("job", ""))) and form.get("anyway") != "yes":
+            return RedirectResponse(address(f"{self.path}/new", fields, **kept, again=1), 303)
         try:
             selection = _only_open(selection_of(fields))
             options = Options(rate=_rate(form), limit=whole(form, "limit"), canary=whole(form, "canary"))
@@ -92,7 +99,6 @@ class Replays(Page):
             self.desk.replays.run(replay_id)
         except DrawError as error:
             flash(request, f"Not started: {error}", "error")
-            kept = {name: form[name] for name in ("rate", "canary", "limit", "job") if form.get(name)}
             return RedirectResponse(address(f"{self.path}/new", fields, **kept), 303)
         return RedirectResponse(f"{self.path}/{replay_id}", 303)
 
@@ -164,6 +170,10 @@ def _only_open(selection: Selection) -> Selection:
     if not states:
         raise InvalidRequest(f"what is {selection.states[0]} cannot be replayed: restore it first, if it is discarded")
     return msgspec.structs.replace(selection, states=states)
+
+
+def _is_hopeless(job: Job | None) -> bool:
+    return job is not None and job.forecast is not None and job.forecast.is_hopeless
 
 
 def _lines(job: Job, outcome: str | None, number: int) -> dict[str, Any]:

@@ -88,6 +88,8 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+# Only where the browser has come by TLS: on plain http it means nothing. Not for other names of the domain: not ours.
+_KEEP_TO_TLS: Final = f"max-age={365 * 86_400}"
 # Styles may stand in the page: the layout and the charts set some. Scripts may not.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -108,9 +110,13 @@ async def in_thread(look: Callable[[], T], *, limiter: anyio.CapacityLimiter | N
 
 
 class Nonces(Extension):
-    """Gives the scripts in the templates' sources their nonce: what a page shows never gets one."""
+    """Gives the scripts in the templates' sources their nonce: what a page shows never gets one.
+
+    And the layout a landmark that it lacks: screen readers go to the main part of a page by it.
+    """
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+        source = source.replace('<div class="page-wrapper">', '<div class="page-wrapper" role="main">')
         return source.replace("<script", '<script nonce="{{ request.state.nonce }}"')
 
 
@@ -152,6 +158,9 @@ class Guard:
             why = explain(error) if isinstance(error, SQLAlchemyError) else error
             log.error("%s", why)
             app = PlainTextResponse(f"{why}\n\nThe console shows nothing without it. Try again.", 503)
+        except Exception:  # a mistake of ours: what the server would answer itself lacks our headers
+            log.exception("%s %s failed", request.method, request.url.path)
+            app = PlainTextResponse("Something went wrong: the console's log says what.", 500)
         await app(scope, receive, sender)
 
     async def _admit(self, request: Request, receive: Receive) -> tuple[ASGIApp, Receive]:
@@ -232,6 +241,8 @@ class _Sender:
             for name, value in _HEADERS.items():
                 headers[name] = value
             headers["Content-Security-Policy"] = _POLICY.format(nonce=self._nonce)
+            if self._request.url.scheme == "https":
+                headers["Strict-Transport-Security"] = _KEEP_TO_TLS
             is_file = self._request.url.path.startswith(STATIC) and message["status"] == 200
             headers["Cache-Control"] = f"public, max-age={STATIC_KEPT_S}" if is_file else "no-store"
             login_secret = getattr(self._request.state, "login_secret", None)

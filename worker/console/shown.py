@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, Final
+
+from worker.dead_letters import Group
+from worker.parking import SETTLED
 
 HEX_WIDTH: Final = 16
 DUMPED_BYTES_MAX: Final = 4096  # of a body that is no text
@@ -20,10 +25,6 @@ COLOURS: Final = {
     "accepted": "azure",
     "rejected": "orange",
     "dead": "red",
-    "running": "azure",
-    "done": "green",
-    "stopped": "orange",
-    "failed": "red",
     "already settled": "secondary",
     "would charge": "green",
     "would be rejected": "orange",
@@ -32,6 +33,7 @@ COLOURS: Final = {
     "not vouched for": "red",
     "unknown campaign": "red",
     "good": "green",
+    "mixed": "orange",
     "bad": "red",
     "busy": "azure",
     "plain": "secondary",
@@ -124,6 +126,27 @@ def pretty(text: str | bytes | None) -> str:
         return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     except (ValueError, RecursionError):
         return text
+
+
+# What drivers raise: their words are about the rows that were to be written, the prize's among them.
+DATABASE_ERRORS: Final = frozenset(
+    ("DatabaseError", "DataError", "IntegrityError", "InternalError", "NotSupportedError", "OperationalError")
+)
+
+
+def to_viewers(letter: Any) -> Any:
+    """A dead letter, or a group of them, without what may tell of the prize of a draw that has not settled.
+
+    `Duplicate entry 'k:reward'` says that it wins, and so does a trigger that refuses a large balance. Only those who
+    can replay it are told.
+    """
+    if letter.error_type not in DATABASE_ERRORS or getattr(letter, "state", "") == SETTLED:
+        return letter
+    said = f"{letter.error_type}: what the database said is told to operators, as it may tell of a prize"
+    if isinstance(letter, Group):
+        return replace(letter, title=said)
+    rest = {"is_whole": getattr(letter, "is_whole", None), "error": said, "traceback": None}
+    return SimpleNamespace(**letter._asdict() | rest)
 
 
 def listed(details: dict[str, Any]) -> list[tuple[str, str]]:

@@ -52,7 +52,8 @@ def examine(settings: Settings) -> Iterator[Check]:
         else:
             yield _not_set("database", "TOMBOLA_DATABASE_URL")
         if settings.has("result_url"):
-            yield from examine_members(settings.need("result_url"), found)
+            has_beat = not settings.database_url.get_secret_value().startswith("sqlite")
+            yield from examine_members(settings.need("result_url"), found, has_beat=has_beat)
         broker_url = settings.broker_url.get_secret_value()
         if is_stream := broker_url.startswith("redis"):
             yield from examine_consumers(broker_url, found, claim_after_s=settings.claim_after_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from sqlalchemy import Connection, Engine, func, select
@@ -15,6 +15,7 @@ from producers.schema import account_asset_balances as accounts
 from producers.schema import api_idempotency_requests as requests_table
 from producers.schema import asset_transactions as transactions
 from producers.settings import Settings
+from worker import audits, housekeeping
 from worker.doctor.checks import (
     MIGRATE,
     CannotLook,
@@ -96,9 +97,7 @@ def _backlog(connection: Connection, settings: Settings, found: Findings) -> Ver
 
 
 def _oldest(connection: Connection, _settings: Settings, _found: Findings) -> Verdict:
-    accepted_at: datetime | None = connection.execute(
-        select(func.min(requests_table.c.accepted_at)).where(requests_table.c.status == requests.ACCEPTED)
-    ).scalar()
+    accepted_at = requests.oldest_accepted(connection)
     if accepted_at is None:
         return ok("nothing waits")
     age_s = (clock.now(connection) - accepted_at).total_seconds()
@@ -144,6 +143,17 @@ def _dead_letters(connection: Connection, _settings: Settings, _found: Findings)
         return ok("none")
     named = ", ".join(f"{cause}: {count:,}" for cause, count in causes[:CAUSES_MAX])
     return warn(f"{sum(count for _, count in causes):,} parked ({named})", "look at them: tombola dead-letters groups")
+
+
+def _audit(connection: Connection, _settings: Settings, _found: Findings) -> Verdict:
+    last = audits.last(connection)
+    lapse = housekeeping.of_audit(last, clock.now(connection))
+    if connection.dialect.name == "sqlite" and (last is None or last.is_clean):
+        raise CannotLook("skipped: SQLite")  # where no beat asks for it every night
+    if lapse is None:
+        assert last is not None
+        return ok(f"{last.at:%Y-%m-%d %H:%M} UTC, by {last.by}: {last}")
+    return warn(*lapse) if last is None or last.is_clean else fail(*lapse)
 
 
 def _balances(connection: Connection, _settings: Settings, _found: Findings) -> Verdict:
@@ -200,4 +210,5 @@ LOOKS: Final[tuple[tuple[str, Look], ...]] = (
     ("relay", _relay),
     ("dead letters", _dead_letters),
     ("balances", _balances),
+    ("audit", _audit),
 )

@@ -10,7 +10,19 @@ from importlib.metadata import version
 from typing import Final
 
 from producers.pulse import Member, members
-from worker.doctor.checks import CLOCK_FAIL_S, CLOCK_WARN_S, Check, Findings, Verdict, attempt, fail, ok, skipped, warn
+from worker import housekeeping
+from worker.doctor.checks import (
+    CLOCK_FAIL_S,
+    CLOCK_WARN_S,
+    Check,
+    Findings,
+    Verdict,
+    attempt,
+    fail,
+    ok,
+    skipped,
+    warn,
+)
 from worker.doctor.streams import open_impatient
 
 NAMED_MAX: Final = 5
@@ -22,8 +34,11 @@ def examine_release() -> Check:
     return Check("release", "ok", f"tombola {version('tombola')}, Python {platform.python_version()}, {parts}")
 
 
-def examine_members(url: str, found: Findings) -> Iterator[Check]:
-    """Every check of the processes that are alive; they tell so in the result store."""
+def examine_members(url: str, found: Findings, *, has_beat: bool = True) -> Iterator[Check]:
+    """Every check of the processes that are alive; they tell so in the result store.
+
+    Without `has_beat` there is none by design: `tombola up` runs without it.
+    """
     names = [name for name, _ in LOOKS]
     if url in found.away:
         yield from skipped(["members", *names], "the result store does not answer")
@@ -41,6 +56,9 @@ def examine_members(url: str, found: Findings) -> Iterator[Check]:
         yield from skipped(names, "nobody shows a pulse")
         return
     for name, verdict in LOOKS:
+        if name == "beat" and not has_beat:
+            yield from skipped([name], "SQLite")
+            continue
         yield attempt(name, lambda verdict=verdict: verdict(alive))  # type: ignore[misc]
 
 
@@ -71,6 +89,17 @@ def _clocks(alive: Sequence[Member]) -> Verdict:
     return fail(named, cure) if off_s(off[0]) > CLOCK_FAIL_S else warn(named, cure)
 
 
+def _relays(alive: Sequence[Member]) -> Verdict:
+    lapse = housekeeping.of_relay([member.role for member in alive])
+    relays = sum(member.role == "relay" for member in alive)
+    return warn(*lapse) if lapse else ok(f"{relays} at work" if relays else "none; beat and the workers do it")
+
+
+def _beat(alive: Sequence[Member]) -> Verdict:
+    lapse = housekeeping.of_beat([member.role for member in alive])
+    return warn(*lapse) if lapse else ok("it shows a pulse")
+
+
 def _some(found: list[str]) -> str:
     more = f" and {len(found) - NAMED_MAX} more" if len(found) > NAMED_MAX else ""
     return ", ".join(found[:NAMED_MAX]) + more
@@ -79,4 +108,6 @@ def _some(found: list[str]) -> str:
 LOOKS: Final[tuple[tuple[str, Callable[[Sequence[Member]], Verdict]], ...]] = (
     ("releases of members", _releases),
     ("clocks of members", _clocks),
+    ("relays", _relays),
+    ("beat", _beat),
 )

@@ -6,8 +6,12 @@
 //
 // Key and body are kept in localStorage before they are sent, and forgotten when `show(result)` is through. In between,
 // every doubt is met with the same request under the same key: the gateway knows it and charges nothing for it.
+// One tab at a time finishes a draw; that it is finished stands in IndexedDB, for localStorage reaches other tabs late.
 
 const KEPT = 'tombola.pending.'; // one entry per draw: tabs do not get in each other's way
+const FINISHED = 'tombola.finished'; // an IndexedDB: keys of the last day
+const FINISHED_KEPT_MS = 86_400_000;
+const FINISHED_TIMEOUT_MS = 2_000;
 const WAIT_S = 10;
 const ANSWER_TIMEOUT_MS = 20_000; // for a connection that is open and dead
 const BACKOFF_MS = { first: 250, max: 8_000 };
@@ -40,15 +44,15 @@ export const resume = (options) => Promise.allSettled(pending().map((kept) => fi
 
 function finish({ key, body }, { show = () => {}, tell = () => {}, base = '', headers = {} } = {}) {
   return alone(KEPT + key, async () => {
-    if (localStorage.getItem(KEPT + key) === null) return null;
-    const result = await settle(key, body, { tell, base, headers }).catch((error) => {
+    if (localStorage.getItem(KEPT + key) === null || (await isFinished(key))) return null;
+    const result = await settle(key, body, { tell, base, headers }).catch(async (error) => {
       // These say that nothing was accepted. After any other, as 401, the same request may be taken later on.
-      if ([400, 413, 422].includes(error.status)) localStorage.removeItem(KEPT + key);
+      if ([400, 413, 422].includes(error.status)) await forget(key);
       tell('refused', { key, why: error.message });
       throw error;
     });
     await show(result);
-    localStorage.removeItem(KEPT + key);
+    await forget(key);
     return result;
   });
 }
@@ -109,5 +113,37 @@ function makeKey() {
 
 // One tab at a time. Plain http has no locks: there two tabs may finish the same draw, which is harmless.
 const alone = async (name, work) => (navigator.locks ? navigator.locks.request(name, work) : work());
+
+// Before the lock goes to the next tab. Where IndexedDB does not answer, that tab may send the draw again: harmless, too.
+async function forget(key) {
+  const write = (store) => {
+    store.delete(IDBKeyRange.upperBound(`lottery_req_${Date.now() - FINISHED_KEPT_MS}`));
+    return store.put(true, key);
+  };
+  await inFinished('readwrite', write).catch(() => null);
+  localStorage.removeItem(KEPT + key);
+}
+
+async function isFinished(key) {
+  const isIt = (await inFinished('readonly', (store) => store.count(key)).catch(() => 0)) > 0;
+  if (isIt) localStorage.removeItem(KEPT + key); // where the other tab was closed before it could
+  return isIt;
+}
+
+const inFinished = (mode, ask) => new Promise((done, fail) => {
+  setTimeout(fail, FINISHED_TIMEOUT_MS);
+  const opening = indexedDB.open(FINISHED, 1);
+  opening.onupgradeneeded = () => opening.result.createObjectStore(FINISHED);
+  opening.onerror = fail;
+  opening.onsuccess = () => {
+    const transaction = opening.result.transaction(FINISHED, mode);
+    const request = ask(transaction.objectStore(FINISHED));
+    transaction.onabort = fail;
+    transaction.oncomplete = () => {
+      opening.result.close();
+      done(request.result);
+    };
+  };
+});
 
 const sleep = (ms) => new Promise((wake) => setTimeout(wake, ms));

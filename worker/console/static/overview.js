@@ -98,6 +98,7 @@
         cell.colSpan = 4;
         none.append(cell);
         at("members").replaceChildren(...(members.length ? members.map(member) : [none]));
+        text("audit", live.audit);
         if (live.minutes) draw(live.minutes);
     };
     const lost = () => {
