@@ -43,7 +43,11 @@ from worker.ledger import open_account
 from worker.schema import dead_letters, operator_actions
 
 SECRET = "5ec2e7" * 12
-SEALED = {"TOMBOLA_RESULT_SECRET": SECRET, "TOMBOLA_REMOTE_CONTROL": "false"}
+SEALED = {
+    "TOMBOLA_RESULT_SECRET": SECRET,
+    "TOMBOLA_MESSAGE_SECRET": SECRET,
+    "TOMBOLA_REMOTE_CONTROL": "false",
+}
 
 OF_THE_DATABASE = [
     *("isolation level", "strict mode", "durability", "binary log", "tables", "key columns"),
