@@ -140,6 +140,10 @@ class Protocol(HttpToolsProtocol):
             view = memoryview(data)
             for start in range(0, len(data), HEAD_BYTES_MAX):
                 self._feed(view[start : start + HEAD_BYTES_MAX])
+        self._watch()
+
+    def _watch(self) -> None:
+        """Lose patience in a while, unless a request is whole and has no answer yet."""
         if self._is_over:
             return
         if self._is_open or self.cycle is None or self.cycle.response_complete:
