@@ -167,6 +167,7 @@ def test_what_is_answered_before_it_is_whole_is_answered_once(server: Server) ->
     told = server.ask(head % 10_000_000, *[b"x" * 65_536] * 100, pause_s=0.001)
     assert told.startswith(b"HTTP/1.1 200")
     assert told.count(b"HTTP/1.1") == 1
+    assert b"connection: close" in told
     # A body that fits is read to its end, and the connection goes on.
     with server.connection() as connection:
         assert one(connection, head % 10).startswith(b"HTTP/1.1 200")
