@@ -83,7 +83,7 @@ class Protocol(HttpToolsProtocol):
         self._is_open = False  # a message has begun and is not whole
         self._received_bytes = 0  # of it
         self._head_bytes = 0
-        self._pieces = 0  # of its body
+        self._pieces = self._body_bytes = 0  # of its body
         self._is_over = False  # nothing is read any more
         self._patience: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
@@ -140,6 +140,10 @@ class Protocol(HttpToolsProtocol):
             view = memoryview(data)
             for start in range(0, len(data), HEAD_BYTES_MAX):
                 self._feed(view[start : start + HEAD_BYTES_MAX])
+        self._watch()
+
+    def _watch(self) -> None:
+        """Lose patience in a while, unless a request is whole and has no answer yet."""
         if self._is_over:
             return
         if self._is_open or self.cycle is None or self.cycle.response_complete:
@@ -188,7 +192,7 @@ class Protocol(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINED_MAX:
             raise _TooMany
         self._is_open = True
-        self._received_bytes = self._head_bytes = self._pieces = 0
+        self._received_bytes = self._head_bytes = self._pieces = self._body_bytes = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -201,6 +205,8 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > HEAD_BYTES_MAX or len(self.headers) >= HEADERS_MAX:
             raise _TooLarge
+        if len(name) == 14 and name.lower() == b"content-length":
+            self._body_bytes = int(value)  # what it will be
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -209,11 +215,18 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = -1  # is behind us
         self._idle.pop(self, None)
         super().on_headers_complete()
+        if self._body_bytes > self.body_bytes_max:
+            self._end_with_answer()
 
     def on_body(self, body: bytes) -> None:
         self._pieces += 1
         if self._pieces > PIECES_MAX:
             raise _TooLarge
+        if self._pieces == 1:
+            self._body_bytes = 0
+        self._body_bytes += len(body)
+        if self._body_bytes > self.body_bytes_max and self.cycle.keep_alive:
+            self._end_with_answer()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -226,6 +239,22 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
         if not self.pipeline and not self._is_over:
             self._idle[self] = None
+
+    def _end_with_answer(self) -> None:
+        """What is asked with a body that is too large: the application says so, and the rest of it is not read."""
+        self.cycle.keep_alive = False
+        self.cycle.transport = _Lingering(self)  # type: ignore[assignment]
+
+    def linger(self) -> None:
+        """Close, when the other side has had the time to read what it was answered.
+
+        A connection that is closed under somebody who is still sending takes the answer with it.
+        """
+        self._is_over = True
+        self._idle[self] = None
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self._end)
 
     # ---- what is not let in ------------------------------------------------------------------------------------------
 
@@ -263,10 +292,19 @@ class Protocol(HttpToolsProtocol):
             cycle.message_event.set()
         if cycle is None or not (has_head and cycle.response_complete):
             self.transport.write(_ANSWERS[status])
-        # Whoever is still sending would lose the answer if the connection were closed under it.
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.loop.call_later(LINGER_S, self._end)
+        self.linger()
+
+
+class _Lingering:
+    """The transport of an answer that ends its connection."""
+
+    def __init__(self, connection: Protocol) -> None:
+        self._connection = connection
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+
+    def close(self) -> None:
+        self._connection.linger()
 
 
 def _answer_of(status: int) -> bytes:

@@ -18,7 +18,8 @@ from tests.chaos.stranger import KINDS
 from tests.gateways import Gateway, gateway
 from tests.processes import PROJECT, House
 
-SECONDS = 5.0
+SECONDS = 4.0
+ROUNDS_MAX = 4
 RATE = 60
 CONNECTIONS = 8
 SLOWER_MAX = 4.0
@@ -66,8 +67,8 @@ def memory_kb(started: Gateway) -> int:
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, str, float]]:
-    """A gateway on durable commits, an API key, and the p99 that it has by itself."""
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, str]]:
+    """A gateway on durable commits, and an API key for it."""
     with (
         servers.mariadb(private=True) as database,
         servers.redis(private=True) as redis,
@@ -76,20 +77,22 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, s
     ):
         api_key = api_keys.add(house.engine, "honest")
         honest_p99_ms(started.url, api_key)
-        p99_ms = sorted(honest_p99_ms(started.url, api_key) for _ in range(3))[1]
-        yield started, api_key, max(p99_ms, QUIET_P99_MS_MIN)
+        yield started, api_key
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_honest_post_stays_quick(quiet: tuple[Gateway, str, float], kind: str) -> None:
-    started, api_key, quiet_p99_ms = quiet
-    before = memory_kb(started)
-    told = []
-    for _ in range(3):  # the machine has others to serve: the best of three
+def test_an_honest_post_stays_quick(door: tuple[Gateway, str], kind: str) -> None:
+    """In turns without and with the stranger: the machine has others to serve as well, and the best of each counts."""
+    started, api_key = door
+    before, quiet, beside = memory_kb(started), QUIET_P99_MS_MIN, float("inf")
+    alone: list[float] = []
+    for _ in range(ROUNDS_MAX):
+        alone.append(honest_p99_ms(started.url, api_key))
+        quiet = max(QUIET_P99_MS_MIN, min(alone))
         with stranger(started.url, kind):
-            told.append(honest_p99_ms(started.url, api_key))
-        print(f"{kind}: p99 {told[-1]:.1f} ms, quiet {quiet_p99_ms:.1f} ms, memory +{memory_kb(started) - before} kB")
-        if told[-1] < SLOWER_MAX * quiet_p99_ms:
+            beside = min(beside, honest_p99_ms(started.url, api_key))
+        print(f"{kind}: p99 {beside:.1f} ms, quiet {quiet:.1f} ms, memory +{memory_kb(started) - before} kB")
+        if beside < SLOWER_MAX * quiet:
             break
-    assert min(told) < SLOWER_MAX * quiet_p99_ms
+    assert beside < SLOWER_MAX * quiet
     assert memory_kb(started) - before < MEMORY_KB_MAX

@@ -167,6 +167,7 @@ def test_what_is_answered_before_it_is_whole_is_answered_once(server: Server) ->
     told = server.ask(head % 10_000_000, *[b"x" * 65_536] * 100, pause_s=0.001)
     assert told.startswith(b"HTTP/1.1 200")
     assert told.count(b"HTTP/1.1") == 1
+    assert b"connection: close" in told
     # A body that fits is read to its end, and the connection goes on.
     with server.connection() as connection:
         assert one(connection, head % 10).startswith(b"HTTP/1.1 200")
@@ -261,7 +262,7 @@ def test_where_none_is_silent_the_newest_is_told_so() -> None:
         waits = [stack.enter_context(server.connection()) for _ in range(CONNECTIONS_MAX)]
         for wait in waits:
             wait.sendall(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n")
-        wait_for(lambda: server.uvicorn.server_state.tasks, within_s=DEADLINE_S, what=lambda: "nothing asked")
+        wait_for(lambda: bool(server.uvicorn.server_state.tasks), within_s=DEADLINE_S, what=lambda: "nothing asked")
         is_problem(server.ask(), 503)
         assert {wait.recv(65_536)[:12] for wait in waits} == {b"HTTP/1.1 200"}
         assert server.ask(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 200")

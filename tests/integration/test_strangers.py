@@ -137,6 +137,19 @@ def test_whoever_is_no_caller_waits_beyond_a_hundred_a_second(closed: Gateway, h
     assert min(mine_s) < 1.0
 
 
+def test_what_is_asked_is_not_logged(closed: Gateway, house: House, account: int) -> None:
+    """The server would write a line for each, which takes longer than all the rest; and passwords like these an age."""
+    mine = bearer(house, "quiet")
+    before = len(closed.process.log().splitlines())
+    began = time.monotonic()
+    for number in range(10):
+        assert closed.show(f"x{number}", headers=mine).status_code == 404
+        assert closed.client.get(f"/healthz?{'://a:' * 3000}").status_code == 200
+    assert closed.client.get(f"/healthz?{'://a:' * 13_000}").status_code == 431
+    assert time.monotonic() - began < 15
+    assert len(closed.process.log().splitlines()) <= before + 2, closed.process.log()[-2000:]
+
+
 # ---- greedy callers --------------------------------------------------------------------------------------------------
 
 
