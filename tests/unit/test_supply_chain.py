@@ -1,4 +1,4 @@
-"""`make audit-deps`, asking a database of vulnerabilities that the test is: something known, nothing, no answer at all."""
+"""`make audit-deps` asks a database of vulnerabilities that the test is: something is known, nothing, or no answer."""
 
 from __future__ import annotations
 
