@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from producers.errors import ConfigurationError
+from producers.service_links import is_service_link
 
 PREFIX = "TOMBOLA_"
 SEED_BYTES_MIN = 16
@@ -129,8 +130,7 @@ class Settings(BaseSettings):
 
         Raises ConfigurationError for an unknown name, a value out of range, or values that do not fit together.
         """
-        env = os.environ if env is None else env
-        values = {name: value for name, value in env.items() if name.startswith(PREFIX) and name != HOME_VARIABLE}
+        values = settings_in(os.environ if env is None else env)
         known = {PREFIX + name.upper(): name for name in cls.model_fields}
         for name in values:
             if name not in known:
@@ -252,6 +252,15 @@ class Settings(BaseSettings):
 
 # Where embedded mode keeps its state. Not a setting of the system: it names where settings are found.
 HOME_VARIABLE = "TOMBOLA_HOME"
+
+
+def settings_in(env: Mapping[str, str]) -> dict[str, str]:
+    """What is meant for us in `env`, known names and unknown ones: all TOMBOLA_* but what Kubernetes adds."""
+    return {
+        name: value
+        for name, value in env.items()
+        if name.startswith(PREFIX) and name != HOME_VARIABLE and not is_service_link(name, value)
+    }
 
 
 def _check_scheme(value: SecretStr, schemes: tuple[str, ...]) -> None:
