@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import pymysql
+from pymysql.constants import CR
 from sqlalchemy import (
     BigInteger,
     DateTime,
@@ -164,10 +165,28 @@ def open_engine(
             ),
         },
     )
+    _tell_what_logging_in_needs(engine)
     _bound_silence(engine, read_timeout_s)
     event.listen(engine, "handle_error", _leave_the_wrong_server)
     in_child(engine, _forget_connections)
     return engine
+
+
+def _tell_what_logging_in_needs(engine: Engine) -> None:
+    """Have a login that needs a package which is not here fail as any other login does.
+
+    The driver raises RuntimeError there, which would pass for a mistake of ours: MySQL's caching_sha2_password without
+    TLS needs `cryptography`, MariaDB's ed25519 `pynacl`.
+    """
+    connect = engine.dialect.connect
+
+    def told(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return connect(*arguments, **keywords)
+        except RuntimeError as error:
+            raise pymysql.OperationalError(CR.CR_AUTH_PLUGIN_CANNOT_LOAD, str(error)) from error
+
+    engine.dialect.connect = told  # type: ignore[method-assign]
 
 
 def _bound_silence(engine: Engine, read_timeout_s: float) -> None:
@@ -546,6 +565,12 @@ def explain(error: BaseException) -> ServiceUnavailable | ConfigurationError | I
         return ConfigurationError(f"the database is not migrated ({text}): run `alembic upgrade head`")
     if code in (1044, 1045, 1049):
         return ConfigurationError(f"the database refuses us ({text}): check TOMBOLA_DATABASE_URL")
+    if code in (CR.CR_AUTH_PLUGIN_CANNOT_LOAD, CR.CR_AUTH_PLUGIN_ERR):
+        return ConfigurationError(f"logging in to the database needs what is not there: {text}")
+    if code in (1142, 1143, 1227, 1370):
+        return ConfigurationError(f"the database's user may not do this ({text}): grant it")
+    if code in (1136, 1305, 1356, 1364, 1449):
+        return ConfigurationError(f"the database is not as this release needs it: {text}")
     if "unable to open database file" in text:
         return ConfigurationError("the SQLite file cannot be opened: check the folder in TOMBOLA_DATABASE_URL")
     if fault is Fault.REFUSED:

@@ -24,7 +24,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 import migrations
-from migrations.legacy import backfill, contract, expand, inspection, rollback, status, tables, verify
+from migrations.legacy import backfill, contract, expand, inspection, record, rollback, status, tables, verify
 from migrations.legacy.session import open_session
 from producers.contract import DrawRequest
 from producers.database import open_engine
@@ -179,7 +179,7 @@ def test_it_goes_back_from_every_step(url: str, engine: Engine, steps: list[str]
     for step in steps:
         if step == "half a backfill":
             with each(engine) as connection:
-                tables.begin(connection, "backfill", {"last_id": 0, "up_to": 3000, "filled": 0})
+                record.begin(connection, "backfill", {"last_id": 0, "up_to": 3000, "filled": 0})
             execute(engine, backfill_of(engine, 1, 1500))
         else:
             run(engine, step)
