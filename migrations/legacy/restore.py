@@ -89,7 +89,7 @@ def _change_back(ledger: Definition, details: dict[str, Any], *, writers_wait: b
     found = []
     for name in record.filled_before(details):
         before = tables.column_sql(details["definitions"][LEDGER], name)
-        if ledger.sql_of(name) != before:
+        if not tables.is_same_column(ledger.sql_of(name), before, ledger.collation):
             before = before.replace(":", r"\:")  # in a comment: it begins no parameter
             ways = ["ALGORITHM=INPLACE, LOCK=NONE", *ways_to_convert(writers_wait=writers_wait)]
             found.append([f"ALTER TABLE {LEDGER} MODIFY {name} {before}, {way}" for way in ways])

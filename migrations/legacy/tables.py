@@ -130,15 +130,30 @@ def column_sql(sql: str, column: str) -> str:
     return found[1]
 
 
-def is_same(one: str, other: str) -> bool:
-    """Whether two definitions say the same: the order of indexes and constraints, as they were added, says nothing."""
-    return _parts(one) == _parts(other)
+def is_same(one: str, other: str, collation: str) -> bool:
+    """Whether two definitions of a table say the same; `collation` is the table's.
+
+    The order of indexes and constraints, as they were added, says nothing.
+    """
+    return _parts(one, collation) == _parts(other, collation)
 
 
-def _parts(sql: str) -> tuple[list[str], set[str]]:
-    lines = [line.strip().removesuffix(",") for line in plain(sql).splitlines()]
+def is_same_column(one: str, other: str, collation: str) -> bool:
+    """Whether two definitions of a column in a table of `collation` say the same."""
+    return _short(one, collation) == _short(other, collation)
+
+
+def _parts(sql: str, collation: str) -> tuple[list[str], set[str]]:
+    lines = [_short(line.strip().removesuffix(","), collation) for line in plain(sql).splitlines()]
     unordered = {line for line in lines if re.match(r"((UNIQUE|FULLTEXT|SPATIAL) )?KEY |CONSTRAINT ", line)}
     return [line for line in lines if line not in unordered], unordered
+
+
+def _short(line: str, collation: str) -> str:
+    """A column's definition without what goes without saying: MySQL says it all the same once somebody has."""
+    charset = collation.partition("_")[0]
+    line = re.sub(r" CHARACTER SET (\w+)(?= COLLATE \1_)", "", line)
+    return re.sub(rf"( CHARACTER SET {charset}| COLLATE {collation})\b", "", line)
 
 
 def read(connection: Connection, name: str) -> Definition | None:

@@ -133,5 +133,5 @@ def definitions_changed(connection: Connection, details: dict[str, Any]) -> list
         f"the definition of {name} is not the one before"
         for name in (LEDGER, ACCOUNTS)
         for found in [tables.read(connection, name)]
-        if found is None or not tables.is_same(found.sql, details["definitions"][name])
+        if found is None or not tables.is_same(found.sql, details["definitions"][name], found.collation)
     ]

@@ -99,6 +99,8 @@ def definitions(engine: Engine) -> list[tuple[list[str], list[str]]]:
     with engine.connect() as connection:
         for name in ("asset_transactions", "account_asset_balances"):
             sql = re.sub(r" AUTO_INCREMENT=\d+", "", connection.execute(text(f"SHOW CREATE TABLE {name}")).one()[1])
+            # MySQL says a column's character set, where it goes without saying, once somebody has said it.
+            sql = re.sub(r" CHARACTER SET (\w+)(?= COLLATE \1_)", "", sql)
             lines = [line.strip().rstrip(",") for line in sql.splitlines()]
             keys = [line for line in lines if re.match("(UNIQUE )?KEY|CONSTRAINT", line)]
             found.append(([line for line in lines if line not in keys], sorted(keys)))
@@ -453,7 +455,7 @@ def test_values_that_no_key_can_be_are_named_and_nothing_is_lost(url: str, engin
     assert all(by_name[name].cure for name in by_name)
 
     run(engine, "adopt")
-    with pytest.raises(ConfigurationError, match=r"two rows would have one key.*twice"):
+    with pytest.raises(ConfigurationError, match=r"two rows would have one key .*(twice|tx_70)"):
         run(engine, "backfill")
     execute(engine, "UPDATE asset_transactions SET idempotency_key = NULL WHERE transaction_id IN (20, 40)")
     run(engine, "backfill")
