@@ -15,6 +15,10 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
+# The name of the lock that one upgrade, or one step of `tombola legacy`, holds at a time. Names are the whole server's,
+# and at most 64 characters long. SHA2 alone is built in everywhere: MySQL 9 has no SHA1 and no MD5 any more.
+TURN_LOCK = "CONCAT('tombola_', SHA2(DATABASE(), 224))"
+
 
 def upgrade(engine_or_url: Engine | str, revision: str = "head") -> None:
     """Bring the schema to `revision`.

@@ -7,10 +7,12 @@ from typing import Any, NoReturn
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, event, inspect
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
+import migrations
 import worker.schema  # noqa: F401
+from migrations.legacy import status as legacy
 from producers.database import SQL_MODE, explain, open_engine
 from producers.errors import DrawError
 from producers.schema import metadata
@@ -50,7 +52,7 @@ def _patient_engine(url: str) -> Engine:
     engine = open_engine(url, lock_wait_s=TURN_WAIT_S // 5)  # on SQLite it waits five times as long
     if engine.dialect.name != "sqlite":
 
-        @event.listens_for(engine, "do_connect", insert=True)
+        @event.listens_for(engine, "do_connect")
         def without_read_timeout(_dialect: Any, _record: Any, _args: Any, keywords: dict[str, Any]) -> None:
             keywords["read_timeout"] = None
 
@@ -86,8 +88,7 @@ def _take_turn(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
         return
     connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {TABLE_LOCK_WAIT_S}")
-    name = "CONCAT('tombola_', SHA1(DATABASE()))"  # names are the whole server's, and at most 64 characters long
-    if connection.exec_driver_sql(f"SELECT GET_LOCK({name}, {TURN_WAIT_S})").scalar() != 1:
+    if connection.exec_driver_sql(f"SELECT GET_LOCK({migrations.TURN_LOCK}, {TURN_WAIT_S})").scalar() != 1:
         raise CommandError(f"another upgrade of this database has been at it for {TURN_WAIT_S} s: try again")
     connection.commit()
 
@@ -101,13 +102,7 @@ def _report(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
 
 def _refuse_a_legacy_ledger(connection: Connection) -> None:
     """Old code's tables have our names, and go another way."""
-    if connection.dialect.name == "sqlite":
-        return  # old code was never there
-    found = inspect(connection)
-    if not found.has_table("asset_transactions") or found.has_table("alembic_version"):
-        return
-    columns = {column["name"] for column in found.get_columns("asset_transactions")}
-    if "business_id" in columns and "idempotency_key" not in columns:
+    if legacy.is_legacy(connection):
         raise CommandError("asset_transactions is old code's, with rows to keep: start with `tombola legacy inspect`")
 
 

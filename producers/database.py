@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import pymysql
-from pymysql.constants import SERVER_STATUS
+from pymysql.constants import CR, SERVER_STATUS
 from sqlalchemy import (
     BigInteger,
     DateTime,
@@ -38,7 +38,7 @@ from sqlalchemy.types import TypeEngine
 
 from producers.errors import ConfigurationError, DrawError, InternalError, ServiceUnavailable
 from producers.forks import in_child
-from producers.mysql_connections import open_soon
+from producers.mysql_connections import connect_by
 
 Value = str | int | None
 NO_COPIES: Final[Mapping[str, str]] = MappingProxyType({})
@@ -166,7 +166,7 @@ def open_engine(
             ),
         },
     )
-    open_soon(engine)
+    connect_by(engine)
     _bound_silence(engine, read_timeout_s)
     event.listen(engine, "handle_error", _leave_the_wrong_server)
     in_child(engine, _forget_connections)
@@ -556,6 +556,12 @@ def explain(error: BaseException) -> ServiceUnavailable | ConfigurationError | I
         return ConfigurationError(f"the database is not migrated ({text}): run `alembic upgrade head`")
     if code in (1044, 1045, 1049):
         return ConfigurationError(f"the database refuses us ({text}): check TOMBOLA_DATABASE_URL")
+    if code in (CR.CR_AUTH_PLUGIN_CANNOT_LOAD, CR.CR_AUTH_PLUGIN_ERR):
+        return ConfigurationError(f"logging in to the database needs what is not there: {text}")
+    if code in (1142, 1143, 1227, 1370):
+        return ConfigurationError(f"the database's user may not do this ({text}): grant it")
+    if code in (1136, 1305, 1356, 1364, 1449):
+        return ConfigurationError(f"the database is not as this release needs it: {text}")
     if "unable to open database file" in text:
         return ConfigurationError("the SQLite file cannot be opened: check the folder in TOMBOLA_DATABASE_URL")
     if fault is Fault.REFUSED:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 DRAW_VERSION: Final = b"tombola-draw-1"
+NOTES_PREFIX: Final = "odds="  # of what workers note in each ledger row of a draw
 WEIGHT_SUM_MAX: Final = 2**32  # far below 2**64, so that drawing again stays the rare exception
 
 
@@ -93,7 +94,7 @@ class Wheel:
         object.__setattr__(self, "_prefix", prefix)
         # Values from here on would give the first outcomes one chance more: they are drawn again.
         object.__setattr__(self, "_limit", (2**64 // campaign.weight_sum) * campaign.weight_sum)
-        object.__setattr__(self, "notes", f"odds={campaign.odds_hash} seed={self.commitment[:16]}")
+        object.__setattr__(self, "notes", f"{NOTES_PREFIX}{campaign.odds_hash} seed={self.commitment[:16]}")
 
     @property
     def commitment(self) -> str:

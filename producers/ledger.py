@@ -68,8 +68,9 @@ def session_rows(connection: Connection, lottery_session_id: str) -> list[dict[s
         .where(transactions.c.lottery_session_id == lottery_session_id)
         .order_by(transactions.c.transaction_id)
     )
-    found = [dict(row) for row in rows.mappings()]
-    is_perhaps_old = not found or any(str(row["idempotency_key"]).startswith("tx_") for row in found)
+    # A legacy ledger's column may hold `ABC` and `abc` for equal, and a row may have no key yet.
+    found = [_keyed(dict(row)) for row in rows.mappings() if row["lottery_session_id"] == lottery_session_id]
+    is_perhaps_old = not found or any(row["idempotency_key"].startswith("tx_") for row in found)
     if is_perhaps_old and connection.dialect.name != "sqlite":  # where no old code has ever been
         found += _old_rows(connection, lottery_session_id)
     return found
@@ -78,19 +79,25 @@ def session_rows(connection: Connection, lottery_session_id: str) -> list[dict[s
 def _old_rows(connection: Connection, business_id: str) -> list[dict[str, Any]]:
     """Rows of a legacy ledger (`tombola legacy`) that the backfill has not come to, as it will leave them.
 
-    In any other ledger no row is without a key, and the server knows that without looking.
+    In any other ledger no row is without a session, and the server knows that without looking.
     """
     rows = connection.execute(
         select(transactions)
-        .where(transactions.c.business_id == business_id, text("idempotency_key IS NULL"))
+        .where(transactions.c.business_id == business_id, text("lottery_session_id IS NULL"))
         .order_by(transactions.c.transaction_id)
     )
-    keys = ("lottery_session_id", "idempotency_key")
     return [
-        dict(row) | dict(zip(keys, (business_id, f"tx_{row['transaction_id']}"), strict=True))
+        _keyed(dict(row) | {"lottery_session_id": business_id})
         for row in rows.mappings()
         if row["business_id"] == business_id  # old columns may hold `ABC` and `abc` for equal
     ]
+
+
+def _keyed(row: dict[str, Any]) -> dict[str, Any]:
+    """`row` with the key that the backfill would give it, if it has none."""
+    if row["idempotency_key"] is None:
+        row["idempotency_key"] = f"tx_{row['transaction_id']}"
+    return row
 
 
 def shown(row: Any) -> LedgerRow:

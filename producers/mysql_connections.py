@@ -10,8 +10,10 @@ import functools
 import ssl
 from typing import TYPE_CHECKING, Any
 
+from pymysql import OperationalError
 from pymysql.connections import Connection
-from sqlalchemy import Engine, event
+from pymysql.constants import CR
+from sqlalchemy import Engine
 
 if TYPE_CHECKING:
     Driver = Connection[Any]  # generic in its stubs alone
@@ -36,9 +38,17 @@ def _unchecked() -> ssl.SSLContext:
     return context
 
 
-def open_soon(engine: Engine) -> None:
-    """Let `engine` connect this way. Listeners of `do_connect` that come later must be put before: `insert=True`."""
+def connect_by(engine: Engine) -> None:
+    """Let `engine` connect this way. A login that needs a package which is not here fails as any other login does.
 
-    @event.listens_for(engine, "do_connect")
-    def connect(_dialect: Any, _record: Any, arguments: list[Any], keywords: dict[str, Any]) -> SoonOpened:
-        return SoonOpened(*arguments, **keywords)
+    The driver raises RuntimeError there, which would pass for a mistake of ours: MySQL's caching_sha2_password without
+    TLS needs `cryptography`, MariaDB's ed25519 `pynacl`.
+    """
+
+    def connect(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return SoonOpened(*arguments, **keywords)
+        except RuntimeError as error:
+            raise OperationalError(CR.CR_AUTH_PLUGIN_CANNOT_LOAD, str(error)) from error
+
+    engine.dialect.connect = connect  # type: ignore[method-assign]

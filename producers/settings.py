@@ -23,6 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from producers.errors import ConfigurationError
+from producers.service_links import is_service_link
 from producers.signatures import Keyring
 
 PREFIX = "TOMBOLA_"
@@ -198,8 +199,7 @@ class Settings(BaseSettings):
 
         Raises ConfigurationError for an unknown name, a value out of range, or values that do not fit together.
         """
-        env = os.environ if env is None else env
-        values = {name: value for name, value in env.items() if name.startswith(PREFIX) and name != HOME_VARIABLE}
+        values = settings_in(os.environ if env is None else env)
         known = {PREFIX + name.upper(): name for name in cls.model_fields}
         for name in values:
             if name not in known:
@@ -338,6 +338,15 @@ def _check_secret(text: str) -> None:
         is_long_enough = False
     if not is_long_enough:
         raise ValueError(f"at least {2 * SEED_BYTES_MIN} hex digits; make one with `openssl rand -hex 32`")
+
+
+def settings_in(env: Mapping[str, str]) -> dict[str, str]:
+    """What is meant for us in `env`, known names and unknown ones: all TOMBOLA_* but what Kubernetes adds."""
+    return {
+        name: value
+        for name, value in env.items()
+        if name.startswith(PREFIX) and name != HOME_VARIABLE and not is_service_link(name, value)
+    }
 
 
 def _check_scheme(value: SecretStr, schemes: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ from redis import Redis
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from producers.mysql_connections import open_soon
+from producers.mysql_connections import connect_by
 from tests import servers
 
 _redis_databases = itertools.cycle(range(16))
@@ -91,7 +91,7 @@ def mariadb_url(mariadb_server: servers.Server) -> Iterator[str]:
     """A new database, in latin1: the application must name its character set, not trust the server's."""
     name = f"test_{secrets.token_hex(6)}"
     engine = create_engine(mariadb_server.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    open_soon(engine)
+    connect_by(engine)
     with engine.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name} CHARACTER SET latin1"))
     yield _with_path(mariadb_server.url, name)

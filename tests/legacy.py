@@ -9,19 +9,23 @@ old.waits_s  # how long each draw took
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pymysql
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.engine import make_url
 
 from migrations.legacy import backfill, contract, expand, rollback, verify
@@ -97,11 +101,9 @@ def create(
         connection.execute(text(LEDGER.format(**shape)))
         stamps = "created_at" if lacks_updated_at else "created_at, updated_at"
         values = "'2024-01-01'" if lacks_updated_at else "'2024-01-01', '2024-01-01'"
+        accounts = ", ".join(f"({number}, {number}, 'POINT', {BALANCE}, {values})" for number in range(1, ACCOUNTS + 1))
         connection.execute(
-            text(
-                f"INSERT INTO account_asset_balances (id, user_id, asset_code, balance, {stamps}) "
-                f"SELECT seq, seq, 'POINT', {BALANCE}, {values} FROM seq_1_to_{ACCOUNTS}"
-            )
+            text(f"INSERT INTO account_asset_balances (id, user_id, asset_code, balance, {stamps}) VALUES {accounts}")
         )
 
 
@@ -126,6 +128,83 @@ def fill(engine: Engine, rows: int, *, alone: bool = False) -> None:
             connection.commit()
 
 
+def fill_chains(engine: Engine, draws: int, *, first: int = 1) -> list[str]:
+    """`draws` draws of old code, each third one won, with balances that add up; their business_ids."""
+    balances = dict.fromkeys(range(1, ACCOUNTS + 1), BALANCE)
+    with engine.begin() as connection:
+        found = connection.execute(text("SELECT id, balance FROM account_asset_balances"))
+        balances |= {int(account_id): int(balance) for account_id, balance in found}
+        rows, names = [], []
+        for number in range(first, first + draws):
+            account_id, session_id = (
+                1 + number % 7,
+                f"lottery_tx_{1_700_000_000_000 + number * 37}_00ab{number % 10}f_001",
+            )
+            names.append(session_id)
+            for kind, delta in (("lottery_consume", -1), ("lottery_reward", 5))[: 1 + (number % 3 == 0)]:
+                before = balances[account_id]
+                balances[account_id] += delta
+                at = datetime(2024, 1, 1) + timedelta(minutes=number)
+                rows.append((account_id, session_id, kind, delta, before, before + delta, at, at))
+        connection.exec_driver_sql(
+            "INSERT INTO asset_transactions (account_id, business_id, business_type, asset_code, delta_amount, "
+            "balance_before, balance_after, created_at, updated_at) VALUES (%s, %s, %s, 'POINT', %s, %s, %s, %s, %s)",
+            rows,
+        )
+        connection.exec_driver_sql(
+            "UPDATE account_asset_balances SET balance = %s WHERE id = %s",
+            [(balance, account_id) for account_id, balance in balances.items()],
+        )
+    return names
+
+
+# ---- the guide's steps, run by hand ----------------------------------------------------------------------------------
+
+FILL = (
+    "UPDATE asset_transactions SET idempotency_key = CONCAT('tx_', transaction_id), lottery_session_id = business_id, "
+    "updated_at = updated_at WHERE idempotency_key IS NULL"
+)
+BY_HAND = {
+    "a": (),
+    # half-way: the columns, of the table's own collation, and half of the backfill
+    "b": (
+        "ALTER TABLE asset_transactions ADD COLUMN lottery_session_id varchar(100) NULL COMMENT 'ties: a draw' "
+        "AFTER business_id, ADD COLUMN idempotency_key varchar(100) NULL",
+        f"{FILL} AND transaction_id <= 60",
+        f"{FILL} AND transaction_id BETWEEN 80 AND 90",
+    ),
+    "b, keys alone": (
+        "ALTER TABLE asset_transactions ADD COLUMN idempotency_key varchar(100) NULL",
+        "UPDATE asset_transactions SET idempotency_key = CONCAT('tx_', transaction_id), updated_at = updated_at "
+        "WHERE transaction_id <= 60",
+        "ALTER TABLE asset_transactions ADD UNIQUE INDEX uk_idempotency_key (idempotency_key)",
+    ),
+    "b, sessions alone": (
+        "ALTER TABLE asset_transactions ADD COLUMN lottery_session_id varchar(100) NULL",
+        "UPDATE asset_transactions SET lottery_session_id = business_id, updated_at = updated_at "
+        "WHERE transaction_id > 60",
+        "ALTER TABLE asset_transactions ADD INDEX idx_lottery_session_id (lottery_session_id)",
+    ),
+    "c": (
+        "ALTER TABLE asset_transactions ADD COLUMN lottery_session_id varchar(100) NULL, "
+        "ADD COLUMN idempotency_key varchar(100) NULL",
+        FILL,
+        "ALTER TABLE asset_transactions ADD UNIQUE INDEX uk_idempotency_key (idempotency_key)",
+        "ALTER TABLE asset_transactions MODIFY lottery_session_id varchar(100) NOT NULL, "
+        "MODIFY idempotency_key varchar(100) NOT NULL",
+        "ALTER TABLE asset_transactions ADD INDEX idx_lottery_session_id (lottery_session_id)",
+    ),
+}
+BY_HAND["d"] = BY_HAND["c"]
+
+
+def take_by_hand(engine: Engine, shape: str) -> None:
+    """Leave the old table as the guide does, for `shape` of BY_HAND."""
+    with engine.begin() as connection:
+        for statement in BY_HAND[shape]:
+            connection.execute(text(statement.replace(": a", r"\: a")))
+
+
 @dataclass
 class Writers:
     """Old code at work."""
@@ -137,17 +216,47 @@ class Writers:
 
 def old_draw(connection: pymysql.Connection[Any], session_id: str, account_id: int, *, wins: bool) -> None:
     """One draw by old code: lock the account, add its rows, move the balance."""
+    _draw(connection, session_id, account_id, wins, lambda kind: {})
+
+
+def service_draw(connection: pymysql.Connection[Any], session_id: str, account_id: int, *, wins: bool) -> None:
+    """One draw by the owner's new code: the same, with a key for each row."""
+    _draw(
+        connection, session_id, account_id, wins,
+        lambda kind: {"lottery_session_id": session_id, "idempotency_key": f"{session_id}:{kind.partition('_')[2]}"},
+    )  # fmt: skip
+
+
+def drawn_key_draw(connection: pymysql.Connection[Any], session_id: str, account_id: int, *, wins: bool) -> None:
+    """The same with keys as the guide's drawing has them: nothing in them says which request it was."""
+    _draw(
+        connection, session_id, account_id, wins,
+        lambda kind: {
+            "lottery_session_id": session_id,
+            "idempotency_key": f"{kind}_{account_id}_{time.time_ns() // 1_000_000}_{random.randbytes(3).hex()}",
+        },
+    )  # fmt: skip
+
+
+def _draw(
+    connection: pymysql.Connection[Any],
+    session_id: str,
+    account_id: int,
+    wins: bool,
+    keys: Callable[[str], dict[str, str]],
+) -> None:
     with connection.cursor() as cursor:
         connection.begin()
         cursor.execute("SELECT balance FROM account_asset_balances WHERE id = %s FOR UPDATE", (account_id,))
         (balance,) = cursor.fetchone() or (None,)
         assert balance is not None
         for kind, delta in (("lottery_consume", -1), ("lottery_reward", 5))[: 1 + wins]:
+            given = keys(kind)
             cursor.execute(
-                "INSERT INTO asset_transactions (account_id, business_id, business_type, asset_code, delta_amount, "
-                "balance_before, balance_after, created_at, updated_at) "
-                "VALUES (%s, %s, %s, 'POINT', %s, %s, %s, UTC_TIMESTAMP(), UTC_TIMESTAMP())",
-                (account_id, session_id, kind, delta, balance, balance + delta),
+                f"INSERT INTO asset_transactions ({''.join(f'{name}, ' for name in given)}account_id, business_id, "
+                "business_type, asset_code, delta_amount, balance_before, balance_after, created_at, updated_at) "
+                f"VALUES ({'%s, ' * len(given)}%s, %s, %s, 'POINT', %s, %s, %s, UTC_TIMESTAMP(), UTC_TIMESTAMP())",
+                (*given.values(), account_id, session_id, kind, delta, balance, balance + delta),
             )
             balance += delta
         cursor.execute("UPDATE account_asset_balances SET balance = %s WHERE id = %s", (balance, account_id))
@@ -163,7 +272,9 @@ def connect(url: str) -> pymysql.Connection[Any]:
 
 
 @contextmanager
-def writers(url: str, count: int, *, rate: float = 50.0, wins: bool = True) -> Iterator[Writers]:
+def writers(
+    url: str, count: int, *, rate: float = 50.0, wins: bool = True, draw: Callable[..., None] = old_draw
+) -> Iterator[Writers]:
     """`count` threads that draw as old code does, each up to `rate` times a second."""
     work, stopping = Writers(), threading.Event()
 
@@ -174,7 +285,7 @@ def writers(url: str, count: int, *, rate: float = 50.0, wins: bool = True) -> I
                 begin = time.perf_counter()
                 session_id = f"old_{number}_{time.time_ns()}"
                 try:
-                    old_draw(connection, session_id, chance.randint(1, ACCOUNTS), wins=wins and chance.random() < 0.3)
+                    draw(connection, session_id, chance.randint(1, ACCOUNTS), wins=wins and chance.random() < 0.3)
                     work.draws += 1
                 except pymysql.MySQLError as error:
                     work.failures.append(str(error))
@@ -201,11 +312,50 @@ def writers(url: str, count: int, *, rate: float = 50.0, wins: bool = True) -> I
 
 
 def main() -> None:
-    """`python -m tests.legacy URL STEP`: says `ready` when it begins, so that it is killed at work."""
-    url, step = sys.argv[1:]
+    """`python -m tests.legacy URL STEP…`: says `ready` when it begins, so that it is killed at work.
+
+    STEP/7 is killed at every seventh statement by itself.
+    """
+    url, *steps = sys.argv[1:]
     engine = open_session(url)
     print("ready", flush=True)
-    run_step(engine, step)
+    for step in steps:
+        name, _, stride = step.partition("/")
+        if stride:
+            print(f"{step}: {_kill_at_every(engine, name, int(stride))} kills", flush=True)
+        run_step(engine, name)
+
+
+def _kill_at_every(engine: Engine, step: str, stride: int) -> int:
+    """Run the step in children that are killed -9 at their 1st, 1 + stride-th, … statement, until one comes to its end.
+
+    One is killed before its statement is sent, the next one while the server is at it. How many were killed.
+    """
+    for number in range(1000):
+        child = os.fork()
+        if not child:
+            last = 1 + number * stride
+            seen = itertools.count(1)
+
+            @event.listens_for(engine, "before_cursor_execute")
+            def end(*_arguments: object, last: int = last, seen: Iterator[int] = seen, number: int = number) -> None:
+                if next(seen) == last:
+                    if number % 2:
+                        threading.Timer(0.001, os.kill, (os.getpid(), signal.SIGKILL)).start()
+                    else:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            try:
+                run_step(engine, step)
+            except BaseException as error:
+                print(error, flush=True)
+                os._exit(1)
+            os._exit(0)
+        _, how = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(how):
+            assert os.WEXITSTATUS(how) == 0
+            return number
+    raise AssertionError("it never came to its end")
 
 
 def run_step(engine: Engine, step: str) -> None:
@@ -220,15 +370,19 @@ def run_step(engine: Engine, step: str) -> None:
     match step:
         case "expand":
             expand.expand(engine, say=say, tell=tell)
+        case "adopt":
+            expand.adopt(engine, say=say, tell=tell)
         case "backfill":
             backfill.backfill(engine, own_session=False, follow=False, say=say, tell=tell)
         case "verify":
             found = verify.verify(engine, tell=tell)
             assert found.is_clean, found.problems
         case "contract":
-            contract.contract(engine, drop_business_unique=True, quiet_s=0.2, say=say, tell=tell)
+            contract.contract(engine, drop_business_unique=True, quiet_s=0.2, writers_wait=True, say=say, tell=tell)
         case "rollback":
-            rollback.rollback(engine, keep_new_rows=False, say=say)
+            rollback.rollback(engine, keep_new_rows=False, writers_wait=True, say=say)
+        case "rollback, rows kept":
+            rollback.rollback(engine, keep_new_rows=True, writers_wait=True, say=say)
         case _:
             raise AssertionError(step)
 
@@ -249,6 +403,17 @@ def kill_and_resume(
     done = subprocess.run(command, **options, stderr=subprocess.STDOUT, timeout=timeout_s)
     assert done.returncode == 0, done.stdout
     return str(done.stdout).splitlines()
+
+
+def kill_everywhere(url: str, steps: dict[str, int], *, timeout_s: float = 120) -> list[str]:
+    """Run each of `steps`, killed -9 at every so-manieth of its statements, to its end; what they said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.legacy", url, *(f"{step}/{stride}" for step, stride in steps.items())],
+        cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        timeout=timeout_s,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout.splitlines()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from decimal import Decimal
 from itertools import groupby
 from typing import Any, Final, Literal
 
-from sqlalchemy import Column, ColumnElement, Connection, Engine, func, select, true, type_coerce
+from sqlalchemy import Column, ColumnElement, Connection, Engine, func, null, select, type_coerce
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.types import NullType
 
@@ -36,7 +36,8 @@ from producers.schema import api_idempotency_requests as requests
 from producers.schema import asset_transactions as transactions
 from worker import audit_record
 from worker.batch import Wheels
-from worker.ledger import holds_old_rows, old_accounts_until
+from worker.ledger import old_accounts_until
+from worker.old_rows import OldRows
 
 INVARIANTS: Final = {
     "I1": "one charge per completed request, none for the others",
@@ -132,11 +133,11 @@ def audit(engine: Engine, wheels: Wheels) -> Report:
             if engine.dialect.name != "sqlite":
                 # One moment for all checks, while the workers go on.
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
-            is_legacy = holds_old_rows(connection)
+            old = OldRows.of(connection)
             recorded = (Violation("I12", subject, what) for subject, what in audit_record.check(connection))
             errors = [
-                _look(report, ("I3", "I4", "I5"), _accounts(connection, report, is_legacy)),
-                _look(report, ("I1", "I2", "I10", "I11"), _sessions(connection, report, wheels, is_legacy)),
+                _look(report, ("I3", "I4", "I5"), _accounts(connection, report, old)),
+                _look(report, ("I1", "I2", "I10", "I11"), _sessions(connection, report, wheels, old)),
                 _look(report, ("I12",), recorded),
             ]
             if errors[0] is not None and not report.completed:
@@ -180,14 +181,14 @@ def _amount(connection: Connection, stored: Any) -> Decimal:
     return Decimal(stored).scaleb(-2) if is_sqlite else Decimal(stored)
 
 
-def _accounts(connection: Connection, report: Report, is_legacy: bool) -> Iterator[Violation]:
+def _accounts(connection: Connection, report: Report, old: OldRows) -> Iterator[Violation]:
     """I3, I4, I5: walk every account's chain, in the order given under its lock.
 
     What old code wrote is as it is (`tombola legacy inspect` tells): a chain begins anew where one of its rows does,
     and an account from before the contract begins with what it held.
     """
     balances: dict[int, Decimal | None] = {}
-    begin_anyhow = _old_accounts(connection) if is_legacy else set()
+    begin_anyhow = set() if old is OldRows.NONE else _old_accounts(connection)
     for account_id, stored in connection.execute(select(accounts.c.id, _stored(accounts.c.balance))):
         report.accounts += 1
         try:
@@ -204,6 +205,7 @@ def _accounts(connection: Connection, report: Report, is_legacy: bool) -> Iterat
             transactions.c.account_id,
             transactions.c.transaction_id,
             transactions.c.idempotency_key,
+            (transactions.c.notes if old is OldRows.BY_NOTES else null()).label("notes"),
             _stored(transactions.c.delta_amount),
             _stored(transactions.c.balance_before),
             _stored(transactions.c.balance_after),
@@ -213,7 +215,7 @@ def _accounts(connection: Connection, report: Report, is_legacy: bool) -> Iterat
     for account_id, chain in groupby(rows, key=lambda row: row.account_id):
         unseen.discard(account_id)
         begins_at = None if account_id in begin_anyhow else Decimal(0)
-        sum_ = yield from _chain(connection, account_id, chain, begins_at, is_legacy)
+        sum_ = yield from _chain(connection, account_id, chain, begins_at, old)
         if account_id not in balances:
             yield Violation("I3", f"account {account_id}", f"there is no such account, its rows say {sum_}")
         elif sum_ is None:
@@ -226,7 +228,7 @@ def _accounts(connection: Connection, report: Report, is_legacy: bool) -> Iterat
 
 
 def _chain(
-    connection: Connection, account_id: int, chain: Iterator[Any], begins_at: Decimal | None, is_legacy: bool
+    connection: Connection, account_id: int, chain: Iterator[Any], begins_at: Decimal | None, old: OldRows
 ) -> Generator[Violation, None, Decimal | None]:
     """I4 and I5 of one account; returns what its rows add up to, None if that cannot be told.
 
@@ -234,7 +236,7 @@ def _chain(
     """
     sum_: Decimal | None = begins_at
     last, is_first, is_readable = begins_at, True, True
-    for _, transaction_id, key, *stored in chain:
+    for _, transaction_id, key, notes, *stored in chain:
         subject = f"account {account_id}, transaction {transaction_id}"
         try:
             delta, before, after = (_amount(connection, it) for it in stored)
@@ -243,7 +245,7 @@ def _chain(
             for invariant in ("I4", "I5"):
                 yield Violation(invariant, subject, f"cannot be read: {error}")
             continue
-        if is_legacy and _is_old(key, transaction_id):
+        if old.hold(transaction_id, key, notes):
             last, sum_, is_first = after, after, False
             continue
         if before + delta != after:
@@ -265,11 +267,6 @@ def _old_accounts(connection: Connection) -> set[int]:
     return set(connection.execute(query if until is None else query.where(accounts.c.created_at < until)).scalars())
 
 
-def _is_old(key: str | None, transaction_id: int) -> bool:
-    """Whether old code wrote this row of a legacy ledger; it has no key before the backfill comes to it."""
-    return key is None or key == f"tx_{transaction_id}"
-
-
 # ---- requests and their sessions -------------------------------------------------------------------------------------
 
 _REQUEST: Final = [
@@ -288,7 +285,7 @@ _LEDGER: Final = [
 ]
 
 
-def _sessions(connection: Connection, report: Report, wheels: Wheels, is_legacy: bool) -> Iterator[Violation]:
+def _sessions(connection: Connection, report: Report, wheels: Wheels, old: OldRows) -> Iterator[Violation]:
     """I1, I2, I10, I11: every request beside the rows of its session."""
     report.requests = connection.execute(select(func.count()).select_from(requests)).scalar_one()
     report.rows = connection.execute(select(func.count()).select_from(transactions)).scalar_one()
@@ -298,15 +295,12 @@ def _sessions(connection: Connection, report: Report, wheels: Wheels, is_legacy:
         .order_by(requests.c.lottery_session_id, requests.c.request_key, transactions.c.transaction_id)
     )
     for _, session in groupby(pairs, key=lambda pair: (pair.lottery_session_id, pair.request_key)):
-        yield from _Session(connection, list(session), wheels, is_legacy).check()
+        yield from _Session(connection, list(session), wheels, old).check()
     # Charges that no request stands for; old code had none.
-    by_new_code = (
-        transactions.c.idempotency_key != func.concat("tx_", transactions.c.transaction_id) if is_legacy else true()
-    )
     orphans = connection.execute(
         select(transactions.c.lottery_session_id)
         .join(requests, transactions.c.lottery_session_id == requests.c.lottery_session_id, isouter=True)
-        .where(requests.c.request_key.is_(None), transactions.c.business_type.in_((CONSUME, REWARD)), by_new_code)
+        .where(requests.c.request_key.is_(None), transactions.c.business_type.in_((CONSUME, REWARD)), old.others())
         .distinct()
     )
     for (session_id,) in orphans:
@@ -316,17 +310,15 @@ def _sessions(connection: Connection, report: Report, wheels: Wheels, is_legacy:
 class _Session:
     """A request and all ledger rows of its session. Each check says what is wrong, and may raise whatever it likes."""
 
-    def __init__(self, connection: Connection, pairs: list[Any], wheels: Wheels, is_legacy: bool) -> None:
+    def __init__(self, connection: Connection, pairs: list[Any], wheels: Wheels, old: OldRows) -> None:
         self._connection = connection
         self.request = pairs[0]
         self.rows = [pair for pair in pairs if pair.row_transaction_id is not None]
         self.charges = [row for row in self.rows if row.row_business_type == CONSUME]
         self.is_completed = self.request.status == "completed"
         # A request that old code had charged: answered from its rows; how it was drawn nobody can say.
-        self.is_old = (
-            is_legacy
-            and bool(self.rows)
-            and all(_is_old(row.row_idempotency_key, row.row_transaction_id) for row in self.rows)
+        self.is_old = bool(self.rows) and all(
+            old.hold(row.row_transaction_id, row.row_idempotency_key, row.row_notes) for row in self.rows
         )
         self._wheels = wheels
 

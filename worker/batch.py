@@ -379,13 +379,23 @@ class _Book:
 
     def meet_old_draws(self, open_transaction: Transaction, draws: Sequence[DrawRequest], *, adopt: bool) -> None:
         """Draws by old code are charged already, and their sessions are theirs."""
-        asking = [it for it in draws if it.request_key not in self.charged and self.needs_ledger(it.request_key)]
+        asking = [it for it in draws if self.needs_ledger(it.request_key)]
         names = sorted({name for it in asking for name in (it.request_key, it.lottery_session_id)})
         old = ledger.old_draws(open_transaction, names, adopt=adopt)
         if not old:
             return
-        self.charged |= {it.request_key: old[it.request_key] for it in asking if it.request_key in old}
-        self.owners = (self.owners or {}) | {session_id: session_id for session_id in old}
+        # A session in which one of our own requests was drawn is that request's, whatever its name.
+        ours = {
+            session_id: key
+            for session_id, key in requests.owners_of_sessions(open_transaction, list(old)).items()
+            if any(row.idempotency_key == keys.derive(key, CONSUME_TYPE) for row in old[session_id].rows)
+        }
+        self.owners = (self.owners or {}) | {session_id: session_id for session_id in old} | ours
+        self.charged |= {
+            it.request_key: old[it.request_key]
+            for it in asking
+            if it.request_key in old and self.owners[it.request_key] == it.request_key
+        }
 
     def settle(self, draw: DrawRequest, fingerprint: str) -> Answer:
         known = self.known.get(draw.request_key)

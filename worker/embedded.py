@@ -32,7 +32,7 @@ import redis
 import migrations
 from producers.database import open_engine
 from producers.errors import ConfigurationError, ServiceUnavailable
-from producers.settings import HOME_VARIABLE, PREFIX, Settings
+from producers.settings import HOME_VARIABLE, PREFIX, Settings, settings_in
 from worker import operators
 
 START_TIMEOUT_S: Final = 30.0
@@ -108,7 +108,7 @@ def write_private(file: Path, text: str) -> None:
 
 def settings_from_anywhere() -> Settings:
     """TOMBOLA_* if any is set, else what embedded mode left; raises ConfigurationError when there is neither."""
-    if any(name.startswith(PREFIX) and name != HOME_VARIABLE for name in os.environ):
+    if settings_in(os.environ):
         return Settings.from_env()
     home = Home.find()
     if not home.exists():

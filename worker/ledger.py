@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, inspect, text
@@ -139,11 +141,21 @@ def holds_old_rows(database: Engine | Connection) -> bool:
     return database.dialect.name != "sqlite" and inspect(database).has_table("legacy_migration")
 
 
+def is_adopted(connection: Connection) -> bool:
+    """Whether a legacy ledger had keys already when it was taken over: then its rows have keys of any form, and code of
+    the owner's may go on writing them (`tombola legacy adopt`)."""
+    found = connection.execute(text("SELECT details FROM legacy_migration WHERE step = 'expand'")).scalar()
+    return found is not None and json.loads(found).get("shape", "a") != "a"
+
+
 def old_accounts_until(connection: Connection) -> datetime | None:
     """Until when old code may have opened accounts in a legacy ledger; None: it may still do so.
 
-    That is until the contract, after which old code cannot write. It had clocks of any time zone: hence a day more.
+    That is until the contract, after which old code cannot write, unless it gives keys. It had clocks of any time zone:
+    hence a day more.
     """
+    if is_adopted(connection):
+        return None
     ended_at: datetime | None = connection.execute(
         text("SELECT ended_at FROM legacy_migration WHERE step = 'contract' AND status = 'done'")
     ).scalar()
@@ -151,47 +163,47 @@ def old_accounts_until(connection: Connection) -> datetime | None:
 
 
 def old_draws(transaction: Transaction, names: Sequence[str], *, adopt: bool) -> dict[str, Charged]:
-    """Draws by old code whose `business_id`, which was request key and session in one, is among `names`.
+    """Charged draws whose session is among `names`, by session, with all of its rows in their order.
 
-    Rows that have no key yet are read as the backfill will leave them, and with `adopt` get their key here and now.
+    A draw is known by its session and its `lottery_consume` row, whatever the form of its keys: old code had one name
+    for request key and session. Rows that have no key or no session yet are read as the backfill will leave them, and
+    with `adopt` get both here and now.
     """
     if not names:
         return {}
-    amounts = "business_type, asset_code, delta_amount, balance_before, balance_after"
-    found = list(
-        transaction.select(
-            f"SELECT transaction_id, account_id, lottery_session_id, {amounts} FROM asset_transactions "
-            "WHERE lottery_session_id IN (??) AND idempotency_key = CONCAT('tx_', transaction_id)",
-            names,
-        )
+    wanted = frozenset(names)
+    columns = (
+        "SELECT transaction_id, account_id, {session}, idempotency_key, business_type, asset_code, delta_amount, "
+        "balance_before, balance_after, lottery_session_id, created_at, updated_at FROM asset_transactions WHERE "
     )
-    # After the contract no row is without a key, and the server knows that without looking.
-    late = [
-        row
-        for row in transaction.select(
-            f"SELECT transaction_id, account_id, business_id, {amounts}, created_at, updated_at "
-            "FROM asset_transactions WHERE business_id IN (??) AND idempotency_key IS NULL",
-            names,
-        )
-        if row[2] in names  # old columns may hold `ABC` and `abc` for equal
+    found = [
+        *transaction.select(f"{columns.format(session='lottery_session_id')} lottery_session_id IN (??)", names),
+        # After the contract no row is without a session, and the server knows that without looking.
+        *transaction.select(
+            f"{columns.format(session='business_id')} business_id IN (??) AND lottery_session_id IS NULL", names
+        ),
     ]
-    if late and adopt:
+    rows = sorted(
+        (row for row in found if row[2] in wanted), key=itemgetter(0)
+    )  # old columns may hold `ABC` and `abc` for equal
+    to_fill = [row for row in rows if row[3] is None or row[9] is None]
+    if to_fill and adopt:
         transaction.update(
             "asset_transactions",
             "transaction_id",
             # The times, as some servers set them by themselves.
             ("idempotency_key", "lottery_session_id", "created_at", "updated_at"),
-            [(row[0], f"tx_{row[0]}", row[2], str(row[8]), str(row[9])) for row in late],
+            [(row[0], row[3] or f"tx_{row[0]}", row[2], str(row[10]), str(row[11])) for row in to_fill],
         )
+    sessions: dict[str, list[LedgerRow]] = {}
     draws: dict[str, Charged] = {}
-    for transaction_id, account_id, session_id, kind, asset, delta, before, after in sorted(
-        [*found, *(row[:8] for row in late)]
-    ):
+    for transaction_id, account_id, session_id, key, kind, asset, *amounts in (row[:9] for row in rows):
+        shown = sessions.setdefault(session_id, [])
+        shown.append(
+            LedgerRow(key or f"tx_{transaction_id}", kind, asset, *(str(transaction.amount(it)) for it in amounts))
+        )
         if kind == CONSUME:
-            draws.setdefault(session_id, Charged(account_id, session_id, []))
-        if session_id in draws:
-            shown = [str(transaction.amount(amount)) for amount in (delta, before, after)]
-            draws[session_id].rows.append(LedgerRow(f"tx_{transaction_id}", kind, asset, *shown))
+            draws.setdefault(session_id, Charged(account_id, session_id, shown))
     return draws
 
 

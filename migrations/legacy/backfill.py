@@ -11,20 +11,23 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from migrations.legacy import checksums, tables
-from migrations.legacy.inspection import IS_USABLE
+from migrations.legacy import checksums, record, tables
 from migrations.legacy.session import Say, Tell, alter, code_of, each_by_itself, turn
+from migrations.legacy.shapes import CAN_BE_FILLED, IS_USABLE
 from migrations.legacy.tables import ACCOUNT_INDEX, KEY, KEY_INDEX, LEDGER, SESSION, SESSION_INDEX, Definition
 from producers.errors import ConfigurationError
 
 TARGET_S: Final = 0.05
 SIZE_FIRST, SIZE_MIN, SIZE_MAX = 500, 50, 10_000
 CATCH_UP_ROWS: Final = 1000
+DUPLICATE: Final = 1062
 FOLLOW_EVERY_S: Final = 0.5
 PAUSE_SHARE_MIN, PAUSE_SHARE_MAX = 0.05, 4.0
 CANARY_EVERY_S: Final = 0.5
@@ -37,15 +40,16 @@ CANARY_S_MIN: Final = (
 
 
 def chunk_statement(ledger: Definition, *, own_session: bool) -> str:
-    """The guide's two rules for the rows from :first to :last that have no key yet."""
+    """The guide's two rules for the rows from :first to :last that have no key or no session yet."""
     session = f"IF({IS_USABLE}, business_id, CONCAT('tx_', transaction_id))" if own_session else "business_id"
-    values = [f"{KEY} = CONCAT('tx_', transaction_id)", f"{SESSION} = {session}"]
-    values += _kept(ledger)
-    which = f"transaction_id BETWEEN :first AND :last AND {KEY} IS NULL"
-    return f"UPDATE {LEDGER} SET {', '.join(values)} WHERE {which}" + ("" if own_session else f" AND {IS_USABLE}")
+    # What somebody else has put there stays.
+    values = [f"{KEY} = COALESCE({KEY}, CONCAT('tx_', transaction_id))", f"{SESSION} = COALESCE({SESSION}, {session})"]
+    values += kept(ledger)
+    which = f"transaction_id BETWEEN :first AND :last AND ({KEY} IS NULL OR {SESSION} IS NULL)"
+    return f"UPDATE {LEDGER} SET {', '.join(values)} WHERE {which}" + ("" if own_session else f" AND {CAN_BE_FILLED}")
 
 
-def _kept(ledger: Definition, prefix: str = "") -> list[str]:
+def kept(ledger: Definition, prefix: str = "") -> list[str]:
     """What the server would set by itself at each update stays as it is."""
     found = [prefix + tables.quoted(name) for name, it in ledger.columns.items() if "on update" in it.extra.lower()]
     return [f"{name} = {name}" for name in found]
@@ -73,7 +77,7 @@ def statements(engine: Engine, *, own_session: bool) -> list[str]:
             f"-- for each range of some 1,000 transaction_ids up to {tables.highest_id(connection):,}, one transaction",
             update.replace(":first", "<first>").replace(":last", "<last>"),
             *([index] if index else []),
-            f"-- again, until this is 0: SELECT COUNT(*) FROM {LEDGER} WHERE {KEY} IS NULL",
+            f"-- again, until this is 0: SELECT COUNT(*) FROM {LEDGER} WHERE {KEY} IS NULL OR {SESSION} IS NULL",
         ]
 
 
@@ -95,12 +99,13 @@ def backfill(
     """
     stopping = stopping or threading.Event()
     with each_by_itself(engine) as connection:
-        if tables.recorded(connection).status != tables.DONE:
-            raise ConfigurationError("expand is not done: run `tombola legacy expand` first")
-        if tables.is_contracted(tables.ledger(connection)):
+        expanded = record.recorded(connection)
+        if expanded.status != record.DONE:
+            raise ConfigurationError(f"that is not done: run `{expanded.shape.command}` first")
+        if _is_over(connection):
             say("nothing to do: every row has a key, and the ledger takes no other")
             return 0
-        _restore_keys(connection)
+        restore_keys(connection)
     filled = _Sweep(engine, own_session, tell, stopping).run()
     if stopping.is_set():
         say("stopped: run it again, and it goes on from here")
@@ -111,8 +116,8 @@ def backfill(
     while follow and not stopping.wait(FOLLOW_EVERY_S):
         try:
             with each_by_itself(engine) as connection:
-                if tables.is_contracted(tables.ledger(connection)):
-                    say("contract has been: nothing is left to follow")
+                if tables.takes_keys_only(tables.ledger(connection)):
+                    say("the ledger takes no row without a key: nothing is left to follow")
                     break
             filled += catch_up(engine, own_session=own_session)
         except DBAPIError as error:
@@ -122,17 +127,28 @@ def backfill(
     return filled
 
 
-def _restore_keys(connection: Connection) -> None:
-    """Draws by new code from before a rollback that kept their rows: they have had keys, and get them back."""
+def _is_over(connection: Connection) -> bool:
+    """Whether no row can be without a key any more, and that is on record."""
+    ledger, known = tables.ledger(connection), record.steps(connection)
+    is_done = "backfill" in known and known["backfill"].status == record.DONE
+    return is_done and tables.takes_keys_only(ledger) and index_statement(ledger) is None
+
+
+def restore_keys(connection: Connection) -> None:
+    """Draws by new code from before a rollback that kept their rows: they have had keys, and get them back.
+
+    But for one that the column holds for equal to another's, before contract gives it its collation.
+    """
     if connection.execute(text("SELECT 1 FROM legacy_migration_keys LIMIT 1")).first() is None:
         return
-    values = [f"it.{KEY} = kept.{KEY}", f"it.{SESSION} = kept.{SESSION}", *_kept(tables.ledger(connection), "it.")]
+    values = [f"it.{KEY} = kept.{KEY}", f"it.{SESSION} = kept.{SESSION}", *kept(tables.ledger(connection), "it.")]
     for first, last in checksums.ranges(connection, 0, tables.highest_id(connection), 5000):
         connection.execute(
             text(
-                f"UPDATE legacy_migration_keys AS kept JOIN {LEDGER} AS it ON it.transaction_id = kept.transaction_id "
-                f"SET {', '.join(values)} "
-                f"WHERE it.{KEY} IS NULL AND kept.transaction_id BETWEEN :first AND :last"
+                f"UPDATE IGNORE legacy_migration_keys AS kept JOIN {LEDGER} AS it "
+                f"ON it.transaction_id = kept.transaction_id SET {', '.join(values)} "
+                f"WHERE (it.{KEY} IS NULL OR it.{KEY} = CONCAT('tx_', it.transaction_id)) "
+                "AND kept.transaction_id BETWEEN :first AND :last"
             ),
             {"first": first, "last": last},
         )
@@ -149,7 +165,7 @@ class _Sweep:
 
     def run(self) -> int:
         with each_by_itself(self._engine) as connection:
-            details = tables.begin(
+            details = record.begin(
                 connection, "backfill", {"last_id": 0, "up_to": tables.highest_id(connection), "filled": 0}
             ).details
             if details["last_id"] >= details["up_to"]:
@@ -161,7 +177,8 @@ class _Sweep:
             while details["last_id"] < details["up_to"] and not self._stopping.is_set():
                 begin = time.monotonic()
                 try:
-                    filled += self._chunk(connection, statement, details, int(size))
+                    with _duplicates_told():
+                        filled += self._chunk(connection, statement, details, int(size))
                 except DBAPIError as error:
                     if code_of(error) not in (1205, 1213):
                         raise
@@ -182,7 +199,7 @@ class _Sweep:
         first, last = next(checksums.ranges(connection, details["last_id"], details["up_to"], size))
         count = connection.execute(statement, {"first": first, "last": last}).rowcount
         details |= {"last_id": last, "filled": details["filled"] + count}
-        tables.note(connection, "backfill", details)
+        record.note(connection, "backfill", details)
         connection.commit()
         return int(count)
 
@@ -210,6 +227,20 @@ class _Sweep:
         return time.monotonic() - begin
 
 
+@contextmanager
+def _duplicates_told() -> Iterator[None]:
+    """Say in one sentence that two rows have, or would get, the same key."""
+    try:
+        yield
+    except DBAPIError as error:
+        if code_of(error) != DUPLICATE or error.orig is None:
+            raise
+        raise ConfigurationError(
+            f"two rows would have one key ({error.orig.args[-1]}): `tombola legacy inspect` lists such rows; give each "
+            "a key of its own, then run this again"
+        ) from None
+
+
 def _build_indexes(engine: Engine, say: Say, tell: Tell) -> None:
     with turn(engine, say) as connection:
         statement = index_statement(tables.ledger(connection))
@@ -217,27 +248,24 @@ def _build_indexes(engine: Engine, say: Say, tell: Tell) -> None:
             return
         say("building the indexes, online")
         upto = tables.highest_id(connection)
-        alter(connection, [statement], say)
-        checksums.take(connection, tables.recorded(connection).details["columns"], upto, tell)
+        with _duplicates_told():
+            alter(connection, [statement], say)
+        checksums.take(connection, record.recorded(connection).details, upto, tell)
 
 
 def catch_up(engine: Engine, *, own_session: bool) -> int:
-    """Rows that old code has added without a key: found by the index, as they are the only ones without."""
+    """Rows that old code has added without a key: found by the indexes, as they are the only ones without."""
     filled = 0
     with engine.connect() as connection:
         statement = text(chunk_statement(tables.ledger(connection), own_session=own_session))
-        usable = "" if own_session else f" AND {IS_USABLE}"
+        fillable = "" if own_session else f" AND {CAN_BE_FILLED}"
+        query = text(f"{_blank(fillable)} ORDER BY transaction_id LIMIT {CATCH_UP_ROWS}")
         while True:
-            ids = connection.execute(
-                text(
-                    f"SELECT transaction_id FROM {LEDGER} FORCE INDEX ({KEY_INDEX}) WHERE {KEY} IS NULL{usable} "
-                    f"ORDER BY transaction_id LIMIT {CATCH_UP_ROWS}"
-                )
-            ).scalars()
-            found = list(ids)
+            found = list(connection.execute(query).scalars())
             try:
                 if found:
-                    filled += connection.execute(statement, {"first": found[0], "last": found[-1]}).rowcount
+                    with _duplicates_told():
+                        filled += connection.execute(statement, {"first": found[0], "last": found[-1]}).rowcount
                 connection.commit()
             except DBAPIError as error:
                 if code_of(error) not in (1205, 1213):
@@ -249,25 +277,30 @@ def catch_up(engine: Engine, *, own_session: bool) -> int:
                 return filled
 
 
+def _blank(condition: str = "") -> str:
+    """A query for the rows without a key or without a session, each by its index."""
+    return (
+        f"SELECT transaction_id FROM {LEDGER} FORCE INDEX ({KEY_INDEX}) WHERE {KEY} IS NULL{condition} UNION "
+        f"SELECT transaction_id FROM {LEDGER} FORCE INDEX ({SESSION_INDEX}) WHERE {SESSION} IS NULL{condition}"
+    )
+
+
 def without_key(connection: Connection) -> int:
-    """How many rows have no key. Only with the indexes there is it quick."""
-    return int(connection.execute(text(f"SELECT COUNT(*) FROM {LEDGER} WHERE {KEY} IS NULL")).scalar_one())
+    """How many rows have no key, or no session. Only with the indexes there is it quick."""
+    return int(connection.execute(text(f"SELECT COUNT(*) FROM ({_blank()}) AS blank")).scalar_one())
 
 
 def _end(engine: Engine, say: Say) -> None:
     with each_by_itself(engine) as connection:
         connection.execute(text("DELETE FROM legacy_migration WHERE step = 'canary'"))
-        left = connection.execute(
-            text(f"SELECT transaction_id FROM {LEDGER} WHERE {KEY} IS NULL AND NOT COALESCE({IS_USABLE}, 0)")
-        ).scalars()
-        ids = list(left)
+        ids = list(connection.execute(text(_blank(f" AND NOT COALESCE({CAN_BE_FILLED}, 0)"))).scalars())
         if ids:
             raise ConfigurationError(
                 f"{len(ids):,} rows have a business_id that cannot be a session's id (such as transaction_id "
                 f"{', '.join(map(str, ids[:5]))}; `tombola legacy inspect` says why): give them one, or run this again "
                 "with --own-session: each gets a session of its own, tx_{transaction_id}"
             )
-        known = tables.steps(connection)["backfill"]
-        if known.status != tables.DONE:
-            tables.end(connection, "backfill", known.details)
+        known = record.steps(connection)["backfill"]
+        if known.status != record.DONE:
+            record.end(connection, "backfill", known.details)
         say(f"every row has a key but the latest of old code ({without_key(connection):,} now)")

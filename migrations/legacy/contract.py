@@ -1,4 +1,4 @@
-"""contract: both columns NOT NULL, the foreign key, and on its own switch the old unique index goes.
+"""contract: both columns NOT NULL and compared byte by byte, the foreign key; and on its own switch the old index goes.
 
 From then on the ledger takes rows with keys only: old code's inserts fail. Hence it looks first whether any come.
 """
@@ -14,9 +14,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 import migrations
-from migrations.legacy import backfill, checksums, tables
-from migrations.legacy.session import Say, Tell, alter, code_of, each_by_itself, turn
-from migrations.legacy.tables import ACCOUNTS, BUSINESS_UNIQUE, FOREIGN_KEY, KEY, KEY_TYPE, LEDGER, SESSION, Definition
+from migrations.legacy import backfill, checksums, record, tables
+from migrations.legacy.session import CANNOT, Say, Tell, alter, code_of, each_by_itself, turn
+from migrations.legacy.tables import ACCOUNTS, BUSINESS_UNIQUE, FOREIGN_KEY, KEY, LEDGER, SESSION, Definition
 from producers.errors import ConfigurationError
 
 QUIET_S: Final = 10.0
@@ -24,14 +24,37 @@ ONLINE_LOG_MAX: Final = 8 * 2**30
 OVERFLOW: Final = 1799
 HAS_NULL: Final = (1048, 1138, 1265)  # of a column that is to have none
 
-NOT_NULL: Final = (
-    f"ALTER TABLE {LEDGER} MODIFY {KEY} {KEY_TYPE} NOT NULL, MODIFY {SESSION} {KEY_TYPE} NOT NULL, "
-    "ALGORITHM=INPLACE, LOCK=NONE"
-)
+NO_ASCII: Final = (1366, 1406)  # a value that does not fit the column's new type
 ADD_FOREIGN_KEY: Final = (
     f"ALTER TABLE {LEDGER} ADD CONSTRAINT {FOREIGN_KEY} FOREIGN KEY (account_id) REFERENCES {ACCOUNTS} (id), "
     "ALGORITHM=INPLACE, LOCK=NONE"
 )
+
+
+def not_null(ledger: Definition, *, writers_wait: bool) -> list[str]:
+    """ALTERs for both columns, the first that the server can do. Empty: nothing is left to do.
+
+    A column of another collation than ours becomes ours, as keys compare byte by byte. Most servers only do that by
+    copying the table, while writers wait.
+    """
+    if tables.is_contracted(ledger):
+        return []
+    changes = ", ".join(f"MODIFY {name} {_kept_or_ours(ledger.columns[name])} NOT NULL" for name in (KEY, SESSION))
+    ways = ["ALGORITHM=INPLACE, LOCK=NONE"]
+    if not all(ledger.columns[name].compares_bytes for name in (KEY, SESSION)):
+        ways = ways_to_convert(writers_wait=writers_wait)
+    return [f"ALTER TABLE {LEDGER} {changes}, {way}" for way in ways]
+
+
+def ways_to_convert(*, writers_wait: bool) -> list[str]:
+    """How a column gets another character set: MariaDB 11.2 copies beside the writers, others lock them out."""
+    return ["ALGORITHM=COPY, LOCK=NONE", *(["ALGORITHM=COPY, LOCK=SHARED"] if writers_wait else [])]
+
+
+def _kept_or_ours(column: tables.Column) -> str:
+    if not column.compares_bytes or column.collation is None:
+        return f"{column.type} CHARACTER SET ascii COLLATE ascii_bin"
+    return f"{column.type} CHARACTER SET {column.collation.partition('_')[0]} COLLATE {column.collation}"
 
 
 def drop_unique(name: str) -> str:
@@ -42,51 +65,57 @@ def statements(engine: Engine, *, drop_business_unique: bool) -> list[str]:
     """What is left of this step, for somebody who runs it by hand."""
     with each_by_itself(engine) as connection:
         ledger = tables.ledger(connection)
-        found = [] if tables.is_contracted(ledger) else [NOT_NULL]
+        found = not_null(ledger, writers_wait=True)[-1:]
         if why_no_foreign_key(connection, ledger) is None:
             found += ["SET SESSION foreign_key_checks = 0", ADD_FOREIGN_KEY, "SET SESSION foreign_key_checks = 1"]
         name = business_unique(ledger) if drop_business_unique else None
         return found + ([drop_unique(name)] if name else [])
 
 
-def contract(engine: Engine, *, drop_business_unique: bool, quiet_s: float, say: Say, tell: Tell) -> None:
-    """Do what is left of this step. Raises ConfigurationError when it is too early."""
+def contract(
+    engine: Engine, *, drop_business_unique: bool, quiet_s: float, say: Say, tell: Tell, writers_wait: bool = False
+) -> None:
+    """Do what is left of this step; with `writers_wait` also what this server only does while writers wait.
+
+    Raises ConfigurationError when it is too early.
+    """
     with turn(engine, say) as connection:
-        expanded = tables.recorded(connection)
-        if not tables.is_contracted(tables.ledger(connection)):
+        expanded, ledger = record.recorded(connection), tables.ledger(connection)
+        if not tables.is_contracted(ledger) or (expanded.shape.has_columns and _is_open(connection)):
             _check_readiness(connection)
-            backfill.catch_up(engine, own_session=False)
-            _look_for_old_code(connection, expanded.details["barrier"], quiet_s, say)
-            backfill.catch_up(engine, own_session=False)
-            tables.begin(connection, "contract", {})
+            if not tables.takes_keys_only(ledger):
+                backfill.catch_up(engine, own_session=False)
+                _look_for_old_code(connection, expanded.details["barrier"], quiet_s, say)
+                backfill.catch_up(engine, own_session=False)
+            record.begin(connection, "contract", {})
             upto = tables.highest_id(connection)
-            say("both columns become NOT NULL: the table is rebuilt, online")
-            _rebuild(connection, say)
-            checksums.take(connection, expanded.details["columns"], upto, tell)
-        known = tables.begin(connection, "contract", {}) if _is_open(connection) else None
+            _rebuild(connection, writers_wait, say)
+            backfill.restore_keys(connection)
+            checksums.take(connection, expanded.details, upto, tell)
+        known = record.begin(connection, "contract", {}) if _is_open(connection) else None
         _add_foreign_key(connection, tables.ledger(connection), say)
         if known is not None:
-            tables.end(connection, "contract", known.details)
+            record.end(connection, "contract", known.details)
         say("contracted: every row has a key, and the ledger takes no other")
         if drop_business_unique:
             _drop_business_unique(connection, say)
 
 
 def _is_open(connection: Connection) -> bool:
-    known = tables.steps(connection).get("contract")
-    return known is None or known.status != tables.DONE
+    known = record.steps(connection).get("contract")
+    return known is None or known.status != record.DONE
 
 
 def _check_readiness(connection: Connection) -> None:
-    known = tables.steps(connection)
-    if "backfill" not in known or known["backfill"].status != tables.DONE:
+    known = record.steps(connection)
+    if "backfill" not in known or known["backfill"].status != record.DONE:
         raise ConfigurationError("backfill is not done: run `tombola legacy backfill` first")
     if backfill.index_statement(tables.ledger(connection)) is not None:
         raise ConfigurationError("the indexes are not there: run `tombola legacy backfill`, which builds them")
     if migrations.current_revision(connection) is None:
-        raise ConfigurationError("the database has no revision: run `tombola legacy expand` again")
+        raise ConfigurationError(f"the database has no revision: run `{known['expand'].shape.command}` again")
     verified = known.get("verify")
-    if verified is None or verified.status != tables.DONE or verified.details["problems"]:
+    if verified is None or verified.status != record.DONE or verified.details["problems"]:
         raise ConfigurationError("nothing proves that all is well: run `tombola legacy verify` until it finds nothing")
 
 
@@ -95,7 +124,7 @@ def _look_for_old_code(connection: Connection, barrier: int, quiet_s: float, say
     say(f"looking for {quiet_s:g} s whether old code still writes")
     before = tables.highest_id(connection)
     time.sleep(quiet_s)
-    by_old_code = f"({KEY} IS NULL OR {KEY} = CONCAT('tx_', transaction_id))"
+    by_old_code = f"({KEY} IS NULL OR {SESSION} IS NULL OR {KEY} = CONCAT('tx_', transaction_id))"
     number, newest = connection.execute(
         text(f"SELECT COUNT(*), MAX(transaction_id) FROM {LEDGER} WHERE transaction_id > :id AND {by_old_code}"),
         {"id": before},
@@ -113,12 +142,24 @@ def _look_for_old_code(connection: Connection, barrier: int, quiet_s: float, say
     )
 
 
-def _rebuild(connection: Connection, say: Say) -> None:
+def _rebuild(connection: Connection, writers_wait: bool, say: Say) -> None:
+    ledger = tables.ledger(connection)
+    variants = not_null(ledger, writers_wait=writers_wait)
+    if not variants:
+        return None
+    say("both columns become NOT NULL, and compare byte by byte: the table is rebuilt")
     with _online_log(connection) as grow:
         while True:
             try:
-                return alter(connection, [NOT_NULL], say)
+                return alter(connection, variants, say)
             except DBAPIError as error:
+                if code_of(error) in CANNOT:
+                    raise must_wait(ledger, "keys compare byte by byte") from None
+                if code_of(error) in NO_ASCII and error.orig is not None:
+                    raise ConfigurationError(
+                        f"a key or a session cannot be one of 100 ASCII characters ({error.orig.args[-1]}); nothing "
+                        "has changed. `tombola legacy inspect` lists such rows: give each another one"
+                    ) from None
                 if code_of(error) in HAS_NULL:
                     raise ConfigurationError(
                         "old code has added a row without a key while the table was rebuilt; nothing has changed. Stop "
@@ -132,6 +173,14 @@ def _rebuild(connection: Connection, say: Say) -> None:
                         "raise it (it is taken only while the table is rebuilt), or come back at a quieter hour"
                     ) from None
                 say("the writers' log overflowed: again, with room for four times as much")
+
+
+def must_wait(ledger: Definition, why: str) -> ConfigurationError:
+    """What to say where this server converts a column only while nobody writes."""
+    return ConfigurationError(
+        f"{why}, and this server changes a column's collation only by copying the table, some {ledger.rows:,} rows, "
+        "while writers wait; nothing has changed. At a quiet hour run this with --writers-wait"
+    )
 
 
 @contextmanager
@@ -210,14 +259,14 @@ def business_unique(ledger: Definition) -> str | None:
 def _drop_business_unique(connection: Connection, say: Say) -> None:
     """Only here, where the ledger takes no row without a key: no code can rely on it any more."""
     name = business_unique(tables.ledger(connection))
-    known = tables.steps(connection).get("drop_business_unique")
+    known = record.steps(connection).get("drop_business_unique")
     if name is None:
-        if known is not None and known.status == tables.RUNNING:
-            tables.end(connection, "drop_business_unique", known.details)
+        if known is not None and known.status == record.RUNNING:
+            record.end(connection, "drop_business_unique", known.details)
         say("there is no old unique index to drop")
         return
-    details = {"name": name, "definition": tables.recorded(connection).details["indexes"][name]}
-    tables.begin(connection, "drop_business_unique", details)
+    details = {"name": name, "definition": record.recorded(connection).details["indexes"][name]}
+    record.begin(connection, "drop_business_unique", details)
     alter(connection, [drop_unique(name)], say)
-    tables.end(connection, "drop_business_unique", details)
+    record.end(connection, "drop_business_unique", details)
     say(f"{name} is gone")

@@ -1,4 +1,8 @@
-"""expand: two nullable columns, what our code needs of the accounts, and our own tables. Old code goes on."""
+"""expand, adopt: what our code needs of the two tables, and our own tables beside them. Old code goes on.
+
+*expand* is for a table without the guide's two columns, *adopt* for one where somebody has added them by hand, as far
+as they came. Both put on record what was there before, and leave the same: from then on the steps are the same, too.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
 import migrations
-from migrations.legacy import checksums, tables
+from migrations.legacy import checksums, record, shapes, tables
 from migrations.legacy.inspection import obstacles
 from migrations.legacy.session import Say, Tell, alter, each_by_itself, turn
 from migrations.legacy.tables import ACCOUNT_COLUMNS_ADDED, ACCOUNTS, KEY, KEY_TYPE, LEDGER, SESSION
@@ -33,15 +37,15 @@ def missing_in_accounts(table: tables.Definition) -> dict[str, str]:
 def statements(engine: Engine) -> list[str]:
     """What is left of this step, for somebody who runs it by hand."""
     with each_by_itself(engine) as connection:
-        found = list(tables.STATE_TABLES)
+        found = list(record.STATE_TABLES)
         ledger, accounts = tables.ledger(connection), tables.accounts(connection)
-        known = tables.steps(connection).get("expand")
-        if known is None or known.status == tables.ROLLED_BACK:
+        known = record.steps(connection).get("expand")
+        if known is None or known.status == record.ROLLED_BACK:
             # Before anything is altered: what rollback goes back to.
-            details = tables.as_json(_before(connection, ledger, accounts)).replace("\\", "\\\\").replace("'", "''")
+            details = record.as_json(_before(connection, ledger, accounts)).replace("\\", "\\\\").replace("'", "''")
             found.append(
                 "REPLACE INTO legacy_migration (step, status, started_at, details) "
-                f"VALUES ('expand', '{tables.RUNNING}', UTC_TIMESTAMP(6), '{details}')"
+                f"VALUES ('expand', '{record.RUNNING}', UTC_TIMESTAMP(6), '{details}')"
             )
         if columns := missing_in_ledger(ledger):
             found.append(add_columns(LEDGER, columns)[0])
@@ -50,60 +54,88 @@ def statements(engine: Engine) -> list[str]:
         for name in tables.own_tables():
             if not tables.has_table(connection, name):
                 found += tables.create_own(name)
-    return [*found, "-- then `tombola legacy expand`: it takes the checksums and puts on record where the database is"]
+        command = shapes.shape_of(connection, ledger).command if known is None else known.shape.command
+    return [*found, f"-- then `{command}`: it takes the checksums and puts on record where the database is"]
 
 
 def expand(engine: Engine, *, say: Say, tell: Tell) -> None:
     """Do what is left of this step. Raises ConfigurationError when something is in the way."""
+    _take_over(engine, say, tell, adopts=False)
+    say("expanded: both columns are there, nullable, and old code goes on")
+
+
+def adopt(engine: Engine, *, say: Say, tell: Tell) -> None:
+    """Do what is left of this step. Raises ConfigurationError when something is in the way."""
+    _take_over(engine, say, tell, adopts=True)
+    say("adopted: what was there before is on record, and old code goes on")
+
+
+def _take_over(engine: Engine, say: Say, tell: Tell, *, adopts: bool) -> None:
     with turn(engine, say) as connection:
-        known = tables.steps(connection).get("expand")
-        if known is None or known.status != tables.DONE:
-            _expand(connection, say, tell)
-        say("expanded: both columns are there, nullable, and old code goes on")
+        known = record.steps(connection).get("expand")
+        is_begun = known is not None and known.status != record.ROLLED_BACK
+        if known is not None and is_begun:
+            shape = known.shape
+        else:
+            _refuse_what_is_ours(connection)
+            shape = shapes.shape_of(connection, tables.ledger(connection))
+        if shape.has_columns != adopts:
+            raise ConfigurationError(f"{LEDGER} is {shape}: run `{shape.command}`")
+        if known is None or known.status != record.DONE:
+            _run(connection, say, tell)
 
 
-def _expand(connection: Connection, say: Say, tell: Tell) -> None:
-    for statement in tables.STATE_TABLES:
+def _run(connection: Connection, say: Say, tell: Tell) -> None:
+    for statement in record.STATE_TABLES:
         connection.execute(text(statement))
-    known = tables.steps(connection).get("expand")
-    if known is None or known.status != tables.RUNNING:
+    known = record.steps(connection).get("expand")
+    if known is None or known.status != record.RUNNING:
         _begin(connection)
-    details = tables.recorded(connection).details
-    if columns := missing_in_ledger(tables.ledger(connection)):
-        # The ALTER ends when every transaction on the table has ended: up to here no row appears any more.
+    details = record.recorded(connection).details
+    columns = missing_in_ledger(tables.ledger(connection))
+    if columns or record.recorded(connection).shape.has_columns:
+        # An ALTER, or a lock, comes when every transaction on the table has ended: up to here no row appears any more.
         details["barrier"] = tables.highest_id(connection)
-        tables.note(connection, "expand", details)
-        alter(connection, add_columns(LEDGER, columns), say)
+        record.note(connection, "expand", details)
+        if columns:
+            alter(connection, add_columns(LEDGER, columns), say)
+        else:
+            alter(connection, [f"LOCK TABLES {LEDGER} WRITE"], say)
+            connection.execute(text("UNLOCK TABLES"))
     if columns := missing_in_accounts(tables.accounts(connection)):
         alter(connection, add_columns(ACCOUNTS, columns), say)
     for name in tables.own_tables():
         _create(connection, name)
-    checksums.take(connection, details["columns"], details["barrier"], tell)
+    checksums.take(connection, details, details["barrier"], tell)
+    shapes.take_blanks(connection, record.filled_before(details), details["barrier"])
     stamp(connection)
-    tables.end(connection, "expand", details)
+    record.end(connection, "expand", details)
+
+
+def _refuse_what_is_ours(connection: Connection) -> None:
+    revision = migrations.current_revision(connection)
+    if revision is not None:
+        raise ConfigurationError(f"the database is at revision {revision}: it is migrated, and not a legacy one")
 
 
 def _begin(connection: Connection) -> None:
     """Look what is in the way, and put the definitions before on record."""
     ledger, accounts = tables.ledger(connection), tables.accounts(connection)
-    revision = migrations.current_revision(connection)
-    if revision is not None:
-        raise ConfigurationError(f"the database is at revision {revision}: it is migrated, and not a legacy one")
     if blocking := [it for it in obstacles(ledger, accounts) if it.is_blocking]:
         raise ConfigurationError("; ".join(f"{it.what}: {it.cure}" for it in blocking))
-    here_before = {KEY, SESSION} & ledger.columns.keys()
-    if here_before:
-        raise ConfigurationError(f"{LEDGER} has {', '.join(sorted(here_before))} already, which no expand put there")
     connection.execute(text("DELETE FROM legacy_migration WHERE step <> 'expand'"))
     connection.execute(text("DELETE FROM legacy_migration_chunks"))
-    tables.begin(connection, "expand", _before(connection, ledger, accounts))
+    record.begin(connection, "expand", _before(connection, ledger, accounts))
 
 
 def _before(connection: Connection, ledger: tables.Definition, accounts: tables.Definition) -> dict[str, Any]:
     """What is there before the first change, and what will be added."""
     return {
+        "shape": shapes.shape_of(connection, ledger).value,
         "definitions": {LEDGER: ledger.plain_sql, ACCOUNTS: accounts.plain_sql},
         "columns": list(ledger.columns),
+        "collations": {name: ledger.columns[name].collation for name in (KEY, SESSION) if name in ledger.columns},
+        "algorithm": checksums.ALGORITHM,
         "indexes": {it.name: it.definition for it in ledger.indexes.values()},
         "added_to_accounts": list(missing_in_accounts(accounts)),
         "tables_before": [name for name in tables.own_tables() if tables.has_table(connection, name)],

@@ -13,8 +13,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, text
 
-from migrations.legacy import tables
+from migrations.legacy import checksums, running_out, shapes, tables
+from migrations.legacy import status as standing
 from migrations.legacy.session import Tell, each_by_itself
+from migrations.legacy.shapes import IS_ASCII, Shape
 from migrations.legacy.tables import (
     ACCOUNT_COLUMNS,
     ACCOUNT_COLUMNS_ADDED,
@@ -31,10 +33,6 @@ PART_ROWS: Final = 500_000
 SAMPLES: Final = 5
 OWN_INDEXES: Final = (tables.KEY_INDEX, tables.SESSION_INDEX)
 
-# ASCII is as long in UTF-8 as it has characters.
-IS_ASCII: Final = "LENGTH(CONVERT(business_id USING utf8mb4)) = CHAR_LENGTH(business_id)"
-# What can be a session's id in a column of 100 ASCII characters.
-IS_USABLE: Final = f"(business_id IS NOT NULL AND business_id <> '' AND CHAR_LENGTH(business_id) <= 100 AND {IS_ASCII})"
 OWN_SESSION: Final = (
     "give these rows one, or run `tombola legacy backfill --own-session`: each gets a session of its own, tx_{id}"
 )
@@ -62,6 +60,9 @@ class Inspection:
     """The report."""
 
     server: str
+    shape: str | None  # a to d as in the guide; None: the ledger is ours, or a step has been
+    shape_is: str
+    next: str
     table: dict[str, Any]
     columns: list[dict[str, Any]]
     indexes: list[str]
@@ -79,8 +80,15 @@ def inspect(engine: Engine, *, tell: Tell, with_rows: bool = True) -> Inspection
     """Look at the definitions, and at every row unless told otherwise."""
     with each_by_itself(engine) as connection:
         ledger, accounts = tables.ledger(connection), tables.accounts(connection)
+        now = standing.status_of(connection)
+        shape = shapes.shape_of(connection, ledger) if now.is_untouched else None
+        findings = obstacles(ledger, accounts)
+        is_blocked = any(finding.is_blocking for finding in findings)
         found = Inspection(
             server=str(connection.execute(text("SELECT VERSION()")).scalar_one()),
+            shape=shape and shape.value,
+            shape_is=str(shape) if shape else now.stage,
+            next=now.next if shape is None else "" if is_blocked else shape.command,
             table={
                 "engine": ledger.engine,
                 "collation": ledger.collation,
@@ -93,15 +101,16 @@ def inspect(engine: Engine, *, tell: Tell, with_rows: bool = True) -> Inspection
                 for it in ledger.columns.values()
             ],
             indexes=[it.definition for it in ledger.indexes.values()],
-            differences=list(_differences(ledger)),
+            differences=list(_differences(ledger, shape)),
             account_columns_beside_ours=[
                 name for name in accounts.columns if name not in (*ACCOUNT_COLUMNS, *ACCOUNT_COLUMNS_ADDED)
             ],
-            findings=obstacles(ledger, accounts),
+            findings=[*findings, *_running_out(connection, ledger, accounts)],
         )
         if with_rows and found.can_begin:
-            found.rows, seen = _walk(connection, tell)
+            found.rows, seen = _walk(connection, ledger, tell)
             found.findings += seen
+            found.findings += _keys(connection, ledger, tell)
             found.findings += _sessions(connection, found.rows, tell)
     return found
 
@@ -132,6 +141,8 @@ def _of_ledger(ledger: Definition) -> Iterator[Finding]:
             lacking = [name for name in ("lottery_consume", "lottery_reward") if f"'{name}'" not in column.type]
             if lacking:
                 yield _blocking("columns", f"business_type has no {', '.join(lacking)}", "add what workers write")
+    for what, cure in shapes.unfit(ledger):
+        yield _blocking("keys", what, cure)
     if ledger.triggers:
         yield Finding(
             "triggers",
@@ -185,11 +196,20 @@ def _blocking(name: str, what: str, cure: str) -> Finding:
     return Finding(name, what, cure, 1, is_blocking=True)
 
 
-def _differences(ledger: Definition) -> Iterator[str]:
+def _running_out(connection: Connection, *its_tables: Definition) -> Iterator[Finding]:
+    for table in its_tables:
+        for what, highest in running_out.warnings(connection, table):
+            yield Finding("id runs out", what, running_out.CURE, 1, [highest])
+
+
+def _differences(ledger: Definition, shape: Shape | None) -> Iterator[str]:
     """What the guide's table has otherwise."""
     for name in (KEY, SESSION):
-        if name not in ledger.columns:
-            yield f"no column {name}: expand adds it"
+        column = ledger.columns.get(name)
+        if column is None:
+            yield f"no column {name}" + (f": `{shape.command}` adds it" if shape else "")
+        elif not column.compares_bytes:
+            yield f"{name} compares by {column.collation}, keys compare byte by byte: contract changes it"
     for name in (*OWN_INDEXES, tables.ACCOUNT_INDEX):
         if name not in ledger.indexes:
             yield f"no index {name}"
@@ -209,8 +229,9 @@ def _differences(ledger: Definition) -> Iterator[str]:
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _walk(connection: Connection, tell: Tell) -> tuple[int, list[Finding]]:
+def _walk(connection: Connection, ledger: Definition, tell: Tell) -> tuple[int, list[Finding]]:
     """Every row once, in the order of the primary key."""
+    has_session = f"WHEN {SESSION} IS NOT NULL THEN 0 " if SESSION in ledger.columns else ""
     null = Finding("business_id null", "rows without a business_id", OWN_SESSION)
     empty = Finding("business_id empty", "rows whose business_id is empty or blank", OWN_SESSION)
     long = Finding("business_id too long", "rows whose business_id is longer than 100 characters", OWN_SESSION)
@@ -232,7 +253,7 @@ def _walk(connection: Connection, tell: Tell) -> tuple[int, list[Finding]]:
         chunk = connection.execute(
             text(
                 "SELECT transaction_id, account_id, delta_amount, balance_before, balance_after, "
-                "CASE WHEN business_id IS NULL THEN 1 WHEN business_id = '' THEN 2 "
+                f"CASE {has_session}WHEN business_id IS NULL THEN 1 WHEN business_id = '' THEN 2 "
                 f"WHEN CHAR_LENGTH(business_id) > 100 THEN 3 WHEN NOT {IS_ASCII} THEN 4 ELSE 0 END FROM {LEDGER} "
                 "WHERE transaction_id > :last AND transaction_id <= :highest ORDER BY transaction_id LIMIT :size"
             ),
@@ -295,3 +316,65 @@ def _sessions(connection: Connection, rows: int, tell: Tell) -> list[Finding]:
                 alone.add(business_id)
         tell("sessions", part + 1, parts)
     return [it for it in (colliding, alone, twice) if it.count]
+
+
+def _keys(connection: Connection, ledger: Definition, tell: Tell) -> list[Finding]:
+    """What somebody else has put into the two columns that no key and no session can be, or not here."""
+    foreign = Finding(
+        "key not ascii",
+        f"rows whose {KEY} is empty or not ASCII",
+        "give each another: contract cannot keep it",
+    )
+    misplaced = Finding(
+        "key of another row", f"rows whose {KEY} is what the backfill gives another row", "give each a key of its own"
+    )
+    unfit = Finding(
+        "session not usable",
+        f"rows whose {SESSION} is empty, not ASCII, or longer than 100 characters",
+        "give them another, or NULL: then the backfill gives them their business_id",
+    )
+    troubles: dict[str, Finding] = {}
+    if KEY in ledger.columns:
+        troubles |= {
+            f"{KEY} = '' OR LENGTH(CONVERT({KEY} USING utf8mb4)) <> CHAR_LENGTH({KEY})": foreign,
+            f"{KEY} REGEXP '^tx_[0-9]+$' AND {KEY} <> CONCAT('tx_', transaction_id)": misplaced,
+        }
+    if SESSION in ledger.columns:
+        troubles[
+            f"{SESSION} = '' OR CHAR_LENGTH({SESSION}) > 100 OR "
+            f"LENGTH(CONVERT({SESSION} USING utf8mb4)) <> CHAR_LENGTH({SESSION})"
+        ] = unfit
+    if not troubles:
+        return []
+    cases = " ".join(f"WHEN {condition} THEN {number}" for number, condition in enumerate(troubles))
+    found, highest = list(troubles.values()), tables.highest_id(connection)
+    for first, last in checksums.ranges(connection, 0, highest, CHUNK_ROWS):
+        for transaction_id, number in connection.execute(
+            text(
+                f"SELECT * FROM (SELECT transaction_id, CASE {cases} END AS trouble FROM {LEDGER} "
+                "WHERE transaction_id BETWEEN :first AND :last) AS seen WHERE trouble IS NOT NULL"
+            ),
+            {"first": first, "last": last},
+        ):
+            found[int(number)].add(transaction_id)
+        tell("keys", last, highest)
+    return [*(it for it in found if it.count), *_twice(connection, ledger)]
+
+
+def _twice(connection: Connection, ledger: Definition) -> Iterator[Finding]:
+    """Keys that stand on several rows: only where no index has kept them out."""
+    if KEY not in ledger.columns or shapes.has_unique_keys(ledger):
+        return
+    twice = Finding(
+        "key twice", f"values of {KEY} that stand on several rows", "give each row one of its own: no unique index yet"
+    )
+    # As a column of ours compares, whatever this one does.
+    as_ours = f"CAST(CONVERT({KEY} USING utf8mb4) AS BINARY)"
+    for key, count in connection.execute(
+        text(
+            f"SELECT MIN({KEY}), COUNT(*) FROM {LEDGER} WHERE {KEY} IS NOT NULL GROUP BY {as_ours} HAVING COUNT(*) > 1"
+        )
+    ):
+        twice.add(key, count)
+    if twice.count:
+        yield twice

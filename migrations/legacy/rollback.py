@@ -3,6 +3,8 @@
 What new code has written stands in the way, as its keys have no place in the old definition. With `keep_new_rows` the
 rows stay in the ledger, where old code reads them by `business_id`, and their keys in `legacy_migration_keys`, from
 where a later backfill takes them.
+
+A column of the guide's that was there before (`tombola legacy adopt`) stays, as it was (restore.py).
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from migrations.legacy import tables
+from migrations.legacy import record, restore, tables
+from migrations.legacy.backfill import DUPLICATE
 from migrations.legacy.session import Say, alter, code_of, each_by_itself, turn
 from migrations.legacy.tables import (
     ACCOUNT_INDEX,
@@ -28,7 +31,6 @@ from migrations.legacy.tables import (
 from migrations.legacy.verify import definitions_changed
 from producers.errors import ConfigurationError
 
-DUPLICATE: Final = 1062
 # A row of new code has its session in business_id, too.
 KEEP_KEYS: Final = (
     f"INSERT IGNORE INTO legacy_migration_keys SELECT transaction_id, {KEY}, business_id FROM {LEDGER} "
@@ -63,44 +65,56 @@ def _is_our_foreign_key_there(ledger: Definition, details: dict[str, Any]) -> bo
 def statements(engine: Engine) -> list[str]:
     """What is left of this step, for somebody who runs it by hand."""
     with each_by_itself(engine) as connection:
-        details, ledger = tables.recorded(connection).details, tables.ledger(connection)
+        expanded, ledger = record.recorded(connection), tables.ledger(connection)
+        details = expanded.details
         found = ["DROP TABLE IF EXISTS alembic_version"]
         found += [f"ALTER TABLE {LEDGER} ADD {it}, ALGORITHM=INPLACE, LOCK=NONE" for it in _add_back(ledger, details)]
         if _is_our_foreign_key_there(ledger, details):
             found.append(f"ALTER TABLE {LEDGER} DROP FOREIGN KEY {FOREIGN_KEY}, ALGORITHM=INPLACE, LOCK=NONE")
+        if expanded.shape.has_columns:
+            found += restore.statements(connection, ledger, details)
         for column in (SESSION, KEY):
-            if column == KEY and KEY in ledger.columns:
+            is_ours = column in ledger.columns and column not in details["columns"]
+            if column == KEY and is_ours:
                 found.append(KEEP_KEYS)
             if drops := _drop_indexes(ledger, details, of=column):
                 found.append(f"ALTER TABLE {LEDGER} {', '.join(drops)}, ALGORITHM=INPLACE, LOCK=NONE")
-            if column in ledger.columns:
+            if is_ours:
                 found.append(drop_column(LEDGER, column)[0])
         there = tables.accounts(connection).columns
         found += [drop_column(ACCOUNTS, name)[0] for name in details["added_to_accounts"] if name in there]
         return found
 
 
-def rollback(engine: Engine, *, keep_new_rows: bool, say: Say) -> None:
-    """Do what is left of this step. Raises ConfigurationError when new code has written, and nobody said what then."""
+def rollback(engine: Engine, *, keep_new_rows: bool, say: Say, writers_wait: bool = False) -> None:
+    """Do what is left of this step; with `writers_wait` also what this server only does while writers wait.
+
+    Raises ConfigurationError when new code has written, and nobody said what then.
+    """
     with turn(engine, say) as connection:
-        expanded = tables.recorded(connection)
-        if expanded.status == tables.ROLLED_BACK:
+        expanded = record.recorded(connection)
+        if expanded.status == record.ROLLED_BACK:
             say("nothing to do: it was rolled back")
             return
         details = expanded.details
         if not keep_new_rows:
             _refuse_to_lose(connection, details)
-        tables.begin(connection, "rollback", {})
+        if expanded.shape.has_columns:
+            restore.change_types(connection, details, say, writers_wait=writers_wait, keep_new_rows=keep_new_rows)
+        record.begin(connection, "rollback", {})
         # Workers that start from here on are told that the database is not migrated.
         alter(connection, ["DROP TABLE IF EXISTS alembic_version"], say)
         kept_out = _put_indexes_back(connection, details, keep_new_rows, say)
+        _drop_foreign_key(connection, details, say)
+        if expanded.shape.has_columns:
+            restore.empty(connection, details)
         _take_columns_away(connection, details, keep_new_rows, say)
         for name in details["added_to_accounts"]:
             if name in tables.accounts(connection).columns:
                 alter(connection, drop_column(ACCOUNTS, name), say)
         kept = [name for name in reversed(tables.own_tables()) if not _drop_own(connection, name, details, say)]
         changed = [] if kept_out else definitions_changed(connection, details)
-        tables.end_all(connection)
+        record.end_all(connection)
     if kept:
         say(f"left as they are, as they hold rows: {', '.join(sorted(kept))}")
     if changed:
@@ -114,7 +128,7 @@ def _refuse_to_lose(connection: Connection, details: dict[str, Any]) -> None:
         for name in tables.own_tables()
         if name not in details["tables_before"] and tables.has_table(connection, name) and _has_rows(connection, name)
     ]
-    new_rows = _new_rows(connection, tables.ledger(connection))
+    new_rows = _new_rows(connection, details)
     if new_rows or holding:
         what = [f"{new_rows:,} rows of the ledger"] if new_rows else []
         raise ConfigurationError(
@@ -123,8 +137,9 @@ def _refuse_to_lose(connection: Connection, details: dict[str, Any]) -> None:
         )
 
 
-def _new_rows(connection: Connection, ledger: Definition) -> int:
-    if KEY not in ledger.columns:
+def _new_rows(connection: Connection, details: dict[str, Any]) -> int:
+    """How many rows would lose their keys: none where the column stays."""
+    if KEY not in tables.ledger(connection).columns or KEY in details["columns"]:
         return 0
     return int(
         connection.execute(
@@ -147,25 +162,27 @@ def _put_indexes_back(connection: Connection, details: dict[str, Any], keep_new_
     return left_out
 
 
-def _take_columns_away(connection: Connection, details: dict[str, Any], keep_new_rows: bool, say: Say) -> None:
+def _drop_foreign_key(connection: Connection, details: dict[str, Any], say: Say) -> None:
     if _is_our_foreign_key_there(tables.ledger(connection), details):
         alter(connection, [f"ALTER TABLE {LEDGER} DROP FOREIGN KEY {FOREIGN_KEY}, ALGORITHM=INPLACE, LOCK=NONE"], say)
+
+
+def _take_columns_away(connection: Connection, details: dict[str, Any], keep_new_rows: bool, say: Say) -> None:
     # The session first: from then on new code cannot write, and what has a key of its own is settled.
-    _drop(connection, SESSION, _drop_indexes(tables.ledger(connection), details, of=SESSION), say)
-    if KEY in tables.ledger(connection).columns:
-        if _new_rows(connection, tables.ledger(connection)) and not keep_new_rows:
-            raise ConfigurationError(
-                "new code has written meanwhile: stop it, then `tombola legacy rollback --keep-new-rows` does the rest"
-            )
-        connection.execute(text(KEEP_KEYS))
-    _drop(connection, KEY, _drop_indexes(tables.ledger(connection), details, of=KEY), say)
-
-
-def _drop(connection: Connection, column: str, indexes: list[str], say: Say) -> None:
-    if indexes:
-        alter(connection, [f"ALTER TABLE {LEDGER} {', '.join(indexes)}, ALGORITHM=INPLACE, LOCK=NONE"], say)
-    if column in tables.ledger(connection).columns:
-        alter(connection, drop_column(LEDGER, column), say)
+    for name in (SESSION, KEY):
+        ledger = tables.ledger(connection)
+        is_ours = name in ledger.columns and name not in details["columns"]
+        if name == KEY and is_ours:
+            if _new_rows(connection, details) and not keep_new_rows:
+                raise ConfigurationError(
+                    "new code has written meanwhile: stop it, then `tombola legacy rollback --keep-new-rows` does the "
+                    "rest"
+                )
+            connection.execute(text(KEEP_KEYS))
+        if indexes := _drop_indexes(ledger, details, of=name):
+            alter(connection, [f"ALTER TABLE {LEDGER} {', '.join(indexes)}, ALGORITHM=INPLACE, LOCK=NONE"], say)
+        if is_ours:
+            alter(connection, drop_column(LEDGER, name), say)
 
 
 def _drop_own(connection: Connection, name: str, details: dict[str, Any], say: Say) -> bool:

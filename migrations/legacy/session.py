@@ -11,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
+import migrations
 from producers.database import open_engine
 from producers.errors import ConfigurationError, ServiceUnavailable
 
@@ -24,7 +25,7 @@ ALTER_TRIES_MAX: Final = 60
 LONG_TRANSACTION_S: Final = 1  # an ALTER waits for these before it asks for the table, so that writers do not
 TURN_WAIT_S: Final = 3600
 _IS_BUSY: Final = (1205, 1213)
-_CANNOT: Final = (1845, 1846)  # this algorithm does not do that
+CANNOT: Final = (1845, 1846)  # what a server answers that does not do it by this algorithm, or under this lock
 
 
 def open_session(url: str) -> Engine:
@@ -33,7 +34,7 @@ def open_session(url: str) -> Engine:
         raise ConfigurationError("the legacy table is on MySQL or MariaDB: TOMBOLA_DATABASE_URL names something else")
     engine = open_engine(url, lock_wait_s=ROW_LOCK_WAIT_S)
 
-    @event.listens_for(engine, "do_connect", insert=True)
+    @event.listens_for(engine, "do_connect")
     def without_read_timeout(_dialect: Any, _record: Any, _args: Any, keywords: dict[str, Any]) -> None:
         keywords["read_timeout"] = None
         keywords["init_command"] += f", lock_wait_timeout={TABLE_LOCK_WAIT_S}"
@@ -60,7 +61,7 @@ def turn(engine: Engine, say: Say) -> Iterator[Connection]:
     A step that was killed leaves its statement running in the server: the lock is that session's until it is done.
     """
     with each_by_itself(engine) as connection:
-        name = "CONCAT('tombola_', SHA1(DATABASE()))"  # migrations/env.py takes the same one
+        name = migrations.TURN_LOCK
         if connection.execute(text(f"SELECT GET_LOCK({name}, 0)")).scalar() != 1:
             say("another run, or a statement that one left behind, is at it: waiting for its end")
             if connection.execute(text(f"SELECT GET_LOCK({name}, {TURN_WAIT_S})")).scalar() != 1:
@@ -81,7 +82,7 @@ def alter(connection: Connection, variants: Sequence[str], say: Say) -> None:
         try:
             return _alter(connection, statement, say)
         except DBAPIError as error:
-            if code_of(error) not in _CANNOT or number == len(variants) - 1:
+            if code_of(error) not in CANNOT or number == len(variants) - 1:
                 raise
     return None
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 import migrations
-from migrations.legacy import tables
+from migrations.legacy import record, tables
 from migrations.legacy.backfill import index_statement, without_key
 from migrations.legacy.contract import business_unique
 from migrations.legacy.session import each_by_itself
@@ -26,69 +26,93 @@ class Status:
     workers: str
     steps: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether no step has changed anything, or all of it was undone."""
+        return self.stage in ("legacy", "rolled back")
+
 
 def status(engine: Engine) -> Status:
     """What information_schema says, with what is on record beside it."""
     with each_by_itself(engine) as connection:
-        ledger, known = tables.ledger(connection), tables.steps(connection)
-        has_columns = {KEY, SESSION} <= ledger.columns.keys()
-        has_indexes = has_columns and index_statement(ledger) is None
-        if known.get("rollback") is not None and known["rollback"].status == tables.RUNNING:
-            stage, following = "rolling back", "tombola legacy rollback"
-        elif not known or known["expand"].status != tables.DONE:
-            is_begun = bool(known) and known["expand"].status == tables.RUNNING
-            stage = "expanding" if is_begun else "rolled back" if known else "legacy"
-            following = "tombola legacy expand" if is_begun else "tombola legacy inspect"
-        elif tables.is_contracted(ledger):
-            is_done = "contract" in known and known["contract"].status == tables.DONE
-            stage = "contracted" if is_done else "contracting"
-            following = (
-                "" if is_done and business_unique(ledger) is None
-                else "tombola legacy contract" + (" --drop-business-unique" if is_done else "")
-            )  # fmt: skip
-        elif has_indexes and "backfill" in known and known["backfill"].status == tables.DONE:
-            stage, following = "backfilled", "tombola legacy verify, then tombola legacy contract"
-        else:
-            stage = "backfilling" if "backfill" in known else "expanded"
-            following = "tombola legacy backfill"
-        return Status(
-            stage=stage,
-            next=following,
-            revision=migrations.current_revision(connection),
-            rows_without_key=without_key(connection) if has_indexes else None,
-            workers=why_workers_must_wait(connection) or "may run",
-            steps=[
-                {
-                    "step": it.step,
-                    "status": it.status,
-                    "started_at": str(it.started_at),
-                    "ended_at": it.ended_at and str(it.ended_at),
-                }
-                for it in sorted(known.values(), key=lambda it: it.started_at)
-                if it.step in tables.STEPS
-            ],
-        )
+        return status_of(connection)
+
+
+def status_of(connection: Connection) -> Status:
+    """The same on a connection that is there."""
+    ledger, known = tables.ledger(connection), record.steps(connection)
+    has_indexes = {KEY, SESSION} <= ledger.columns.keys() and index_statement(ledger) is None
+    stage, following = _stage(connection, ledger, known, has_indexes)
+    return Status(
+        stage=stage,
+        next=following,
+        revision=migrations.current_revision(connection),
+        rows_without_key=without_key(connection) if has_indexes else None,
+        workers=why_workers_must_wait(connection) or "may run",
+        steps=[
+            {
+                "step": it.step,
+                "status": it.status,
+                "started_at": str(it.started_at),
+                "ended_at": it.ended_at and str(it.ended_at),
+            }
+            for it in sorted(known.values(), key=lambda it: it.started_at)
+            if it.step in record.STEPS
+        ],
+    )
+
+
+def _stage(
+    connection: Connection, ledger: tables.Definition, known: dict[str, record.Step], has_indexes: bool
+) -> tuple[str, str]:
+    """What the stage is called, and the command that comes next."""
+
+    def is_done(step: str) -> bool:
+        return step in known and known[step].status == record.DONE
+
+    if "rollback" in known and known["rollback"].status == record.RUNNING:
+        return "rolling back", "tombola legacy rollback"
+    if not known:
+        return ("legacy", "tombola legacy inspect") if is_legacy(connection) else ("ours from the beginning", "")
+    shape = known["expand"].shape
+    if known["expand"].status == record.ROLLED_BACK:
+        return "rolled back", "tombola legacy inspect"
+    if not is_done("expand"):
+        return "adopting" if shape.has_columns else "expanding", shape.command
+    if tables.is_contracted(ledger) and ("contract" in known or not shape.has_columns):
+        if not is_done("contract"):
+            return "contracting", "tombola legacy contract"
+        is_unique_left = business_unique(ledger) is not None
+        return "contracted", "tombola legacy contract --drop-business-unique" if is_unique_left else ""
+    if has_indexes and is_done("backfill"):
+        return "backfilled", "tombola legacy verify, then tombola legacy contract"
+    if "backfill" in known:
+        return "backfilling", "tombola legacy backfill"
+    return "adopted" if shape.has_columns else "expanded", "tombola legacy backfill"
 
 
 def is_legacy(connection: Connection) -> bool:
-    """Whether the ledger here is old code's, without our columns."""
-    if connection.dialect.name == "sqlite":
+    """Whether the ledger here is old code's, in whichever shape: none of our revisions made it or took it over."""
+    if connection.dialect.name == "sqlite" or tables.has_table(connection, "alembic_version"):
         return False
     found = tables.read(connection, tables.LEDGER)
-    return found is not None and KEY not in found.columns
+    return found is not None and "business_id" in found.columns
 
 
 def why_workers_must_wait(connection: Connection) -> str | None:
     """Why no worker may settle here yet; None if one may, as wherever the ledger never was old code's."""
     if connection.dialect.name == "sqlite" or not tables.has_table(connection, "legacy_migration"):
         return None
-    ledger, known = tables.ledger(connection), tables.steps(connection)
-    if not known or known["expand"].status != tables.DONE:
+    ledger, known = tables.ledger(connection), record.steps(connection)
+    if not known or known["expand"].status != record.DONE:
         return "the legacy ledger is not expanded: see `tombola legacy status`"
+    is_swept = "backfill" in known and known["backfill"].status == record.DONE
     if not {KEY, SESSION} <= ledger.columns.keys():
         return "the legacy ledger lacks its new columns: see `tombola legacy status`"
     if not {tables.KEY_INDEX, tables.SESSION_INDEX} <= ledger.indexes.keys():
         return "the legacy ledger has no indexes for keys and sessions yet: `tombola legacy backfill` builds them"
+    if known["expand"].shape.has_columns and not is_swept:
+        return "rows of the legacy ledger may have no key or no session yet: `tombola legacy backfill` first"
     if name := tables.unique_on_business_id_alone(ledger):
         return (
             f"{name} lets a session have one row only, a won draw has two: "

@@ -1,4 +1,4 @@
-"""What is there: the tables' definitions as the server knows them, and how far the steps have come."""
+"""What is there: the tables' definitions as the server knows them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
 from sqlalchemy import Connection, text
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 import worker.schema  # noqa: F401  all tables, those behind the broker as well
-from producers.database import utc_now
 from producers.errors import ConfigurationError
 from producers.schema import metadata
 
@@ -24,8 +22,6 @@ KEY_INDEX, SESSION_INDEX, ACCOUNT_INDEX = "uk_idempotency_key", "idx_lottery_ses
 FOREIGN_KEY: Final = "fk_asset_transactions_account_id"
 BUSINESS_UNIQUE: Final = "uk_business_idempotency"
 KEY_TYPE: Final = "VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin"
-STEPS: Final = ("expand", "backfill", "verify", "contract", "drop_business_unique", "rollback")
-RUNNING, DONE, ROLLED_BACK = "running", "done", "rolled back"
 
 # What old code has in its ledger, and what a worker writes there besides the two new columns.
 LEDGER_COLUMNS: Final = (
@@ -39,19 +35,6 @@ ACCOUNT_COLUMNS_ADDED: Final = {
     "created_at": "DATETIME(6) NULL",
     "updated_at": "DATETIME(6) NULL",
 }
-
-STATE_TABLES: Final = (
-    "CREATE TABLE IF NOT EXISTS legacy_migration (step VARCHAR(32) NOT NULL, status VARCHAR(16) NOT NULL, "
-    "started_at DATETIME(6) NOT NULL, ended_at DATETIME(6) NULL, details MEDIUMTEXT NOT NULL COMMENT 'JSON', "
-    "PRIMARY KEY (step)) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin",
-    "CREATE TABLE IF NOT EXISTS legacy_migration_chunks (first_id BIGINT NOT NULL, last_id BIGINT NOT NULL, "
-    "row_count BIGINT NOT NULL, checksum CHAR(32) NOT NULL, PRIMARY KEY (first_id)) "
-    "ENGINE=InnoDB DEFAULT CHARSET=ascii COLLATE=ascii_bin "
-    "COMMENT='every untouched column of these rows, before'",
-    f"CREATE TABLE IF NOT EXISTS legacy_migration_keys (transaction_id BIGINT NOT NULL, {KEY} VARCHAR(100) NOT NULL, "
-    f"{SESSION} VARCHAR(100) NOT NULL, PRIMARY KEY (transaction_id)) ENGINE=InnoDB DEFAULT CHARSET=ascii "
-    "COLLATE=ascii_bin COMMENT='of draws by new code that were rolled back with their rows kept'",
-)
 
 
 def quoted(name: str) -> str:
@@ -77,6 +60,16 @@ class Column:
     def kind(self) -> str:
         """The type without its length: bigint, varchar, decimal."""
         return re.split(r"[ (]", self.type, maxsplit=1)[0].lower()
+
+    @property
+    def compares_bytes(self) -> bool:
+        """Whether `ABC` and `abc` are two values in it."""
+        return self.collation is not None and self.collation.endswith("_bin")
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the server computes it; a default that it computes is another matter (DEFAULT_GENERATED)."""
+        return re.search(r"\b(virtual|stored|persistent)\b", self.extra, re.IGNORECASE) is not None
 
     @property
     def is_needed_on_insert(self) -> bool:
@@ -115,6 +108,10 @@ class Definition:
         """SHOW CREATE TABLE without what moves."""
         return plain(self.sql)
 
+    def sql_of(self, column: str) -> str:
+        """What stands behind the name of `column` in the table's definition."""
+        return column_sql(self.sql, column)
+
     def has_index_on(self, column: str) -> bool:
         """Whether a look-up by `column` finds an index that begins with it."""
         return any(index.columns[0] == quoted(column) for index in self.indexes.values())
@@ -123,6 +120,40 @@ class Definition:
 def plain(sql: str) -> str:
     """A definition without its counter."""
     return re.sub(r" AUTO_INCREMENT=\d+", "", sql)
+
+
+def column_sql(sql: str, column: str) -> str:
+    """What stands behind the name of `column` in a definition."""
+    found = re.search(rf"^\s*{re.escape(quoted(column))} (.*?),?$", sql, re.MULTILINE)
+    if found is None:
+        raise LookupError(f"no column {column} in {sql}")
+    return found[1]
+
+
+def is_same(one: str, other: str, collation: str) -> bool:
+    """Whether two definitions of a table say the same; `collation` is the table's.
+
+    The order of indexes and constraints, as they were added, says nothing.
+    """
+    return _parts(one, collation) == _parts(other, collation)
+
+
+def is_same_column(one: str, other: str, collation: str) -> bool:
+    """Whether two definitions of a column in a table of `collation` say the same."""
+    return _short(one, collation) == _short(other, collation)
+
+
+def _parts(sql: str, collation: str) -> tuple[list[str], set[str]]:
+    lines = [_short(line.strip().removesuffix(","), collation) for line in plain(sql).splitlines()]
+    unordered = {line for line in lines if re.match(r"((UNIQUE|FULLTEXT|SPATIAL) )?KEY |CONSTRAINT ", line)}
+    return [line for line in lines if line not in unordered], unordered
+
+
+def _short(line: str, collation: str) -> str:
+    """A column's definition without what goes without saying: MySQL says it all the same once somebody has."""
+    charset = collation.partition("_")[0]
+    line = re.sub(r" CHARACTER SET (\w+)(?= COLLATE \1_)", "", line)
+    return re.sub(rf"( CHARACTER SET {charset}| COLLATE {collation})\b", "", line)
 
 
 def read(connection: Connection, name: str) -> Definition | None:
@@ -250,86 +281,14 @@ def highest_id(connection: Connection) -> int:
     return int(connection.execute(text(f"SELECT COALESCE(MAX(transaction_id), 0) FROM {LEDGER}")).scalar_one())
 
 
-def is_contracted(table: Definition) -> bool:
-    """Whether the ledger takes rows with keys only."""
+def takes_keys_only(table: Definition) -> bool:
+    """Whether the ledger takes no row without a key and a session."""
     return all(name in table.columns and not table.columns[name].is_nullable for name in (KEY, SESSION))
 
 
-# ---- how far the steps have come -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One row of `legacy_migration`."""
-
-    step: str
-    status: str
-    started_at: Any
-    ended_at: Any
-    details: dict[str, Any]
-
-
-def steps(connection: Connection) -> dict[str, Step]:
-    """All that is on record, by step; empty before the first expand."""
-    if not has_table(connection, "legacy_migration"):
-        return {}
-    found = connection.execute(text("SELECT step, status, started_at, ended_at, details FROM legacy_migration")).all()
-    return {it[0]: Step(it[0], it[1], it[2], it[3], msgspec.json.decode(it[4])) for it in found}
-
-
-def begin(connection: Connection, step: str, details: Mapping[str, Any]) -> Step:
-    """Put on record that `step` runs; one that was begun before goes on with the details it has."""
-    known = steps(connection).get(step)
-    if known is not None and known.status == RUNNING:
-        return known
-    connection.execute(
-        text(
-            "REPLACE INTO legacy_migration (step, status, started_at, ended_at, details) "
-            "VALUES (:step, :status, :now, NULL, :details)"
-        ),
-        {"step": step, "status": RUNNING, "now": _now(), "details": as_json(details)},
-    )
-    return steps(connection)[step]
-
-
-def note(connection: Connection, step: str, details: Mapping[str, Any]) -> None:
-    """Replace a step's details: its checkpoint."""
-    connection.execute(
-        text("UPDATE legacy_migration SET details = :details WHERE step = :step"),
-        {"step": step, "details": as_json(details)},
-    )
-
-
-def end(connection: Connection, step: str, details: Mapping[str, Any], *, status: str = DONE) -> None:
-    """Put on record that `step` is over."""
-    connection.execute(
-        text("UPDATE legacy_migration SET status = :status, ended_at = :now, details = :details WHERE step = :step"),
-        {"step": step, "status": status, "now": _now(), "details": as_json(details)},
-    )
-
-
-def end_all(connection: Connection) -> None:
-    """Put on record that all of it was rolled back: at once, so that no two steps say different things."""
-    connection.execute(
-        text("UPDATE legacy_migration SET status = :status, ended_at = :now"), {"status": ROLLED_BACK, "now": _now()}
-    )
-
-
-def _now() -> Any:
-    return utc_now().replace(tzinfo=None)
-
-
-def as_json(details: Mapping[str, Any]) -> str:
-    """A step's details as they are kept."""
-    return msgspec.json.encode(dict(details)).decode()
-
-
-def recorded(connection: Connection) -> Step:
-    """What expand put on record; raises ConfigurationError before it."""
-    known = steps(connection).get("expand")
-    if known is None:
-        raise ConfigurationError("this database was not expanded: run `tombola legacy inspect`, then `… expand`")
-    return known
+def is_contracted(table: Definition) -> bool:
+    """Whether the ledger takes rows with keys only, and compares them byte by byte."""
+    return takes_keys_only(table) and all(table.columns[name].compares_bytes for name in (KEY, SESSION))
 
 
 def column_list(names: Sequence[str]) -> str:

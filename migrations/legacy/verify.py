@@ -10,9 +10,11 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, text
 
-from migrations.legacy import checksums, tables
+from migrations.legacy import checksums, record, tables
 from migrations.legacy.session import Tell, each_by_itself
+from migrations.legacy.shapes import Shape
 from migrations.legacy.tables import ACCOUNTS, KEY, KEY_INDEX, LEDGER, SESSION, SESSION_INDEX
+from producers.draw import NOTES_PREFIX
 from producers.errors import ConfigurationError
 
 MISMATCHES_MAX: Final = 1000
@@ -41,22 +43,22 @@ class Verification:
 def verify(engine: Engine, *, tell: Tell) -> Verification:
     """Check everything; a run that was killed goes on where it was."""
     with each_by_itself(engine) as connection:
-        expanded = tables.recorded(connection)
-        if not checksums.taken_to(connection) and expanded.status == tables.RUNNING:
-            raise ConfigurationError("expand is not done: there are no checksums yet")
+        expanded = record.recorded(connection)
+        if not checksums.taken_to(connection) and expanded.status == record.RUNNING:
+            raise ConfigurationError(f"`{expanded.shape.command}` is not done: there are no checksums yet")
         found = Verification()
-        _compare(connection, expanded.details["columns"], found, tell)
-        if expanded.status == tables.ROLLED_BACK:
+        _compare(connection, checksums.Recipe.of(expanded.details), found, tell)
+        if expanded.status == record.ROLLED_BACK:
             found.problems += definitions_changed(connection, expanded.details)
         else:
-            _keys(connection, found)
-        known = tables.steps(connection)["verify"]
-        tables.end(connection, "verify", known.details | {"problems": found.problems})
+            _keys(connection, expanded.shape, found)
+        known = record.steps(connection)["verify"]
+        record.end(connection, "verify", known.details | {"problems": found.problems})
     return found
 
 
-def _compare(connection: Connection, columns: list[str], found: Verification, tell: Tell) -> None:
-    details = tables.begin(connection, "verify", {"last_id": 0, "chunks": 0, "rows": 0, "problems": []}).details
+def _compare(connection: Connection, recipe: checksums.Recipe, found: Verification, tell: Tell) -> None:
+    details = record.begin(connection, "verify", {"last_id": 0, "chunks": 0, "rows": 0, "problems": []}).details
     upto = checksums.taken_to(connection)
     chunks = connection.execute(
         text(
@@ -66,19 +68,19 @@ def _compare(connection: Connection, columns: list[str], found: Verification, te
         {"last": details["last_id"]},
     ).all()
     for number, (first, last, rows, before) in enumerate(chunks, 1):
-        rows_now, now = checksums.checksum(connection, columns, first, last)
+        rows_now, now = checksums.checksum(connection, recipe, first, last)
         if (rows_now, now) != (rows, before) and len(details["problems"]) < MISMATCHES_MAX:
             what = "other values than before" if rows_now == rows else f"{rows_now:,} rows, {rows:,} before"
             details["problems"].append(f"transaction_id {first:,} to {last:,}: {what}")
         details |= {"last_id": last, "chunks": details["chunks"] + 1, "rows": details["rows"] + rows_now}
         if number % NOTE_EVERY == 0:
-            tables.note(connection, "verify", details)
+            record.note(connection, "verify", details)
         tell("checksums", last, upto)
     found.chunks, found.rows = details["chunks"], details["rows"]
     found.problems += details["problems"]
 
 
-def _keys(connection: Connection, found: Verification) -> None:
+def _keys(connection: Connection, shape: Shape, found: Verification) -> None:
     """The guide's: total rows = distinct keys, duplicates 0, both indexes, a charge in every won draw's session."""
     ledger = tables.ledger(connection)
     missing = [name for name in (KEY, SESSION) if name not in ledger.columns]
@@ -96,16 +98,22 @@ def _keys(connection: Connection, found: Verification) -> None:
     if not has_indexes:
         found.problems.append(f"{KEY_INDEX} and {SESSION_INDEX} are not there: `tombola legacy backfill` builds them")
         return
-    if tables.is_contracted(ledger) and found.rows_without_key:
+    if tables.takes_keys_only(ledger) and found.rows_without_key:
         found.problems.append(f"{found.rows_without_key:,} rows have no key")
-    _rewards(connection, found)
+    _rewards(connection, shape, found)
 
 
-def _rewards(connection: Connection, found: Verification) -> None:
+def _rewards(connection: Connection, shape: Shape, found: Verification) -> None:
+    # Where others have given keys as well, only what our workers note tells their rows.
+    is_old = (
+        f"COALESCE(won.notes, '') NOT LIKE '{NOTES_PREFIX}%'"
+        if shape.has_columns
+        else (f"won.{KEY} = CONCAT('tx_', won.transaction_id)")
+    )
     for first, last in checksums.ranges(connection, 0, tables.highest_id(connection), 50_000):
         alone: Any = connection.execute(
             text(
-                f"SELECT won.{SESSION}, won.{KEY} = CONCAT('tx_', won.transaction_id) FROM {LEDGER} AS won "
+                f"SELECT won.{SESSION}, {is_old} FROM {LEDGER} AS won "
                 "WHERE won.transaction_id BETWEEN :first AND :last AND won.business_type = 'lottery_reward' "
                 f"AND won.{SESSION} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {LEDGER} AS charge "
                 f"WHERE charge.{SESSION} = won.{SESSION} AND charge.business_type = 'lottery_consume')"
@@ -125,5 +133,5 @@ def definitions_changed(connection: Connection, details: dict[str, Any]) -> list
         f"the definition of {name} is not the one before"
         for name in (LEDGER, ACCOUNTS)
         for found in [tables.read(connection, name)]
-        if found is None or found.plain_sql != details["definitions"][name]
+        if found is None or not tables.is_same(found.sql, details["definitions"][name], found.collation)
     ]

@@ -7,10 +7,7 @@ read here by plain SQL: none of the checksums of the code under test.
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -24,7 +21,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 import migrations
-from migrations.legacy import backfill, contract, expand, inspection, rollback, status, tables, verify
+from migrations.legacy import backfill, contract, expand, inspection, record, rollback, status, tables, verify
 from migrations.legacy.session import open_session
 from producers.contract import DrawRequest
 from producers.database import open_engine
@@ -32,6 +29,7 @@ from producers.draw import DEFAULT_CAMPAIGN, Wheel
 from producers.errors import ConfigurationError
 from producers.ledger import get_lottery_session_transactions
 from tests import legacy
+from tests.migration.command import tombola
 from tests.processes import House, failed_start
 from worker import batch
 from worker.audit import audit
@@ -179,7 +177,7 @@ def test_it_goes_back_from_every_step(url: str, engine: Engine, steps: list[str]
     for step in steps:
         if step == "half a backfill":
             with each(engine) as connection:
-                tables.begin(connection, "backfill", {"last_id": 0, "up_to": 3000, "filled": 0})
+                record.begin(connection, "backfill", {"last_id": 0, "up_to": 3000, "filled": 0})
             execute(engine, backfill_of(engine, 1, 1500))
         else:
             run(engine, step)
@@ -484,19 +482,10 @@ def test_the_printed_statements_do_the_same_by_hand(engine: Engine) -> None:
     assert definitions(engine) == shape
 
 
-def test_the_command(url: str, engine: Engine) -> None:
+def test_the_command(url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOMBOLA_DATABASE_URL", url)
     legacy.create(engine)
     legacy.fill(engine, 500)
-
-    def tombola(*arguments: str, code: int = 0) -> str:
-        environment = os.environ | {"TOMBOLA_DATABASE_URL": url, "PYTHONPATH": str(legacy.PROJECT)}
-        done = subprocess.run(
-            [sys.executable, "-m", "worker", "legacy", *arguments],
-            env=environment, capture_output=True, text=True, timeout=60, cwd=legacy.PROJECT,
-        )  # fmt: skip
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
     assert json.loads(tombola("inspect", "--json"))["can_begin"]
     assert "tombola legacy inspect" in tombola("backfill", code=1)
     assert "ALGORITHM=INSTANT" in tombola("expand", "--sql")

@@ -81,6 +81,77 @@ def test_other_programs_variables_are_not_ours() -> None:
     assert Settings.from_env({"PATH": "/bin", "TOMBOLAS": "x", "DATABASE_URL": "x", HOME_VARIABLE: "/x"})
 
 
+def service_links(name: str, address: str = "10.0.0.11", *ports: tuple[str, int]) -> dict[str, str]:
+    """What a kubelet puts into every container for a Service (pkg/kubelet/envvars); `ports` are named."""
+    prefix = name.upper().replace("-", "_")
+    host = f"[{address}]" if ":" in address else address
+    ports = ports or (("http", 8000),)
+    links = {
+        f"{prefix}_SERVICE_HOST": address,
+        f"{prefix}_SERVICE_PORT": str(ports[0][1]),
+        f"{prefix}_PORT": f"tcp://{host}:{ports[0][1]}",
+    }
+    for port_name, port in ports:
+        each = f"{prefix}_PORT_{port}_TCP"
+        links |= {
+            f"{prefix}_SERVICE_PORT_{port_name.upper().replace('-', '_')}": str(port),
+            each: f"tcp://{host}:{port}",
+            f"{each}_PROTO": "tcp",
+            f"{each}_PORT": str(port),
+            f"{each}_ADDR": address,
+        }
+    return links
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        service_links("tombola"),
+        service_links("tombola", "fd00:10:96::b", ("http", 8000), ("metrics-2", 9090)),
+        service_links("tombola-gateway"),
+        service_links("tombola-metrics", "10.0.0.12", ("prometheus", 9090)),  # one has the name of a setting
+        service_links("tombola-database") | service_links("tombola-console"),
+    ],
+    ids=["tombola", "ipv6", "gateway", "metrics", "two"],
+)
+def test_what_kubernetes_says_of_services_is_no_setting(links: dict[str, str]) -> None:
+    for alone in ({name: value} for name, value in links.items()):
+        assert Settings.from_env(alone) == Settings.from_env({})
+    settings = Settings.from_env(links | {"TOMBOLA_LANES": "5"})
+    assert (settings.lanes, settings.metrics_port) == (5, 0)
+
+
+def test_a_port_that_somebody_sets_is_a_setting_whatever_services_there_are() -> None:
+    # A container's own variable takes the place of the link of that name.
+    links = service_links("tombola-metrics", "10.0.0.12", ("prometheus", 9090))
+    assert Settings.from_env(links | {"TOMBOLA_METRICS_PORT": "9091"}).metrics_port == 9091
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOMBOLA_PORT", "8000"),
+        ("TOMBOLA_PORT", "tcp://db.example:3306"),
+        ("TOMBOLA_SERVICE_HOST", "db.example"),
+        ("TOMBOLA_SERVICE_PORT", "http"),
+        ("TOMBOLA_PORT_8000_TCP_PROTO", "TCP"),
+        ("TOMBOLA_PORT_8000_TCP_ADDRESS", "10.0.0.11"),
+        ("TOMBOLA_METRIC_PORT", "9090"),
+        ("TOMBOLA_SEED_PORT_8000_TCP", SEED),
+        ("TOMBOLA_BROKER", "tcp://10.0.0.11:6379"),
+    ],
+)
+def test_a_misspelt_setting_is_no_link_of_a_service(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"unknown setting {name};") as refused:
+        Settings.from_env({name: value})
+    assert value not in str(refused.value).removeprefix(f"unknown setting {name};")
+
+
+@pytest.mark.parametrize("value", ["tcp://db.example:9090", "tcp://10.0.0.11", "http://10.0.0.11:9090", ""])
+def test_a_setting_that_is_no_link_is_checked_as_ever(value: str) -> None:
+    assert refusal(metrics_port=value).startswith("TOMBOLA_METRICS_PORT: ")
+
+
 # ---- values ----------------------------------------------------------------------------------------------------------
 
 EDGES = {

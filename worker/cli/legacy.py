@@ -33,7 +33,7 @@ group = typer.Typer(
     epilog=(
         "\b\nIn this order, each safe to run again:\n"
         "  tombola legacy inspect\n"
-        "  tombola legacy expand\n"
+        "  tombola legacy expand        (or adopt: inspect says which)\n"
         "  tombola legacy backfill --follow\n"
         "  tombola legacy verify\n"
         "  tombola legacy contract --drop-business-unique\n"
@@ -44,6 +44,10 @@ app.add_typer(group, name="legacy")
 
 SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements that are left, and run none.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask: for scripts.")]
+WritersWaitOption = Annotated[
+    bool,
+    typer.Option("--writers-wait", help="Copy the table while writers wait, where the server cannot do it online."),
+]
 OwnSessionOption = Annotated[
     bool, typer.Option("--own-session", help="Rows whose business_id is no session's id get one of their own, tx_{id}.")
 ]
@@ -110,6 +114,8 @@ def _show(found: inspection.Inspection) -> None:
         f"asset_transactions on {escape(found.server)}: {escape(table['engine'])}, {escape(table['collation'])}, "
         f"some {found.rows or table['rows_estimated']:,} rows, {table['size_bytes'] / 2**20:,.0f} MiB"
     )
+    shape = f" (shape {found.shape})" if found.shape else ""
+    out.print(f"It is {escape(found.shape_is)}{shape}.")
     for name, lines in (
         ("columns", [f"{it['name']} {it['type']}{'' if it['null'] else ' not null'}" for it in found.columns]),
         ("indexes", found.indexes),
@@ -120,10 +126,11 @@ def _show(found: inspection.Inspection) -> None:
             out.print(f"\n[bold]{name}[/]")
             for line in lines:
                 _say(f"  {line}")
+    following = f"next is `{found.next}`" if found.next else "nothing is left to do"
     if not found.findings:
-        out.print("\n[green]nothing is in the way[/]: next is `tombola legacy expand`")
+        out.print(f"\n[green]nothing is in the way[/]: {following}")
         return
-    out.print("\n[bold]in the way[/]")
+    out.print("\n[bold]in the way[/]" if found.can_begin else "\n[bold]in the way, and to be mended first[/]")
     shown = Table(box=None)
     for name in ("", "count", "what", "such as", "what to do"):
         shown.add_column(name, overflow="fold")
@@ -132,6 +139,8 @@ def _show(found: inspection.Inspection) -> None:
         samples = ", ".join(map(str, it.samples))
         shown.add_row(mark, f"{it.count:,}", Text(it.what), Text(samples), Text(it.cure))
     out.print(shown)
+    if found.can_begin:
+        out.print(following)
 
 
 @group.command("status")
@@ -195,6 +204,17 @@ def expand(sql: SqlOption = False) -> None:
             expanding.expand(engine, say=_say, tell=tell)
 
 
+@group.command("adopt")
+def adopt(sql: SqlOption = False) -> None:
+    """Instead of expand where the guide's columns are there: keep what they hold, add what is missing."""
+    with _engine() as engine:
+        if sql:
+            _print_sql(expanding.statements(engine))
+            return
+        with _progress() as tell:
+            expanding.adopt(engine, say=_say, tell=tell)
+
+
 @group.command("backfill")
 def backfill(
     own_session: OwnSessionOption = False,
@@ -221,10 +241,11 @@ def contract(
     quiet_s: Annotated[
         float, typer.Option(min=0.0, help="For how long no row of old code may come before it begins.")
     ] = contracting.QUIET_S,
+    writers_wait: WritersWaitOption = False,
     yes: YesOption = False,
     sql: SqlOption = False,
 ) -> None:
-    """Make both columns NOT NULL: from then on old code cannot write."""
+    """Make both columns NOT NULL, compared byte by byte: from then on code that gives no keys cannot write."""
     with _engine() as engine:
         if sql:
             _print_sql(contracting.statements(engine, drop_business_unique=drop_business_unique))
@@ -232,7 +253,12 @@ def contract(
         _ask("From here on the ledger takes rows with keys only: inserts by old code fail. Go on?", yes)
         with _progress() as tell:
             contracting.contract(
-                engine, drop_business_unique=drop_business_unique, quiet_s=quiet_s, say=_say, tell=tell
+                engine,
+                drop_business_unique=drop_business_unique,
+                quiet_s=quiet_s,
+                writers_wait=writers_wait,
+                say=_say,
+                tell=tell,
             )
 
 
@@ -241,6 +267,7 @@ def rollback(
     keep_new_rows: Annotated[
         bool, typer.Option("--keep-new-rows", help="Also where new code has written: its rows stay, keys aside.")
     ] = False,
+    writers_wait: WritersWaitOption = False,
     yes: YesOption = False,
     sql: SqlOption = False,
 ) -> None:
@@ -250,7 +277,7 @@ def rollback(
             _print_sql(rolling.statements(engine))
             return
         _ask("New workers must be stopped: from here on they cannot write. Go on?", yes)
-        rolling.rollback(engine, keep_new_rows=keep_new_rows, say=_say)
+        rolling.rollback(engine, keep_new_rows=keep_new_rows, writers_wait=writers_wait, say=_say)
 
 
 def _ask(question: str, yes: bool) -> None:

@@ -51,7 +51,7 @@ def reading(url: str) -> Iterator[Engine]:
     else:
         engine = open_engine(url)
 
-        @event.listens_for(engine, "do_connect", insert=True)
+        @event.listens_for(engine, "do_connect")
         def impatient(_dialect: Any, _record: Any, _args: Any, keywords: dict[str, Any]) -> None:
             keywords["connect_timeout"] = keywords["read_timeout"] = ANSWER_TIMEOUT_S
 
