@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from producers.database import Fault, explain, fault_of, open_engine, transaction
 from producers.errors import ConfigurationError, ServiceUnavailable
+from producers.mysql_connections import SoonOpened
 from worker.cli import app
 
 
@@ -87,7 +88,7 @@ def test_a_login_that_needs_a_missing_package_is_told_in_one_sentence(monkeypatc
     def connect(*_arguments: object, **_keywords: object) -> None:
         raise RuntimeError(NEEDS)  # as the driver does where `cryptography` is not there
 
-    monkeypatch.setattr(pymysql, "connect", connect)
+    monkeypatch.setattr(SoonOpened, "connect", connect)
     engine = open_engine("mysql+pymysql://me:hidden@127.0.0.1:1/x")
     with pytest.raises(DBAPIError) as raised, engine.connect():
         pass
