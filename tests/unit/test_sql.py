@@ -17,9 +17,13 @@ GONE = re.compile(
 
 
 def texts(path: Path) -> list[str]:
-    """Every string in a file, f-strings' parts joined as far as they are known."""
+    """Every string in a file but its docstrings, f-strings' parts joined as far as they are known."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if id(node) in said:
+            continue
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             found.append(node.value)
         if isinstance(node, ast.JoinedStr):
