@@ -346,7 +346,8 @@ class Consumer:
     def _read(self, delivery: Delivery) -> DrawRequest:
         """The draw that a message asks for; raises InvalidRequest, and NotSigned for what may be anybody's."""
         request = delivery.request()
-        self._keyring.check(request, delivery.headers.get(SIGNATURE))
+        if self._keyring.secrets:
+            self._keyring.check(request, delivery.headers.get(SIGNATURE))
         return request
 
     def _handle_suspect(self, delivery: Delivery) -> list[_Later]:

@@ -1,6 +1,7 @@
 """The owner's own table, online: `asset_transactions` as old code knows it becomes ours while both go on writing.
 
     expand ─► backfill ─► verify ─► contract          and from each of them `rollback`, to the definition before
+    adopt  ─┘ where somebody has begun, by hand, or has gone through all of the owner's guide (shapes.py)
 
 Every step reads where the database stands from information_schema, keeps its checkpoints in `legacy_migration`, and
 does what is left when it is run again: killed at any moment it ends in the same state. README.md beside `migrations`

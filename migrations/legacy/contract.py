@@ -89,9 +89,10 @@ def contract(
                 backfill.catch_up(engine, own_session=False)
             record.begin(connection, "contract", {})
             upto = tables.highest_id(connection)
-            _rebuild(connection, writers_wait, say)
+            if variants := not_null(ledger, writers_wait=writers_wait):
+                _rebuild(connection, variants, say)
+                checksums.take(connection, expanded.details, upto, tell)
             backfill.restore_keys(connection)
-            checksums.take(connection, expanded.details, upto, tell)
         known = record.begin(connection, "contract", {}) if _is_open(connection) else None
         _add_foreign_key(connection, tables.ledger(connection), say)
         if known is not None:
@@ -142,11 +143,7 @@ def _look_for_old_code(connection: Connection, barrier: int, quiet_s: float, say
     )
 
 
-def _rebuild(connection: Connection, writers_wait: bool, say: Say) -> None:
-    ledger = tables.ledger(connection)
-    variants = not_null(ledger, writers_wait=writers_wait)
-    if not variants:
-        return None
+def _rebuild(connection: Connection, variants: list[str], say: Say) -> None:
     say("both columns become NOT NULL, and compare byte by byte: the table is rebuilt")
     with _online_log(connection) as grow:
         while True:
@@ -154,7 +151,7 @@ def _rebuild(connection: Connection, writers_wait: bool, say: Say) -> None:
                 return alter(connection, variants, say)
             except DBAPIError as error:
                 if code_of(error) in CANNOT:
-                    raise must_wait(ledger, "keys compare byte by byte") from None
+                    raise must_wait(tables.ledger(connection), "keys compare byte by byte") from None
                 if code_of(error) in NO_ASCII and error.orig is not None:
                     raise ConfigurationError(
                         f"a key or a session cannot be one of 100 ASCII characters ({error.orig.args[-1]}); nothing "

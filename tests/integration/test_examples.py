@@ -16,8 +16,10 @@ import pytest
 from producers.broker import QUEUE, declare_queues, open_amqp
 from producers.contract import DrawRequest, parse_request
 from producers.errors import InvalidKey, InvalidRequest
+from producers.signatures import Keyring
 from tests import servers
 from tests.integration.test_client import queued
+from worker.deliveries import open_deliveries
 
 EXAMPLES = Path(__file__).parents[2] / "producers" / "examples"
 NODE_PACKAGES = ("nodejs", "npm")
@@ -149,6 +151,21 @@ def test_a_new_request_key_is_made_and_shown(example: Run, broker_url: str) -> N
         keys.append(key)
     assert sorted(set(keys)) == keys  # later ones are greater
     assert queued(broker_url, 2) == [DrawRequest(account_id=6, request_key=key) for key in keys]
+
+
+def test_with_a_secret_it_signs(example: Run, broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canonical body, with the first of several secrets."""
+    first, second = "0a" * 32, "0b" * 32
+    monkeypatch.setenv("TOMBOLA_MESSAGE_SECRET", f"{first}, {second}")
+    request = DrawRequest(account_id=6)
+    assert example(broker_url, "6", request.request_key).returncode == 0
+    source = open_deliveries(broker_url, claim_after_s=3600, prefetch=10)
+    try:
+        (delivery,) = source.fetch(10, wait_s=10)
+    finally:
+        source.close()
+    assert delivery.body == request.encode()
+    Keyring((bytes.fromhex(first),)).check(delivery.request(), delivery.headers.get("signature"))
 
 
 def test_on_rabbitmq_it_survives_a_restart_and_says_what_it_is(example: Run, rabbitmq_url: str) -> None:

@@ -256,6 +256,13 @@ def test_whatever_collation_the_columns_have(url: str, engine: Engine, collation
     shape_before, before = definitions(engine), everything(engine, highest(engine))
     run(engine, "adopt", "backfill", "verify")
     assert_answered_from_first_rows(engine, names[:3])
+    # Workers run from here on, also one that waits for no lock.
+    (impatient,) = batch.settle(
+        engine, [DrawRequest(account_id=1, request_key="impatient")], WHEELS,
+        effort=Effort(tries_max=2, has_patience=False), is_legacy=True,
+    )  # fmt: skip
+    assert isinstance(impatient, batch.Settled)
+    assert audit(engine, WHEELS).violations == []
     run(engine, "contract", "verify")
     assert_answered_from_first_rows(engine, names[3:6])
     # Keys that differ in case alone are two.
