@@ -707,6 +707,7 @@ def fill(engine: Engine, count: int, account_ids: list[int]) -> None:
             connection.execute(insert(table), rows)
 
 
+@pytest.mark.chaos  # takes a minute and a half, and times what it sees
 def test_100_000_dead_letters_are_shown_within_300_ms(mariadb_url: str, redis_url: str, record_property: Any) -> None:
     with processes.House(mariadb_url, redis_url, redis_url) as house:
         operators.add(house.engine, OPERATOR, "operator", PASSWORD, by="root")
