@@ -274,6 +274,21 @@ def test_one_session_for_many_keys_in_parallel_goes_to_one(mariadb: Engine) -> N
     assert set(rows(mariadb)) == {winner.request.request_key}
 
 
+def test_one_key_and_session_for_many_callers_in_parallel_is_each_ones_own(mariadb: Engine) -> None:
+    barrier = threading.Barrier(8, timeout=60)
+    draw = DrawRequest(account_id=1, request_key="order-17", lottery_session_id="visit-17")
+
+    def click(number: int) -> list[DrawRequest]:
+        barrier.wait()
+        return [ask(mariadb, draw, f"caller-{number}").request for _ in range(2)]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(click, range(8)))
+    assert all(first == again for first, again in answers)
+    assert len({first.request_key for first, _ in answers}) == len({it.lottery_session_id for it, _ in answers}) == 8
+    assert {row["caller"] for row in rows(mariadb).values()} == {f"caller-{number}" for number in range(8)}
+
+
 def test_overlapping_batches_in_opposite_orders_do_not_fail(mariadb: Engine) -> None:
     """Sessions in another order than the keys: there two inserts may wait for each other in a circle."""
     barrier = threading.Barrier(4, timeout=60)
