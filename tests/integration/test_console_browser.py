@@ -583,7 +583,7 @@ def look_with_axe(seat: Seat, pages: dict[str, str], **options: Any) -> dict[str
 
 def test_axe_finds_nothing(browser: Browser, night: Night, cookies: dict[str, Any]) -> None:
     """No page keeps anybody out who cannot see well, or uses no mouse: axe-core's rules, all of them."""
-    found = {}
+    found: dict[str, list[str]] = {}
     with seated(browser, night, storage_state=cookies[OPERATOR]) as seat:
         found |= look_with_axe(seat, PAGES)
     with seated(browser, night, storage_state=cookies[VIEWER]) as seat:
