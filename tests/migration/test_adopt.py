@@ -437,6 +437,21 @@ def test_columns_and_indexes_that_workers_cannot_live_with(url: str, engine: Eng
     assert definitions(engine) == before
 
 
+def test_a_table_of_the_owners_with_a_name_of_ours_is_told_before_anything_changes(url: str, engine: Engine) -> None:
+    make(engine, url, "d")
+    execute(
+        engine, "CREATE TABLE api_idempotency_requests (id INT PRIMARY KEY, idempotency_key VARCHAR(100), result TEXT)"
+    )
+    before = definitions(engine)
+    found = inspection.inspect(engine, tell=quiet, with_rows=False)
+    assert not found.can_begin
+    with pytest.raises(ConfigurationError, match="there is a table api_idempotency_requests without request_key"):
+        run(engine, "adopt")
+    assert definitions(engine) == before
+    execute(engine, "RENAME TABLE api_idempotency_requests TO the_owners_requests")
+    run(engine, "adopt")
+
+
 def test_values_that_no_key_can_be_are_named_and_nothing_is_lost(url: str, engine: Engine) -> None:
     make(engine, url, "b")
     for transaction_id, change in (
