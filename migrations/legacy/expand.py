@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 
 import migrations
 from migrations.legacy import checksums, record, shapes, tables
-from migrations.legacy.inspection import obstacles
+from migrations.legacy.inspection import namesakes, obstacles
 from migrations.legacy.session import Say, Tell, alter, each_by_itself, turn
 from migrations.legacy.tables import ACCOUNT_COLUMNS_ADDED, ACCOUNTS, KEY, KEY_TYPE, LEDGER, SESSION
 from producers.errors import ConfigurationError
@@ -121,7 +121,8 @@ def _refuse_what_is_ours(connection: Connection) -> None:
 def _begin(connection: Connection) -> None:
     """Look what is in the way, and put the definitions before on record."""
     ledger, accounts = tables.ledger(connection), tables.accounts(connection)
-    if blocking := [it for it in obstacles(ledger, accounts) if it.is_blocking]:
+    found = [*obstacles(ledger, accounts), *namesakes(connection)]
+    if blocking := [it for it in found if it.is_blocking]:
         raise ConfigurationError("; ".join(f"{it.what}: {it.cure}" for it in blocking))
     connection.execute(text("DELETE FROM legacy_migration WHERE step <> 'expand'"))
     connection.execute(text("DELETE FROM legacy_migration_chunks"))

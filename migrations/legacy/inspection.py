@@ -82,7 +82,7 @@ def inspect(engine: Engine, *, tell: Tell, with_rows: bool = True) -> Inspection
         ledger, accounts = tables.ledger(connection), tables.accounts(connection)
         now = standing.status_of(connection)
         shape = shapes.shape_of(connection, ledger) if now.is_untouched else None
-        findings = obstacles(ledger, accounts)
+        findings = [*obstacles(ledger, accounts), *(namesakes(connection) if now.is_untouched else ())]
         is_blocked = any(finding.is_blocking for finding in findings)
         found = Inspection(
             server=str(connection.execute(text("SELECT VERSION()")).scalar_one()),
@@ -121,6 +121,15 @@ def inspect(engine: Engine, *, tell: Tell, with_rows: bool = True) -> Inspection
 def obstacles(ledger: Definition, accounts: Definition) -> list[Finding]:
     """What the definitions alone say."""
     return [*_of_ledger(ledger), *_of_accounts(accounts)]
+
+
+def namesakes(connection: Connection) -> Iterator[Finding]:
+    """Tables with a name of ours that are not ours: the guide has requests of its own, too."""
+    for name in tables.own_tables():
+        found = tables.read(connection, name)
+        missing = [] if found is None else [it for it in tables.own_columns(name) if it not in found.columns]
+        if missing:
+            yield _blocking("tables", f"there is a table {name} without {', '.join(missing)}", "give it another name")
 
 
 def _of_ledger(ledger: Definition) -> Iterator[Finding]:

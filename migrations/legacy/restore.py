@@ -106,7 +106,8 @@ def _emptying(connection: Connection, details: dict[str, Any]) -> Iterator[tuple
         )
         for first, last in shapes.blanks(connection, name):
             yield first, last, update
-        is_nullable = " NOT NULL" not in tables.column_sql(details["definitions"][LEDGER], name)
+        before, _, _ = tables.column_sql(details["definitions"][LEDGER], name).partition(" COMMENT ")
+        is_nullable = " NOT NULL" not in before
         if is_nullable and KEY in ledger.columns:
             later = f"{update} AND {KEY} = CONCAT('tx_', transaction_id)"
             yield details["barrier"] + 1, tables.highest_id(connection), later

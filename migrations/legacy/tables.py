@@ -268,6 +268,11 @@ def own_tables() -> list[str]:
     return [str(table.name) for table in metadata.sorted_tables if table.name not in (LEDGER, ACCOUNTS)]
 
 
+def own_columns(name: str) -> list[str]:
+    """The columns of one of our tables."""
+    return [str(column.name) for column in metadata.tables[name].columns]
+
+
 def create_own(name: str) -> list[str]:
     """The statements that make one of our tables, its indexes included."""
     table = metadata.tables[name]
