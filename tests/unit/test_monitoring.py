@@ -15,6 +15,7 @@ import yaml
 from prometheus_client import REGISTRY
 
 import producers.gateway.app
+import producers.web.protocol
 import producers.metrics
 import worker.metrics
 from producers import requests
@@ -43,7 +44,8 @@ VALUES = {
 
 def exported() -> dict[str, set[str]]:
     """Every name under which the code exports samples, with the labels they have."""
-    assert producers.gateway.app  # imported for the names that it registers
+    assert producers.gateway.app  # imported for the names that they register
+    assert producers.web.protocol
     found: dict[str, set[str]] = {}
     for collector, names in list(REGISTRY._collector_to_names.items()):
         labels = set(getattr(collector, "_labelnames", ()))
