@@ -15,8 +15,8 @@ import yaml
 from prometheus_client import REGISTRY
 
 import producers.gateway.app
-import producers.web.protocol
 import producers.metrics
+import producers.web.protocol
 import worker.metrics
 from producers import requests
 from producers.settings import PREFIX, Settings
