@@ -266,11 +266,15 @@ class Transaction:
         rows: Sequence[tuple[Any, ...]] = self._cursor.fetchall()
         return rows
 
+    @property
+    def _is_mariadb(self) -> bool:
+        return "MariaDB" in self._connection.server_version
+
     def within(self, wait_s_max: float, query: str) -> str:
         """`query`, a SELECT, as one that the server ends after `wait_s_max` (1969, 3024), whatever it waits for."""
         if self.is_sqlite:
             return query
-        if "MariaDB" in self._connection.server_version:
+        if self._is_mariadb:
             return f"SET STATEMENT max_statement_time={wait_s_max:g} FOR {query}"
         return query.replace("SELECT", f"SELECT /*+ MAX_EXECUTION_TIME({wait_s_max * 1000:.0f}) */", 1)
 
@@ -286,7 +290,9 @@ class Transaction:
         # from end to end, past the locks of others.
         statement = (
             "SELECT 1 FROM JSON_TABLE(??, '$[*]' COLUMNS (value VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin "
-            f"PATH '$')) AS asked STRAIGHT_JOIN {table} FORCE INDEX ({index}) ON {table}.{column} = asked.value"
+            f"PATH '$')) AS asked STRAIGHT_JOIN {table} FORCE INDEX ({index}) ON {table}.{column} = asked.value "
+            # MySQL would lock what was asked as well, and refuses; MariaDB does not know the word.
+            f"FOR UPDATE{'' if self._is_mariadb else f' OF {table}'}{WhenHeld.FAIL.value}"
         )
         refused: set[str] = set()
         parts = [sorted(set(values))]
@@ -295,7 +301,7 @@ class Transaction:
             if not some:
                 continue
             try:
-                self.select(statement, [json.dumps(some)], lock=True, when_held=WhenHeld.FAIL)
+                self.select(statement, [json.dumps(some)])
             except pymysql.MySQLError as error:
                 if not is_lock_timeout(error):
                     raise
