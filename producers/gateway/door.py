@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import Counter as Tally
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -160,7 +161,8 @@ class Doorkeeper:
             raise TooManyRequests
         self._held += 1
         try:
-            await asyncio.sleep(HELD_S)
+            # Not all at the same time again: what they ask for together takes as long as it takes them all.
+            await asyncio.sleep(HELD_S * random.uniform(1.0, 2.0))
         finally:
             self._held -= 1
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -278,7 +279,7 @@ class Protocol(HttpToolsProtocol):
         if status == 503 or _mistakes.budget.take(subscriber(address)):
             self._answer(status)
         else:
-            self.loop.call_later(MISTAKE_HELD_S, self._answer, status)
+            self.loop.call_later(MISTAKE_HELD_S * random.uniform(1.0, 2.0), self._answer, status)
 
     def _answer(self, status: int) -> None:
         if self.transport is None or self.transport.is_closing():
