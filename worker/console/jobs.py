@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -87,9 +87,10 @@ class Forecasts:
         return job
 
     def find(self, job_id: str) -> Job | None:
-        """A forecast by its id; None once it is forgotten."""
+        """A forecast by its id, as it stands now: a page looks at it more than once. None once it is forgotten."""
         with self._lock:
-            return self._jobs.get(job_id)
+            job = self._jobs.get(job_id)
+        return None if job is None else replace(job)
 
     def close(self) -> None:
         """Begin no more. One that is under way is waited for by nobody."""
