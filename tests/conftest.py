@@ -24,6 +24,9 @@ from tests import servers
 
 _redis_databases = itertools.cycle(range(16))
 
+# Commands fit their tables to it, and to nothing where it is not set: no test is about the terminal that it runs in.
+os.environ.pop("COLUMNS", None)
+
 
 # Named servers are shared by all that run: two at once would empty each other's.
 NAMED = ("TEST_MARIADB_URL", "TEST_REDIS_URL", "TEST_RABBITMQ_URL")
