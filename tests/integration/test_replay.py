@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from worker.replay import Options, Replay, Replayer
 from worker.schema import dead_letters as table
 from worker.schema import operator_actions, replays
 
+OVERDUE = datetime(2020, 1, 1, tzinfo=UTC)  # whoever's clock it is, and however late its answer came
 WHO = "ada"
 ALL = Selection()
 WHY = "the bad deploy is rolled back"
@@ -218,7 +220,7 @@ def test_a_dead_request_is_accepted_again_and_dies_again_as_the_same_dead_letter
     client = desk_accept(house, draw)
     relay = open_relay(house.settings)
     with house.engine.begin() as connection:
-        connection.execute(update(requests).values(publish_attempts=99, publish_at=requests.c.accepted_at))
+        connection.execute(update(requests).values(publish_attempts=99, publish_at=OVERDUE))
     relay.run_once()
     (letter,) = desk.letters()
     assert (letter.cause, letter.state, letter.request_key, letter.account_id) == (
@@ -233,7 +235,7 @@ def test_a_dead_request_is_accepted_again_and_dies_again_as_the_same_dead_letter
     thread.start()
     wait_until(lambda: desk.states() == {"replaying": 1}, within_s=10, what=lambda: str(desk.states()))
     with house.engine.begin() as connection:
-        connection.execute(update(requests).values(publish_attempts=99, publish_at=requests.c.accepted_at))
+        connection.execute(update(requests).values(publish_attempts=99, publish_at=OVERDUE))
     lose_what_is_queued(house)
     relay.run_once()
     thread.join(20)
@@ -349,7 +351,7 @@ def test_what_a_killed_replay_had_sent_settles_through_the_relay(house: House, d
     assert desk.states() == {"replaying": 20}
     with house.engine.begin() as connection:
         connection.execute(update(replays).values(seen_at=func.coalesce(replays.c.ended_at, "2020-01-01 00:00:00")))
-        connection.execute(update(requests).values(publish_at=requests.c.accepted_at))
+        connection.execute(update(requests).values(publish_at=OVERDUE))
     desk.work()
     relay = open_relay(house.settings)
     relay.run_once()
