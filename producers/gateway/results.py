@@ -30,6 +30,7 @@ ASK_DATABASE_EVERY_S: Final = 1.0
 READ_TIMEOUT_S: Final = 2.0
 CONNECTIONS_MAX: Final = 50
 RECONNECT_S_MAX: Final = 2.0
+CANCEL_EVERY_S: Final = 0.1
 
 # What a subscription raises that is lost; redis-py's own mistake where the listener closes it at the same moment.
 _LOST: Final = (RedisError, OSError, AttributeError)
@@ -67,9 +68,13 @@ class Results:
 
     async def close(self) -> None:
         """Stop listening."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        running = {task for task in self._tasks if not task.done()}
+        while running:
+            # More than once: before Python 3.12 `asyncio.wait_for`, around each write of redis-py, loses a cancellation
+            # that comes as the write ends.
+            for task in running:
+                task.cancel()
+            _, running = await asyncio.wait(running, timeout=CANCEL_EVERY_S)
         with suppress(RedisError):
             await self._subscription.aclose()
             await self._client.aclose()

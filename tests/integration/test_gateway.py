@@ -31,6 +31,7 @@ from producers.contract import DrawRequest
 from producers.database import utc_now
 from producers.entry import Entry
 from producers.gateway.app import create_app
+from producers.gateway.results import Results
 from producers.outbox import archive_once, relay_once, time_out_once
 from producers.requests import Asked, dead_because
 from producers.results import KEY_PREFIX, ResultStore, StoredResult
@@ -727,6 +728,35 @@ def test_a_gateway_told_to_end_answers_what_is_under_way(tmp_path: Path, redis_u
         with Redis.from_url(redis_url) as client:
             assert client.xlen("draws") == 2
         assert "Traceback" not in started.process.log()
+
+
+def test_a_listener_that_loses_a_cancellation_does_not_keep_the_gateway_from_ending() -> None:
+    """`asyncio.wait_for` of Python 3.11 loses one that comes as what it waits for ends: each write of redis-py is one."""
+
+    class Deaf(Results):
+        lost = 0
+
+        async def _hear(self) -> None:
+            while True:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    if self.lost == 2:
+                        raise
+                    self.lost += 1
+
+        async def _listen(self) -> None:
+            await self._hear()
+
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as readers:
+            results = Deaf("redis://127.0.0.1:1", lambda _: {}, readers)
+            results.start()
+            await asyncio.sleep(0)
+            await asyncio.wait_for(results.close(), 10)
+            assert results.lost == 2
+
+    asyncio.run(run())
 
 
 def test_what_a_killed_gateway_had_accepted_is_published_by_the_relay(tmp_path: Path) -> None:
