@@ -582,4 +582,5 @@ def create_app(settings: Settings) -> Front:
         openapi_config=None,
     )
     app.state.gateway = gateway
+    app.state.file_turns = asyncio.Lock()
     return Front(app, settings, gateway.keeper, partial(make_draw, gateway))

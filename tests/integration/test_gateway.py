@@ -389,7 +389,10 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
     assert len(own) >= 3
     for path in own:
         assert urlsplit(path).netloc == ""
-        assert open_gateway.client.get(path).status_code == 200
+        file = open_gateway.client.get(path)
+        assert file.status_code == 200
+        assert int(file.headers["content-length"]) == len(file.content)
+        assert open_gateway.client.head(path).headers["content-length"] == file.headers["content-length"]
     assert "http://" not in page.text
     assert "https://" not in page.text
     document = open_gateway.client.get("/openapi.json").json()
