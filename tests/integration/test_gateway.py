@@ -734,7 +734,7 @@ def test_a_gateway_told_to_end_answers_what_is_under_way(tmp_path: Path, redis_u
 
 
 def test_a_listener_that_loses_a_cancellation_does_not_keep_the_gateway_from_ending() -> None:
-    """`asyncio.wait_for` of Python 3.11 loses one that comes as what it waits for ends: each write of redis-py is one."""
+    """`asyncio.wait_for` of Python 3.11 loses one that comes as what it waits for ends: every write of redis-py."""
 
     class Deaf(Results):
         lost = 0
