@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -31,14 +32,23 @@ HEADERS: Final = ("traceparent", "tracestate")  # baggage is the caller's own, a
 HEADER_LENGTH_MAX: Final = 512
 LINKS_MAX: Final = 128  # what the SDK keeps of them
 QUEUE: Final = "draws"
+LOOK_EVERY_S: Final = 0.25
+
+
+_off_until = 0.0  # in monotonic time
 
 
 def is_on() -> bool:
-    """Whether spans are recorded in this process."""
+    """Whether spans are recorded in this process; LOOK_EVERY_S after a provider was set it says so."""
+    global _off_until
+    # While there is no provider the API looks for one in the environment, each time it is asked.
+    if not HAS_API or time.monotonic() < _off_until:
+        return False
     # A provider that the API stands in for is no provider.
-    return HAS_API and not isinstance(
-        trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
-    )
+    if isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
+        _off_until = time.monotonic() + LOOK_EVERY_S
+        return False
+    return True
 
 
 def headers() -> dict[str, str] | None:
@@ -110,6 +120,7 @@ def set_up(role: str) -> None:
 
     `role` is the end of its `service.name`, unless OTEL_SERVICE_NAME gives it another one.
     """
+    global _off_until
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     wanted = os.environ.get("OTEL_TRACES_EXPORTER") or ("otlp" if endpoint else "none")
     if wanted == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or is_on():
@@ -131,6 +142,7 @@ def set_up(role: str) -> None:
     provider = TracerProvider(resource=Resource.create(named))
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
+    _off_until = 0.0
 
 
 def _exporter(wanted: str) -> Any:

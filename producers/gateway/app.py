@@ -65,6 +65,7 @@ from producers.keys import make_request_key
 from producers.pulse import Pulse
 from producers.requests import Acceptance, Asked, State
 from producers.settings import Settings
+from producers.web.whole import Whole, send_in_parts
 
 T = TypeVar("T")
 
@@ -292,7 +293,7 @@ SessionId = Annotated[str, Parameter(pattern=KEY_PATTERN, min_length=1, max_leng
 # ---- draws -----------------------------------------------------------------------------------------------------------
 
 
-async def make_draw(gateway: Gateway, scope: Any, receive: Any, send: Any) -> None:
+async def make_draw(gateway: Gateway, scope: Any, receive: Any) -> Whole:
     """One draw, in plain ASGI: the framework's way through a request takes twice as long as the rest of it."""
     holder: Holder = scope["holder"]
     given: bytes | None = scope["given"].get(b"idempotency-key")
@@ -314,22 +315,20 @@ async def make_draw(gateway: Gateway, scope: Any, receive: Any, send: Any) -> No
     body = _encode(DrawTicket(named.request_key, named.lottery_session_id))
     headers = [
         (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
         (b"location", b"/v1/draws/" + named.lottery_session_id.encode()),
         (b"retry-after", RETRY_AFTER_S.encode()),
         (b"idempotency-key", draw.request_key.encode()),
     ]
     if not answer.is_new:
         headers.append((b"idempotency-replayed", b"true"))
-    await send({"type": "http.response.start", "status": 202, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    return Whole(202, headers, body)
 
 
 @asgi("/v1/draws", copy_scope=False)
 async def other_than_draws(scope: Scope, receive: Receive, send: Send) -> None:
     """What the front leaves to the framework: other methods, and `//v1/draws/`."""
     if scope["method"] == "POST":  # type: ignore[typeddict-item]
-        await make_draw(scope["litestar_app"].state.gateway, scope, receive, send)
+        await send_in_parts(send, await make_draw(scope["litestar_app"].state.gateway, scope, receive))
         return
     if scope["method"] != "OPTIONS":  # type: ignore[typeddict-item]
         raise MethodNotAllowedException(headers={"Allow": "OPTIONS, POST"})

@@ -18,6 +18,7 @@ from producers.settings import Settings
 from producers.web.headers import NO_CONTENT, NO_SNIFFING, SAFETY, once
 from producers.web.hosts import Hosts
 from producers.web.proxies import Proxies
+from producers.web.whole import Whole, send_whole
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -39,7 +40,7 @@ SECONDS: Final = Histogram(
 class MakeDraw(Protocol):
     """What answers `POST /v1/draws`."""
 
-    async def __call__(self, scope: Scope, receive: Any, send: Send) -> None: ...
+    async def __call__(self, scope: Scope, receive: Any) -> Whole: ...
 
 
 class Front:
@@ -91,7 +92,7 @@ class Front:
         if path == DRAWS and scope["method"] == "POST":
             scope["path_template"] = DRAWS
             scope["holder"] = await self._keeper.admit(scope)
-            await self._make_draw(scope, receive, answer)
+            await answer.whole(await self._make_draw(scope, receive))
         else:
             await self.app(scope, receive, answer)
 
@@ -129,6 +130,11 @@ class Answer:
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
             return
         await self._send(message)
+
+    async def whole(self, answer: Whole) -> None:
+        """Answer a request that is no HEAD with all there is."""
+        self.status = answer.status
+        await send_whole(self._send, answer._replace(headers=[*answer.headers, *SAFETY, *self.headers]))
 
     def heard(self, receive: Receive) -> Receive:
         """`receive`, for which the client is gone as soon as it has all that it asked for: a stream ends then."""
