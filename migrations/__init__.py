@@ -7,13 +7,19 @@ the previous release go on writing meanwhile: expand before the deploy, contract
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, inspect, text
+
+from producers.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    # Alembic takes longer to import than all of ours: workers only ask for the revision.
+    from alembic.config import Config
+
+VERSION_TABLE: Final = "alembic_version"
 
 # The name of the lock that one upgrade, or one step of `tombola legacy`, holds at a time. Names are the whole server's,
 # and at most 64 characters long. SHA2 alone is built in everywhere: MySQL 9 has no SHA1 and no MD5 any more.
@@ -24,21 +30,28 @@ def upgrade(engine_or_url: Engine | str, revision: str = "head") -> None:
     """Bring the schema to `revision`.
 
     An engine keeps its own timeouts; with a URL a statement may take as long as a large table needs.
-    Raises alembic.util.CommandError with one sentence that says why not.
+    Raises ConfigurationError with one sentence that says why not.
     """
-    command.upgrade(alembic_config(engine_or_url), revision)
+    from alembic import command
+    from alembic.util import CommandError
+
+    try:
+        command.upgrade(alembic_config(engine_or_url), revision)
+    except CommandError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def head_revision() -> str:
     """The newest revision that this release brings."""
-    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
-    assert head is not None
-    return head
+    return _revisions()[-1]
 
 
 def current_revision(connection: Connection) -> str | None:
     """The revision that this database is at; None if it was never migrated."""
-    return MigrationContext.configure(connection).get_current_revision()
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    found: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+    return found
 
 
 def alembic_config(engine_or_url: Engine | str | None = None) -> Config:
@@ -46,6 +59,8 @@ def alembic_config(engine_or_url: Engine | str | None = None) -> Config:
 
     Without an engine or a URL the database is TOMBOLA_DATABASE_URL's.
     """
+    from alembic.config import Config
+
     config = Config()
     # A ConfigParser holds the options: a % in a folder's name would begin an interpolation.
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
@@ -55,5 +70,10 @@ def alembic_config(engine_or_url: Engine | str | None = None) -> Config:
 
 def knows(revision: str) -> bool:
     """Whether this release brings `revision`; one it does not know was made by a newer release."""
-    scripts = ScriptDirectory.from_config(alembic_config())
-    return revision in {script.revision for script in scripts.walk_revisions()}
+    return revision in _revisions()
+
+
+@cache
+def _revisions() -> tuple[str, ...]:
+    """From the first to the newest: their files' names begin with them."""
+    return tuple(sorted(file.name.partition("_")[0] for file in (Path(__file__).parent / "versions").glob("[0-9]*.py")))

@@ -1,24 +1,29 @@
 """Everything before the broker: ask for draws, read their results. Safe in a web process, imports no Celery."""
 
-from producers.client import DrawClient, Ticket
-from producers.contract import DrawRequest, DrawResult, LedgerRow
-from producers.errors import (
-    AccountNotFound,
-    ConfigurationError,
-    DrawDead,
-    DrawError,
-    IdempotencyKeyReused,
-    InternalError,
-    InvalidKey,
-    InvalidRequest,
-    PublishFailed,
-    RequestBusy,
-    ResultNotReady,
-    ServiceUnavailable,
-    UnknownCampaign,
-    UnknownVersion,
-)
-from producers.settings import Settings
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from producers.client import DrawClient, Ticket
+    from producers.contract import DrawRequest, DrawResult, LedgerRow
+    from producers.errors import (
+        AccountNotFound,
+        ConfigurationError,
+        DrawDead,
+        DrawError,
+        IdempotencyKeyReused,
+        InternalError,
+        InvalidKey,
+        InvalidRequest,
+        PublishFailed,
+        RequestBusy,
+        ResultNotReady,
+        ServiceUnavailable,
+        UnknownCampaign,
+        UnknownVersion,
+    )
+    from producers.settings import Settings
 
 __all__ = [
     "AccountNotFound",
@@ -42,3 +47,19 @@ __all__ = [
     "UnknownCampaign",
     "UnknownVersion",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is used: all of it takes a second."""
+    home: Any
+    if name in ("DrawClient", "Ticket"):
+        from producers import client as home
+    elif name in ("DrawRequest", "DrawResult", "LedgerRow"):
+        from producers import contract as home
+    elif name == "Settings":
+        from producers import settings as home
+    elif name in __all__:
+        from producers import errors as home
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(home, name)

@@ -3,7 +3,8 @@
     redis://   Stream `draws`, consumer group `workers`; an entry has a field `body`
     amqp://    quorum queue `draws` on the direct exchange `draws`; what the broker gives up on goes to `draws.dead`
 
-Whoever comes first declares the topology. It is written down here once, so it is equal on both sides.
+Whoever comes first declares the topology. It is written down once, here and in producers.queue_broker, so it is equal
+on both sides.
 """
 
 from __future__ import annotations
@@ -12,14 +13,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-import kombu
 import redis
 
 from producers.errors import PublishFailed
-from producers.rabbitmq import AMQP_ERRORS as AMQP_ERRORS
-from producers.rabbitmq import open_amqp as open_amqp
-from producers.redis_clients import UnsupportedRedis
-from producers.redis_clients import open_redis as open_redis
+from producers.redis_clients import UnsupportedRedis, open_redis
 from producers.settings import Settings
 from producers.signatures import NO_KEYS, Headers, Keyring
 
@@ -27,30 +24,6 @@ QUEUE: Final = "draws"
 GROUP: Final = "workers"
 BODY_FIELD: Final = b"body"
 DEAD_QUEUE: Final = "draws.dead"
-# Our own parking comes long before; this net is for a worker that dies too early to park anything. It stays generous
-# because the broker counts a clean shutdown's returned messages as deliveries, too.
-DELIVERY_LIMIT: Final = 200
-
-_DEAD_EXCHANGE: Final = kombu.Exchange(DEAD_QUEUE, type="direct", durable=True)
-_EXCHANGE: Final = kombu.Exchange(QUEUE, type="direct", durable=True)
-DEAD_QUORUM_QUEUE: Final = kombu.Queue(
-    DEAD_QUEUE, _DEAD_EXCHANGE, routing_key=QUEUE, durable=True, queue_arguments={"x-queue-type": "quorum"}
-)
-QUORUM_QUEUE: Final = kombu.Queue(
-    QUEUE,
-    _EXCHANGE,
-    routing_key=QUEUE,
-    durable=True,
-    queue_arguments={
-        "x-queue-type": "quorum",
-        "x-delivery-limit": DELIVERY_LIMIT,
-        "x-dead-letter-exchange": DEAD_QUEUE,
-        "x-dead-letter-routing-key": QUEUE,
-        # A dead letter leaves the queue only when the other queue has it; that needs reject-publish.
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    },
-)
 
 
 class Broker(Protocol):
@@ -86,7 +59,7 @@ def open_broker(url: str, *, publish_timeout_s: float, keyring: Keyring = NO_KEY
     """The broker behind `url`; it connects at first use. With `keyring` it signs what it publishes."""
     if url.startswith("redis"):
         return StreamBroker(open_redis(url, timeout_s=publish_timeout_s), keyring=keyring)
-    from producers.queue_broker import QueueBroker
+    from producers.queue_broker import QueueBroker  # not everybody has RabbitMQ: its library takes a moment to import
 
     return QueueBroker(url, publish_timeout_s=publish_timeout_s, keyring=keyring)
 
@@ -108,12 +81,6 @@ def told_of_stream(error: redis.RedisError) -> str:
             "redis://host/NUMBER in TOMBOLA_BROKER_URL"
         )
     return str(error)
-
-
-def declare_queues(channel: Any) -> None:
-    """Declare both exchanges and both quorum queues on a kombu channel."""
-    DEAD_QUORUM_QUEUE(channel).declare()
-    QUORUM_QUEUE(channel).declare()
 
 
 class StreamBroker:

@@ -23,9 +23,10 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers import clock, pulse
-from producers.broker import Broker, StreamBroker, open_redis
+from producers.broker import Broker, StreamBroker
 from producers.database import explain
 from producers.errors import BrokerBlocked, PublishFailed
+from producers.redis_clients import open_redis
 from producers.requests import ACCEPTED, NEVER_SETTLED, TIMED_OUT
 from producers.schema import api_idempotency_requests as requests
 from producers.settings import Settings

@@ -1,4 +1,4 @@
-"""Publishing to the RabbitMQ quorum queue: persistent, mandatory, and confirmed in batches."""
+"""RabbitMQ: the queues of draws, and publishing to them, persistent, mandatory, and confirmed in batches."""
 
 from __future__ import annotations
 
@@ -12,11 +12,36 @@ from typing import Any, Final, TypeVar
 import amqp
 import kombu
 
-from producers.broker import QUEUE, declare_queues
+from producers.broker import DEAD_QUEUE, QUEUE
 from producers.errors import BrokerBlocked, PublishFailed, ServiceUnavailable
 from producers.forks import in_child
 from producers.rabbitmq import AMQP_ERRORS, HEARTBEAT_S, Connection, blocked_words, open_amqp, said
 from producers.signatures import NO_KEYS, Headers, Keyring
+
+# Our own parking comes long before; this net is for a worker that dies too early to park anything. It stays generous
+# because the broker counts a clean shutdown's returned messages as deliveries, too.
+DELIVERY_LIMIT: Final = 200
+
+_DEAD_EXCHANGE: Final = kombu.Exchange(DEAD_QUEUE, type="direct", durable=True)
+_EXCHANGE: Final = kombu.Exchange(QUEUE, type="direct", durable=True)
+DEAD_QUORUM_QUEUE: Final = kombu.Queue(
+    DEAD_QUEUE, _DEAD_EXCHANGE, routing_key=QUEUE, durable=True, queue_arguments={"x-queue-type": "quorum"}
+)
+QUORUM_QUEUE: Final = kombu.Queue(
+    QUEUE,
+    _EXCHANGE,
+    routing_key=QUEUE,
+    durable=True,
+    queue_arguments={
+        "x-queue-type": "quorum",
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-dead-letter-exchange": DEAD_QUEUE,
+        "x-dead-letter-routing-key": QUEUE,
+        # A dead letter leaves the queue only when the other queue has it; that needs reject-publish.
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    },
+)
 
 MIN_TIMEOUT_S: Final = 0.1  # for a connection, however late it is
 
@@ -24,6 +49,12 @@ MIN_TIMEOUT_S: Final = 0.1  # for a connection, however late it is
 _LOST: Final = (amqp.ConnectionError, OSError)
 
 T = TypeVar("T")
+
+
+def declare_queues(channel: Any) -> None:
+    """Declare both exchanges and both quorum queues on a kombu channel."""
+    DEAD_QUORUM_QUEUE(channel).declare()
+    QUORUM_QUEUE(channel).declare()
 
 
 class QueueBroker:

@@ -19,12 +19,14 @@ from sqlalchemy.exc import SQLAlchemyError
 import migrations
 from migrations.legacy import status as legacy
 from producers import metrics, tracing
-from producers.broker import declare_group, open_amqp, open_redis
+from producers.broker import declare_group
 from producers.database import explain, open_engine
 from producers.draw import wheels
 from producers.errors import ConfigurationError, DrawError, ServiceUnavailable
 from producers.logs import set_up_logging
 from producers.pulse import Pulse
+from producers.rabbitmq import open_amqp
+from producers.redis_clients import open_redis
 from producers.settings import Settings
 from worker import tasks
 from worker.consumer import DATABASE_TIMEOUT_S, Consumer
@@ -112,7 +114,6 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
             lock_wait_s=self._settings.lock_wait_s,
             read_timeout_s=DATABASE_TIMEOUT_S,
         )
-        logging.getLogger("alembic").setLevel(logging.WARNING)  # it greets whoever asks for the revision
         try:
             check(self._settings, self._engine)
         except DrawError as error:

@@ -33,7 +33,6 @@ import migrations
 from producers.database import open_engine
 from producers.errors import ConfigurationError, ServiceUnavailable
 from producers.settings import HOME_VARIABLE, PREFIX, Settings, settings_in
-from worker import operators
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 20.0
@@ -227,6 +226,8 @@ def _first_user(settings: Settings) -> str | None:
     """Make the console's first user, and return the password, which nobody can read again; None if there is one."""
     engine = open_engine(settings.need("database_url"))
     try:
+        from worker import operators  # hashing passwords takes a library of its own
+
         if operators.list_all(engine):
             return None
         password = secrets.token_urlsafe(12)

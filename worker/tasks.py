@@ -16,13 +16,13 @@ from typing import Any, Final, TypeVar
 from celery import Celery, Task
 from sqlalchemy import Engine
 
-from producers.broker import open_redis
 from producers.contract import DrawRequest
 from producers.database import open_engine
 from producers.draw import wheels
 from producers.errors import DrawError, InvalidRequest, ServiceUnavailable
 from producers.keys import check_request_key
 from producers.outbox import archive_once
+from producers.redis_clients import open_redis
 from producers.results import ResultStore, StoredResult
 from producers.settings import Settings
 from producers.signatures import SIGNATURE

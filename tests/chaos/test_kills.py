@@ -15,9 +15,10 @@ import pytest
 from redis import Redis
 from sqlalchemy import create_engine, text
 
-from producers.broker import QUEUE, open_amqp
+from producers.broker import QUEUE
 from producers.contract import DrawRequest, parse_result
 from producers.errors import PublishFailed
+from producers.rabbitmq import open_amqp
 from producers.results import KEY_PREFIX, ResultStore
 from tests import processes, servers
 from tests.processes import QUICK_CLAIM, House, Worker, draws, wait_for

@@ -12,18 +12,11 @@ import amqp
 import pytest
 from redis import Redis
 
-from producers.broker import (
-    DEAD_QUEUE,
-    GROUP,
-    QUEUE,
-    Broker,
-    declare_group,
-    declare_queues,
-    open_amqp,
-    open_broker,
-    open_redis,
-)
+from producers.broker import DEAD_QUEUE, GROUP, QUEUE, Broker, declare_group, open_broker
 from producers.errors import PublishFailed, ServiceUnavailable
+from producers.queue_broker import declare_queues
+from producers.rabbitmq import open_amqp
+from producers.redis_clients import open_redis
 from tests import servers
 from worker.deliveries import BODY_KEPT_BYTES_MAX, HELD_BYTES_MAX, Deliveries, Delivery, open_deliveries
 from worker.deliveries.queues import QueueDeliveries

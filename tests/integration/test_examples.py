@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from producers.broker import QUEUE, declare_queues, open_amqp
+from producers.broker import QUEUE
 from producers.contract import DrawRequest, parse_request
 from producers.errors import InvalidKey, InvalidRequest
+from producers.queue_broker import declare_queues
+from producers.rabbitmq import open_amqp
 from producers.signatures import Keyring
 from tests import servers
 from tests.integration.test_client import queued

@@ -19,9 +19,9 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from producers.broker import open_amqp
 from producers.contract import parse_result
 from producers.errors import InvalidRequest, ServiceUnavailable
+from producers.rabbitmq import open_amqp
 from producers.results import ResultStore
 from tests import processes, servers
 from tests.processes import House, Worker, draws, wait_for

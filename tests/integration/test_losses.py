@@ -9,10 +9,11 @@ import amqp
 import pytest
 from sqlalchemy import update
 
-from producers.broker import DEAD_QUEUE, QUEUE, open_amqp
+from producers.broker import DEAD_QUEUE, QUEUE
 from producers.contract import DrawRequest
 from producers.errors import PublishFailed
 from producers.queue_broker import QueueBroker
+from producers.rabbitmq import open_amqp
 from producers.schema import api_idempotency_requests as requests
 from tests import poison, servers
 from tests.integration.test_outbox import age, statuses

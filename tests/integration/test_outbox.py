@@ -16,11 +16,12 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, case, select, text, update
 
 from producers import DrawClient, DrawRequest, IdempotencyKeyReused, PublishFailed, outbox, requests
-from producers.broker import QUEUE, Broker, open_amqp, open_broker
+from producers.broker import QUEUE, Broker, open_broker
 from producers.contract import parse_request
 from producers.database import utc_now
 from producers.entry import Entry
 from producers.outbox import DELAY_S_MAX, Relay, relay_once, time_out_once
+from producers.rabbitmq import open_amqp
 from producers.requests import ACCEPTED, COMPLETED, DEAD, NEVER_SETTLED, TIMED_OUT, Asked
 from producers.schema import api_idempotency_requests
 from producers.settings import Settings

@@ -12,9 +12,11 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine, create_engine, func, select, text, update
 
-from producers.broker import DEAD_QUEUE, QUEUE, declare_queues, open_amqp
+from producers.broker import DEAD_QUEUE, QUEUE
 from producers.contract import DrawRequest
 from producers.errors import ServiceUnavailable
+from producers.queue_broker import declare_queues
+from producers.rabbitmq import open_amqp
 from producers.schema import api_idempotency_requests as requests
 from tests import poison, servers
 from tests.processes import House, draws

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from redis import Redis
 
-from producers.broker import DEAD_QUEUE, QUEUE, open_amqp
+from producers.broker import DEAD_QUEUE, QUEUE
+from producers.rabbitmq import open_amqp
 from tests import poison, processes
 from tests.books import assert_books
 from tests.processes import House, draws, wait_for

@@ -16,8 +16,8 @@ import pytest
 from redis import Redis
 
 from producers import pulse
-from producers.broker import open_redis
 from producers.pulse import COUNTED, Member, Minute, Pulse, members, minutes
+from producers.redis_clients import open_redis
 from tests import processes, servers
 from tests.processes import House, draws, wait_for
 

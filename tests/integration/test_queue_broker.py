@@ -17,10 +17,11 @@ import amqp
 import kombu
 import pytest
 
-from producers.broker import QUEUE, open_amqp
+from producers.broker import QUEUE
 from producers.client import DrawClient
 from producers.errors import BrokerBlocked, PublishFailed
 from producers.queue_broker import QueueBroker
+from producers.rabbitmq import open_amqp
 from tests import processes, servers
 from tests.gateways import OPEN_TO_ALL, gateway
 from tests.integration.test_outbox import age, statuses

@@ -13,8 +13,9 @@ import amqp
 import pytest
 from amqp import spec
 
-from producers.broker import DEAD_QUEUE, QUEUE, declare_queues, open_amqp
-from producers.queue_broker import QueueBroker
+from producers.broker import DEAD_QUEUE, QUEUE
+from producers.queue_broker import QueueBroker, declare_queues
+from producers.rabbitmq import open_amqp
 from tests import processes
 from tests.integration.test_outbox import statuses
 from tests.integration.test_parking import consume_all, left, letters

@@ -11,11 +11,12 @@ import pytest
 from redis import Redis
 
 from producers import outbox
-from producers.broker import DEAD_QUEUE, QUEUE, broker_of, open_amqp, open_broker
+from producers.broker import DEAD_QUEUE, QUEUE, broker_of, open_broker
 from producers.client import DrawClient
 from producers.contract import DrawRequest
 from producers.entry import Entry
 from producers.errors import InvalidRequest, NotSigned
+from producers.rabbitmq import open_amqp
 from producers.requests import Asked
 from producers.results import KEY_PREFIX
 from producers.settings import Settings

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from producers.broker import BODY_FIELD, GROUP, QUEUE, open_broker, open_redis
+from producers.broker import BODY_FIELD, GROUP, QUEUE, open_broker
 from producers.errors import ServiceUnavailable
+from producers.redis_clients import open_redis
 from tests import servers
 from tests.processes import PROJECT, House, draws
 from worker.consumer import Consumer

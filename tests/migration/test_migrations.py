@@ -18,6 +18,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Engine, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -26,6 +27,7 @@ import migrations
 from producers import api_keys
 from producers.contract import DrawRequest, DrawResult, LedgerRow
 from producers.database import Fault, fault_of, open_engine, utc_now
+from producers.errors import ConfigurationError
 from producers.ledger import completed, rejected
 from producers.outbox import archive_once
 from producers.requests import state_of_session
@@ -716,10 +718,25 @@ def test_a_wrong_password_is_told_in_one_line(mariadb_server: servers.Server) ->
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_the_revisions_are_known_without_alembic(engine: Engine) -> None:
+    """Workers ask for them; the history is one line, and its files are named after it."""
+    scripts = ScriptDirectory.from_config(migrations.alembic_config())
+    history = [script.revision for script in scripts.walk_revisions()]
+    assert migrations.head_revision() == scripts.get_current_head() == history[0] == max(history)
+    assert all(migrations.knows(revision) for revision in history)
+    assert not migrations.knows("9999")
+    with engine.connect() as connection:
+        assert migrations.current_revision(connection) is None
+    migrations.upgrade(engine, history[1])
+    with engine.connect() as connection:
+        assert migrations.current_revision(connection) == history[1]
+        assert MigrationContext.configure(connection).get_current_revision() == history[1]
+
+
 def test_tables_of_another_history_are_left_alone(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE asset_transactions (transaction_id INTEGER PRIMARY KEY)"))
-    with pytest.raises(CommandError, match=r"asset_transactions.*already exists.*not made by this history"):
+    with pytest.raises(ConfigurationError, match=r"asset_transactions.*already exists.*not made by this history"):
         migrations.upgrade(engine)
     assert [column["name"] for column in inspect(engine).get_columns("asset_transactions")] == ["transaction_id"]
     if engine.dialect.name == "sqlite":  # where DDL is transactional: whole or not at all

@@ -81,17 +81,7 @@ PURE = ["producers.keys", "producers.errors", "producers.draw"]
 
 @pytest.mark.parametrize("module", PURE)
 def test_the_pure_modules_load_nothing_that_reaches_outside(module: str) -> None:
-    """By themselves: their package's __init__ offers public names, which is its job, and is left out here."""
-    script = (
-        "import sys, types\n"
-        "before = set(sys.modules)\n"
-        "for name in ('producers', 'worker'):\n"
-        "    package = sys.modules[name] = types.ModuleType(name)\n"
-        "    package.__path__ = [name]\n"
-        f"import {module}\n"
-        "print(*set(sys.modules) - before)\n"
-    )
-    loaded = set(python(script))
+    loaded = set(python(f"import sys\nbefore = set(sys.modules)\nimport {module}\nprint(*set(sys.modules) - before)"))
     assert module in loaded
     assert {name for name in loaded if name in OUTWARD or name.partition(".")[0] in OUTWARD} == set()
     # of the project just the other pure ones
@@ -101,6 +91,33 @@ def test_the_pure_modules_load_nothing_that_reaches_outside(module: str) -> None
 def test_what_reaches_outside_would_be_noticed() -> None:
     loaded = python("import sys\nimport producers.database\nprint(*sys.modules)")
     assert {"sqlalchemy", "pymysql", "socket"} <= set(loaded)
+
+
+LARGE = {"sqlalchemy", "alembic", "redis", "kombu", "celery", "litestar", "starlette", "starlette_admin", "pydantic"}
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        ("--version", set()),
+        ("enqueue", {"sqlalchemy", "redis", "pydantic"}),
+        ("dead-letters", {"sqlalchemy", "redis", "pydantic"}),
+        ("gateway", {"sqlalchemy", "redis", "pydantic"}),  # and more when it starts
+        ("audit", {"sqlalchemy", "redis", "pydantic"}),
+    ],
+)
+def test_a_command_imports_what_it_uses(command: str, needed: set[str]) -> None:
+    """All of it together takes two seconds, each time that somebody looks for something."""
+    words = [command] if command.startswith("-") else [command, "--help"]
+    script = f"import sys\nfrom worker.cli import app\ntry: app({words})\nexcept SystemExit: print('', *sys.modules)"
+    loaded = python(script)
+    assert {name for name in loaded if name in LARGE} == needed
+
+
+def test_every_public_name_is_there() -> None:
+    assert python("import producers\nprint(*[getattr(producers, name).__name__ for name in producers.__all__])") == (
+        python("import producers\nprint(*producers.__all__)")
+    )
 
 
 def test_nobody_imports_the_command_line() -> None:

@@ -182,9 +182,8 @@ def refusal_of(command: str) -> str | None:
     """Why `tombola COMMAND` cannot be typed like that; None if it can."""
     found: Any = typer.main.get_command(app)
     for word in command.split():
-        commands = getattr(found, "commands", None)
-        if commands is not None:
-            found = commands.get(word)
+        if hasattr(found, "get_command"):
+            found = found.get_command(None, word)
             if found is None:
                 return f"no command {word}"
         elif word.startswith("--"):

@@ -23,12 +23,11 @@ def commands() -> list[str]:
 
 
 def _commands(command: Any, typed: str = "") -> Iterator[str]:
-    below = getattr(command, "commands", None)
-    if below is None:
+    if not hasattr(command, "list_commands"):
         yield typed
         return
-    for name, it in below.items():
-        yield from _commands(it, f"{typed} {name}".strip())
+    for name in command.list_commands(None):
+        yield from _commands(command.get_command(None, name), f"{typed} {name}".strip())
 
 
 def test_there_are_commands_to_look_for() -> None:

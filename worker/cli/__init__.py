@@ -3,21 +3,96 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
-from alembic.util import CommandError
-from rich.console import Console
-from rich.markup import escape
-from sqlalchemy.exc import SQLAlchemyError
+from typer.core import TyperGroup
 
-from producers.database import explain
 from producers.errors import DrawError
-from worker.cli import access, dead_letters, draws, legacy, watch
 from worker.cli.terminal import out, plain_streams
 
+
+def _draws() -> typer.Typer:
+    from worker.cli import draws
+
+    return draws.app
+
+
+def _processes() -> typer.Typer:
+    from worker.cli import processes
+
+    return processes.app
+
+
+def _books() -> typer.Typer:
+    from worker.cli import books
+
+    return books.app
+
+
+def _dead_letters() -> typer.Typer:
+    from worker.cli import dead_letters
+
+    return dead_letters.app
+
+
+def _doctor() -> typer.Typer:
+    from worker.cli import doctor
+
+    return doctor.app
+
+
+def _access() -> typer.Typer:
+    from worker.cli import access
+
+    return access.app
+
+
+def _legacy() -> typer.Typer:
+    from worker.cli import legacy
+
+    return legacy.app
+
+
+# Where each command is. What a command needs is imported when it is called: all of it takes two seconds.
+ROOMS: Final[dict[str, Callable[[], typer.Typer]]] = {
+    "up": _processes,
+    "enqueue": _draws,
+    "result": _draws,
+    "transactions": _draws,
+    "audit": _books,
+    "relay": _processes,
+    "gateway": _processes,
+    "account": _books,
+    "dead-letters": _dead_letters,
+    "console": _processes,
+    "doctor": _doctor,
+    "api-key": _access,
+    "user": _access,
+    "legacy": _legacy,
+}
+PLAIN: Final[dict[str, Any]] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
+
+
+class Rooms(TyperGroup):
+    """The commands by name, each imported when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(ROOMS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        room = ROOMS.get(cmd_name)
+        if room is None:
+            return None
+        whole = typer.Typer(**PLAIN)
+        whole.add_typer(room())
+        return typer.main.get_group(whole).commands[cmd_name]
+
+
 app = typer.Typer(
+    cls=Rooms,
     name="tombola",
     help="The draw queue that never charges twice.",
     epilog=(
@@ -30,12 +105,9 @@ app = typer.Typer(
         "  tombola audit\n"
     ),
     no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    **PLAIN,
 )
-for part in (draws, dead_letters, watch, access, legacy):
-    app.add_typer(part.app)
 
 
 def main() -> None:
@@ -47,9 +119,14 @@ def main() -> None:
         app()
     except DrawError as error:
         _fail(str(error))
-    except CommandError as error:
-        _fail(str(error))
-    except SQLAlchemyError as error:
+    except Exception as error:
+        # What raised it has imported this already.
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from producers.database import explain
+
+        if not isinstance(error, SQLAlchemyError):
+            raise
         _fail(str(explain(error)))
 
 
@@ -63,6 +140,9 @@ def _is_text(argument: str) -> bool:
 
 
 def _fail(message: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
     sys.exit(1)
 

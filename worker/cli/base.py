@@ -22,6 +22,7 @@ from worker.cli.terminal import out, print_json, print_table, shown
 __all__ = ["out", "print_json", "print_table", "shown"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+AccountOption = Annotated[int, typer.Option("--account", help="The account that pays.", metavar="ID")]
 WhyOption = Annotated[str, typer.Option("--reason", help="Why, for the record of operators' actions.")]
 
 

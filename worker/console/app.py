@@ -18,10 +18,10 @@ from starlette.staticfiles import StaticFiles
 from starlette_admin.base import BaseAdmin
 from starlette_admin.theme import DefaultTheme, TablerSettings
 
-from producers.broker import open_redis
 from producers.database import explain, open_engine
 from producers.draw import DEFAULT_CAMPAIGN, Wheel
 from producers.errors import DrawError
+from producers.redis_clients import open_redis
 from producers.settings import Settings
 from worker.console import shown
 from worker.console.jobs import Forecasts, Replays

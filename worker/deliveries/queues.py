@@ -20,9 +20,9 @@ import kombu
 from amqp import spec
 from amqp.serialization import dumps
 
-from producers.broker import DEAD_QUEUE, QUEUE, declare_queues
+from producers.broker import DEAD_QUEUE, QUEUE
 from producers.errors import ServiceUnavailable
-from producers.queue_broker import QueueBroker
+from producers.queue_broker import QueueBroker, declare_queues
 from producers.rabbitmq import AMQP_ERRORS, ANSWER_TIMEOUT_S, UNDECODABLE, Connection, open_amqp, said
 from worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
 

@@ -8,10 +8,8 @@ A server that is away is one failed check, and what hangs on it is skipped; what
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from rich.console import Console
@@ -39,25 +37,24 @@ NAME_WIDTH: Final = 26
 
 def examine(settings: Settings) -> Iterator[Check]:
     """Every check of the deployment behind `settings`, as it is made. Raises nothing and writes nothing."""
-    with _without_greetings():
-        found = Findings()
-        yield examine_release()
-        yield from examine_settings(settings)
-        yield from _examine_broker(settings, found)
-        yield from _examine_results(settings, found)
-        if settings.has("database_url"):
-            with reading(settings.need("database_url")) as engine:
-                yield from examine_database(engine, found)
-                yield from examine_draws(engine, settings, found)
-        else:
-            yield _not_set("database", "TOMBOLA_DATABASE_URL")
-        if settings.has("result_url"):
-            has_beat = not settings.database_url.get_secret_value().startswith("sqlite")
-            yield from examine_members(settings.need("result_url"), found, has_beat=has_beat)
-        broker_url = settings.broker_url.get_secret_value()
-        if is_stream := broker_url.startswith("redis"):
-            yield from examine_consumers(broker_url, found, claim_after_s=settings.claim_after_s)
-        yield examine_workers(found, is_stream=is_stream)
+    found = Findings()
+    yield examine_release()
+    yield from examine_settings(settings)
+    yield from _examine_broker(settings, found)
+    yield from _examine_results(settings, found)
+    if settings.has("database_url"):
+        with reading(settings.need("database_url")) as engine:
+            yield from examine_database(engine, found)
+            yield from examine_draws(engine, settings, found)
+    else:
+        yield _not_set("database", "TOMBOLA_DATABASE_URL")
+    if settings.has("result_url"):
+        has_beat = not settings.database_url.get_secret_value().startswith("sqlite")
+        yield from examine_members(settings.need("result_url"), found, has_beat=has_beat)
+    broker_url = settings.broker_url.get_secret_value()
+    if is_stream := broker_url.startswith("redis"):
+        yield from examine_consumers(broker_url, found, claim_after_s=settings.claim_after_s)
+    yield examine_workers(found, is_stream=is_stream)
 
 
 def _examine_broker(settings: Settings, found: Findings) -> Iterator[Check]:
@@ -82,18 +79,6 @@ def _not_set(name: str, variable: str) -> Check:
     return Check(
         name, "fail", f"{variable} is not set here", "set it, or run `tombola up` for everything on this machine"
     )
-
-
-@contextmanager
-def _without_greetings() -> Iterator[None]:
-    """Alembic greets whoever asks for the revision."""
-    log = logging.getLogger("alembic")
-    before = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def show(checks: Iterable[Check], console: Console) -> bool:

@@ -12,9 +12,9 @@ import amqp
 import redis
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from producers.broker import AMQP_ERRORS
 from producers.database import explain, utc_now
 from producers.errors import ConfigurationError, DrawError
+from producers.rabbitmq import AMQP_ERRORS
 
 Status = Literal["ok", "warn", "fail", "skip"]
 Verdict = tuple[Status, str, str]

@@ -9,7 +9,8 @@ from typing import Any, Final
 import amqp
 import kombu
 
-from producers.broker import DEAD_QUEUE, DEAD_QUORUM_QUEUE, QUEUE, QUORUM_QUEUE
+from producers.broker import DEAD_QUEUE, QUEUE
+from producers.queue_broker import DEAD_QUORUM_QUEUE, QUORUM_QUEUE
 from producers.rabbitmq import Connection, blocked_words, unopened
 from worker.doctor.checks import (
     ANSWER_TIMEOUT_S,

@@ -1,28 +1,14 @@
-"""Watching a deployment: the operators' console, and the doctor."""
+"""The doctor: what is wrong with a deployment, and what to do."""
 
 from __future__ import annotations
-
-from typing import Annotated
 
 import msgspec
 import typer
 
 from worker import doctor as doctors
 from worker.cli.base import JsonOption, out, print_json, settings_with
-from worker.embedded import CONSOLE_PORT
 
 app = typer.Typer()
-
-
-@app.command()
-def console(
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on.", min=0, max=65535)] = CONSOLE_PORT,
-) -> None:
-    """Serve the operators' pages: what died, what a replay would do, the story of a draw. `tombola user add` first."""
-    from worker.console.serve import serve  # the pages' libraries take a moment to import
-
-    serve(settings_with("database_url", "broker_url", "result_url"), host=host, port=port)
 
 
 @app.command()
