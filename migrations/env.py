@@ -11,7 +11,6 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
 import migrations
-import worker.schema  # noqa: F401
 from migrations.legacy import status as legacy
 from producers.database import SQL_MODE, explain, open_engine
 from producers.errors import DrawError
@@ -25,7 +24,6 @@ TABLE_LOCK_WAIT_S = 10
 TURN_WAIT_S = 60
 
 OPTIONS: dict[str, Any] = {
-    # All of them: worker.schema, imported above, adds the tables behind the broker.
     "target_metadata": metadata,
     "compare_server_default": True,
 }

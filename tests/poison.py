@@ -31,7 +31,7 @@ from worker.parking import (
     UNKNOWN_VERSION,
     UNPARSABLE,
 )
-from worker.schema import dead_letters
+from producers.schema import dead_letters
 
 TAKEN_MIN: Final = 20  # how many accepted draws `corpus` wants to collide with
 

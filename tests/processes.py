@@ -30,7 +30,7 @@ from tests.ledgers import migrated
 from worker import ledger
 from worker.audit import audit
 from worker.batch import Wheels
-from worker.schema import dead_letters
+from producers.schema import dead_letters
 
 PROJECT = Path(__file__).parents[1]
 SEED = "5eed" * 16

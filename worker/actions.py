@@ -14,7 +14,7 @@ from sqlalchemy import Connection, insert, select
 
 from producers import clock
 from producers.errors import InvalidRequest
-from worker.schema import operator_actions as table
+from producers.schema import operator_actions as table
 
 REASON_LENGTH_MAX: Final = 1000
 

@@ -17,7 +17,7 @@ from producers.database import CENT
 from producers.schema import api_keys
 from producers.schema import asset_transactions as transactions
 from worker.accounts import ACCOUNT_ADD, ACCOUNT_RECHARGE, ON_RECORD
-from worker.schema import dead_letters, operator_actions, replays
+from producers.schema import dead_letters, operator_actions, replays
 
 API_KEY_ADD: Final = "api-key add"
 API_KEY_REVOKE: Final = "api-key revoke"

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from producers.database import explain
 from worker import actions
-from worker.schema import operator_actions as table
+from producers.schema import operator_actions as table
 
 if TYPE_CHECKING:  # the metrics read these, and the audit itself needs the metrics
     from worker.audit import Report

@@ -26,7 +26,7 @@ from producers.errors import DeadLetterNotFound, InvalidRequest
 from producers.schema import api_idempotency_requests
 from worker import actions
 from worker.parking import CAUSES, DISCARDED, OPEN, PARKED, ROWS_MAX, SETTLED, STATES, VERSION
-from worker.schema import dead_letters as table
+from producers.schema import dead_letters as table
 
 __all__ = ["CAUSES", "OPEN", "STATES", "DeadLetter", "Group", "Selection"]
 

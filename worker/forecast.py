@@ -25,7 +25,7 @@ from worker.dead_letters import Selection, request_in
 from worker.ledger import holds_old_rows
 from worker.parking import ROWS_MAX, normalised
 from worker.parking import SETTLED as IS_SETTLED
-from worker.schema import dead_letters as table
+from producers.schema import dead_letters as table
 from worker.vouching import NOTHING_ASKED, Vouching
 
 ALREADY_SETTLED: Final = "already settled"

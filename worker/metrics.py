@@ -17,7 +17,7 @@ from producers.database import explain
 from producers.metrics import Throttle
 from worker import audits
 from worker.parking import CAUSES
-from worker.schema import dead_letters, replays
+from producers.schema import dead_letters, replays
 
 log = logging.getLogger(__name__)
 

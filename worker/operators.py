@@ -22,7 +22,7 @@ from producers import clock
 from producers.database import explain, is_duplicate_key
 from producers.errors import InvalidRequest
 from worker import actions
-from worker.schema import operator_sessions, operators
+from producers.schema import operator_sessions, operators
 
 Role = Literal["viewer", "operator"]
 

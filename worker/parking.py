@@ -32,7 +32,7 @@ from producers.database import Fault, explain, fault_of
 from producers.errors import DrawError
 from producers.schema import api_idempotency_requests
 from worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
-from worker.schema import dead_letters as table
+from producers.schema import dead_letters as table
 
 log = logging.getLogger(__name__)
 

@@ -35,8 +35,8 @@ from worker import actions, parking
 from worker.dead_letters import Selection
 from worker.forecast import letters_of, originals_settled, selected_ids
 from worker.parking import FAILED_ALONE, OPEN, PARKED_AGAIN, REPLAYING, ROWS_MAX, SETTLED
-from worker.schema import dead_letters
-from worker.schema import replays as table
+from producers.schema import dead_letters
+from producers.schema import replays as table
 from worker.vouching import Vouching
 
 log = logging.getLogger(__name__)

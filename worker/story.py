@@ -20,7 +20,7 @@ from producers.schema import api_idempotency_requests, asset_transactions
 from worker import parking
 from worker.actions import Action
 from worker.audits import AUDIT
-from worker.schema import dead_letters, operator_actions, replays
+from producers.schema import dead_letters, operator_actions, replays
 
 # What happened, and how much it matters to somebody who looks for what went wrong.
 Tone = Literal["plain", "good", "bad", "busy"]

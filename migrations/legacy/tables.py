@@ -11,7 +11,6 @@ from sqlalchemy import Connection, text
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-import worker.schema  # noqa: F401  all tables, those behind the broker as well
 from producers.errors import ConfigurationError
 from producers.schema import metadata
 

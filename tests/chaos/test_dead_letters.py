@@ -28,8 +28,8 @@ from worker.forecast import WOULD_CHARGE, forecast
 from worker.parking import INVALID, PARKED, SETTLED, STATES, UNPARSABLE
 from worker.relay import open_relay
 from worker.replay import Options, Replayer
-from worker.schema import dead_letters as table
-from worker.schema import operator_actions, replays
+from producers.schema import dead_letters as table
+from producers.schema import operator_actions, replays
 from worker.task_queues import SHOPS
 
 pytestmark = pytest.mark.chaos

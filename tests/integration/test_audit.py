@@ -29,7 +29,7 @@ from worker.audit import INVARIANTS, Report
 from worker.audit_record import API_KEY_ADD, API_KEY_REVOKE
 from worker.batch import Effort
 from worker.cli.access import _on_record
-from worker.schema import operator_actions
+from producers.schema import operator_actions
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, bytes.fromhex(SEED))}
 DRAWS = 40  # of which some win

@@ -29,7 +29,7 @@ from worker.deliveries import Delivery
 from worker.doctor import draws as doctor
 from worker.doctor.checks import Findings
 from worker.parking import Parking
-from worker.schema import operator_sessions, replays
+from producers.schema import operator_sessions, replays
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"seed" * 8)}
 AFTER_S = 10.0

@@ -27,8 +27,8 @@ from worker import actions, audit, audits, dead_letters, operators, parking
 from worker.console.app import create_app
 from worker.deliveries import Delivery
 from worker.parking import Parking
-from worker.schema import dead_letters as table
-from worker.schema import operator_sessions, replays
+from producers.schema import dead_letters as table
+from producers.schema import operator_sessions, replays
 
 OPERATOR, VIEWER = "ann", "val"
 PAGES = (

@@ -29,7 +29,7 @@ from worker import actions, dead_letters, operators, parking
 from worker.dead_letters import Selection
 from worker.deliveries import Delivery
 from worker.parking import Parking
-from worker.schema import dead_letters as table
+from producers.schema import dead_letters as table
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_PACKAGES = ("chromium",)

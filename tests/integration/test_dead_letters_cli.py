@@ -24,7 +24,7 @@ from worker import actions, cli, parking, replay
 from worker.consumer import Consumer
 from worker.deliveries import Delivery
 from worker.parking import DISCARDED, PARKED, PARKED_AGAIN, REPLAYING, SETTLED, Parking
-from worker.schema import dead_letters, replays
+from producers.schema import dead_letters, replays
 
 
 class Ended(NamedTuple):

@@ -40,7 +40,7 @@ from worker.doctor import Check, examine
 from worker.doctor.checks import Findings
 from worker.doctor.streams import examine_consumers, examine_stream
 from worker.ledger import open_account
-from worker.schema import dead_letters, operator_actions
+from producers.schema import dead_letters, operator_actions
 
 SECRET = "5ec2e7" * 12
 SEALED = {

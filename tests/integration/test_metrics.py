@@ -37,7 +37,7 @@ from worker.audit import audit
 from worker.batch import Effort
 from worker.deliveries import Delivery
 from worker.relay import open_relay
-from worker.schema import dead_letters, replays
+from producers.schema import dead_letters, replays
 from worker.watch import Watch
 
 RELAY = [sys.executable, "-m", "worker", "relay"]

@@ -16,8 +16,8 @@ from producers.database import open_engine, utc_now
 from producers.errors import InvalidRequest
 from tests.ledgers import migrated
 from worker import actions, operators
-from worker.schema import operator_sessions
-from worker.schema import operators as table
+from producers.schema import operator_sessions
+from producers.schema import operators as table
 
 PASSWORD = "correct horse battery"
 OTHER = "another twelve or more"

@@ -42,7 +42,7 @@ from worker.parking import (
     Parking,
 )
 from worker.relay import open_relay
-from worker.schema import dead_letters
+from producers.schema import dead_letters
 
 DRAW = DrawRequest(account_id=6, request_key="k1")
 

@@ -33,8 +33,8 @@ from worker.forecast import Forecast, forecast
 from worker.parking import Parking
 from worker.relay import open_relay
 from worker.replay import Options, Replay, Replayer
-from worker.schema import dead_letters as table
-from worker.schema import operator_actions, replays
+from producers.schema import dead_letters as table
+from producers.schema import operator_actions, replays
 
 OVERDUE = datetime(2020, 1, 1, tzinfo=UTC)  # whoever's clock it is, and however late its answer came
 WHO = "ada"

@@ -21,8 +21,8 @@ from worker import actions, dead_letters, parking, story
 from worker.batch import Effort, settle
 from worker.deliveries import Delivery
 from worker.parking import Parking
-from worker.schema import dead_letters as letters
-from worker.schema import replays
+from producers.schema import dead_letters as letters
+from producers.schema import replays
 from worker.story import Story
 
 

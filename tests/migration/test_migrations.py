@@ -34,7 +34,7 @@ from producers.requests import state_of_session
 from producers.schema import account_asset_balances, api_idempotency_requests, asset_transactions, metadata
 from tests import servers
 from worker.ledger import open_account
-from worker.schema import dead_letters, operator_actions, operators, replays
+from producers.schema import dead_letters, operator_actions, operators, replays
 
 PROJECT = Path(__file__).parents[2]
 TABLES_BY_REVISION = {

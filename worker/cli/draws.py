@@ -16,7 +16,7 @@ from producers.errors import DrawDead, DrawError, ResultNotReady
 from producers.ledger import get_lottery_session_transactions
 from producers.settings import Settings
 from worker.cli.base import AccountOption, JsonOption, engine_of, out, print_json, print_table, settings_with
-from worker.schema import dead_letters as letters
+from producers.schema import dead_letters as letters
 
 app = typer.Typer()
 

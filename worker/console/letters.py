@@ -19,7 +19,7 @@ from worker.console.pages import AGES, ALL, OPEN, Page, act, address, fields_of,
 from worker.console.security import must_act, operator_of
 from worker.dead_letters import CAUSES, STATES, Selection
 from worker.parking import DISCARDED
-from worker.schema import dead_letters as table
+from producers.schema import dead_letters as table
 
 ROWS: Final = 100
 # What a list shows: neither bodies nor tracebacks, of which a hundred are megabytes.

@@ -15,7 +15,6 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
-import worker.schema  # noqa: F401 - its tables join the metadata
 from migrations.legacy import status as legacy
 from producers.database import open_engine
 from producers.schema import metadata

@@ -30,7 +30,7 @@ from worker.doctor.checks import (
 )
 from worker.doctor.database import is_migrated
 from worker.parking import OPEN
-from worker.schema import dead_letters
+from producers.schema import dead_letters
 
 WAITING_WARN_S: Final = 60.0
 OVERDUE_FAIL_S: Final = 60.0
