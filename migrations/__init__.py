@@ -1,8 +1,9 @@
 """The schema's history, for Alembic; `alembic upgrade head` runs it from a clone, `upgrade()` from an installed wheel.
 
-A revision is frozen once released: it spells its column types out, so that a later change of producers.database does
-not change what an old revision builds. A change of the schema is a revision of its own, in two steps where workers of
-the previous release go on writing meanwhile: expand before the deploy, contract after it.
+A revision is frozen once released: it spells its column types out, so that a later change of
+producers.storage.database does not change what an old revision builds. A change of the schema is a revision of its
+own, in two steps where workers of the previous release go on writing meanwhile: expand before the deploy, contract
+after it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, Engine, inspect, text
 
-from producers.errors import ConfigurationError
+from producers.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     # Alembic takes longer to import than all of ours: workers only ask for the revision.

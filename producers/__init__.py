@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from producers.client import DrawClient, Ticket
-    from producers.contract import DrawRequest, DrawResult, LedgerRow
-    from producers.errors import (
+    from producers.domain.contract import DrawRequest, DrawResult, LedgerRow
+    from producers.domain.errors import (
         AccountNotFound,
         ConfigurationError,
         DrawDead,
@@ -55,11 +55,11 @@ def __getattr__(name: str) -> Any:
     if name in ("DrawClient", "Ticket"):
         from producers import client as home
     elif name in ("DrawRequest", "DrawResult", "LedgerRow"):
-        from producers import contract as home
+        from producers.domain import contract as home
     elif name == "Settings":
         from producers import settings as home
     elif name in __all__:
-        from producers import errors as home
+        from producers.domain import errors as home
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(home, name)

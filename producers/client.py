@@ -10,12 +10,9 @@ from typing import Final, NamedTuple, Self
 
 from sqlalchemy import Connection
 
-from producers import tracing
-from producers.broker import Broker, broker_of
-from producers.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, DrawResult, parse_result
-from producers.database import SHORT_READ_TIMEOUT_S, open_engine
-from producers.entry import Entry
-from producers.errors import (
+from producers.brokers.streams import Broker, broker_of
+from producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, DrawResult, parse_result
+from producers.domain.errors import (
     DrawError,
     IdempotencyKeyReused,
     InternalError,
@@ -24,10 +21,13 @@ from producers.errors import (
     RequestBusy,
     UnknownCampaign,
 )
-from producers.keys import check_caller
-from producers.requests import Acceptance, Asked
+from producers.domain.keys import check_caller
+from producers.entry import Entry
 from producers.results import LOOK_TIMEOUT_S, ResultStore
 from producers.settings import Settings
+from producers.storage.database import SHORT_READ_TIMEOUT_S, open_engine
+from producers.storage.requests import Acceptance, Asked
+from producers.telemetry import tracing
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ What was accepted is remembered here, a bounded number of keys, so that a storm 
 The memory only ever says what the database said before: a request's content, its caller and its outcome never change.
 
 Keys and sessions are each caller's own. Where a name that a caller asks for is another caller's already, the request is
-put on record under an alias (producers.keys.alias), again and again the same one: nobody can keep another caller from
-drawing by being quicker with a name.
+put on record under an alias (producers.domain.keys.alias), again and again the same one: nobody can keep another
+caller from drawing by being quicker with a name.
 """
 
 from __future__ import annotations
@@ -24,9 +24,14 @@ from cachetools import LRUCache
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import clock, keys, requests
-from producers.contract import DrawRequest
-from producers.database import (
+from producers.domain import keys
+from producers.domain.causes import Status
+from producers.domain.contract import DrawRequest
+from producers.domain.draw import CAMPAIGNS
+from producers.domain.errors import DrawError, InternalError, InvalidKey, RequestBusy, UnknownCampaign
+from producers.forks import in_child
+from producers.storage import clock, requests
+from producers.storage.database import (
     SHORT_READ_TIMEOUT_S,
     Fault,
     Transaction,
@@ -37,11 +42,8 @@ from producers.database import (
     statement,
     transaction,
 )
-from producers.draw import CAMPAIGNS
-from producers.errors import DrawError, InternalError, InvalidKey, RequestBusy, UnknownCampaign
-from producers.forks import in_child
-from producers.logs import about
-from producers.requests import Acceptance, Asked, Clash, Known, State
+from producers.storage.requests import Acceptance, Asked, Clash, Known, State
+from producers.telemetry.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -330,7 +332,7 @@ class Entry:
                 if isinstance(answer, Acceptance) and (known := answer.known) and known.caller == it.caller:
                     # What has settled stays as it is; all else may have become something else by then.
                     if not known.is_settled:
-                        known = Known(known.fingerprint, known.caller, requests.ACCEPTED)
+                        known = Known(known.fingerprint, known.caller, Status.ACCEPTED)
                     is_renamed = answer.request is not it.request
                     fingerprint = it.request.fingerprint() if is_renamed else known.fingerprint
                     remembered = _Remembered(fingerprint, answer.request, known, now)

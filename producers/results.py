@@ -20,12 +20,13 @@ import redis
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import requests
-from producers.contract import DrawRequest, DrawResult, parse_result
-from producers.database import explain, utc_now
-from producers.errors import ConfigurationError, DrawDead, DrawError, ResultNotReady, ServiceUnavailable
-from producers.redis_clients import UnsupportedRedis, open_redis
+from producers.brokers.redis_clients import UnsupportedRedis, open_redis
+from producers.domain.causes import Status, dead_because
+from producers.domain.contract import DrawRequest, DrawResult, parse_result
+from producers.domain.errors import ConfigurationError, DrawDead, DrawError, ResultNotReady, ServiceUnavailable
 from producers.settings import Settings
+from producers.storage import requests
+from producers.storage.database import explain, utc_now
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def _dead_envelope(task_id: str, reason: str, died_at: datetime, secret: bytes) 
     """Celery's envelope around a DrawDead, as its JSON backend writes exceptions: any Celery shop can raise it."""
     error = {
         "exc_type": DrawDead.__qualname__,
-        "exc_message": [requests.dead_because(reason), reason],
+        "exc_message": [dead_because(reason), reason],
         "exc_module": DrawDead.__module__,
     }
     body = msgspec.json.encode(error)
@@ -256,8 +257,8 @@ class ResultStore:
                 found = requests.state_of_session(connection, lottery_session_id)
         except SQLAlchemyError as error:
             raise explain(error) from error
-        if found is not None and found.status == requests.DEAD:
-            raise DrawDead(requests.dead_because(found.reason), found.reason)
+        if found is not None and found.status == Status.DEAD:
+            raise DrawDead(dead_because(found.reason), found.reason)
         if found is None or found.result is None or found.settled_at is None:
             return None
         with suppress(ServiceUnavailable):  # the answer does not depend on Redis

@@ -22,9 +22,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from producers.errors import ConfigurationError
+from producers.domain.errors import ConfigurationError
+from producers.domain.signatures import Keyring
 from producers.service_links import is_service_link
-from producers.signatures import Keyring
 
 PREFIX = "TOMBOLA_"
 SEED_BYTES_MIN = 16
@@ -282,7 +282,8 @@ class Settings(BaseSettings):
         """How long one batch can take while the database is up, whatever locks other transactions hold.
 
         The accounts' locks are waited for once, as a whole. After that only writes can meet a lock that nothing warned
-        of: one in each try; and the last try begins at the end of this time (worker.batch.settle), with two writes.
+        of: one in each try; and the last try begins at the end of this time (worker.settle.batch.settle), with two
+        writes.
         """
         return float(self.lock_wait_s * (self.tries_max + 3))
 

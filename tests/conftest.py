@@ -19,7 +19,7 @@ from redis import Redis
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from producers.mysql_connections import connect_by
+from producers.storage.mysql_connections import connect_by
 from tests import servers
 
 _redis_databases = itertools.cycle(range(16))

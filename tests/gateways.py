@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import httpx
 
-from producers.contract import DrawRequest
+from producers.domain.contract import DrawRequest
 from producers.results import ResultStore, StoredResult
 from tests import processes, servers
 from tests.processes import House, Worker, wait_for
-from worker import batch
-from worker.batch import Effort, Settled
+from worker.settle import batch
+from worker.settle.batch import Effort, Settled
 
 TIMEOUT_S = 40.0
 OPEN_TO_ALL = {"TOMBOLA_GATEWAY_AUTH": "none", "TOMBOLA_GATEWAY_RATE_MAX": "1000000"}

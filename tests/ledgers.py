@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, inspect
 
 import migrations
-from producers.database import open_engine
+from producers.storage.database import open_engine
 
 _statements: dict[object, list[str]] = {}  # what makes one on a server of this version
 

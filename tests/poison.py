@@ -18,20 +18,13 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Engine, select
 
-from producers.broker import open_broker
-from producers.contract import BODY_BYTES_MAX, DrawRequest
+from producers.brokers.streams import open_broker
+from producers.domain.causes import Cause, LetterState
+from producers.domain.contract import BODY_BYTES_MAX, DrawRequest
 from producers.entry import Entry
-from producers.requests import Asked
+from producers.storage.requests import Asked
+from producers.storage.schema import dead_letters
 from worker.deliveries import BODY_KEPT_BYTES_MAX
-from worker.parking import (
-    FINGERPRINT_MISMATCH,
-    INVALID,
-    PARKED,
-    UNKNOWN_CAMPAIGN,
-    UNKNOWN_VERSION,
-    UNPARSABLE,
-)
-from producers.schema import dead_letters
 
 TAKEN_MIN: Final = 20  # how many accepted draws `corpus` wants to collide with
 
@@ -159,16 +152,16 @@ def _no_json() -> list[Poison]:
         "all bytes": bytes(range(256)),
         "NULs": b"\x00" * 100,
     }
-    return [Poison(f"no JSON: {name}", body, UNPARSABLE, "no JSON") for name, body in bodies.items()]
+    return [Poison(f"no JSON: {name}", body, Cause.UNPARSABLE, "no JSON") for name, body in bodies.items()]
 
 
 def _truncated() -> list[Poison]:
     body = text("truncated", campaign="truncated")
     places = sorted({*range(1, len(body), 5), len(body) - 1, len(body) - 2})
-    return [Poison(f"truncated after {place}", body[:place], UNPARSABLE, "no JSON") for place in places] + [
-        Poison("truncated after a field of the wrong type", b'{"v":1,"request_key":5', UNPARSABLE, "no JSON"),
-        Poison("truncated after another version", b'{"v":2,"request_key":"k"', UNPARSABLE, "no JSON"),
-        Poison("truncated after a number too large", b'{"v":1,"account_id":1e400', UNPARSABLE, "no JSON"),
+    return [Poison(f"truncated after {place}", body[:place], Cause.UNPARSABLE, "no JSON") for place in places] + [
+        Poison("truncated after a field of the wrong type", b'{"v":1,"request_key":5', Cause.UNPARSABLE, "no JSON"),
+        Poison("truncated after another version", b'{"v":2,"request_key":"k"', Cause.UNPARSABLE, "no JSON"),
+        Poison("truncated after a number too large", b'{"v":1,"account_id":1e400', Cause.UNPARSABLE, "no JSON"),
     ]
 
 
@@ -192,7 +185,7 @@ def _no_object() -> list[Poison]:
         "an array cut off": b"[1,2",
         "an array of a number too large": b"[1e400]",
     }
-    return [Poison(f"no object: {name}", body, UNPARSABLE, "no JSON") for name, body in bodies.items()]
+    return [Poison(f"no object: {name}", body, Cause.UNPARSABLE, "no JSON") for name, body in bodies.items()]
 
 
 def _bytes_that_are_no_text() -> list[Poison]:
@@ -212,7 +205,7 @@ def _bytes_that_are_no_text() -> list[Poison]:
         "half a character": b'{"v":1,"request_key":"k\xe2\x82","account_id":6}',
         "only bad bytes": b"\xff\xfe\xfd" * 20,
     }
-    return [Poison(f"no text: {name}", body, UNPARSABLE, "no JSON") for name, body in bodies.items()]
+    return [Poison(f"no text: {name}", body, Cause.UNPARSABLE, "no JSON") for name, body in bodies.items()]
 
 
 # ---- objects that break the contract ---------------------------------------------------------------------------------
@@ -229,7 +222,7 @@ def _wrong_types() -> list[Poison]:
         Poison(
             f"{field} is {value!r}",
             text(f"{field}-{value!r}", **{field: value}),
-            INVALID,
+            Cause.INVALID,
             f"{field} is {_json_type(value)}",
         )
         for field, values in wrong.items()
@@ -245,15 +238,15 @@ def _json_type(value: Any) -> str:
 
 def _missing_and_unknown_fields() -> list[Poison]:
     found = [
-        Poison("an empty object", b"{}", INVALID, "no v"),
-        Poison("only v", b'{"v":1}', INVALID, "no request_key"),
-        Poison("no v", text("no v", v=...), INVALID, "no v"),
-        Poison("no request key", text("no request key", request_key=...), INVALID, "no request_key"),
-        Poison("no account", text("no account", account_id=...), INVALID, "account_id out of bounds"),
-        Poison("an empty request key", text("empty key", request_key=""), INVALID, "empty request_key"),
-        Poison("an empty campaign", text("empty campaign", campaign=""), INVALID, "campaign out of bounds"),
-        Poison("an error message", b'{"error":"upstream timed out","code":504}', INVALID, "unknown field"),
-        Poison("GeoJSON", b'{"type":"Point","coordinates":[8.5,47.4]}', INVALID, "unknown field"),
+        Poison("an empty object", b"{}", Cause.INVALID, "no v"),
+        Poison("only v", b'{"v":1}', Cause.INVALID, "no request_key"),
+        Poison("no v", text("no v", v=...), Cause.INVALID, "no v"),
+        Poison("no request key", text("no request key", request_key=...), Cause.INVALID, "no request_key"),
+        Poison("no account", text("no account", account_id=...), Cause.INVALID, "account_id out of bounds"),
+        Poison("an empty request key", text("empty key", request_key=""), Cause.INVALID, "empty request_key"),
+        Poison("an empty campaign", text("empty campaign", campaign=""), Cause.INVALID, "campaign out of bounds"),
+        Poison("an error message", b'{"error":"upstream timed out","code":504}', Cause.INVALID, "unknown field"),
+        Poison("GeoJSON", b'{"type":"Point","coordinates":[8.5,47.4]}', Cause.INVALID, "unknown field"),
     ]
     unknown: dict[str, Any] = {
         "campain": "default", "amount": 5, "prize": "1000.00", "balance": 1e9, "V": 1, "Request_Key": "k",
@@ -262,7 +255,7 @@ def _missing_and_unknown_fields() -> list[Poison]:
     }  # fmt: skip
     unknown |= dict.fromkeys(INJECTIONS[:6], 1)
     found += [
-        Poison(f"unknown field {name!r}", text(f"unknown-{number}", **{name: value}), INVALID, "unknown field")
+        Poison(f"unknown field {name!r}", text(f"unknown-{number}", **{name: value}), Cause.INVALID, "unknown field")
         for number, (name, value) in enumerate(unknown.items())
     ]
     # A name twice: what was said first counts against it, whatever is said later.
@@ -270,25 +263,25 @@ def _missing_and_unknown_fields() -> list[Poison]:
         Poison(
             "account_id twice, first as text",
             b'{"v":1,"request_key":"twice-1","account_id":"6","account_id":6}',
-            INVALID,
+            Cause.INVALID,
             "account_id is str",
         ),
         Poison(
             "account_id twice, then as text",
             b'{"v":1,"request_key":"twice-2","account_id":6,"account_id":"6"}',
-            INVALID,
+            Cause.INVALID,
             "account_id is str",
         ),
         Poison(
             "request_key twice, then as a number",
             b'{"v":1,"request_key":"twice-3","request_key":3,"account_id":6}',
-            INVALID,
+            Cause.INVALID,
             "request_key is int",
         ),
         Poison(
             "v twice, then another version",
             b'{"v":1,"v":2,"request_key":"twice-4","account_id":6}',
-            UNKNOWN_VERSION,
+            Cause.UNKNOWN_VERSION,
             "version",
         ),
     ]
@@ -297,34 +290,34 @@ def _missing_and_unknown_fields() -> list[Poison]:
 
 def _versions() -> list[Poison]:
     others = (0, 2, 3, 10, 99, -1, 2**31, 2**63, 2**64, 10**30)
-    found = [Poison(f"version {it}", text(f"version {it}", v=it), UNKNOWN_VERSION, "version") for it in others]
+    found = [Poison(f"version {it}", text(f"version {it}", v=it), Cause.UNKNOWN_VERSION, "version") for it in others]
     # A newer contract may look like anything beside its version.
     found.append(
-        Poison("a newer contract", b'{"v":2,"key":"k","account":"6","items":[1e3]}', UNKNOWN_VERSION, "version")
+        Poison("a newer contract", b'{"v":2,"key":"k","account":"6","items":[1e3]}', Cause.UNKNOWN_VERSION, "version")
     )
-    found.append(Poison("a newer contract's bare v", b'{"v":2}', UNKNOWN_VERSION, "version"))
+    found.append(Poison("a newer contract's bare v", b'{"v":2}', Cause.UNKNOWN_VERSION, "version"))
     none = ("1", "2", "", True, False, None, 1.0, 1.5, 2.0, [1], {"major": 1})
-    found += [Poison(f"v is {it!r}", text(f"v-{it!r}", v=it), INVALID, f"v is {_json_type(it)}") for it in none]
+    found += [Poison(f"v is {it!r}", text(f"v-{it!r}", v=it), Cause.INVALID, f"v is {_json_type(it)}") for it in none]
     return found
 
 
 def _numbers() -> list[Poison]:
     found = [
-        Poison(f"account {it}", text(f"account {it}", account_id=it), INVALID, "account_id out of bounds")
+        Poison(f"account {it}", text(f"account {it}", account_id=it), Cause.INVALID, "account_id out of bounds")
         for it in (0, -1, -(2**63), 2**63, 2**64, -(2**64), 10**30, 10**100)
     ]
     for number in (b"1e400", b"-1e400", b"1e99999"):
         name = f"account {number.decode()}"
         body = _raw(name, b'"account_id": 1,', b'"account_id": %b,' % number)
-        found.append(Poison(name, body, INVALID, "account_id too large"))
-    found.append(Poison("v 1e400", _raw("v 1e400", b'"v": 1,', b'"v": 1e400,'), INVALID, "v too large"))
+        found.append(Poison(name, body, Cause.INVALID, "account_id too large"))
+    found.append(Poison("v 1e400", _raw("v 1e400", b'"v": 1,', b'"v": 1e400,'), Cause.INVALID, "v too large"))
     for number in (b"6e0", b"1E2", b"1e-400", b"-0.0", b"0.1"):
         name = f"account {number.decode()}"
         body = _raw(name, b'"account_id": 1,', b'"account_id": %b,' % number)
-        found.append(Poison(name, body, INVALID, "account_id is float"))
+        found.append(Poison(name, body, Cause.INVALID, "account_id is float"))
     name = "account -0"
     found.append(
-        Poison(name, _raw(name, b'"account_id": 1,', b'"account_id": -0,'), INVALID, "account_id out of bounds")
+        Poison(name, _raw(name, b'"account_id": 1,', b'"account_id": -0,'), Cause.INVALID, "account_id out of bounds")
     )
     return found
 
@@ -336,41 +329,46 @@ def _keys() -> list[Poison]:
         "an at": "a@b", "a comma": "a,b", "quotes": 'a"b', "a percent sign": "100%",
     }  # fmt: skip
     found = [
-        Poison(f"a key with {name}", text("key", request_key=value), INVALID, "request_key's characters")
+        Poison(f"a key with {name}", text("key", request_key=value), Cause.INVALID, "request_key's characters")
         for name, value in bad.items()
     ]
     found += [
         Poison(
-            f"a session with {name}", text(f"session {name}", lottery_session_id=value), INVALID, "session's characters"
+            f"a session with {name}",
+            text(f"session {name}", lottery_session_id=value),
+            Cause.INVALID,
+            "session's characters",
         )
         for name, value in bad.items()
     ]
     found += [
-        Poison(f"a campaign with {name}", text(f"campaign {name}", campaign=value), INVALID, "campaign out of bounds")
+        Poison(
+            f"a campaign with {name}", text(f"campaign {name}", campaign=value), Cause.INVALID, "campaign out of bounds"
+        )
         for name, value in bad.items()
     ]
     for number, value in enumerate((*LOOK_ALIKES, *INJECTIONS)):
         found.append(
-            Poison(f"a key like {value!r}", text("key", request_key=value), INVALID, "request_key's characters")
+            Poison(f"a key like {value!r}", text("key", request_key=value), Cause.INVALID, "request_key's characters")
         )
         found.append(
             Poison(
                 f"a campaign like {value!r}",
                 text(f"campaign {number}", campaign=value),
-                INVALID,
+                Cause.INVALID,
                 "campaign out of bounds",
             )
         )
     for length in (65, 100, 255, 256, 10_000):
         found.append(
-            Poison(f"a key of {length}", text("key", request_key="k" * length), INVALID, "request_key too long")
+            Poison(f"a key of {length}", text("key", request_key="k" * length), Cause.INVALID, "request_key too long")
         )
     for length in (101, 256, 10_000):
         name = f"a session of {length}"
-        found.append(Poison(name, text(name, lottery_session_id="s" * length), INVALID, "session too long"))
+        found.append(Poison(name, text(name, lottery_session_id="s" * length), Cause.INVALID, "session too long"))
     for length in (65, 10_000):
         name = f"a campaign of {length}"
-        found.append(Poison(name, text(name, campaign="c" * length), INVALID, "campaign out of bounds"))
+        found.append(Poison(name, text(name, campaign="c" * length), Cause.INVALID, "campaign out of bounds"))
     return found
 
 
@@ -379,34 +377,36 @@ def _deep_and_large() -> list[Poison]:
     deep = 7000  # below the limit of a body, beyond any parser's stack
     name = "a number of 5,000 digits"
     return [
-        Poison("100,000 brackets", b"[" * 100_000, INVALID, too_large),
-        Poison("100,000 brackets, closed", b"[" * 50_000 + b"]" * 50_000, INVALID, too_large),
-        Poison("100,000 braces", b'{"a":' * 20_000 + b"1" + b"}" * 20_000, INVALID, too_large),
-        Poison("one byte too many", text("large").ljust(BODY_BYTES_MAX + 1), INVALID, too_large),
-        Poison("a megabyte of blanks", b" " * 2**20, INVALID, too_large),
-        Poison("a key of 100,000", text("key", request_key="k" * 100_000), INVALID, too_large),
-        Poison("a field of 200,000", text("field", note="n" * 200_000), INVALID, too_large),
-        Poison("200,000 bytes of ff", b"\xff" * 200_000, INVALID, too_large),
-        Poison("as many brackets as fit", b"[" * BODY_BYTES_MAX, UNPARSABLE, "too deep"),
-        Poison("deep and closed", b"[" * deep + b"]" * deep, UNPARSABLE, "too deep"),
+        Poison("100,000 brackets", b"[" * 100_000, Cause.INVALID, too_large),
+        Poison("100,000 brackets, closed", b"[" * 50_000 + b"]" * 50_000, Cause.INVALID, too_large),
+        Poison("100,000 braces", b'{"a":' * 20_000 + b"1" + b"}" * 20_000, Cause.INVALID, too_large),
+        Poison("one byte too many", text("large").ljust(BODY_BYTES_MAX + 1), Cause.INVALID, too_large),
+        Poison("a megabyte of blanks", b" " * 2**20, Cause.INVALID, too_large),
+        Poison("a key of 100,000", text("key", request_key="k" * 100_000), Cause.INVALID, too_large),
+        Poison("a field of 200,000", text("field", note="n" * 200_000), Cause.INVALID, too_large),
+        Poison("200,000 bytes of ff", b"\xff" * 200_000, Cause.INVALID, too_large),
+        Poison("as many brackets as fit", b"[" * BODY_BYTES_MAX, Cause.UNPARSABLE, "too deep"),
+        Poison("deep and closed", b"[" * deep + b"]" * deep, Cause.UNPARSABLE, "too deep"),
         Poison(
             "deep in a field",
             b'{"v":1,"request_key":"deep","account_id":' + b"[" * deep + b"]" * deep + b"}",
-            UNPARSABLE,
+            Cause.UNPARSABLE,
             "too deep",
         ),
         Poison(
             "deep objects in an unknown field",
             b'{"v":1,"request_key":"deep","account_id":6,"x":' + b'{"a":' * 2000 + b"1" + b"}" * 2000 + b"}",
-            UNPARSABLE,
+            Cause.UNPARSABLE,
             "too deep",
         ),
-        Poison(name, _raw(name, b'"account_id": 1,', b'"account_id": %b,' % (b"9" * 5000)), INVALID, "long number"),
+        Poison(
+            name, _raw(name, b'"account_id": 1,', b'"account_id": %b,' % (b"9" * 5000)), Cause.INVALID, "long number"
+        ),
         # As large as a body may be: only its field is wrong.
         Poison(
             "blanks up to the limit",
             text("limit", account_id="6").ljust(BODY_BYTES_MAX),
-            INVALID,
+            Cause.INVALID,
             "account_id is str",
         ),
     ]
@@ -437,11 +437,11 @@ def _celery() -> list[Poison]:
         "properties": {"correlation_id": task_id, "delivery_tag": "t", "delivery_mode": 2, "priority": 0},
     }
     return [
-        Poison("Celery, protocol 1", json.dumps(protocol_1).encode(), INVALID, "unknown field"),
-        Poison("Celery, protocol 2", protocol_2, UNPARSABLE, "no JSON", headers),
-        Poison("Celery, protocol 2, no arguments", b"[[], {}, {}]", UNPARSABLE, "no JSON", headers),
-        Poison("Celery, as it lies in Redis", json.dumps(in_redis).encode(), INVALID, "unknown field"),
-        Poison("a Celery event", b'[{"type":"worker-heartbeat","freq":2.0}]', UNPARSABLE, "no JSON"),
+        Poison("Celery, protocol 1", json.dumps(protocol_1).encode(), Cause.INVALID, "unknown field"),
+        Poison("Celery, protocol 2", protocol_2, Cause.UNPARSABLE, "no JSON", headers),
+        Poison("Celery, protocol 2, no arguments", b"[[], {}, {}]", Cause.UNPARSABLE, "no JSON", headers),
+        Poison("Celery, as it lies in Redis", json.dumps(in_redis).encode(), Cause.INVALID, "unknown field"),
+        Poison("a Celery event", b'[{"type":"worker-heartbeat","freq":2.0}]', Cause.UNPARSABLE, "no JSON"),
     ]
 
 
@@ -455,26 +455,26 @@ def _taken(taken: Sequence[DrawRequest], other_account: int) -> list[Poison]:
     for number in range(5):
         draw = next(draws)
         body = DrawRequest(account_id=other_account, request_key=draw.request_key).encode()
-        found.append(Poison(f"key taken, other account {number}", body, FINGERPRINT_MISMATCH, "key taken"))
+        found.append(Poison(f"key taken, other account {number}", body, Cause.FINGERPRINT_MISMATCH, "key taken"))
     for number in range(5):
         draw = next(draws)
         body = DrawRequest(
             account_id=draw.account_id, request_key=draw.request_key, lottery_session_id=f"other_{number}"
         ).encode()
-        found.append(Poison(f"key taken, other session {number}", body, FINGERPRINT_MISMATCH, "key taken"))
+        found.append(Poison(f"key taken, other session {number}", body, Cause.FINGERPRINT_MISMATCH, "key taken"))
     for number in range(5):
         draw = next(draws)
         # The key is looked at before the campaign, known or not.
         body = DrawRequest(
             account_id=draw.account_id, request_key=draw.request_key, campaign=("winter", "spring")[number % 2]
         ).encode()
-        found.append(Poison(f"key taken, other campaign {number}", body, FINGERPRINT_MISMATCH, "key taken"))
+        found.append(Poison(f"key taken, other campaign {number}", body, Cause.FINGERPRINT_MISMATCH, "key taken"))
     for number in range(5):
         draw = next(draws)
         body = DrawRequest(
             account_id=other_account, request_key=f"thief_{number}", lottery_session_id=draw.lottery_session_id
         ).encode()
-        found.append(Poison(f"session taken {number}", body, FINGERPRINT_MISMATCH, "session taken"))
+        found.append(Poison(f"session taken {number}", body, Cause.FINGERPRINT_MISMATCH, "session taken"))
     return found
 
 
@@ -484,7 +484,7 @@ def _campaigns(account_id: int) -> list[Poison]:
         Poison(
             f"campaign {name}",
             DrawRequest(account_id=account_id, request_key=f"campaign_{number}", campaign=name).encode(),
-            UNKNOWN_CAMPAIGN,
+            Cause.UNKNOWN_CAMPAIGN,
             "unknown campaign",
         )
         for number, name in enumerate(names)
@@ -535,7 +535,7 @@ def assert_parked_once(
     assert [it.name for kept, it in expected.items() if kept not in found] == [], "not parked"
     wrong = {it.name: (found[kept].cause, it.cause) for kept, it in expected.items() if found[kept].cause != it.cause}
     assert wrong == {}, "parked with the wrong cause"
-    assert {row.state for row in rows} == {PARKED}
+    assert {row.state for row in rows} == {LetterState.PARKED}
     assert {row.times_parked for row in rows if row.body[:BODY_KEPT_BYTES_MAX] in strange} <= {1}
     for kept, it in expected.items():
         headers = json.loads(found[kept].headers or "{}")

@@ -20,17 +20,17 @@ from pathlib import Path
 
 from sqlalchemy import Engine, func, select
 
-from producers.broker import open_broker
-from producers.contract import DrawRequest
-from producers.database import open_engine
-from producers.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.schema import api_idempotency_requests as requests
+from producers.brokers.streams import open_broker
+from producers.domain.contract import DrawRequest
+from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from producers.settings import Settings
+from producers.storage.database import open_engine
+from producers.storage.schema import api_idempotency_requests as requests
+from producers.storage.schema import dead_letters
 from tests.ledgers import migrated
-from worker import ledger
-from worker.audit import audit
-from worker.batch import Wheels
-from producers.schema import dead_letters
+from worker.audit.audit import audit
+from worker.ledger import post as ledger
+from worker.settle.batch import Wheels
 
 PROJECT = Path(__file__).parents[1]
 SEED = "5eed" * 16

@@ -1,8 +1,9 @@
 """The Celery app: `celery -A worker worker` consumes draws, and runs the housekeeping tasks.
 
 Celery is the host. It brings the process, its signals, logging, beat and inspect; draws themselves do not pass through
-its task machinery but through worker.consumer, started as a bootstep. Where tasks come from stands in
-worker.task_queues, what survives them in worker.hosting, what they do in worker.tasks. Nothing here connects at import.
+its task machinery but through worker.settle.consumer, started as a bootstep. Where tasks come from stands in
+worker.host.task_queues, what survives them in worker.host.hosting, what they do in worker.host.tasks. Nothing here
+connects at import.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
 from migrations.legacy import status as legacy
-from producers import metrics, tracing
-from producers.broker import declare_group
-from producers.database import explain, open_engine
-from producers.draw import wheels
-from producers.errors import ConfigurationError, DrawError, ServiceUnavailable
-from producers.logs import set_up_logging
-from producers.pulse import Pulse
-from producers.rabbitmq import open_amqp
-from producers.redis_clients import open_redis
+from producers.brokers.rabbitmq import open_amqp
+from producers.brokers.redis_clients import open_redis
+from producers.brokers.streams import declare_group
+from producers.domain.draw import wheels
+from producers.domain.errors import ConfigurationError, DrawError, ServiceUnavailable
 from producers.settings import Settings
-from worker import tasks
-from worker.consumer import DATABASE_TIMEOUT_S, Consumer
-from worker.hosting import ShopQueueStep, TaskConsumer
-from worker.ledger import holds_old_rows
-from worker.task_queues import SHOP_QUEUE, TASK_QUEUE, TASKS, TaskAMQP
+from producers.storage.database import explain, open_engine
+from producers.telemetry import metrics, tracing
+from producers.telemetry.logs import set_up_logging
+from producers.telemetry.pulse import Pulse
+from worker.host import tasks
+from worker.host.hosting import ShopQueueStep, TaskConsumer
+from worker.host.task_queues import SHOP_QUEUE, TASK_QUEUE, TASKS, TaskAMQP
+from worker.ledger.post import holds_old_rows
+from worker.settle.consumer import DATABASE_TIMEOUT_S, Consumer
 
 log = logging.getLogger(__name__)
 

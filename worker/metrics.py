@@ -5,21 +5,13 @@ Names and labels are a contract with worker/monitoring/. No label is ever a key 
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
 import pymysql
 from prometheus_client import Counter, Gauge, Histogram
-from sqlalchemy import Engine, func, select
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
-from producers.database import explain
-from producers.metrics import Throttle
-from worker import audits
-from worker.parking import CAUSES
-from producers.schema import dead_letters, replays
-
-log = logging.getLogger(__name__)
+from producers.domain.causes import Cause
 
 DRAWS: Final = Counter("tombola_draws", "draws answered: settled, rejected or repeat", ["outcome"])
 PARKED: Final = Counter("tombola_parked", "messages parked as dead letters, by cause", ["cause"])
@@ -83,7 +75,7 @@ CODES: Final = frozenset({1020, 1062, 1180, 1205, 1213, 3101})
 SETTLED, REJECTED, REPEATS = (DRAWS.labels(outcome) for outcome in ("settled", "rejected", "repeat"))
 
 # There from the beginning, at 0: an increase from nothing to one would not be seen.
-for _cause in CAUSES:
+for _cause in Cause:
     PARKED.labels(_cause)
 for _code in (*map(str, sorted(CODES)), "other"):
     RETRIES.labels(_code)
@@ -99,49 +91,3 @@ def tell_retry(error: BaseException) -> None:
         error = error.orig
     code = error.args[0] if isinstance(error, pymysql.MySQLError) and error.args else None
     RETRIES.labels(str(code) if code in CODES else "other").inc()
-
-
-class OperatorsLookout:
-    """Counts the dead letters and what became of those replayed, and knows the last audit.
-
-    Call it often: it looks when it is time.
-
-    Replays run in shells and in the console, which nobody scrapes: their outcomes are counted from their rows, from
-    the first look on.
-    """
-
-    def __init__(self) -> None:
-        self._throttle = Throttle()
-        self._known: set[tuple[str, str]] = set()
-        self._outcomes: dict[str, int] | None = None
-
-    def look(self, engine: Engine) -> None:
-        """Set the gauges if it is time, what has no dead letter left to 0; and move the counter on."""
-        if not self._throttle.is_due():
-            return
-        try:
-            with engine.connect().execution_options(read_only=True) as connection:
-                rows = connection.execute(
-                    select(dead_letters.c.state, dead_letters.c.cause, func.count()).group_by(
-                        dead_letters.c.state, dead_letters.c.cause
-                    )
-                ).all()
-                sums = connection.execute(select(*(func.sum(replays.c[name]).label(name) for name in OUTCOMES))).one()
-                audit = audits.last(connection)
-        except SQLAlchemyError as error:
-            log.warning(
-                "how many dead letters there are, and when the last audit was, is not known: %s", explain(error)
-            )
-            return
-        finally:
-            self._throttle.done()
-        counts = {(row[0], row[1]): row[2] for row in rows}
-        self._known |= set(counts)
-        for labels in self._known:
-            DEAD_LETTERS.labels(*labels).set(counts.get(labels, 0))
-        outcomes = {name: int(getattr(sums, name) or 0) for name in OUTCOMES}
-        for name, before in (self._outcomes or outcomes).items():
-            REPLAYED.labels(name).inc(max(0, outcomes[name] - before))
-        self._outcomes = outcomes
-        LAST_AUDIT.set(0 if audit is None else audit.at.timestamp())
-        AUDIT_VIOLATIONS.set(0 if audit is None else audit.violations + len(audit.not_looked_at))

@@ -22,7 +22,7 @@ from migrations.legacy import checksums, record, tables
 from migrations.legacy.session import Say, Tell, alter, code_of, each_by_itself, turn
 from migrations.legacy.shapes import CAN_BE_FILLED, IS_USABLE
 from migrations.legacy.tables import ACCOUNT_INDEX, KEY, KEY_INDEX, LEDGER, SESSION, SESSION_INDEX, Definition
-from producers.errors import ConfigurationError
+from producers.domain.errors import ConfigurationError
 
 TARGET_S: Final = 0.05
 SIZE_FIRST, SIZE_MIN, SIZE_MAX = 500, 50, 10_000

@@ -17,7 +17,7 @@ import migrations
 from migrations.legacy import backfill, checksums, record, tables
 from migrations.legacy.session import CANNOT, Say, Tell, alter, code_of, each_by_itself, turn
 from migrations.legacy.tables import ACCOUNTS, BUSINESS_UNIQUE, FOREIGN_KEY, KEY, LEDGER, SESSION, Definition
-from producers.errors import ConfigurationError
+from producers.domain.errors import ConfigurationError
 
 QUIET_S: Final = 10.0
 ONLINE_LOG_MAX: Final = 8 * 2**30

@@ -17,7 +17,7 @@ from migrations.legacy import checksums, record, shapes, tables
 from migrations.legacy.inspection import namesakes, obstacles
 from migrations.legacy.session import Say, Tell, alter, each_by_itself, turn
 from migrations.legacy.tables import ACCOUNT_COLUMNS_ADDED, ACCOUNTS, KEY, KEY_TYPE, LEDGER, SESSION
-from producers.errors import ConfigurationError
+from producers.domain.errors import ConfigurationError
 
 
 def add_columns(table: str, columns: dict[str, str]) -> list[str]:

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, text
 
 from migrations.legacy.shapes import Shape
 from migrations.legacy.tables import KEY, SESSION, has_table
-from producers.database import utc_now
-from producers.errors import ConfigurationError
+from producers.domain.errors import ConfigurationError
+from producers.storage.database import utc_now
 
 STEPS: Final = ("expand", "backfill", "verify", "contract", "drop_business_unique", "rollback")
 RUNNING, DONE, ROLLED_BACK = "running", "done", "rolled back"

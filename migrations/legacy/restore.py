@@ -17,7 +17,7 @@ from migrations.legacy.backfill import DUPLICATE
 from migrations.legacy.contract import must_wait, ways_to_convert
 from migrations.legacy.session import CANNOT, Say, alter, code_of
 from migrations.legacy.tables import KEY, LEDGER, SESSION, Definition
-from producers.errors import ConfigurationError
+from producers.domain.errors import ConfigurationError
 
 
 def statements(connection: Connection, ledger: Definition, details: dict[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ from migrations.legacy.tables import (
     Definition,
 )
 from migrations.legacy.verify import definitions_changed
-from producers.errors import ConfigurationError
+from producers.domain.errors import ConfigurationError
 
 # A row of new code has its session in business_id, too.
 KEEP_KEYS: Final = (

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 import migrations
-from producers.database import open_engine
-from producers.errors import ConfigurationError, ServiceUnavailable
+from producers.domain.errors import ConfigurationError, ServiceUnavailable
+from producers.storage.database import open_engine
 
 Say = Callable[[str], None]
 Tell = Callable[[str, int, int], None]  # what is under way, how much of it is done, how much there is

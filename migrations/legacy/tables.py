@@ -11,8 +11,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from producers.errors import ConfigurationError
-from producers.schema import metadata
+from producers.domain.errors import ConfigurationError
+from producers.storage.schema import metadata
 
 LEDGER: Final = "asset_transactions"
 ACCOUNTS: Final = "account_asset_balances"

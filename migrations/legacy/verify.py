@@ -14,8 +14,8 @@ from migrations.legacy import checksums, record, tables
 from migrations.legacy.session import Tell, each_by_itself
 from migrations.legacy.shapes import Shape
 from migrations.legacy.tables import ACCOUNTS, KEY, KEY_INDEX, LEDGER, SESSION, SESSION_INDEX
-from producers.draw import NOTES_PREFIX
-from producers.errors import ConfigurationError
+from producers.domain.draw import NOTES_PREFIX
+from producers.domain.errors import ConfigurationError
 
 MISMATCHES_MAX: Final = 1000
 NOTE_EVERY: Final = 50  # chunks, between two checkpoints

@@ -93,7 +93,7 @@ async function publishToRabbitMQ(url, body, beside) {
 async function publishConfirmed(connection, body, headers) {
   const channel = await connection.createConfirmChannel();
   // Nothing is declared here: RabbitMQ refuses a declaration whose arguments differ in a letter from the workers'
-  // (producers/broker.py), so it is left to them. Where they have not been yet, the broker says so: without the
+  // (producers/brokers/streams.py), so it is left to them. Where they have not been yet, the broker says so: without the
   // exchange it closes the channel, and `mandatory` makes it return what finds no queue. (The confirm alone would not
   // do: a message that no queue wants is confirmed as well, right after its return.)
   await new Promise((resolve, reject) => {

@@ -34,13 +34,12 @@ from litestar.types import Receive, Scope, Send
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import ledger, requests, tracing
-from producers.api_keys import Holder
-from producers.broker import broker_of
-from producers.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult
-from producers.database import SHORT_READ_TIMEOUT_S, explain, open_engine
+from producers.brokers.streams import broker_of
+from producers.domain.causes import Status, dead_because
+from producers.domain.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult
+from producers.domain.errors import DrawError, IdempotencyKeyReused, InvalidRequest, OutOfBounds
+from producers.domain.keys import make_request_key
 from producers.entry import Entry
-from producers.errors import DrawError, IdempotencyKeyReused, InvalidRequest, OutOfBounds
 from producers.gateway.document import document
 from producers.gateway.door import Door, Doorkeeper
 from producers.gateway.front import Front
@@ -61,10 +60,13 @@ from producers.gateway.pages import static_routes
 from producers.gateway.problems import PROBLEM_TYPE, Problem, problem_handlers
 from producers.gateway.readers import Readers
 from producers.gateway.results import Results
-from producers.keys import make_request_key
-from producers.pulse import Pulse
-from producers.requests import Acceptance, Asked, State
 from producers.settings import Settings
+from producers.storage import ledger, requests
+from producers.storage.api_keys import Holder
+from producers.storage.database import SHORT_READ_TIMEOUT_S, explain, open_engine
+from producers.storage.requests import Acceptance, Asked, State
+from producers.telemetry import tracing
+from producers.telemetry.pulse import Pulse
 from producers.web.whole import Whole, send_in_parts
 
 T = TypeVar("T")
@@ -208,7 +210,7 @@ class Gateway:
             await self.must_be_within_bounds(holder, account_id)
         else:
             state = await self.state(session_id, holder)
-            if state.result is not None or state.status == requests.DEAD:
+            if state.result is not None or state.status == Status.DEAD:
                 return state.result, state
         body = await self.results.peek(session_id)
         if body is None and wait_s > 0:
@@ -414,7 +416,7 @@ async def show_draw(
     if body is not None:
         return Response(body, media_type="application/json")  # type: ignore[arg-type]
     assert state is not None
-    if state.status == requests.DEAD:
+    if state.status == Status.DEAD:
         return Response(_dead(state))
     ticket = DrawTicket(state.request.request_key, session_id)
     return Response(ticket, status_code=202, headers={"Retry-After": RETRY_AFTER_S})  # type: ignore[arg-type]
@@ -435,7 +437,7 @@ async def watch_draw(request: Request[Any, Any, Any], session_id: SessionId) -> 
     async def events() -> AsyncIterator[ServerSentEventMessage]:
         nonlocal body, state
         is_first = True
-        while body is None and state is not None and state.status != requests.DEAD:
+        while body is None and state is not None and state.status != Status.DEAD:
             if is_first:
                 ticket = DrawTicket(state.request.request_key, session_id)
                 yield ServerSentEventMessage(event="accepted", data=msgspec.json.encode(ticket).decode())
@@ -530,7 +532,7 @@ def _asked(draw: DrawRequest, caller: str) -> Asked:
 
 def _dead(state: State) -> DeadDraw:
     it = state.request
-    detail = requests.dead_because(state.reason)
+    detail = dead_because(state.reason)
     return DeadDraw(it.request_key, it.lottery_session_id, it.account_id, it.campaign, "dead", state.reason, detail)
 
 

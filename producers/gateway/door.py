@@ -18,14 +18,14 @@ from typing import Any, Final
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers import requests
-from producers.api_keys import Holder
-from producers.database import explain
-from producers.errors import InvalidRequest, NotAllowed, ServiceUnavailable, TooManyRequests
+from producers.domain.errors import InvalidRequest, NotAllowed, ServiceUnavailable, TooManyRequests
 from producers.gateway.callers import Callers
 from producers.gateway.readers import Readers
-from producers.metrics import BACKLOG, Throttle
 from producers.settings import Settings
+from producers.storage import requests
+from producers.storage.api_keys import Holder
+from producers.storage.database import explain
+from producers.telemetry.metrics import BACKLOG, Throttle
 from producers.web.budget import Budget
 from producers.web.proxies import subscriber
 

@@ -20,12 +20,12 @@ from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Histogram
 
-from producers import metrics, tracing
-from producers.broker import Broker
+from producers.brokers.streams import Broker
+from producers.domain.errors import ConfigurationError, DrawError, PublishFailed, RequestBusy, ServiceUnavailable
 from producers.entry import BUSY_WAIT_S, Answer, Entry
-from producers.errors import ConfigurationError, DrawError, PublishFailed, RequestBusy, ServiceUnavailable
-from producers.pulse import Pulse
-from producers.requests import Acceptance, Asked
+from producers.storage.requests import Acceptance, Asked
+from producers.telemetry import metrics, tracing
+from producers.telemetry.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ ACCEPT_SECONDS: Final = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
 
-Beside = Mapping[str, str]  # what travels beside a body: see producers.tracing
+Beside = Mapping[str, str]  # what travels beside a body: see producers.telemetry.tracing
 NOTHING: Final[Beside] = {}
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from producers.contract import ACCOUNT_ID_MAX, CAMPAIGN_DEFAULT, LedgerRow
+from producers.domain.contract import ACCOUNT_ID_MAX, CAMPAIGN_DEFAULT, LedgerRow
 from producers.gateway.problems import Problem
 
 BATCH_SIZE_MAX: Final = 100

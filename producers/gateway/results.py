@@ -19,9 +19,9 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, RedisError, ResponseError
 
-from producers.redis_clients import open_async_pool
-from producers.requests import State
+from producers.brokers.redis_clients import open_async_pool
 from producers.results import KEY_PREFIX, tells_dead, unwrap
+from producers.storage.requests import State
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from typing import Final
 
 import uvicorn
 
-from producers import metrics, tracing
 from producers.gateway.app import create_app
 from producers.gateway.front import Front
-from producers.logs import set_up_logging
 from producers.settings import Settings
+from producers.telemetry import metrics, tracing
+from producers.telemetry.logs import set_up_logging
 from producers.web import serving
 
 # Threads take turns this often. By default a thread that has read a row waits up to 5 ms for the event loop to let go.

@@ -1,4 +1,4 @@
-"""The baseline: one Celery task per draw, with the guarantees of worker.batch and no less.
+"""The baseline: one Celery task per draw, with the guarantees of worker.settle.batch and no less.
 
 It is meant to be as good as a task per draw gets: a Session per draw with Core statements in it (mapped objects would
 only be slower), the accounts' row locked first, dedupe by the consume key under that lock, READ COMMITTED, late acks,
@@ -18,16 +18,16 @@ from celery import Celery
 from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.orm import Session
 
-from producers import keys
-from producers.contract import INSUFFICIENT_BALANCE, DrawRequest
-from producers.database import open_engine, utc_now
-from producers.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.ledger import CONSUME, REWARD, completed
-from producers.schema import account_asset_balances as accounts
-from producers.schema import api_idempotency_requests as requests
-from producers.schema import asset_transactions as transactions
-from worker import ledger
-from worker.ledger import CONSUME_TYPE, REWARD_TYPE, Entry
+from producers.domain import keys
+from producers.domain.contract import INSUFFICIENT_BALANCE, DrawRequest
+from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from producers.storage.database import open_engine, utc_now
+from producers.storage.ledger import CONSUME, REWARD, completed
+from producers.storage.schema import account_asset_balances as accounts
+from producers.storage.schema import api_idempotency_requests as requests
+from producers.storage.schema import asset_transactions as transactions
+from worker.ledger import post as ledger
+from worker.ledger.post import CONSUME_TYPE, REWARD_TYPE, Entry
 
 TASK: Final = "baseline.draw"
 

@@ -10,15 +10,18 @@ from functools import partial
 from typing import Any, Final
 
 from producers import DrawRequest
-from producers.broker import open_broker
+from producers.brokers.streams import open_broker
+from producers.domain.causes import Cause, LetterState
 from tests import poison as corpus
 from tests.benchmarks.lab import ACCOUNTS, WHEELS, BenchmarkFailed, Contestant, Lab, Say, Sizes, make_draws
 from tests.benchmarks.report import Finding, at_least, at_most
-from worker import dead_letters, parking, replay
-from worker.dead_letters import Selection
+from worker.dead_letters import letters as dead_letters
+from worker.dead_letters import parking
+from worker.dead_letters.letters import Selection
+from worker.dead_letters.parking import Parking
 from worker.deliveries import Delivery
-from worker.forecast import forecast
-from worker.parking import STATES, Parking
+from worker.replays import replay
+from worker.replays.forecast import forecast
 
 OTHER_ACCOUNT: Final = ACCOUNTS + 1
 PARKED_AT_ONCE: Final = 500
@@ -68,7 +71,7 @@ def _good_rate(lab: Lab, contestant: Contestant, count: int, *, with_poison: boo
 
 def _parked(lab: Lab) -> int:
     with lab.engine.connect() as connection:
-        return dead_letters.count(connection, Selection(states=STATES))
+        return dead_letters.count(connection, Selection(states=tuple(LetterState)))
 
 
 # ---- a table full of them --------------------------------------------------------------------------------------------
@@ -91,12 +94,12 @@ def causes(draws: Sequence[DrawRequest]) -> Iterator[Parking]:
         match number % 10:
             case 0 | 1 | 2 as place:
                 error = _raised(place, draw.request_key)
-                yield Parking(delivery, parking.FAILED_ALONE, f"{type(error).__name__}: {error}", draw, error)
+                yield Parking(delivery, Cause.FAILED_ALONE, f"{type(error).__name__}: {error}", draw, error)
             case 3:
                 why = "delivered 6 times and never settled"
-                yield Parking(delivery, parking.TOO_MANY_DELIVERIES, why, draw)
+                yield Parking(delivery, Cause.TOO_MANY_DELIVERIES, why, draw)
             case _:
-                yield Parking(delivery, parking.UNKNOWN_CAMPAIGN, "there is no campaign 'default' here", draw)
+                yield Parking(delivery, Cause.UNKNOWN_CAMPAIGN, "there is no campaign 'default' here", draw)
 
 
 GROUPS: Final = 5
@@ -164,7 +167,7 @@ def _replay_all(lab: Lab, contestant: Contestant, count: int) -> float:
 
 def _looks(lab: Lab, say: Say) -> list[Finding]:
     """What the lists of the command line and the console ask the database for."""
-    everything = Selection(states=STATES)
+    everything = Selection(states=tuple(LetterState))
     with lab.engine.connect().execution_options(read_only=True) as connection:
         found = dead_letters.groups(connection, Selection())
         if len(found) != GROUPS:
@@ -173,7 +176,7 @@ def _looks(lab: Lab, say: Say) -> list[Finding]:
             "list": partial(dead_letters.some, connection, Selection(), rows_max=50),
             "list, all states": partial(dead_letters.some, connection, everything, rows_max=50),
             "list of a cause": partial(
-                dead_letters.some, connection, Selection(cause=parking.TOO_MANY_DELIVERIES), rows_max=50
+                dead_letters.some, connection, Selection(cause=Cause.TOO_MANY_DELIVERIES), rows_max=50
             ),
             "list of a group": partial(
                 dead_letters.some, connection, Selection(group_id=found[-1].group_id), rows_max=50

@@ -18,7 +18,7 @@ import uvicorn
 from litestar import Litestar, post
 from sqlalchemy import text
 
-from producers import api_keys
+from producers.storage import api_keys
 from tests import servers
 from tests.benchmarks.lab import ROOT, BenchmarkFailed, Lab, Say, Sizes
 from tests.benchmarks.report import Finding, at_least, at_most

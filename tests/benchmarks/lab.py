@@ -29,13 +29,13 @@ from sqlalchemy.engine import make_url
 
 import migrations
 from producers import DrawClient, DrawRequest, Settings
-from producers.broker import QUEUE, open_broker
-from producers.database import open_engine
-from producers.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.schema import api_idempotency_requests as requests
+from producers.brokers.streams import QUEUE, open_broker
+from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from producers.storage.database import open_engine
+from producers.storage.schema import api_idempotency_requests as requests
 from tests import servers
 from tests.benchmarks import baseline
-from worker import audit
+from worker.audit import audit
 
 ROOT: Final = Path(__file__).parents[2]
 ACCOUNTS: Final = 10_000

@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from migrations.legacy import backfill, contract, expand, tables, verify
 from migrations.legacy.session import each_by_itself, open_session
-from producers.errors import ConfigurationError
+from producers.domain.errors import ConfigurationError
 from tests import legacy as old_code
 from tests.benchmarks.lab import BenchmarkFailed, Lab, Say, Sizes
 from tests.benchmarks.report import Finding, at_least, at_most

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from producers.keys import make_request_key
+from producers.domain.keys import make_request_key
 
 BODY = b'{"account_id":6}'
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, text
 
 from producers import DrawClient, DrawRequest
-from producers.broker import open_broker
+from producers.brokers.streams import open_broker
 from tests.benchmarks import baseline
 from tests.benchmarks.dead_letters import full_replay, poison
 from tests.benchmarks.gateway import gateway
@@ -32,8 +32,8 @@ from tests.benchmarks.lab import (
 )
 from tests.benchmarks.legacy import legacy
 from tests.benchmarks.report import Finding, at_least, at_most
-from worker import batch
-from worker.batch import Effort
+from worker.settle import batch
+from worker.settle.batch import Effort
 
 BATCH: Final = 500
 LATENCY_RATE: Final = 20.0  # draws a second
@@ -52,7 +52,7 @@ QUICK: Final = Sizes(1, 15_000, 800, 300, 4, 50_000, 0, 60_000, 4)
 def throughput(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
     """Baseline, ceiling and ours in turn, so that whatever else this machine does hits all of them."""
     contenders: dict[str, Callable[[], float]] = {}
-    titles: dict[str, str] = {"ceiling": f"no queue, no results: worker.batch in a loop of {BATCH}"}
+    titles: dict[str, str] = {"ceiling": f"no queue, no results: worker.settle.batch in a loop of {BATCH}"}
     for make in (lab.celery_redis, lab.celery_rabbitmq):
         contestant = make(*best_options(lab, make, sizes, say))
         contenders[contestant.name] = partial(settle_all, lab, contestant, sizes.baseline_draws)
@@ -111,7 +111,7 @@ def settle_all(lab: Lab, contestant: Contestant, count: int) -> float:
 
 
 def ceiling(lab: Lab, count: int) -> float:
-    """worker.batch.settle in a bare loop: what the database and our SQL would do with no queue around them."""
+    """worker.settle.batch.settle in a bare loop: what the database and our SQL would do with no queue around them."""
     lab.clear()
     draws = make_draws(count)
 

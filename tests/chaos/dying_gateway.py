@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from sqlalchemy import Engine
 
 from producers import entry
-from producers.database import Transaction, statement
 from producers.gateway import intake
+from producers.storage.database import Transaction, statement
 from worker.cli import app
 
 DIE_AT = os.environ["DIE_AT"]

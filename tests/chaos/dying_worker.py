@@ -22,11 +22,12 @@ from typing import Any
 from celery.bin.celery import main
 from sqlalchemy import Engine
 
-from producers.contract import DrawRequest
-from producers.database import Transaction, transaction
+from producers.domain.contract import DrawRequest
 from producers.results import ResultStore, StoredResult
-from worker import batch, consumer, tasks
+from producers.storage.database import Transaction, transaction
 from worker.deliveries import Deliveries, Delivery, open_deliveries
+from worker.host import tasks
+from worker.settle import batch, consumer
 
 DIE_AT = os.environ["DIE_AT"]
 DIE_ON = os.environ["DIE_ON"]

@@ -16,8 +16,8 @@ import pytest
 from redis import Redis
 from sqlalchemy import select
 
-from producers.contract import DrawRequest
-from producers.schema import api_idempotency_requests as requests
+from producers.domain.contract import DrawRequest
+from producers.storage.schema import api_idempotency_requests as requests
 from tests import processes, servers
 from tests.processes import House, Worker, draws, wait_for
 

@@ -13,8 +13,11 @@ from celery import Celery
 from redis import Redis
 from sqlalchemy import Engine, func, select
 
-from producers.broker import QUEUE, open_broker
-from producers.contract import DrawRequest
+from producers.brokers.streams import QUEUE, open_broker
+from producers.domain.causes import Cause, LetterState
+from producers.domain.contract import DrawRequest
+from producers.storage.schema import dead_letters as table
+from producers.storage.schema import operator_actions, replays
 from tests import processes
 from tests.benchmarks.dead_letters import GROUPS, PARKED_AT_ONCE, causes
 from tests.integration.test_host import NO_TASKS, ONLY_IN_LISTS, count_set_aside, is_redis, send_raw
@@ -22,15 +25,14 @@ from tests.integration.test_poison import Strange, settle_among_poison
 from tests.integration.test_rabbitmq import Stranger, table_of_cases
 from tests.poison import accept
 from tests.processes import PROJECT, House, draws, environment, wait_for
-from worker import dead_letters, parking, replay
-from worker.dead_letters import Selection
-from worker.forecast import WOULD_CHARGE, forecast
-from worker.parking import INVALID, PARKED, SETTLED, STATES, UNPARSABLE
-from worker.relay import open_relay
-from worker.replay import Options, Replayer
-from producers.schema import dead_letters as table
-from producers.schema import operator_actions, replays
-from worker.task_queues import SHOPS
+from worker.dead_letters import letters as dead_letters
+from worker.dead_letters import parking
+from worker.dead_letters.letters import Selection
+from worker.host.task_queues import SHOPS
+from worker.relay.relay import open_relay
+from worker.replays import replay
+from worker.replays.forecast import WOULD_CHARGE, forecast
+from worker.replays.replay import Options, Replayer
 
 pytestmark = pytest.mark.chaos
 
@@ -65,7 +67,7 @@ def test_poison_of_all_kinds_among_twenty_thousand_draws(house: House) -> None:
 def publish_strange(house: House) -> Strange:
     """Publish what only this broker carries; return the bodies of what is to be parked, with its possible causes."""
     strange: dict[bytes, tuple[str, ...]] = {
-        b"%06d " % number * (LARGE_BYTES // 7): (INVALID,) for number in range(LARGE_COUNT)
+        b"%06d " % number * (LARGE_BYTES // 7): (Cause.INVALID,) for number in range(LARGE_COUNT)
     }
     house.publish(*strange)
     garbage = [it for name, it in NO_TASKS.items() if is_redis(house) or name not in ONLY_IN_LISTS]
@@ -76,14 +78,14 @@ def publish_strange(house: House) -> Strange:
                 *head, (name, value) = fields
                 entry = [*head, (name, value + b"%d" % number)]
                 client.execute_command("XADD", QUEUE, "*", *[part for pair in entry for part in pair])
-                strange[body] = (INVALID,)
+                strange[body] = (Cause.INVALID,)
         send_raw(house, SHOPS, garbage)
     else:
         with closing(Stranger(house.env["TOMBOLA_BROKER_URL"])) as stranger:
             for case, properties in table_of_cases().items():
                 content = f"strange: {case}".encode()
                 if stranger.publish(content, properties):
-                    strange[content] = (INVALID, UNPARSABLE)
+                    strange[content] = (Cause.INVALID, Cause.UNPARSABLE)
         with closing(Celery("shop", broker=house.env["TOMBOLA_BROKER_URL"], set_as_current=False)) as shop:
             shop.send_task("shop.unheard-of", queue=SHOPS)  # declares its queue
             send_raw(house, SHOPS, garbage)
@@ -118,7 +120,7 @@ def states(engine: Engine) -> dict[str, int]:
 
 def assert_settled_once(house: House, asked: list[DrawRequest]) -> None:
     assert house.results().keys() == {draw.request_key for draw in asked}
-    assert states(house.engine) == {SETTLED: len(asked)}
+    assert states(house.engine) == {LetterState.SETTLED: len(asked)}
     assert house.violations() == []
 
 
@@ -132,7 +134,7 @@ def test_a_hundred_thousand_are_listed_grouped_foretold_and_replayed(house: Hous
             ("count", lambda: dead_letters.count(connection, Selection())),
             ("counts", lambda: dead_letters.counts(connection)),
             ("groups", lambda: dead_letters.groups(connection, Selection())),
-            ("groups, all states", lambda: dead_letters.groups(connection, Selection(states=STATES))),
+            ("groups, all states", lambda: dead_letters.groups(connection, Selection(states=tuple(LetterState)))),
         ):
             # The best of three: what else this machine does is not ours.
             times = []
@@ -196,7 +198,7 @@ def test_a_replay_that_is_killed_again_and_again_settles_each_once(house: House)
         print(f"killed {killed_while_running} times while it ran; then: {states(house.engine)}")
         assert killed_while_running >= 2
         deadline = time.monotonic() + 120
-        while states(house.engine) != {SETTLED: MANY}:
+        while states(house.engine) != {LetterState.SETTLED: MANY}:
             assert time.monotonic() < deadline, f"{states(house.engine)}\n{worker.log()[-3000:]}"
             relay.run_once()
             time.sleep(0.5)
@@ -209,7 +211,7 @@ def test_a_replay_that_is_killed_again_and_again_settles_each_once(house: House)
         ).scalars()
         assert sorted(on_record) == sorted(runs)
     assert len(runs) >= killed_while_running
-    assert PARKED not in states(house.engine)
+    assert LetterState.PARKED not in states(house.engine)
     assert_settled_once(house, asked)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import create_engine, text
 
-from producers.contract import DrawRequest
+from producers.domain.contract import DrawRequest
 from tests import processes, servers
 from tests.chaos.test_accepted import CHUNK, CLIENTS, Receipts, assert_kept, gateway, relay
 from tests.integration.test_database_failover import root

@@ -14,14 +14,15 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from typer.testing import CliRunner
 
-from producers import DrawClient, DrawError, DrawRequest, ServiceUnavailable, api_keys
-from producers.database import explain
+from producers import DrawClient, DrawError, DrawRequest, ServiceUnavailable
+from producers.storage import api_keys
+from producers.storage.database import explain
 from tests import servers
 from tests.consoles import PASSWORD, Console, Visitor
 from tests.gateways import OPEN_TO_ALL, Gateway, gateway, settle
 from tests.processes import House, wait_for
-from worker import operators
 from worker.cli import app
+from worker.operators import users as operators
 
 pytestmark = pytest.mark.chaos
 

@@ -15,10 +15,10 @@ import pytest
 from redis import Redis
 from sqlalchemy import create_engine, text
 
-from producers.broker import QUEUE
-from producers.contract import DrawRequest, parse_result
-from producers.errors import PublishFailed
-from producers.rabbitmq import open_amqp
+from producers.brokers.rabbitmq import open_amqp
+from producers.brokers.streams import QUEUE
+from producers.domain.contract import DrawRequest, parse_result
+from producers.domain.errors import PublishFailed
 from producers.results import KEY_PREFIX, ResultStore
 from tests import processes, servers
 from tests.processes import QUICK_CLAIM, House, Worker, draws, wait_for

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from producers import api_keys
+from producers.storage import api_keys
 from tests import servers
 from tests.chaos.stranger import KINDS
 from tests.gateways import Gateway, gateway

@@ -10,19 +10,22 @@ import pytest
 from sqlalchemy import Engine, event
 from typer.testing import CliRunner
 
-from producers import api_keys
-from producers.contract import DrawRequest
-from producers.database import open_engine
-from producers.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest, ServiceUnavailable
+from producers.domain.contract import DrawRequest
+from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from producers.domain.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest, ServiceUnavailable
+from producers.storage import api_keys
+from producers.storage.database import open_engine
 from tests.books import assert_books, table
 from tests.ledgers import migrated
-from worker import accounts, actions, audit, batch
-from worker.actions import Action
-from worker.audit_record import API_KEY_ADD
-from worker.batch import Effort
+from worker.audit import audit
+from worker.audit.record import API_KEY_ADD
 from worker.cli import app
 from worker.cli.access import _on_record
+from worker.ledger import accounts
+from worker.operators import actions
+from worker.operators.actions import Action
+from worker.settle import batch
+from worker.settle.batch import Effort
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"seed" * 8)}
 

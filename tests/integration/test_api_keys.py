@@ -13,18 +13,19 @@ import pytest
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
-from producers import api_keys, keys
-from producers.contract import DrawRequest
+from producers.domain import keys
+from producers.domain.contract import DrawRequest
+from producers.domain.errors import InvalidRequest
 from producers.entry import Entry
-from producers.errors import InvalidRequest
-from producers.requests import Asked
+from producers.storage import api_keys
+from producers.storage.requests import Asked
 from tests import servers
 from tests.books import table
 from tests.gateways import Gateway, gateway, settle
 from tests.integration.test_gateway import problem
 from tests.processes import House, draws, wait_for
-from worker import ledger
 from worker.cli import app
+from worker.ledger import post as ledger
 
 RATE_MAX = 30
 BACKLOG_MAX = 50

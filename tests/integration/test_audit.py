@@ -12,24 +12,27 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, delete, insert, select, text
 
-from producers import api_keys, requests
-from producers.contract import DrawRequest
-from producers.database import open_engine, transaction, utc_now
-from producers.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.errors import ConfigurationError, InternalError
-from producers.requests import Asked
-from producers.schema import account_asset_balances as balances
-from producers.schema import api_idempotency_requests
-from producers.schema import asset_transactions as transactions
+from producers.domain.causes import DeadReason
+from producers.domain.contract import DrawRequest
+from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from producers.domain.errors import ConfigurationError, InternalError
 from producers.settings import Settings
+from producers.storage import api_keys, requests
+from producers.storage.database import open_engine, transaction, utc_now
+from producers.storage.requests import Asked
+from producers.storage.schema import account_asset_balances as balances
+from producers.storage.schema import api_idempotency_requests, operator_actions
+from producers.storage.schema import asset_transactions as transactions
 from tests.ledgers import migrated
 from tests.processes import SEED
-from worker import accounts, audit, audits, batch, cli
-from worker.audit import INVARIANTS, Report
-from worker.audit_record import API_KEY_ADD, API_KEY_REVOKE
-from worker.batch import Effort
+from worker import cli
+from worker.audit import audit, audits
+from worker.audit.audit import INVARIANTS, Report
+from worker.audit.record import API_KEY_ADD, API_KEY_REVOKE
 from worker.cli.access import _on_record
-from producers.schema import operator_actions
+from worker.ledger import accounts
+from worker.settle import batch
+from worker.settle.batch import Effort
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, bytes.fromhex(SEED))}
 DRAWS = 40  # of which some win
@@ -59,7 +62,7 @@ def books(engine: Engine) -> Engine:
     with transaction(engine) as open_transaction:
         requests.accept(open_transaction, late, utc_now(), publish_at=utc_now(), is_published=True)
     with engine.begin() as connection:
-        requests.give_up(connection, "dead", late[1].request.fingerprint(), requests.TIMED_OUT)
+        requests.give_up(connection, "dead", late[1].request.fingerprint(), DeadReason.TIMED_OUT)
     report = audit.audit(engine, WHEELS)
     assert report.violations == []
     assert report.states == dict.fromkeys(INVARIANTS, "holds")

@@ -22,18 +22,20 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, insert, select, text
 
-from producers import requests
-from producers.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, parse_result
-from producers.database import fault_of, open_engine, transaction, utc_now
-from producers.draw import DEFAULT_CAMPAIGN, Campaign, Prize, Wheel
-from producers.errors import ConfigurationError, ServiceUnavailable
-from producers.ledger import get_lottery_session_transactions
-from producers.schema import account_asset_balances, api_idempotency_requests, asset_transactions
+from producers.domain.causes import DeadReason
+from producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, parse_result
+from producers.domain.draw import DEFAULT_CAMPAIGN, Campaign, Prize, Wheel
+from producers.domain.errors import ConfigurationError, ServiceUnavailable
+from producers.storage import requests
+from producers.storage.database import fault_of, open_engine, transaction, utc_now
+from producers.storage.ledger import get_lottery_session_transactions
+from producers.storage.schema import account_asset_balances, api_idempotency_requests, asset_transactions
 from tests.books import Row, assert_books, table
 from tests.ledgers import migrated
-from worker import batch, ledger
-from worker.batch import Answer, Deferred, Effort, Refused, Settled
-from worker.ledger import AMOUNT_MAX, open_account, recharge
+from worker.ledger import post as ledger
+from worker.ledger.post import AMOUNT_MAX, open_account, recharge
+from worker.settle import batch
+from worker.settle.batch import Answer, Deferred, Effort, Refused, Settled
 
 SEED = bytes(range(32))
 SPRING = Campaign(
@@ -490,7 +492,7 @@ def test_a_dead_request_is_not_settled_by_a_late_message(engine: Engine) -> None
     draw = DrawRequest(account_id=account_id, request_key="k")
     accept(engine, draw)
     with engine.begin() as connection:
-        assert requests.give_up(connection, "k", draw.fingerprint(), requests.NEVER_SETTLED)
+        assert requests.give_up(connection, "k", draw.fingerprint(), DeadReason.NEVER_SETTLED)
     (late,) = settle(engine, draw)
     assert isinstance(late, Refused)
     assert late.cause == "never settled"

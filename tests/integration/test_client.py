@@ -24,20 +24,20 @@ from producers import (
     Ticket,
     UnknownCampaign,
 )
-from producers.contract import parse_request, parse_result
-from producers.database import utc_now
-from producers.keys import alias
-from producers.ledger import rejected
-from producers.outbox import archive_once, time_out_once
+from producers.domain.contract import parse_request, parse_result
+from producers.domain.keys import alias
 from producers.results import KEY_PREFIX, ResultStore, StoredResult
+from producers.storage.database import utc_now
+from producers.storage.ledger import rejected
 from tests import servers
 from tests.books import table
 from tests.processes import House, draws
-from worker import batch
-from worker.batch import Effort, Settled
 from worker.cli import app
+from worker.dead_letters.parking import bury
 from worker.deliveries import Delivery, open_deliveries
-from worker.parking import bury
+from worker.relay.outbox import archive_once, time_out_once
+from worker.settle import batch
+from worker.settle.batch import Effort, Settled
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])

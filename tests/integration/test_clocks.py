@@ -11,25 +11,34 @@ import pytest
 from sqlalchemy import Engine, event, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from producers import clock, metrics, outbox, requests
-from producers.contract import DrawRequest, parse_request
-from producers.database import open_engine, utc_now
-from producers.draw import DEFAULT_CAMPAIGN, Wheel
+from producers.domain.causes import Cause
+from producers.domain.contract import DrawRequest, parse_request
+from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from producers.domain.errors import ServiceUnavailable
 from producers.entry import Entry
-from producers.errors import ServiceUnavailable
-from producers.requests import Asked
-from producers.schema import api_idempotency_requests as table
 from producers.settings import Settings
+from producers.storage import clock, requests
+from producers.storage.database import open_engine, utc_now
+from producers.storage.requests import Asked
+from producers.storage.schema import api_idempotency_requests as table
+from producers.storage.schema import operator_sessions, replays
+from producers.telemetry import metrics
 from tests.books import table as rows_of
 from tests.ledgers import migrated
-from worker import accounts, actions, batch, dead_letters, operators, parking, replay
-from worker.batch import Effort
-from worker.dead_letters import Selection
+from worker.dead_letters import letters as dead_letters
+from worker.dead_letters import parking
+from worker.dead_letters.letters import Selection
+from worker.dead_letters.parking import Parking
 from worker.deliveries import Delivery
 from worker.doctor import draws as doctor
 from worker.doctor.checks import Findings
-from worker.parking import Parking
-from producers.schema import operator_sessions, replays
+from worker.ledger import accounts
+from worker.operators import actions
+from worker.operators import users as operators
+from worker.relay import outbox
+from worker.replays import replay
+from worker.settle import batch
+from worker.settle.batch import Effort
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"seed" * 8)}
 AFTER_S = 10.0
@@ -152,7 +161,7 @@ def test_dead_letters_replays_sessions_and_the_record_go_by_the_databases_clock(
     assert [is_true(it) for it in seen] == [True, True]
     assert operators.session(engine, mine) is not None
 
-    parking.park(engine, [Parking(Delivery(b"junk", 1), parking.UNPARSABLE, "no JSON")], worker="w")
+    parking.park(engine, [Parking(Delivery(b"junk", 1), Cause.UNPARSABLE, "no JSON")], worker="w")
     (letter,) = rows_of(engine, "dead_letters")
     assert all(is_true(letter[it]) for it in ("first_parked_at", "last_parked_at", "state_at"))
     with engine.connect() as connection:

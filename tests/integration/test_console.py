@@ -17,18 +17,23 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine, insert, select, update
 
-from producers.contract import DrawRequest
-from producers.database import utc_now
-from producers.pulse import Pulse
+from producers.domain.causes import Cause
+from producers.domain.contract import DrawRequest
 from producers.settings import Settings
+from producers.storage.database import utc_now
+from producers.storage.schema import dead_letters as table
+from producers.storage.schema import operator_sessions, replays
+from producers.telemetry.pulse import Pulse
 from tests import processes, servers
 from tests.consoles import PASSWORD, Console, Visitor
-from worker import actions, audit, audits, dead_letters, operators, parking
+from worker.audit import audit, audits
 from worker.console.app import create_app
+from worker.dead_letters import letters as dead_letters
+from worker.dead_letters import parking
+from worker.dead_letters.parking import Parking
 from worker.deliveries import Delivery
-from worker.parking import Parking
-from producers.schema import dead_letters as table
-from producers.schema import operator_sessions, replays
+from worker.operators import actions
+from worker.operators import users as operators
 
 OPERATOR, VIEWER = "ann", "val"
 PAGES = (
@@ -86,7 +91,7 @@ def park(house: processes.House, count: int, *, error: str = "boom", account_id:
     parkings = []
     for number in range(count):
         request = DrawRequest(account_id=account_id, request_key=f"letter_{number:04d}")
-        parkings.append(Parking(Delivery(request.encode(), b"0", 5), parking.FAILED_ALONE, error, request))
+        parkings.append(Parking(Delivery(request.encode(), b"0", 5), Cause.FAILED_ALONE, error, request))
     parking.park(house.engine, parkings, worker="w1")
     with house.engine.connect().execution_options(read_only=True) as connection:
         return list(connection.execute(select(table.c.id).order_by(table.c.id)).scalars())
@@ -352,7 +357,7 @@ def test_what_a_message_holds_is_shown_and_never_run(ann: Visitor, house: proces
         raise ValueError(XSS)
     except ValueError as error:
         delivery = Delivery(f'{{"request_key":"{XSS}'.encode(), b"0", 5, headers={XSS: XSS})
-        parking.park(house.engine, [Parking(delivery, parking.UNPARSABLE, XSS, None, error)], worker=XSS)
+        parking.park(house.engine, [Parking(delivery, Cause.UNPARSABLE, XSS, None, error)], worker=XSS)
     with house.engine.begin() as connection:
         id = connection.execute(select(table.c.id)).scalar_one()
         connection.execute(update(table).values(request_key="<script>key", lottery_session_id="<script>session"))
@@ -387,7 +392,7 @@ def _forecast(visitor: Visitor, address: str) -> str:
 
 def test_bytes_that_are_no_text_are_dumped(ann: Visitor, house: processes.House) -> None:
     raw = b"\xff\x00ABC" + bytes(range(256)) * 40
-    parking.park(house.engine, [Parking(Delivery(raw, b"0", 5), parking.UNPARSABLE, "no text")], worker="w1")
+    parking.park(house.engine, [Parking(Delivery(raw, b"0", 5), Cause.UNPARSABLE, "no text")], worker="w1")
     shown = html.unescape(ann.get("/dead-letters/1").text)
     assert "00000000  ff 00 41 42 43 00" in shown
     assert "..ABC." in shown
@@ -485,7 +490,7 @@ def test_what_the_forecast_calls_hopeless_is_asked_for_twice(ann: Visitor, house
     parkings = []
     for number in range(3):
         request = DrawRequest(account_id=7, request_key=f"nope_{number}", campaign="spring")
-        parkings.append(Parking(Delivery(request.encode(), b"0", 5), parking.UNKNOWN_CAMPAIGN, "no campaign", request))
+        parkings.append(Parking(Delivery(request.encode(), b"0", 5), Cause.UNKNOWN_CAMPAIGN, "no campaign", request))
     parking.park(house.engine, parkings, worker="w1")
     address = ann.get("/replays/new?cause=unknown+campaign").headers["location"]
     shown = _forecast(ann, address)
@@ -540,7 +545,7 @@ def test_viewers_are_not_told_what_a_parked_draw_would_win(ann: Visitor, val: Vi
         wins[account_id] = wanted
         for key in (first, f"second_{account_id}"):
             request = DrawRequest(account_id=account_id, request_key=key)
-            parkings.append(Parking(Delivery(request.encode(), b"0", 5), parking.FAILED_ALONE, "boom", request))
+            parkings.append(Parking(Delivery(request.encode(), b"0", 5), Cause.FAILED_ALONE, "boom", request))
     parking.park(house.engine, parkings, worker="w1")
 
     def outcomes(visitor: Visitor, account_id: int) -> list[str]:
@@ -576,7 +581,7 @@ def test_viewers_are_not_told_of_a_prize_by_the_database(ann: Visitor, val: Visi
     try:
         raise pymysql.IntegrityError(1062, telling)
     except pymysql.IntegrityError as error:
-        it = Parking(Delivery(request.encode(), b"0", 5), parking.FAILED_ALONE, telling, request, error)
+        it = Parking(Delivery(request.encode(), b"0", 5), Cause.FAILED_ALONE, telling, request, error)
     parking.park(house.engine, [it], worker="w1")
     with house.engine.connect().execution_options(read_only=True) as connection:
         (group,) = dead_letters.groups(connection, dead_letters.Selection())
@@ -672,7 +677,7 @@ TRIES = 7
 def fill(engine: Engine, count: int, account_ids: list[int]) -> None:
     """`count` parked messages in GROUPS groups, as after a bad deploy: bodies of 100 bytes, long tracebacks."""
     now, traceback = utc_now(), "Traceback (most recent call last):\n" + '  File "x.py", line 1, in x\n' * 60
-    causes = parking.CAUSES
+    causes = tuple(Cause)
     with engine.begin() as connection:
         for start in range(0, count, 2000):
             rows = []

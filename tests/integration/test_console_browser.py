@@ -19,17 +19,21 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from redis import Redis
 from sqlalchemy import select
 
-from producers.contract import DrawRequest
-from producers.database import transaction, utc_now
-from producers.pulse import Pulse
-from producers.requests import Asked, accept
+from producers.domain.causes import Cause
+from producers.domain.contract import DrawRequest
+from producers.storage.database import transaction, utc_now
+from producers.storage.requests import Asked, accept
+from producers.storage.schema import dead_letters as table
+from producers.telemetry.pulse import Pulse
 from tests import processes, servers
 from tests.consoles import PASSWORD, Console
-from worker import actions, dead_letters, operators, parking
-from worker.dead_letters import Selection
+from worker.dead_letters import letters as dead_letters
+from worker.dead_letters import parking
+from worker.dead_letters.letters import Selection
+from worker.dead_letters.parking import Parking
 from worker.deliveries import Delivery
-from worker.parking import Parking
-from producers.schema import dead_letters as table
+from worker.operators import actions
+from worker.operators import users as operators
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_PACKAGES = ("chromium",)
@@ -98,7 +102,7 @@ def park_good(house: processes.House, accounts: list[int]) -> None:
         request = DrawRequest(account_id=accounts[number % len(accounts)], request_key=NIGHT.format(number))
         error = failure(number)
         delivery = Delivery(request.encode(), b"0", count=5, headers={"traceparent": "00-" + "ab" * 16 + "-01"})
-        parkings.append(Parking(delivery, parking.FAILED_ALONE, str(error), request, error))
+        parkings.append(Parking(delivery, Cause.FAILED_ALONE, str(error), request, error))
     parking.park(house.engine, parkings, worker="celery@lot-3")
 
 
@@ -270,7 +274,7 @@ def test_one_logs_in_where_one_wanted_to_go_and_out_again(nobody: Seat) -> None:
 
 
 def test_a_shared_address_opens_from_another_site(operator: Seat, night: Night) -> None:
-    id = night.ids(parking.FAILED_ALONE)[0]
+    id = night.ids(Cause.FAILED_ALONE)[0]
     operator.page.route(
         "http://elsewhere.test/**",
         lambda route: route.fulfill(
@@ -284,7 +288,7 @@ def test_a_shared_address_opens_from_another_site(operator: Seat, night: Night) 
 
 
 def test_a_form_on_another_site_does_nothing(operator: Seat, night: Night) -> None:
-    id = night.ids(parking.FAILED_ALONE)[0]
+    id = night.ids(Cause.FAILED_ALONE)[0]
     operator.page.goto(f"/dead-letters/{id}")
     token = operator.page.locator("input[name=csrftoken]").first.get_attribute("value")
     form = (
@@ -352,7 +356,7 @@ def test_filters_find_what_is_asked_for(operator: Seat, night: Night) -> None:
 
 def test_a_message_shows_all_and_runs_nothing(operator: Seat, night: Night) -> None:
     page = operator.page
-    id = night.ids(parking.FAILED_ALONE)[0]
+    id = night.ids(Cause.FAILED_ALONE)[0]
     page.goto(f"/dead-letters/{id}")
     expect(page.locator("#error")).to_contain_text("<script>alert(1)</script>")
     expect(page.locator("#traceback")).to_contain_text("in failure")
@@ -360,7 +364,7 @@ def test_a_message_shows_all_and_runs_nothing(operator: Seat, night: Night) -> N
     expect(page.locator("dd").filter(has_text="celery@lot-3")).to_be_visible()
     page.locator("summary").filter(has_text="Headers").click()
     expect(page.locator("#headers")).to_contain_text("traceparent")
-    binary = next(it for it in night.ids(parking.UNPARSABLE) if b"\xff" in night_body(night, it))
+    binary = next(it for it in night.ids(Cause.UNPARSABLE) if b"\xff" in night_body(night, it))
     page.goto(f"/dead-letters/{binary}")
     expect(page.locator("#body")).to_contain_text("00000000  ff fe 00 3c 73")
 
@@ -396,7 +400,7 @@ def test_the_story_of_a_draw(operator: Seat, night: Night) -> None:
 
 def test_a_viewer_sees_everything_and_cannot_act(viewer: Seat, night: Night) -> None:
     page = viewer.page
-    id = night.ids(parking.FAILED_ALONE)[0]
+    id = night.ids(Cause.FAILED_ALONE)[0]
     for address in ("/", "/dead-letters", "/dead-letters/groups", f"/dead-letters/{id}", f"/replays/new?ids={id}"):
         assert page.goto(address)
         expect(page.locator("main, .page-wrapper")).to_be_visible()
@@ -484,7 +488,7 @@ def test_a_replay_is_stopped_by_a_button(operator: Seat, night: Night) -> None:
 
 def test_discard_restore_and_edit(operator: Seat, night: Night) -> None:
     page = operator.page
-    id = night.ids(parking.UNPARSABLE)[0]
+    id = night.ids(Cause.UNPARSABLE)[0]
     page.goto(f"/dead-letters/{id}")
     page.locator("summary").filter(has_text="Discard…").click()
     page.get_by_label("Reason").first.fill("garbage")

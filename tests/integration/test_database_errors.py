@@ -15,9 +15,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from producers.database import Fault, explain, fault_of, open_engine, transaction
-from producers.errors import ConfigurationError, ServiceUnavailable
-from producers.mysql_connections import SoonOpened
+from producers.domain.errors import ConfigurationError, ServiceUnavailable
+from producers.storage.database import Fault, explain, fault_of, open_engine, transaction
+from producers.storage.mysql_connections import SoonOpened
 from worker.cli import app
 
 

@@ -15,16 +15,20 @@ import click
 import pytest
 from sqlalchemy import func, select, update
 
-from producers.contract import DrawRequest
-from producers.database import utc_now
+from producers.domain.causes import Cause, LetterState
+from producers.domain.contract import DrawRequest
+from producers.storage.database import utc_now
+from producers.storage.schema import dead_letters, replays
 from tests.books import assert_books
 from tests.processes import PROJECT, House, draws, environment
 from tests.processes import wait_for as wait_until
-from worker import actions, cli, parking, replay
-from worker.consumer import Consumer
+from worker import cli
+from worker.dead_letters import parking
+from worker.dead_letters.parking import Parking
 from worker.deliveries import Delivery
-from worker.parking import DISCARDED, PARKED, PARKED_AGAIN, REPLAYING, SETTLED, Parking
-from producers.schema import dead_letters, replays
+from worker.operators import actions
+from worker.replays import replay
+from worker.settle.consumer import Consumer
 
 
 class Ended(NamedTuple):
@@ -94,12 +98,12 @@ def park(house: House, *parkings: Parking) -> list[int]:
 
 
 def good(
-    draw: DrawRequest, cause: str = parking.UNKNOWN_CAMPAIGN, error: str = "there is no campaign 'x' here"
+    draw: DrawRequest, cause: str = Cause.UNKNOWN_CAMPAIGN, error: str = "there is no campaign 'x' here"
 ) -> Parking:
     return Parking(Delivery(draw.encode(), 1), cause, error, draw)
 
 
-def bad(body: bytes, cause: str = parking.UNPARSABLE, error: str = "not a JSON object: truncated") -> Parking:
+def bad(body: bytes, cause: str = Cause.UNPARSABLE, error: str = "not a JSON object: truncated") -> Parking:
     return Parking(Delivery(body, 1), cause, error)
 
 
@@ -129,13 +133,13 @@ def shelf(house: House) -> list[int]:
         house,
         good(DrawRequest(account_id=6, request_key="k1")),
         good(DrawRequest(account_id=6, request_key="k2")),
-        good(DrawRequest(account_id=7, request_key="k3"), parking.TOO_MANY_DELIVERIES, "delivered 6 times"),
+        good(DrawRequest(account_id=7, request_key="k3"), Cause.TOO_MANY_DELIVERIES, "delivered 6 times"),
         bad(b"\xff junk"),
         good(DrawRequest(account_id=8, request_key="k5")),
         good(DrawRequest(account_id=9, request_key="k6")),
     )
-    change(house, ids[4], state=PARKED_AGAIN)
-    change(house, ids[5], state=DISCARDED)
+    change(house, ids[4], state=LetterState.PARKED_AGAIN)
+    change(house, ids[5], state=LetterState.DISCARDED)
     change(house, ids[0], last_parked_at=utc_now() - timedelta(hours=3))
     return ids
 
@@ -308,7 +312,7 @@ def test_wrong_usage_is_said_with_exit_code_2(tombola: Tombola, arguments: list[
 @pytest.mark.parametrize("command", ["replay", "discard", "restore"])
 def test_a_blank_reason_is_none(tombola: Tombola, house: House, command: str) -> None:
     (it,) = park(house, good(DrawRequest(account_id=6, request_key="k1")))
-    change(house, it, state=DISCARDED if command == "restore" else PARKED)
+    change(house, it, state=LetterState.DISCARDED if command == "restore" else LetterState.PARKED)
     before = states(house)
     ended = tombola(command, "--yes", "--reason", "  ")
     assert (ended.status, states(house)) == (1, before)
@@ -349,7 +353,7 @@ def test_forecast_says_what_a_replay_would_do_and_writes_nothing(tombola: Tombol
     ]  # fmt: skip
     assert (told["charged"], told["is_exact"]) == ({"POINT": "3.00"}, True)
     assert json.loads(tombola("forecast", "--json", "--limit", 2).out)["counts"] == {"would charge": 2}
-    assert states(house) == {PARKED: 5}
+    assert states(house) == {LetterState.PARKED: 5}
     assert recorded(house) == []
 
 
@@ -381,7 +385,7 @@ def test_replay_prints_the_forecast_and_asks(tombola: Tombola, house: House) -> 
     assert ended.status == 1
     assert "1  would be charged" in ended.out
     assert [line for line in ended.err.splitlines() if line] == ["error: nobody to ask here: add --yes"]
-    assert (states(house), recorded(house)) == ({PARKED: 1}, [])
+    assert (states(house), recorded(house)) == ({LetterState.PARKED: 1}, [])
 
 
 def test_replay_can_be_declined_and_confirmed(
@@ -392,10 +396,10 @@ def test_replay_can_be_declined_and_confirmed(
     answers = iter([False, True])
     monkeypatch.setattr("typer.confirm", lambda _question: next(answers))
     ended = tombola("replay", "--reason", "rolled back")
-    assert (ended.status, states(house), recorded(house)) == (1, {PARKED: 1}, [])
+    assert (ended.status, states(house), recorded(house)) == (1, {LetterState.PARKED: 1}, [])
     assert "Nothing was done." in ended.out
     assert tombola("replay", "--reason", "rolled back").status == 0
-    assert states(house) == {SETTLED: 1}
+    assert states(house) == {LetterState.SETTLED: 1}
 
 
 def test_replaying_what_is_hopeless_is_asked_twice_and_begins_with_a_few(
@@ -420,12 +424,12 @@ def test_replaying_what_is_hopeless_is_asked_twice_and_begins_with_a_few(
 
     ended = answering(True, False)
     assert asked == ["Replay them?", "12 of 12 would be parked still, or again. Replay all the same?"]
-    assert (ended.status, states(house), recorded(house)) == (1, {PARKED: 12}, [])
+    assert (ended.status, states(house), recorded(house)) == (1, {LetterState.PARKED: 12}, [])
     assert "The first 10 are tried before the others" in ended.out
     ended = answering(True, True)
     assert ended.status == 1
     assert "stopped: 10 sent, 0 settled, 10 parked again" in ended.out
-    assert states(house) == {PARKED_AGAIN: 10, PARKED: 2}
+    assert states(house) == {LetterState.PARKED_AGAIN: 10, LetterState.PARKED: 2}
     # Most of them decide.
     park(house, *[good(draw) for draw in draws([account_id], 13)])
     answering(False)
@@ -444,7 +448,7 @@ def test_replay_settles_what_is_selected_and_says_how_it_went(
     assert (ended.status, ended.lines[0]["settled"], ended.lines[0]["status"]) == (0, 4, "done")
     ended = tombola("replay", "--yes", "--json", "--canary", 2, "--rate", 1000, "--reason", "the rest")
     assert (ended.status, ended.lines[0]["settled"]) == (0, 6)
-    assert states(house) == {SETTLED: 12}
+    assert states(house) == {LetterState.SETTLED: 12}
     assert recorded(house) == [
         ("replay ended", 6, "the rest"), ("replay", 6, "the rest"),
         ("replay ended", 4, "some"), ("replay", 4, "some"),
@@ -458,7 +462,7 @@ def test_replay_of_what_cannot_all_settle_has_exit_code_1(tombola: Tombola, hous
     ended = tombola("replay", "--yes", "--reason", "try")
     assert ended.status == 1
     assert "1 sent, 1 settled, 0 parked again, 1 left parked" in ended.out
-    assert states(house) == {SETTLED: 1, PARKED: 1}
+    assert states(house) == {LetterState.SETTLED: 1, LetterState.PARKED: 1}
 
 
 def start(house: House, *arguments: str) -> subprocess.Popen[str]:
@@ -487,7 +491,7 @@ def test_ctrl_c_stops_and_the_rest_stays_parked(house: House, at_work: Consumer,
     process = start(house, "replay", "--yes", "--rate", "40", "--reason", "slowly")
     try:
         wait_until(
-            lambda: states(house).get(SETTLED, 0) + states(house).get(REPLAYING, 0) >= 20,
+            lambda: states(house).get(LetterState.SETTLED, 0) + states(house).get(LetterState.REPLAYING, 0) >= 20,
             within_s=40,
             what=lambda: f"{states(house)}, {process.poll()}",
         )
@@ -499,15 +503,15 @@ def test_ctrl_c_stops_and_the_rest_stays_parked(house: House, at_work: Consumer,
     assert "Traceback" not in out + err
     assert "stopped where it was run" in out
     after = states(house)
-    assert after.keys() == {SETTLED, PARKED}
-    assert 20 <= after[SETTLED] < 150  # it kept to its rate until the end
+    assert after.keys() == {LetterState.SETTLED, LetterState.PARKED}
+    assert 20 <= after[LetterState.SETTLED] < 150  # it kept to its rate until the end
     assert [(action, reason) for action, _, reason in recorded(house)] == [
         ("replay ended", "slowly"),
         ("replay", "slowly"),
     ]
     with house.engine.connect().execution_options(read_only=True) as connection:
         run = connection.execute(select(replays)).one()
-    assert (run.status, run.sent, run.settled) == ("stopped", after[SETTLED], after[SETTLED])
+    assert (run.status, run.sent, run.settled) == ("stopped", after[LetterState.SETTLED], after[LetterState.SETTLED])
     assert_books(house.engine)
 
 
@@ -515,7 +519,7 @@ def test_however_slow_it_goes_it_heeds_a_stop_from_elsewhere(house: House, at_wo
     park(house, *[good(draw) for draw in draws(house.accounts(1), 5)])
     process = start(house, "replay", "--yes", "--json", "--rate", "0.02", "--reason", "one in 50 s")
     try:
-        wait_until(lambda: states(house).get(SETTLED, 0) == 1, within_s=40, what=lambda: str(states(house)))
+        wait_until(lambda: states(house).get(LetterState.SETTLED, 0) == 1, within_s=40, what=lambda: str(states(house)))
         with house.engine.connect().execution_options(read_only=True) as connection:
             (before,) = replay.recent(connection, 2)
         replay.ask_to_stop(house.engine, before.id, operator="grace")
@@ -523,7 +527,7 @@ def test_however_slow_it_goes_it_heeds_a_stop_from_elsewhere(house: House, at_wo
     finally:
         process.kill()
     assert json.loads(out)["stopped_because"] == "stopped by grace", err
-    assert states(house) == {SETTLED: 1, PARKED: 4}
+    assert states(house) == {LetterState.SETTLED: 1, LetterState.PARKED: 4}
 
 
 # ---- edit, discard, restore ------------------------------------------------------------------------------------------
@@ -538,11 +542,11 @@ def test_edit_makes_a_copy_to_replay(tombola: Tombola, house: House, at_work: Co
     assert ended.status == 0, ended
     copy = int(re.findall(r"dead letter (\d+) is the edited copy", ended.out)[0])
     assert f"tombola dead-letters replay {copy} --reason" in ended.out
-    assert tombola("show", original, "--json").lines[0]["state"] == PARKED
+    assert tombola("show", original, "--json").lines[0]["state"] == LetterState.PARKED
     assert tombola("show", copy, "--json").lines[0]["edited_from"] == original
     assert re.search(rf"edited copies +{copy}\n", re.sub(" +\n", "\n", tombola("show", original).out))
     assert tombola("replay", copy, "--yes", "--reason", "a typo").status == 0
-    assert states(house) == {SETTLED: 2}
+    assert states(house) == {LetterState.SETTLED: 2}
     tombola("edit", original, "--reason", "again", "--body", right).refuses("settled meanwhile")
     assert recorded(house)[-1] == ("edit", 1, "a typo")
 
@@ -560,7 +564,7 @@ def test_an_edit_that_is_refused_is_one_line(tombola: Tombola, house: House, bod
     original_body = b'{"v":1,"request_key":"k1","account_id":6,"campain":"x"}'
     (original,) = park(house, bad(original_body, "invalid", "unknown field"))
     tombola("edit", original, "--reason", "r", "--body", body).refuses(why)
-    assert states(house) == {PARKED: 1}
+    assert states(house) == {LetterState.PARKED: 1}
 
 
 def test_edit_opens_the_editor(tombola: Tombola, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -573,14 +577,14 @@ def test_edit_opens_the_editor(tombola: Tombola, house: House, monkeypatch: pyte
 
 def test_discard_asks_and_restore_brings_back(tombola: Tombola, house: House) -> None:
     ids = park(house, *[good(DrawRequest(account_id=6, request_key=f"k{number}")) for number in range(4)])
-    change(house, ids[0], state=PARKED_AGAIN)
+    change(house, ids[0], state=LetterState.PARKED_AGAIN)
     tombola("discard", ids[1], "--reason", "noise").refuses("nobody to ask here: add --yes")
     ended = tombola("discard", *ids[:3], "--reason", "noise", "--yes")
     assert (ended.status, ended.out) == (0, "3 dead letters discarded\n")
-    assert states(house) == {DISCARDED: 3, PARKED: 1}
+    assert states(house) == {LetterState.DISCARDED: 3, LetterState.PARKED: 1}
     ended = tombola("restore", "--reason", "they were real", "--yes", "--account", 6)
     assert (ended.status, ended.out) == (0, "3 dead letters restored\n")
-    assert states(house) == {PARKED: 4}
+    assert states(house) == {LetterState.PARKED: 4}
     assert tombola("discard", "--cause", "unparsable", "--reason", "none", "--yes").out == "0 dead letters discarded\n"
     assert recorded(house) == [("discard", 0, "none"), ("restore", 3, "they were real"), ("discard", 3, "noise")]
     with house.engine.connect().execution_options(read_only=True) as connection:

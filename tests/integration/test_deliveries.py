@@ -12,11 +12,11 @@ import amqp
 import pytest
 from redis import Redis
 
-from producers.broker import DEAD_QUEUE, GROUP, QUEUE, Broker, declare_group, open_broker
-from producers.errors import PublishFailed, ServiceUnavailable
-from producers.queue_broker import declare_queues
-from producers.rabbitmq import open_amqp
-from producers.redis_clients import open_redis
+from producers.brokers.quorum_queues import declare_queues
+from producers.brokers.rabbitmq import open_amqp
+from producers.brokers.redis_clients import open_redis
+from producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, Broker, declare_group, open_broker
+from producers.domain.errors import PublishFailed, ServiceUnavailable
 from tests import servers
 from worker.deliveries import BODY_KEPT_BYTES_MAX, HELD_BYTES_MAX, Deliveries, Delivery, open_deliveries
 from worker.deliveries.queues import QueueDeliveries

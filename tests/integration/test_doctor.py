@@ -18,29 +18,34 @@ from sqlalchemy import Engine, create_engine, insert, text, update
 from sqlalchemy.exc import DBAPIError
 
 import migrations
-import producers.database
-import producers.pulse
+import producers.storage.database
+import producers.telemetry.pulse
 import worker.doctor.checks
 import worker.doctor.database
-from producers import requests
-from producers.broker import DEAD_QUEUE, GROUP, QUEUE, declare_group
-from producers.contract import DrawRequest
-from producers.database import open_engine, transaction, utc_now
-from producers.pulse import MEMBER_PREFIX, MEMBERS_KEY, Member, Pulse
-from producers.requests import Asked
-from producers.schema import account_asset_balances, api_idempotency_requests, asset_transactions
+from producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, declare_group
+from producers.domain.contract import DrawRequest
 from producers.settings import Settings
+from producers.storage import requests
+from producers.storage.database import open_engine, transaction, utc_now
+from producers.storage.requests import Asked
+from producers.storage.schema import (
+    account_asset_balances,
+    api_idempotency_requests,
+    asset_transactions,
+    dead_letters,
+    operator_actions,
+)
+from producers.telemetry.pulse import MEMBER_PREFIX, MEMBERS_KEY, Member, Pulse
 from tests import servers
 from tests.gateways import settle
 from tests.processes import House
-from worker import audits
-from worker.audit import audit
+from worker.audit import audits
+from worker.audit.audit import audit
 from worker.deliveries import open_deliveries
 from worker.doctor import Check, examine
 from worker.doctor.checks import Findings
 from worker.doctor.streams import examine_consumers, examine_stream
-from worker.ledger import open_account
-from producers.schema import dead_letters, operator_actions
+from worker.ledger.post import open_account
 
 SECRET = "5ec2e7" * 12
 SEALED = {
@@ -542,7 +547,7 @@ def test_members_of_other_releases_and_clocks(
         pulse = Pulse(client, "relay", "r1")
         pulse.beat_once()
         key = f"{MEMBER_PREFIX}gateway:g1"
-        (own,) = producers.pulse.members(client)
+        (own,) = producers.telemetry.pulse.members(client)
         other = Member("gateway", "g1", "h", 1, version or own.version, utc_now(), clock_offset_ms, utc_now())
         client.set(key, msgspec.json.encode(other._asdict()))
         client.zadd(MEMBERS_KEY, {key: time.time()})

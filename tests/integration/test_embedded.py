@@ -20,12 +20,14 @@ import redis
 from rich.console import Console
 
 from producers.client import DrawClient
-from producers.contract import DrawRequest
-from producers.database import open_engine
+from producers.domain.contract import DrawRequest
+from producers.domain.errors import ServiceUnavailable
 from producers.entry import Entry
-from producers.errors import ServiceUnavailable
-from producers.requests import Asked
-from worker import embedded, ledger, sample
+from producers.storage.database import open_engine
+from producers.storage.requests import Asked
+from worker.embedded import running as embedded
+from worker.embedded import sample
+from worker.ledger import post as ledger
 
 TOMBOLA = Path(sys.executable).with_name("tombola")
 UP_TIMEOUT_S = 60
@@ -153,7 +155,7 @@ def test_without_a_redis_server_it_finds_another(missing: str, monkeypatch: pyte
 
 
 def test_the_fake_server_is_good_enough_for_draws(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = embedded.RedisKind("fakeredis", [sys.executable, "-m", "worker.fake_redis"], is_fake=True)
+    kind = embedded.RedisKind("fakeredis", [sys.executable, "-m", "worker.embedded.fake_redis"], is_fake=True)
     monkeypatch.setattr(embedded, "find_redis", lambda: [kind])
     with embedded.run(embedded.Home(home)) as running:
         engine = open_engine(running.settings.need("database_url"))

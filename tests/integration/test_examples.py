@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from producers.broker import QUEUE
-from producers.contract import DrawRequest, parse_request
-from producers.errors import InvalidKey, InvalidRequest
-from producers.queue_broker import declare_queues
-from producers.rabbitmq import open_amqp
-from producers.signatures import Keyring
+from producers.brokers.quorum_queues import declare_queues
+from producers.brokers.rabbitmq import open_amqp
+from producers.brokers.streams import QUEUE
+from producers.domain.contract import DrawRequest, parse_request
+from producers.domain.errors import InvalidKey, InvalidRequest
+from producers.domain.signatures import Keyring
 from tests import servers
 from tests.integration.test_client import queued
 from worker.deliveries import open_deliveries

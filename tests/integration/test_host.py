@@ -19,14 +19,15 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from producers.contract import parse_result
-from producers.errors import InvalidRequest, ServiceUnavailable
-from producers.rabbitmq import open_amqp
+from producers.brokers.rabbitmq import open_amqp
+from producers.domain.contract import parse_result
+from producers.domain.errors import InvalidRequest, ServiceUnavailable
 from producers.results import ResultStore
 from tests import processes, servers
 from tests.processes import House, Worker, draws, wait_for
-from worker import batch, tasks
-from worker.task_queues import DEAD, SHOPS, TASKS
+from worker.host import tasks
+from worker.host.task_queues import DEAD, SHOPS, TASKS
+from worker.settle import batch
 
 WITHIN_S = 60.0
 QUORUM = {"task_create_missing_queue_type": "quorum"}  # what the README tells shops to set for tombola.tasks

@@ -9,19 +9,19 @@ import amqp
 import pytest
 from sqlalchemy import update
 
-from producers.broker import DEAD_QUEUE, QUEUE
-from producers.contract import DrawRequest
-from producers.errors import PublishFailed
-from producers.queue_broker import QueueBroker
-from producers.rabbitmq import open_amqp
-from producers.schema import api_idempotency_requests as requests
+from producers.brokers.quorum_queues import QueueBroker
+from producers.brokers.rabbitmq import open_amqp
+from producers.brokers.streams import DEAD_QUEUE, QUEUE
+from producers.domain.causes import Cause
+from producers.domain.contract import DrawRequest
+from producers.domain.errors import PublishFailed
+from producers.storage.schema import api_idempotency_requests as requests
 from tests import poison, servers
 from tests.integration.test_outbox import age, statuses
 from tests.integration.test_parking import bury_in_rabbitmq, consume_all, left, letters
 from tests.processes import House, draws, wait_for
-from worker.losses import PUBLISHED_MAX
-from worker.parking import TOO_MANY_DELIVERIES
-from worker.relay import open_relay
+from worker.deliveries.losses import PUBLISHED_MAX
+from worker.relay.relay import open_relay
 
 ALL_QUEUES = ".*"
 OURS_ALONE = "^draws$"
@@ -90,7 +90,7 @@ def test_what_was_never_accepted_and_expires_is_a_dead_letter(house: House, url:
     assert left(url, DEAD_QUEUE) == 0
     found = letters(house.engine)
     assert {it.body for it in found} == set(bodies)
-    assert {(it.cause, it.error) for it in found} == {(TOO_MANY_DELIVERIES, "RabbitMQ gave it up: expired")}
+    assert {(it.cause, it.error) for it in found} == {(Cause.TOO_MANY_DELIVERIES, "RabbitMQ gave it up: expired")}
     assert set(statuses(house.engine).values()) == {"accepted"}
 
 
@@ -120,7 +120,7 @@ def test_what_goes_beyond_a_delivery_limit_whenever_it_is_published_is_parked(ho
     bury_in_rabbitmq(url, [draw.encode()], {"x-first-death-reason": "delivery_limit"})
     wait_left(url, DEAD_QUEUE, 1)
     consume_all(house)
-    assert [it.cause for it in letters(house.engine)] == [TOO_MANY_DELIVERIES]
+    assert [it.cause for it in letters(house.engine)] == [Cause.TOO_MANY_DELIVERIES]
     assert set(statuses(house.engine).values()) == {"dead"}
 
 

@@ -23,22 +23,27 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import insert, update
 
 import migrations
-from producers import metrics as state
-from producers import outbox
 from producers.client import DrawClient
-from producers.contract import DrawRequest
-from producers.database import open_engine, utc_now
-from producers.schema import api_idempotency_requests as requests
+from producers.domain.causes import Cause
+from producers.domain.contract import DrawRequest
 from producers.settings import Settings
+from producers.storage.database import open_engine, utc_now
+from producers.storage.schema import api_idempotency_requests as requests
+from producers.storage.schema import dead_letters, replays
+from producers.telemetry import metrics as state
 from tests import gateways, processes, servers
 from tests.processes import House, draws, wait_for
-from worker import audits, batch, ledger, metrics, parking
-from worker.audit import audit
-from worker.batch import Effort
+from worker import metrics
+from worker.audit import audits
+from worker.audit.audit import audit
 from worker.deliveries import Delivery
-from worker.relay import open_relay
-from producers.schema import dead_letters, replays
-from worker.watch import Watch
+from worker.ledger import post as ledger
+from worker.relay import outbox
+from worker.relay.lookout import OperatorsLookout
+from worker.relay.relay import open_relay
+from worker.settle import batch
+from worker.settle.batch import Effort
+from worker.settle.watch import Watch
 
 RELAY = [sys.executable, "-m", "worker", "relay"]
 WITHIN_S = 40.0
@@ -130,8 +135,8 @@ def test_a_worker_tells_what_it_did(real_house: House, port: int) -> None:
         )
         assert worker.stop() == 0
     assert told("draws_total", outcome="rejected") == 1
-    assert told("parked_total", cause=parking.UNPARSABLE) == 1
-    assert told("parked_total", cause=parking.UNKNOWN_VERSION) == 1
+    assert told("parked_total", cause=Cause.UNPARSABLE) == 1
+    assert told("parked_total", cause=Cause.UNKNOWN_VERSION) == 1
     assert told("batch_seconds_count") == told("batch_draws_count") >= 3
     assert 0 < told("batch_seconds_sum") < WITHIN_S
     # Only what was accepted has a beginning that is known.
@@ -307,7 +312,7 @@ def test_failed_passes_are_counted_and_the_next_one_is_told(tmp_path: Path, redi
 def test_a_cause_without_dead_letters_left_is_zero(tmp_path: Path) -> None:
     engine = open_engine(f"sqlite:///{tmp_path}/ledger.db")
     migrations.upgrade(engine)
-    count = metrics.OperatorsLookout()
+    count = OperatorsLookout()
     count._throttle = state.Throttle(0.0)
     with engine.begin() as connection:
         connection.execute(insert(dead_letters), [dead_letter(it, "parked") for it in "abc"])
@@ -327,7 +332,7 @@ def test_a_cause_without_dead_letters_left_is_zero(tmp_path: Path) -> None:
 
 def test_the_last_audit_is_told(tmp_path: Path) -> None:
     with House(f"sqlite:///{tmp_path}/ledger.db", "redis://none", "redis://none") as house:
-        lookout = metrics.OperatorsLookout()
+        lookout = OperatorsLookout()
         lookout._throttle = state.Throttle(0.0)
         lookout.look(house.engine)
         assert (now("audit_last_timestamp_seconds"), now("audit_violations")) == (0, 0)
@@ -448,8 +453,8 @@ def test_a_workers_lines_are_json_and_name_their_draw(house: House) -> None:
         assert worker.stop() == 0
         lines = json_lines(worker.log())
     parked = [line for line in lines if line["event"].startswith("parked a dead letter")]
-    assert {line["cause"] for line in parked} == {parking.FINGERPRINT_MISMATCH, parking.INVALID}
-    (mine,) = [line for line in parked if line["cause"] == parking.FINGERPRINT_MISMATCH]
+    assert {line["cause"] for line in parked} == {Cause.FINGERPRINT_MISMATCH, Cause.INVALID}
+    (mine,) = [line for line in parked if line["cause"] == Cause.FINGERPRINT_MISMATCH]
     assert (mine["request_key"], mine["lottery_session_id"]) == (draw.request_key, other.lottery_session_id)
     assert not [line for line in lines if line["event"] == "forged"]
     assert [line for line in lines if line["event"].startswith("consuming draws")]
@@ -488,7 +493,7 @@ def test_the_outcomes_of_replays_are_counted_from_the_first_look_on(
     times = {"started_at": utc_now(), "seen_at": utc_now()}
     with house.engine.begin() as connection:
         connection.execute(insert(replays).values(**row, **times, settled=5))
-    count = metrics.OperatorsLookout()
+    count = OperatorsLookout()
     before = {name: now("replayed_total", outcome=name) for name in metrics.OUTCOMES}
     count.look(house.engine)
     with house.engine.begin() as connection:

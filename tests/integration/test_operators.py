@@ -12,12 +12,13 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy import Engine, select, text, update
 
-from producers.database import open_engine, utc_now
-from producers.errors import InvalidRequest
+from producers.domain.errors import InvalidRequest
+from producers.storage.database import open_engine, utc_now
+from producers.storage.schema import operator_sessions
+from producers.storage.schema import operators as table
 from tests.ledgers import migrated
-from worker import actions, operators
-from producers.schema import operator_sessions
-from producers.schema import operators as table
+from worker.operators import actions
+from worker.operators import users as operators
 
 PASSWORD = "correct horse battery"
 OTHER = "another twelve or more"

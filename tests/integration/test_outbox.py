@@ -15,21 +15,24 @@ import pytest
 from redis import Redis
 from sqlalchemy import Connection, Engine, case, select, text, update
 
-from producers import DrawClient, DrawRequest, IdempotencyKeyReused, PublishFailed, outbox, requests
-from producers.broker import QUEUE, Broker, open_broker
-from producers.contract import parse_request
-from producers.database import utc_now
+from producers import DrawClient, DrawRequest, IdempotencyKeyReused, PublishFailed
+from producers.brokers.rabbitmq import open_amqp
+from producers.brokers.streams import QUEUE, Broker, open_broker
+from producers.domain.causes import DeadReason, Status
+from producers.domain.contract import parse_request
 from producers.entry import Entry
-from producers.outbox import DELAY_S_MAX, Relay, relay_once, time_out_once
-from producers.rabbitmq import open_amqp
-from producers.requests import ACCEPTED, COMPLETED, DEAD, NEVER_SETTLED, TIMED_OUT, Asked
-from producers.schema import api_idempotency_requests
 from producers.settings import Settings
+from producers.storage import requests
+from producers.storage.database import utc_now
+from producers.storage.requests import Asked
+from producers.storage.schema import api_idempotency_requests
 from tests import servers
 from tests.books import Row, assert_books, table
 from tests.processes import PROJECT, House, draws, environment, wait_for
-from worker import batch
-from worker.batch import Effort, Refused, Settled
+from worker.relay import outbox
+from worker.relay.outbox import DELAY_S_MAX, Relay, relay_once, time_out_once
+from worker.settle import batch
+from worker.settle.batch import Effort, Refused, Settled
 
 AFTER_S = 10.0
 HOUR = timedelta(hours=1)
@@ -107,7 +110,7 @@ def age(engine: Engine, *keys: str, by: timedelta = HOUR) -> None:
     with engine.begin() as connection:
         connection.execute(
             update(api_idempotency_requests)
-            .where(columns.request_key.in_(keys) if keys else columns.status == ACCEPTED)
+            .where(columns.request_key.in_(keys) if keys else columns.status == Status.ACCEPTED)
             .values(publish_at=then, published_at=was_published, accepted_at=then)
         )
 
@@ -160,7 +163,7 @@ def test_what_was_lost_is_published_when_it_is_overdue_and_not_before(
     assert (relay(house, broker), broker.backlog()) == (5, 5)
     assert (relay(house, broker), broker.backlog()) == (0, 5)
     assert set(attempts(house.engine).values()) == {2}
-    assert set(statuses(house.engine).values()) == {ACCEPTED}
+    assert set(statuses(house.engine).values()) == {Status.ACCEPTED}
 
 
 def test_what_was_never_published_is_so_at_once_beside_all_that_waits(house: House, broker: Broker) -> None:
@@ -256,7 +259,12 @@ def test_the_wait_doubles_with_each_attempt_until_it_is_given_up(
         assert relay(house, loses, tries_max=8) == 0
     assert f"request {draw.request_key} is dead: published 8 times" in caplog.text
     (row,) = rows(house.engine).values()
-    assert (row["status"], row["reason"], row["result"], row["settled_at"]) == (DEAD, NEVER_SETTLED, None, None)
+    assert (row["status"], row["reason"], row["result"], row["settled_at"]) == (
+        Status.DEAD,
+        DeadReason.NEVER_SETTLED,
+        None,
+        None,
+    )
     age(house.engine, draw.request_key)
     assert relay(house, loses, tries_max=8) == 0
 
@@ -275,7 +283,7 @@ def test_what_is_revived_is_published_beside_all_that_waits(house: House, broker
     accept(house.engine, waiting, dead)
     house.enqueue([waiting])
     with house.engine.begin() as connection:
-        assert requests.give_up(connection, dead.request_key, dead.fingerprint(), requests.PARKED)
+        assert requests.give_up(connection, dead.request_key, dead.fingerprint(), DeadReason.PARKED)
         assert requests.revive(connection, [dead.request_key], utc_now()) == 1
     assert (relay(house, broker), broker.backlog()) == (1, 2)
 
@@ -379,7 +387,7 @@ def test_a_broker_that_takes_nothing_is_no_attempt_and_its_words_are_kept(tmp_pa
         with pytest.raises(PublishFailed, match="maxmemory"):
             relay(house, broker)
         for row in rows(house.engine).values():
-            assert (row["status"], row["publish_attempts"], row["published_at"]) == (ACCEPTED, 1, None)
+            assert (row["status"], row["publish_attempts"], row["published_at"]) == (Status.ACCEPTED, 1, None)
             assert "maxmemory" in row["publish_error"]
             assert moment(row["publish_at"]) > utc_now().replace(tzinfo=None)
         redis.config_set("maxmemory", 0)
@@ -535,11 +543,11 @@ def test_what_was_accepted_too_long_ago_is_given_up_in_steps(house: House, caplo
         assert [time_out_once(house.engine, rows_max=4, timeout_s=1800) for _ in range(3)] == [4, 2, 0]
     assert caplog.text.count("not settled within 1800 s") == 6
     assert statuses(house.engine) == {
-        asked[0].request_key: COMPLETED,
-        young.request_key: ACCEPTED,
-        **{draw.request_key: DEAD for draw in old},
+        asked[0].request_key: Status.COMPLETED,
+        young.request_key: Status.ACCEPTED,
+        **{draw.request_key: Status.DEAD for draw in old},
     }
-    assert {row["reason"] for row in rows(house.engine).values()} == {None, TIMED_OUT}
+    assert {row["reason"] for row in rows(house.engine).values()} == {None, DeadReason.TIMED_OUT}
     with house.engine.begin() as connection:
         assert requests.revive(connection, [draw.request_key for draw in old], utc_now()) == 6
     assert time_out_once(house.engine, timeout_s=1800) == 0
@@ -577,7 +585,9 @@ def test_the_loop_outlives_an_outage_and_ends_when_told(
             wait_for(lambda: first.request_key in loses.published, within_s=20, what=lambda: caplog.text)
             accept(house.engine, second, is_published=False)
             wait_for(lambda: second.request_key in loses.published, within_s=20, what=lambda: caplog.text)
-            wait_for(lambda: statuses(house.engine)[old.request_key] == DEAD, within_s=20, what=lambda: caplog.text)
+            wait_for(
+                lambda: statuses(house.engine)[old.request_key] == Status.DEAD, within_s=20, what=lambda: caplog.text
+            )
         finally:
             stopping.set()
             thread.join(20)
@@ -620,7 +630,7 @@ def test_workers_relay_and_archive_by_their_own_clock(house: House, broker: Brok
     with house.engine.begin() as connection:
         connection.execute(
             update(api_idempotency_requests)
-            .where(api_idempotency_requests.c.status == COMPLETED)
+            .where(api_idempotency_requests.c.status == Status.COMPLETED)
             .values(settled_at=long_ago, publish_at=long_ago)
         )
     assert [archiving.apply().get() for _ in range(2)] == [3, 0]
@@ -644,16 +654,16 @@ def test_a_time_out_is_not_a_minute_late(house: House, broker: Broker) -> None:
     running.run_once()
     (late,) = draws(house.accounts(1), 1)
     accept(house.engine, late)
-    assert statuses(house.engine)[late.request_key] == ACCEPTED
+    assert statuses(house.engine)[late.request_key] == Status.ACCEPTED
 
     def is_dead() -> bool:
         running.run_once()
-        return statuses(house.engine)[late.request_key] == DEAD
+        return statuses(house.engine)[late.request_key] == Status.DEAD
 
     running.run_once()
-    assert statuses(house.engine)[late.request_key] == ACCEPTED
+    assert statuses(house.engine)[late.request_key] == Status.ACCEPTED
     wait_for(is_dead, within_s=20, what=lambda: "not given up")
-    assert rows(house.engine)[late.request_key]["reason"] == TIMED_OUT
+    assert rows(house.engine)[late.request_key]["reason"] == DeadReason.TIMED_OUT
 
 
 @on_redis
@@ -667,7 +677,7 @@ def test_a_time_out_needs_no_broker(house: House, caplog: pytest.LogCaptureFixtu
     away.failures = 1
     with pytest.raises(PublishFailed):
         Relay(house.engine, away, house.settings).run_once()
-    assert statuses(house.engine) == {old.request_key: DEAD, overdue.request_key: ACCEPTED}
+    assert statuses(house.engine) == {old.request_key: Status.DEAD, overdue.request_key: Status.ACCEPTED}
 
 
 @on_mariadb
@@ -680,6 +690,6 @@ def test_one_that_another_transaction_holds_is_timed_out_when_it_is_let_go(house
         mine = select(table.c.request_key).where(table.c.request_key == held.request_key)
         connection.execute(mine.with_for_update())
         running.run_once()
-        assert statuses(house.engine) == {held.request_key: ACCEPTED, free.request_key: DEAD}
+        assert statuses(house.engine) == {held.request_key: Status.ACCEPTED, free.request_key: Status.DEAD}
     running.run_once()
-    assert statuses(house.engine) == {held.request_key: DEAD, free.request_key: DEAD}
+    assert statuses(house.engine) == {held.request_key: Status.DEAD, free.request_key: Status.DEAD}

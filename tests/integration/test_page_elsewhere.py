@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from playwright.sync_api import Browser, Page
 
-from producers.contract import DrawRequest
+from producers.domain.contract import DrawRequest
 from producers.gateway.pages import PAGE
 from tests import servers
 from tests.gateways import OPEN_TO_ALL, gateway, settle

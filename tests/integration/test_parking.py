@@ -12,37 +12,24 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine, create_engine, func, select, text, update
 
-from producers.broker import DEAD_QUEUE, QUEUE
-from producers.contract import DrawRequest
-from producers.errors import ServiceUnavailable
-from producers.queue_broker import declare_queues
-from producers.rabbitmq import open_amqp
-from producers.schema import api_idempotency_requests as requests
+from producers.brokers.quorum_queues import declare_queues
+from producers.brokers.rabbitmq import open_amqp
+from producers.brokers.streams import DEAD_QUEUE, QUEUE
+from producers.domain.causes import Cause, LetterState
+from producers.domain.contract import DrawRequest
+from producers.domain.errors import ServiceUnavailable
+from producers.storage.schema import api_idempotency_requests as requests
+from producers.storage.schema import dead_letters
 from tests import poison, servers
 from tests.processes import House, draws
 from tests.processes import wait_for as wait_until
-from worker import parking
-from worker.consumer import Consumer
-from worker.dead_letters import DeadLetter, Selection, some
+from worker.dead_letters import parking
+from worker.dead_letters.letters import DeadLetter, Selection, some
+from worker.dead_letters.parking import HEADERS_KEPT_LENGTH_MAX, Parking
 from worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
-from worker.losses import PUBLISHED_MAX
-from worker.parking import (
-    FAILED_ALONE,
-    HEADERS_KEPT_LENGTH_MAX,
-    INVALID,
-    NEVER_SETTLED,
-    PARKED,
-    PARKED_AGAIN,
-    REPLAYING,
-    SETTLED,
-    STATES,
-    TOO_MANY_DELIVERIES,
-    UNKNOWN_CAMPAIGN,
-    UNPARSABLE,
-    Parking,
-)
-from worker.relay import open_relay
-from producers.schema import dead_letters
+from worker.deliveries.losses import PUBLISHED_MAX
+from worker.relay.relay import open_relay
+from worker.settle.consumer import Consumer
 
 DRAW = DrawRequest(account_id=6, request_key="k1")
 
@@ -57,17 +44,17 @@ def park(engine: Engine, *parkings: Parking) -> list[bool]:
     return parking.park(engine, parkings, worker="host:1")
 
 
-def of(draw: DrawRequest = DRAW, cause: str = UNKNOWN_CAMPAIGN, error: str = "why", **more: Any) -> Parking:
+def of(draw: DrawRequest = DRAW, cause: str = Cause.UNKNOWN_CAMPAIGN, error: str = "why", **more: Any) -> Parking:
     return Parking(Delivery(draw.encode(), 1), cause, error, draw, **more)
 
 
 def junk(body: bytes, **more: Any) -> Parking:
-    return Parking(Delivery(body, 1, **more), UNPARSABLE, "not a JSON object")
+    return Parking(Delivery(body, 1, **more), Cause.UNPARSABLE, "not a JSON object")
 
 
 def letters(engine: Engine) -> list[DeadLetter]:
     with engine.connect().execution_options(read_only=True) as connection:
-        return some(connection, Selection(states=STATES), rows_max=1000)
+        return some(connection, Selection(states=tuple(LetterState)), rows_max=1000)
 
 
 def the_letter(engine: Engine) -> DeadLetter:
@@ -94,11 +81,11 @@ def status_of(engine: Engine, request_key: str) -> tuple[str, str | None] | None
 def test_all_that_is_known_is_kept(house: House) -> None:
     body = b'{"v":1, "request_key":"k1", "account_id":6, "campain":"x"}'
     delivery = Delivery(body, 7, 3, {"traceparent": "00-1-2-01"})
-    assert park(house.engine, Parking(delivery, INVALID, "not a draw request")) == [True]
+    assert park(house.engine, Parking(delivery, Cause.INVALID, "not a draw request")) == [True]
     it = the_letter(house.engine)
     assert (it.body, it.body_bytes, it.is_whole) == (body, len(body), True)
     assert (it.request_key, it.lottery_session_id, it.account_id) == ("k1", None, 6)
-    assert (it.cause, it.error, it.state, it.queue) == (INVALID, "not a draw request", PARKED, QUEUE)
+    assert (it.cause, it.error, it.state, it.queue) == (Cause.INVALID, "not a draw request", LetterState.PARKED, QUEUE)
     assert (it.deliveries, it.times_parked, it.worker, it.version) == (3, 1, "host:1", parking.VERSION)
     assert json.loads(it.headers or "") == {"traceparent": "00-1-2-01"}
     assert it.first_parked_at == it.last_parked_at == it.state_at
@@ -110,7 +97,7 @@ def test_parked_twice_is_one_row(house: House, make: Any) -> None:
     first = the_letter(house.engine)
     assert park(house.engine, make()._replace(error="and again")) == [False]
     again = the_letter(house.engine)
-    assert (again.id, again.times_parked, again.state, again.error) == (first.id, 2, PARKED, "and again")
+    assert (again.id, again.times_parked, again.state, again.error) == (first.id, 2, LetterState.PARKED, "and again")
     assert again.first_parked_at == first.first_parked_at < again.last_parked_at
 
 
@@ -124,7 +111,7 @@ def test_the_same_request_in_other_bytes_is_the_same_row(house: House) -> None:
     park(house.engine, of())
     other = b'{ "account_id": 6,\n "request_key": "k1", "v": 1 }'
     assert other != DRAW.encode()
-    park(house.engine, Parking(Delivery(other, 1), UNKNOWN_CAMPAIGN, "why", DRAW))
+    park(house.engine, Parking(Delivery(other, 1), Cause.UNKNOWN_CAMPAIGN, "why", DRAW))
     assert the_letter(house.engine).times_parked == 2
 
 
@@ -133,25 +120,28 @@ def test_another_request_under_the_same_key_is_another_row(house: House) -> None
     assert {it.account_id for it in letters(house.engine)} == {6, 7}
 
 
-@pytest.mark.parametrize("state", [REPLAYING, SETTLED, "discarded"])
+@pytest.mark.parametrize("state", [LetterState.REPLAYING, LetterState.SETTLED, "discarded"])
 def test_what_comes_back_after_all_is_parked_again(house: House, state: str) -> None:
     park(house.engine, of())
     mark(house.engine, state=state, replay_id=1)
-    assert park(house.engine, of(cause=FAILED_ALONE, error="worse")) == [True]
+    assert park(house.engine, of(cause=Cause.FAILED_ALONE, error="worse")) == [True]
     it = the_letter(house.engine)
-    assert (it.state, it.cause, it.error, it.times_parked) == (PARKED_AGAIN, FAILED_ALONE, "worse", 2)
+    assert (it.state, it.cause, it.error, it.times_parked) == (LetterState.PARKED_AGAIN, Cause.FAILED_ALONE, "worse", 2)
 
 
 def test_an_echo_keeps_the_cause_that_mattered(house: House) -> None:
     """A late copy of a request that was given up says nothing new."""
-    park(house.engine, of(cause=TOO_MANY_DELIVERIES, error="it kills workers"))
-    park(house.engine, of(cause=NEVER_SETTLED, error="given up before", is_echo=True))
+    park(house.engine, of(cause=Cause.TOO_MANY_DELIVERIES, error="it kills workers"))
+    park(house.engine, of(cause=Cause.NEVER_SETTLED, error="given up before", is_echo=True))
     it = the_letter(house.engine)
-    assert (it.cause, it.error, it.times_parked) == (TOO_MANY_DELIVERIES, "it kills workers", 2)
+    assert (it.cause, it.error, it.times_parked) == (Cause.TOO_MANY_DELIVERIES, "it kills workers", 2)
     # An echo of something that is parked no longer is news.
-    mark(house.engine, state=REPLAYING)
-    park(house.engine, of(cause=NEVER_SETTLED, error="given up before", is_echo=True))
-    assert (the_letter(house.engine).cause, the_letter(house.engine).state) == (NEVER_SETTLED, PARKED_AGAIN)
+    mark(house.engine, state=LetterState.REPLAYING)
+    park(house.engine, of(cause=Cause.NEVER_SETTLED, error="given up before", is_echo=True))
+    assert (the_letter(house.engine).cause, the_letter(house.engine).state) == (
+        Cause.NEVER_SETTLED,
+        LetterState.PARKED_AGAIN,
+    )
 
 
 def test_parked_by_eight_threads_at_once_is_one_row(mariadb_url: str, redis_url: str) -> None:
@@ -217,7 +207,7 @@ def test_to_unpark_one_with_a_past_settles_it(house: House) -> None:
     park(house.engine, of())
     park(house.engine, of())
     parking.unpark(house.engine, of())
-    assert the_letter(house.engine).state == SETTLED
+    assert the_letter(house.engine).state == LetterState.SETTLED
 
 
 def test_what_the_relay_gives_up_is_parked_with_it(house: House) -> None:
@@ -235,7 +225,7 @@ def test_what_the_relay_gives_up_is_parked_with_it(house: House) -> None:
     relay.close()
     found = {it.request_key: it for it in letters(house.engine)}
     assert found.keys() == {tired.request_key, old.request_key}
-    assert {it.cause for it in found.values()} == {NEVER_SETTLED}
+    assert {it.cause for it in found.values()} == {Cause.NEVER_SETTLED}
     assert "again and again" in found[tired.request_key].error
     assert "too long ago" in found[old.request_key].error
     assert found[tired.request_key].group_id != found[old.request_key].group_id
@@ -268,7 +258,7 @@ def test_an_exception_is_kept_with_its_stack_and_grouped_by_its_place(house: Hou
     park(
         house.engine,
         *[
-            of(DrawRequest(account_id=6, request_key=key), cause=FAILED_ALONE, error=str(error), exception=error)
+            of(DrawRequest(account_id=6, request_key=key), cause=Cause.FAILED_ALONE, error=str(error), exception=error)
             for key, by in keys
             for error in [raised(by, key)]
         ],
@@ -289,9 +279,9 @@ def test_another_type_at_the_same_place_is_another_group() -> None:
             return caught
 
     ids = {
-        parking.group_of(FAILED_ALONE, "x", fail(ValueError("x"))),
-        parking.group_of(FAILED_ALONE, "x", fail(KeyError("x"))),
-        parking.group_of(INVALID, "x", fail(KeyError("x"))),
+        parking.group_of(Cause.FAILED_ALONE, "x", fail(ValueError("x"))),
+        parking.group_of(Cause.FAILED_ALONE, "x", fail(KeyError("x"))),
+        parking.group_of(Cause.INVALID, "x", fail(KeyError("x"))),
     }
     assert len(ids) == 3
 
@@ -308,7 +298,7 @@ def test_another_type_at_the_same_place_is_another_group() -> None:
     ],
 )
 def test_what_is_one_messages_own_does_not_part_a_group(one: str, other: str) -> None:
-    assert parking.group_of(INVALID, one) == parking.group_of(INVALID, other)
+    assert parking.group_of(Cause.INVALID, one) == parking.group_of(Cause.INVALID, other)
 
 
 @pytest.mark.parametrize(
@@ -321,12 +311,12 @@ def test_what_is_one_messages_own_does_not_part_a_group(one: str, other: str) ->
     ],
 )
 def test_our_own_fields_and_types_part_groups(one: str, other: str) -> None:
-    assert parking.group_of(INVALID, one) != parking.group_of(INVALID, other)
+    assert parking.group_of(Cause.INVALID, one) != parking.group_of(Cause.INVALID, other)
 
 
 def test_a_group_is_the_same_in_every_process() -> None:
     """It is in operators' scripts and in links: another value is another release's."""
-    assert parking.group_of(UNKNOWN_CAMPAIGN, "there is no campaign 'x' here") == "ab739c4ce3a00d18"
+    assert parking.group_of(Cause.UNKNOWN_CAMPAIGN, "there is no campaign 'x' here") == "ab739c4ce3a00d18"
 
 
 # ---- bounds ----------------------------------------------------------------------------------------------------------
@@ -371,7 +361,7 @@ def test_what_a_message_says_of_itself_is_kept_where_it_fits(house: House, body:
 
 def test_an_error_and_its_stack_are_bounded_and_storable(house: House) -> None:
     error = raised(lose, "\ud800\x00😀" * 20_000)
-    park(house.engine, of(cause=FAILED_ALONE, error=str(error), exception=error))
+    park(house.engine, of(cause=Cause.FAILED_ALONE, error=str(error), exception=error))
     it = the_letter(house.engine)
     assert len(it.error) == parking.ERROR_LENGTH_MAX
     assert len(it.traceback or "") == parking.TRACEBACK_LENGTH_MAX
@@ -430,7 +420,7 @@ def test_a_row_that_the_database_refuses_costs_that_message_alone(
         if is_parked:
             assert park(house.engine, *parkings) == [True] * 30
             (odd,) = [it for it in letters(house.engine) if it.body == b"odd"]
-            assert (odd.headers, odd.cause, "log" in odd.error) == (None, UNPARSABLE, True)
+            assert (odd.headers, odd.cause, "log" in odd.error) == (None, Cause.UNPARSABLE, True)
             assert park(house.engine, *parkings) == [False] * 30
         else:
             with pytest.raises(parking.Unparkable) as refused:
@@ -586,7 +576,7 @@ def test_what_rabbitmq_gave_up_is_drained_into_the_table(rabbit: House) -> None:
     consume_all(rabbit)
     found = {it.request_key: it for it in letters(rabbit.engine)}
     assert found.keys() == {draw.request_key, None}
-    assert {it.cause for it in found.values()} == {TOO_MANY_DELIVERIES}
+    assert {it.cause for it in found.values()} == {Cause.TOO_MANY_DELIVERIES}
     assert {it.error for it in found.values()} == {"RabbitMQ gave it up: delivery_limit"}
     assert json.loads(found[None].headers or "")["x-note"] == "n"
     assert found[draw.request_key].request() == draw
@@ -607,7 +597,11 @@ def test_what_goes_beyond_the_delivery_limit_ends_in_the_table(rabbit: House) ->
                 channel.basic_reject(message.delivery_tag, requeue=True)
     consume_all(rabbit)
     it = the_letter(rabbit.engine)
-    assert (it.cause, it.request_key, it.error) == (TOO_MANY_DELIVERIES, "k1", "RabbitMQ gave it up: delivery_limit")
+    assert (it.cause, it.request_key, it.error) == (
+        Cause.TOO_MANY_DELIVERIES,
+        "k1",
+        "RabbitMQ gave it up: delivery_limit",
+    )
     assert left(url, DEAD_QUEUE) == left(url) == 0
 
 
@@ -632,5 +626,5 @@ def test_a_crash_between_the_row_and_the_ack_of_a_drained_one_does_no_harm(
     consumer.deliveries.close()
     wait_until(lambda: left(url, DEAD_QUEUE) == 1, within_s=10, what=lambda: str(left(url, DEAD_QUEUE)))
     consume_all(rabbit)
-    assert (the_letter(rabbit.engine).times_parked, the_letter(rabbit.engine).state) == (2, PARKED)
+    assert (the_letter(rabbit.engine).times_parked, the_letter(rabbit.engine).state) == (2, LetterState.PARKED)
     assert left(url, DEAD_QUEUE) == 0

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from redis import Redis
 
-from producers.broker import DEAD_QUEUE, QUEUE
-from producers.rabbitmq import open_amqp
+from producers.brokers.rabbitmq import open_amqp
+from producers.brokers.streams import DEAD_QUEUE, QUEUE
 from tests import poison, processes
 from tests.books import assert_books
 from tests.processes import House, draws, wait_for

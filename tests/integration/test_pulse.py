@@ -15,9 +15,9 @@ import fakeredis
 import pytest
 from redis import Redis
 
-from producers import pulse
-from producers.pulse import COUNTED, Member, Minute, Pulse, members, minutes
-from producers.redis_clients import open_redis
+from producers.brokers.redis_clients import open_redis
+from producers.telemetry import pulse
+from producers.telemetry.pulse import COUNTED, Member, Minute, Pulse, members, minutes
 from tests import processes, servers
 from tests.processes import House, draws, wait_for
 

@@ -15,9 +15,10 @@ from redis import Redis
 from producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tests import servers
 from tests.processes import House, draws, wait_for
-from worker import metrics, putting
-from worker.consumer import Consumer
-from worker.putting import Putting
+from worker import metrics
+from worker.settle import putting
+from worker.settle.consumer import Consumer
+from worker.settle.putting import Putting
 
 AT = datetime(2026, 11, 26, tzinfo=UTC)
 

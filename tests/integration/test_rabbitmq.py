@@ -13,16 +13,16 @@ import amqp
 import pytest
 from amqp import spec
 
-from producers.broker import DEAD_QUEUE, QUEUE
-from producers.queue_broker import QueueBroker, declare_queues
-from producers.rabbitmq import open_amqp
+from producers.brokers.quorum_queues import QueueBroker, declare_queues
+from producers.brokers.rabbitmq import open_amqp
+from producers.brokers.streams import DEAD_QUEUE, QUEUE
+from producers.domain.causes import Cause
 from tests import processes
 from tests.integration.test_outbox import statuses
 from tests.integration.test_parking import consume_all, left, letters
 from tests.processes import House, draws
 from worker.deliveries import Delivery
 from worker.deliveries.queues import QueueDeliveries
-from worker.parking import INVALID
 
 DEADLINE_S = 20.0
 PROPERTIES: Final = [name for name, _ in amqp.Message.PROPERTIES]
@@ -207,7 +207,7 @@ def test_good_draws_settle_whatever_stands_beside_them_and_the_others_are_parked
         assert not parked.keys() & settled
         assert {asked["content_type garbage"].request_key, asked["header: table 3000"].request_key} <= parked.keys()
         assert asked["x-delivery-count: L"].request_key in settled
-        assert {(it.cause, it.times_parked) for it in parked.values()} == {(INVALID, 1)}
+        assert {(it.cause, it.times_parked) for it in parked.values()} == {(Cause.INVALID, 1)}
         assert all(it.error.startswith("its properties cannot be decoded: ") for it in parked.values())
         assert left(url) == left(url, DEAD_QUEUE) == 0
         assert house.violations() == []
@@ -279,7 +279,7 @@ SHORT_OF_MEMORY = """
 import re, sys
 from pathlib import Path
 from worker.deliveries.queues import QueueDeliveries
-from worker.parking import INVALID
+from worker.dead_letters.parking import INVALID
 consumer = QueueDeliveries(sys.argv[1], prefetch=200)
 good = large = 0
 while good < int(sys.argv[2]):

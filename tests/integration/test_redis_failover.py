@@ -16,16 +16,16 @@ import msgspec
 import pytest
 import redis
 
-from producers import pulse
-from producers.broker import QUEUE, open_broker
+from producers.brokers.redis_clients import open_redis
+from producers.brokers.streams import QUEUE, open_broker
 from producers.client import DrawClient
-from producers.contract import DrawRequest
-from producers.errors import ConfigurationError, PublishFailed, ResultNotReady, ServiceUnavailable
+from producers.domain.contract import DrawRequest
+from producers.domain.errors import ConfigurationError, PublishFailed, ResultNotReady, ServiceUnavailable
 from producers.gateway.results import Results
-from producers.pulse import Pulse
-from producers.redis_clients import open_redis
-from producers.requests import State
 from producers.results import ResultStore, StoredResult
+from producers.storage.requests import State
+from producers.telemetry import pulse
+from producers.telemetry.pulse import Pulse
 from tests import servers
 from tests.processes import CELERY, House, environment, wait_for
 from tests.proxies import HOST, Forwarder, RedisPair, redis_pair

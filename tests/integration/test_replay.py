@@ -13,28 +13,33 @@ import redis
 from celery import Celery
 from sqlalchemy import func, select, text, update
 
-import producers.requests
-from producers.broker import open_broker
-from producers.contract import DrawRequest
+import producers.storage.requests
+from producers.brokers.streams import open_broker
+from producers.domain.causes import OPEN_STATES, Cause, LetterState
+from producers.domain.contract import DrawRequest
+from producers.domain.errors import DrawDead, InvalidRequest, ReplayNotFound
 from producers.entry import Entry
-from producers.errors import DrawDead, InvalidRequest, ReplayNotFound
-from producers.requests import Asked
 from producers.results import ResultStore
-from producers.schema import account_asset_balances as accounts
-from producers.schema import api_idempotency_requests as requests
+from producers.storage.requests import Asked
+from producers.storage.schema import account_asset_balances as accounts
+from producers.storage.schema import api_idempotency_requests as requests
+from producers.storage.schema import dead_letters as table
+from producers.storage.schema import operator_actions, replays
 from tests.books import assert_books
 from tests.processes import House, draws
 from tests.processes import wait_for as wait_until
-from worker import actions, dead_letters, ledger, parking, replay
-from worker.consumer import Consumer
-from worker.dead_letters import Selection
+from worker.dead_letters import letters as dead_letters
+from worker.dead_letters import parking
+from worker.dead_letters.letters import Selection
+from worker.dead_letters.parking import Parking
 from worker.deliveries import Delivery
-from worker.forecast import Forecast, forecast
-from worker.parking import Parking
-from worker.relay import open_relay
-from worker.replay import Options, Replay, Replayer
-from producers.schema import dead_letters as table
-from producers.schema import operator_actions, replays
+from worker.ledger import post as ledger
+from worker.operators import actions
+from worker.relay.relay import open_relay
+from worker.replays import replay
+from worker.replays.forecast import Forecast, forecast
+from worker.replays.replay import Options, Replay, Replayer
+from worker.settle.consumer import Consumer
 
 OVERDUE = datetime(2020, 1, 1, tzinfo=UTC)  # whoever's clock it is, and however late its answer came
 WHO = "ada"
@@ -91,7 +96,7 @@ class Desk:
 
     def letters(self, *states: str) -> list[dead_letters.DeadLetter]:
         with self.engine.connect().execution_options(read_only=True) as connection:
-            return dead_letters.some(connection, Selection(states=states or parking.STATES), rows_max=1000)
+            return dead_letters.some(connection, Selection(states=states or tuple(LetterState)), rows_max=1000)
 
     def actions(self) -> list[actions.Action]:
         with self.engine.connect().execution_options(read_only=True) as connection:
@@ -189,7 +194,7 @@ def test_a_forecast_writes_nothing(house: House, desk: Desk) -> None:
 
 
 def everything(house: House) -> list[Any]:
-    from producers.schema import metadata
+    from producers.storage.schema import metadata
 
     with house.engine.connect().execution_options(read_only=True) as connection:
         return [
@@ -203,7 +208,7 @@ def test_what_had_happened_after_all_answers_with_its_first_result(house: House,
     # Set aside as too often delivered, and settled through another copy.
     parking.park(
         house.engine,
-        [Parking(Delivery(draw.encode(), 1, 9), parking.TOO_MANY_DELIVERIES, "again and again", draw)],
+        [Parking(Delivery(draw.encode(), 1, 9), Cause.TOO_MANY_DELIVERIES, "again and again", draw)],
         worker="w",
     )
     desk.park_by_worker(draw.encode())
@@ -258,7 +263,7 @@ def lose_what_is_queued(house: House) -> None:
 def desk_accept(house: House, draw: DrawRequest) -> Any:
     """Accept a draw whose message is lost."""
     from producers.entry import Entry
-    from producers.requests import Asked
+    from producers.storage.requests import Asked
 
     entry = Entry(house.engine, relay_after_s=10)
     entry.accept([Asked(draw)])
@@ -479,7 +484,7 @@ def test_one_that_cannot_be_accepted_stays_parked_and_the_others_go_on(
 ) -> None:
     sent = draws(house.accounts(3), 20)
     desk.park_by_worker(*[draw.encode() for draw in sent], wheels={})
-    values = producers.requests._request_values
+    values = producers.storage.requests._request_values
 
     def mistaken(request: DrawRequest, *others: str) -> Any:
         if request.request_key == sent[13].request_key:
@@ -490,7 +495,7 @@ def test_one_that_cannot_be_accepted_stays_parked_and_the_others_go_on(
     desk.work()
     ended = desk.replay()
     assert (ended.status, ended.selected, ended.settled, ended.refused) == (replay.DONE, 20, 19, 1)
-    assert [it.request_key for it in desk.letters(*parking.OPEN)] == [sent[13].request_key]
+    assert [it.request_key for it in desk.letters(*OPEN_STATES)] == [sent[13].request_key]
     assert "stays parked" in caplog.text
     monkeypatch.undo()
     assert desk.replay().settled == 1

@@ -20,33 +20,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import Engine, create_engine, text
 
-from producers import keys, requests
-from producers.contract import DrawRequest
-from producers.database import open_engine, transaction, utc_now
-from producers.draw import wheels
+from producers.domain import keys
+from producers.domain.causes import DeadReason, Status
+from producers.domain.contract import DrawRequest
+from producers.domain.draw import wheels
+from producers.domain.errors import InternalError, InvalidKey, RequestBusy, UnknownCampaign
 from producers.entry import Entry
-from producers.errors import InternalError, InvalidKey, RequestBusy, UnknownCampaign
-from producers.outbox import archive_once, time_out_once
-from producers.requests import (
-    ACCEPTED,
-    COMPLETED,
-    DEAD,
-    NEVER_SETTLED,
-    PARKED,
-    REJECTED,
-    TIMED_OUT,
-    Acceptance,
-    Asked,
-    Known,
-    State,
-)
 from producers.results import KEY_PREFIX, ResultStore, StoredResult
+from producers.storage import requests
+from producers.storage.database import open_engine, transaction, utc_now
+from producers.storage.requests import Acceptance, Asked, Known, State
 from tests.books import Row, assert_books, table
 from tests.ledgers import migrated
-from worker import batch, ledger
-from worker.audit import audit
-from worker.batch import Answer, Effort, Refused, Settled
-from worker.ledger import open_account, recharge
+from worker.audit.audit import audit
+from worker.ledger import post as ledger
+from worker.ledger.post import open_account, recharge
+from worker.relay.outbox import archive_once, time_out_once
+from worker.settle import batch
+from worker.settle.batch import Answer, Effort, Refused, Settled
 
 WHEELS = wheels(bytes(range(32)))
 RELAY_AFTER_S = 10.0
@@ -123,9 +114,9 @@ def test_what_is_new_is_accepted_once(engine: Engine, entry: Entry) -> None:
     (first,) = entry.accept([Asked(draw, "shop")])
     assert (first.request, first.is_new, first.is_conflict) == (draw, True, False)
     assert first.known is not None
-    assert first.known.status == ACCEPTED
+    assert first.known.status == Status.ACCEPTED
     (row,) = before = table(engine, "api_idempotency_requests")
-    assert (row["status"], row["caller"], row["publish_attempts"]) == (ACCEPTED, "shop", 1)
+    assert (row["status"], row["caller"], row["publish_attempts"]) == (Status.ACCEPTED, "shop", 1)
     assert row["created_at"] == row["accepted_at"] == row["published_at"] < row["publish_at"]
     for again in (*entry.accept([Asked(draw, "shop")]), entry.recall(Asked(draw, "shop")), ask(engine, draw, "shop")):
         assert again == first._replace(is_new=False)
@@ -168,7 +159,7 @@ def test_one_batch_may_hold_everything(engine: Engine, entry: Entry) -> None:
     assert archive_all(engine) == 1
     first = settled(engine, told)
     with engine.begin() as connection:
-        requests.give_up(connection, "dead", dead.fingerprint(), PARKED)
+        requests.give_up(connection, "dead", dead.fingerprint(), DeadReason.PARKED)
     asked = {
         "new": Asked(draw("b-new")),
         "the new one again": Asked(draw("b-new")),
@@ -198,16 +189,16 @@ def test_one_batch_may_hold_everything(engine: Engine, entry: Entry) -> None:
     assert {name for name, answer in answers.items() if answer.is_new} == {"new", "new, too", *renamed}
     statuses = {name: answer.known.status for name, answer in answers.items() if answer.known is not None}
     assert statuses == {
-        "new": ACCEPTED,
-        "the new one again": ACCEPTED,
-        "known": ACCEPTED,
-        "told": COMPLETED,
-        "archived": COMPLETED,
-        "dead": DEAD,
-        "nobody's, now by a name": COMPLETED,
-        "nobody's again": COMPLETED,
-        "new, too": ACCEPTED,
-    } | dict.fromkeys(renamed, ACCEPTED)
+        "new": Status.ACCEPTED,
+        "the new one again": Status.ACCEPTED,
+        "known": Status.ACCEPTED,
+        "told": Status.COMPLETED,
+        "archived": Status.COMPLETED,
+        "dead": Status.DEAD,
+        "nobody's, now by a name": Status.COMPLETED,
+        "nobody's again": Status.COMPLETED,
+        "new, too": Status.ACCEPTED,
+    } | dict.fromkeys(renamed, Status.ACCEPTED)
     known_told = answers["told"].known
     assert known_told is not None
     assert (known_told.result, known_told.settled_at) == (first.result.decode(), first.settled_at)
@@ -256,7 +247,7 @@ def test_one_key_fifty_times_in_parallel_is_accepted_once(mariadb: Engine) -> No
         everything = list(pool.map(click, range(50)))
     for answers in zip(*everything, strict=True):
         assert sum(answer.is_new for answer in answers) == 1
-        assert {answer.known and answer.known.status for answer in answers} == {ACCEPTED}
+        assert {answer.known and answer.known.status for answer in answers} == {Status.ACCEPTED}
     assert set(rows(mariadb)) == {"k0", "k1", "k2"}
 
 
@@ -333,7 +324,7 @@ def test_an_accept_meets_the_worker_that_settles_the_same_key(mariadb: Engine) -
         working, asking = pool.submit(work), pool.submit(client)
     assert all(isinstance(answer, Settled) for answer in working.result())
     assert not any(answer.is_conflict for answer in asking.result())
-    assert {row["status"] for row in rows(mariadb).values()} == {COMPLETED}
+    assert {row["status"] for row in rows(mariadb).values()} == {Status.COMPLETED}
 
 
 # ---- what others hold ------------------------------------------------------------------------------------------------
@@ -435,7 +426,11 @@ def test_an_unknown_campaign_is_refused_before_anything_is_written(engine: Engin
     assert isinstance(told[1], Acceptance)
     assert told[1].is_new
     # What was accepted while there was such a campaign is told as the first time, and a key stays its owner's.
-    assert told[2] == Acceptance(old, Known(old.fingerprint(), "", ACCEPTED, accepted_at=told[2].known.accepted_at))  # type: ignore[union-attr]
+    assert isinstance(told[2], Acceptance)
+    assert told[2].known is not None
+    assert told[2] == Acceptance(
+        old, Known(old.fingerprint(), "", Status.ACCEPTED, accepted_at=told[2].known.accepted_at)
+    )
     assert told[3] == Acceptance(other, None)
     assert set(rows(engine)) == {"good", "known", "old"}
     with engine.connect() as connection, pytest.raises(UnknownCampaign):
@@ -486,16 +481,16 @@ def test_who_is_dead_stays_dead_however_often_he_is_asked_for(engine: Engine, en
     draw = DrawRequest(account_id=account_id, request_key="k", lottery_session_id="s")
     entry.accept([Asked(draw)])
     with engine.begin() as connection:
-        assert not requests.give_up(connection, "k", "another fingerprint", PARKED)
-        assert requests.give_up(connection, "k", draw.fingerprint(), PARKED)
-        assert not requests.give_up(connection, "k", draw.fingerprint(), NEVER_SETTLED)
+        assert not requests.give_up(connection, "k", "another fingerprint", DeadReason.PARKED)
+        assert requests.give_up(connection, "k", draw.fingerprint(), DeadReason.PARKED)
+        assert not requests.give_up(connection, "k", draw.fingerprint(), DeadReason.NEVER_SETTLED)
     again = ask(engine, draw)
     assert again.known is not None
-    assert (again.is_new, again.known.status, again.known.reason) == (False, DEAD, PARKED)
+    assert (again.is_new, again.known.status, again.known.reason) == (False, Status.DEAD, DeadReason.PARKED)
     state = state_of(entry, "s")
-    assert (state.request, state.status, state.reason, state.result) == (draw, DEAD, PARKED, None)
+    assert (state.request, state.status, state.reason, state.result) == (draw, Status.DEAD, DeadReason.PARKED, None)
     assert isinstance(settle(engine, draw)[0], Refused)
-    assert [row["status"] for row in rows(engine).values()] == [DEAD]
+    assert [row["status"] for row in rows(engine).values()] == [Status.DEAD]
 
 
 def test_revive_opens_only_what_is_dead(engine: Engine, entry: Entry) -> None:
@@ -504,14 +499,14 @@ def test_revive_opens_only_what_is_dead(engine: Engine, entry: Entry) -> None:
     entry.accept([Asked(draw, "shop") for draw in draws.values()])
     first = settled(engine, draws["completed"])
     with engine.begin() as connection:
-        requests.give_up(connection, "dead", draws["dead"].fingerprint(), PARKED)
+        requests.give_up(connection, "dead", draws["dead"].fingerprint(), DeadReason.PARKED)
     before = rows(engine)
     with engine.begin() as connection:
         assert requests.revive(connection, [*draws, "unknown"], utc_now()) == 1
     after = rows(engine)
     assert {key: after[key] == before[key] for key in draws} == {"accepted": True, "completed": True, "dead": False}
     revived = after["dead"]
-    assert (revived["status"], revived["reason"], revived["publish_attempts"]) == (ACCEPTED, None, 0)
+    assert (revived["status"], revived["reason"], revived["publish_attempts"]) == (Status.ACCEPTED, None, 0)
     assert (revived["published_at"], revived["caller"]) == (None, "shop")
     assert not settled(engine, draws["dead"]).is_repeat
     assert settled(engine, draws["completed"]).result == first.result
@@ -534,14 +529,14 @@ def test_who_is_given_up_while_a_worker_has_him_in_hand_is_not_charged(
             if given_up_by == "time_out":
                 assert len(requests.time_out(connection, utc_now(), rows_max=1)) == 1
             else:
-                assert requests.give_up(connection, "k1", draws[0].fingerprint(), PARKED)
+                assert requests.give_up(connection, "k1", draws[0].fingerprint(), DeadReason.PARKED)
 
     monkeypatch.setattr(ledger, "post", meanwhile)
     refused, answer = settle(mariadb, *draws)
     assert isinstance(refused, Refused)
     assert refused.cause == "never settled"
     assert isinstance(answer, Settled)
-    assert {key: row["status"] for key, row in rows(mariadb).items()} == {"k1": DEAD, "k2": COMPLETED}
+    assert {key: row["status"] for key, row in rows(mariadb).items()} == {"k1": Status.DEAD, "k2": Status.COMPLETED}
 
 
 # ---- archive ---------------------------------------------------------------------------------------------------------
@@ -591,7 +586,7 @@ def test_only_what_settled_long_ago_is_archived_in_steps(engine: Engine, entry: 
     for draw in draws[4:]:  # by the broker alone, from 20 on
         settled(engine, draw)
     with engine.begin() as connection:
-        requests.give_up(connection, "k00", draws[0].fingerprint(), PARKED)
+        requests.give_up(connection, "k00", draws[0].fingerprint(), DeadReason.PARKED)
         for key in ("k02", "k06", "k07", "k08", "k09", "k26", "k27", "k00"):
             connection.execute(
                 text(
@@ -615,7 +610,7 @@ def test_only_what_settled_long_ago_is_archived_in_steps(engine: Engine, entry: 
     assert audit(engine, WHEELS).violations == []
     assert archive_all(engine) == 20
     assert {row["status"] for row in rows(engine).values() if row["result"] is None} == {
-        *(ACCEPTED, COMPLETED, REJECTED, DEAD)
+        *(Status.ACCEPTED, Status.COMPLETED, Status.REJECTED, Status.DEAD)
     }
     assert audit(engine, WHEELS).violations == []
 
@@ -722,7 +717,7 @@ class Requests(RuleBasedStateMachine):
                 self.refused.append(it)
                 continue
             if known is None:
-                self.expected[given.request_key] = Expected(given, it.caller, ACCEPTED)
+                self.expected[given.request_key] = Expected(given, it.caller, Status.ACCEPTED)
                 new.append((it, given))
             else:
                 assert known.request == given
@@ -749,53 +744,57 @@ class Requests(RuleBasedStateMachine):
             known = self.expected.get(draw.request_key)
             if known is None and self._is_taken(draw):
                 assert isinstance(answer, Refused)
-            elif known is not None and (known.request != draw or known.status == DEAD):
+            elif known is not None and (known.request != draw or known.status == Status.DEAD):
                 assert isinstance(answer, Refused)
                 assert answer.cause == ("never settled" if known.request == draw else "fingerprint mismatch")
             else:
                 assert isinstance(answer, Settled)
                 assert answer.is_repeat == (known is not None and known.result is not None)
-                known = known or Expected(draw, "", ACCEPTED, attempts=0)
+                known = known or Expected(draw, "", Status.ACCEPTED, attempts=0)
                 if known.result is None:
-                    status = COMPLETED if b'"completed"' in answer.result else REJECTED
-                    reason = None if status == COMPLETED else str(answer.result).split('"reason":"')[1].split('"')[0]
+                    status = Status.COMPLETED if b'"completed"' in answer.result else Status.REJECTED
+                    reason = (
+                        None if status == Status.COMPLETED else str(answer.result).split('"reason":"')[1].split('"')[0]
+                    )
                     known = replace(known, status=status, reason=reason, result=answer.result)
                 self.expected[draw.request_key] = known
                 assert answer.result == known.result
 
     @rule()
     def archive(self) -> None:
-        chosen = {key: it for key, it in self._that_are(COMPLETED, REJECTED).items() if not it.is_archived}
+        chosen = {
+            key: it for key, it in self._that_are(Status.COMPLETED, Status.REJECTED).items() if not it.is_archived
+        }
         assert archive_once(self.engine, older_than_s=-2 * HOUR.total_seconds()) == len(chosen)
         self._replace(chosen, is_archived=True)
 
     @rule(draw=draws_)
     def give_up(self, draw: DrawRequest) -> None:
-        chosen = {key: it for key, it in self._that_are(ACCEPTED).items() if it.request == draw}
+        chosen = {key: it for key, it in self._that_are(Status.ACCEPTED).items() if it.request == draw}
         with self.engine.begin() as connection:
-            given_up = requests.give_up(connection, draw.request_key, draw.fingerprint(), PARKED)
+            given_up = requests.give_up(connection, draw.request_key, draw.fingerprint(), DeadReason.PARKED)
         assert given_up == bool(chosen)
-        self._replace(chosen, status=DEAD, reason=PARKED)
+        self._replace(chosen, status=Status.DEAD, reason=DeadReason.PARKED)
 
     @rule()
-    @precondition(lambda self: self._that_are(ACCEPTED))
+    @precondition(lambda self: self._that_are(Status.ACCEPTED))
     def time_out(self) -> None:
-        chosen = self._that_are(ACCEPTED)
+        chosen = self._that_are(Status.ACCEPTED)
         assert time_out_once(self.engine, timeout_s=-1) == len(chosen)
-        self._replace(chosen, status=DEAD, reason=TIMED_OUT)
+        self._replace(chosen, status=Status.DEAD, reason=DeadReason.TIMED_OUT)
 
     @rule(some=st.sets(keys_, min_size=1))
-    @precondition(lambda self: self._that_are(DEAD))
+    @precondition(lambda self: self._that_are(Status.DEAD))
     def revive(self, some: set[str]) -> None:
-        chosen = {key: it for key, it in self._that_are(DEAD).items() if key in some}
+        chosen = {key: it for key, it in self._that_are(Status.DEAD).items() if key in some}
         with self.engine.begin() as connection:
             assert requests.revive(connection, sorted(some), utc_now()) == len(chosen)
-        self._replace(chosen, status=ACCEPTED, reason=None, attempts=0)
+        self._replace(chosen, status=Status.ACCEPTED, reason=None, attempts=0)
 
     @rule(is_refused=st.booleans())
-    @precondition(lambda self: self._that_are(ACCEPTED))
+    @precondition(lambda self: self._that_are(Status.ACCEPTED))
     def relay(self, is_refused: bool) -> None:
-        chosen = self._that_are(ACCEPTED)
+        chosen = self._that_are(Status.ACCEPTED)
         last = {key: it for key, it in chosen.items() if it.attempts >= TRIES_MAX}
         due = {key: it for key, it in chosen.items() if key not in last}
         with self.engine.begin() as connection:
@@ -811,7 +810,7 @@ class Requests(RuleBasedStateMachine):
                 requests.put_off(connection, [it.request_key for it in lease.due], "down", utc_now() + HOUR)
         assert {it.request_key: it for it in lease.due} == {key: it.request for key, it in due.items()}
         assert {it.request_key for it in lease.dead} == set(last)
-        self._replace(last, status=DEAD, reason=NEVER_SETTLED)
+        self._replace(last, status=Status.DEAD, reason=DeadReason.NEVER_SETTLED)
         if not is_refused:
             self.expected |= {key: replace(it, attempts=it.attempts + 1) for key, it in due.items()}
 

@@ -13,18 +13,18 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from producers.contract import DrawRequest, DrawResult, parse_result
-from producers.database import utc_now
+from producers.domain.contract import DrawRequest, DrawResult, parse_result
+from producers.domain.errors import DrawDead, ResultNotReady, ServiceUnavailable
 from producers.entry import Entry
-from producers.errors import DrawDead, ResultNotReady, ServiceUnavailable
-from producers.ledger import get_lottery_session_transactions
-from producers.outbox import time_out_once
-from producers.requests import Asked
 from producers.results import KEY_PREFIX, ResultStore, StoredResult, _dead_envelope, unwrap
+from producers.storage.database import utc_now
+from producers.storage.ledger import get_lottery_session_transactions
+from producers.storage.requests import Asked
 from tests import servers
 from tests.processes import House, wait_for
-from worker import batch
-from worker.batch import Effort, Settled
+from worker.relay.outbox import time_out_once
+from worker.settle import batch
+from worker.settle.batch import Effort, Settled
 
 SESSION = "lottery_tx_1700000000000_abcdef_001"
 

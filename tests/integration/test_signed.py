@@ -10,29 +10,30 @@ import amqp
 import pytest
 from redis import Redis
 
-from producers import outbox
-from producers.broker import DEAD_QUEUE, QUEUE, broker_of, open_broker
+from producers.brokers.rabbitmq import open_amqp
+from producers.brokers.streams import DEAD_QUEUE, QUEUE, broker_of, open_broker
 from producers.client import DrawClient
-from producers.contract import DrawRequest
+from producers.domain.causes import LetterState
+from producers.domain.contract import DrawRequest
+from producers.domain.errors import InvalidRequest, NotSigned
+from producers.domain.signatures import Keyring
 from producers.entry import Entry
-from producers.errors import InvalidRequest, NotSigned
-from producers.rabbitmq import open_amqp
-from producers.requests import Asked
 from producers.results import KEY_PREFIX
 from producers.settings import Settings
-from producers.signatures import Keyring
+from producers.storage.requests import Asked
 from tests.books import assert_books, table
 from tests.processes import House
-from worker import replay, tasks
-from worker.consumer import Consumer
-from worker.dead_letters import DeadLetter, Selection, edit, some
+from worker.dead_letters.letters import DeadLetter, Selection, edit, some
 from worker.deliveries import Delivery
 from worker.doctor.configuration import examine_settings
-from worker.forecast import Forecast, forecast
-from worker.parking import STATES
-from worker.relay import open_relay
-from worker.replay import Options, Replayer
-from worker.vouching import Vouching
+from worker.host import tasks
+from worker.relay import outbox
+from worker.relay.relay import open_relay
+from worker.replays import replay
+from worker.replays.forecast import Forecast, forecast
+from worker.replays.replay import Options, Replayer
+from worker.replays.vouching import Vouching
+from worker.settle.consumer import Consumer
 
 SECRET, OLD, WRONG = (f"{number:02x}" * 32 for number in (1, 2, 3))
 SIGNED = {"TOMBOLA_MESSAGE_SECRET": SECRET}
@@ -103,7 +104,7 @@ class _NoBroker:
 
 def letters(house: House) -> list[DeadLetter]:
     with house.engine.connect().execution_options(read_only=True) as connection:
-        return some(connection, Selection(states=STATES), rows_max=100)
+        return some(connection, Selection(states=tuple(LetterState)), rows_max=100)
 
 
 def charged(house: House) -> set[str]:

@@ -12,13 +12,13 @@ from sqlalchemy import Engine, create_engine, text
 
 import migrations
 from producers import DrawClient, DrawRequest, IdempotencyKeyReused
-from producers.database import SQL_MODE, Transaction, open_engine, transaction
-from producers.errors import InvalidRequest
+from producers.domain.errors import InvalidRequest
 from producers.settings import Settings
+from producers.storage.database import SQL_MODE, Transaction, open_engine, transaction
 from tests.books import assert_books, table
 from tests.processes import House
-from worker import batch
-from worker.batch import Settled
+from worker.settle import batch
+from worker.settle.batch import Settled
 
 MODES = [
     "",

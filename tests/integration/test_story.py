@@ -11,19 +11,22 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, insert, text, update
 
-from producers import requests
-from producers.contract import DrawRequest
-from producers.database import transaction, utc_now
-from producers.requests import Asked, accept
-from producers.schema import account_asset_balances, api_idempotency_requests, asset_transactions
+from producers.domain.causes import Cause
+from producers.domain.contract import DrawRequest
+from producers.storage import requests
+from producers.storage.database import transaction, utc_now
+from producers.storage.requests import Asked, accept
+from producers.storage.schema import account_asset_balances, api_idempotency_requests, asset_transactions, replays
+from producers.storage.schema import dead_letters as letters
 from tests import processes
-from worker import actions, dead_letters, parking, story
-from worker.batch import Effort, settle
+from worker.console import story
+from worker.console.story import Story
+from worker.dead_letters import letters as dead_letters
+from worker.dead_letters import parking
+from worker.dead_letters.parking import Parking
 from worker.deliveries import Delivery
-from worker.parking import Parking
-from producers.schema import dead_letters as letters
-from producers.schema import replays
-from worker.story import Story
+from worker.operators import actions
+from worker.settle.batch import Effort, settle
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def settled(house: processes.House, *draws: DrawRequest) -> None:
 
 def parked(house: processes.House, draw: DrawRequest, error: str = "boom") -> int:
     delivery = Delivery(draw.encode(), b"0", 5)
-    parking.park(house.engine, [Parking(delivery, parking.FAILED_ALONE, error, draw)], worker="w9")
+    parking.park(house.engine, [Parking(delivery, Cause.FAILED_ALONE, error, draw)], worker="w9")
     with house.engine.connect().execution_options(read_only=True) as connection:
         (found,) = dead_letters.some(connection, dead_letters.Selection(request_key=draw.request_key), rows_max=10)
     return found.id
@@ -149,7 +152,7 @@ def test_a_draw_that_died_and_was_replayed(house: processes.House) -> None:
 
 def test_a_message_that_never_became_a_request(house: processes.House) -> None:
     delivery = Delivery(b'{"v":9,"request_key":"key_9","account_id":5}', b"0", 1)
-    parking.park(house.engine, [Parking(delivery, parking.UNKNOWN_VERSION, "version 9")], worker="w9")
+    parking.park(house.engine, [Parking(delivery, Cause.UNKNOWN_VERSION, "version 9")], worker="w9")
     told = tell(house, "key_9")
     assert whats(told) == ["parked"]
     assert told.request is None
@@ -161,7 +164,7 @@ def test_a_message_that_never_became_a_request(house: processes.House) -> None:
 def test_an_edited_copy_belongs_to_the_story(house: processes.House) -> None:
     (account_id,) = house.accounts(1)
     raw = b'{"v":1,"request_key":"key_1","account_id":%d,"extra":1}' % account_id
-    parking.park(house.engine, [Parking(Delivery(raw, b"0", 1), parking.INVALID, "extra")], worker="w9")
+    parking.park(house.engine, [Parking(Delivery(raw, b"0", 1), Cause.INVALID, "extra")], worker="w9")
     body = DrawRequest(account_id=account_id, request_key="key_1", lottery_session_id="other").encode()
     copy_id = dead_letters.edit(house.engine, 1, body, operator="ann", reason="no such field")
     told = tell(house, "other")

@@ -16,11 +16,11 @@ import httpx
 import pytest
 from litestar.openapi.spec import OpenAPI
 
-from producers import api_keys
-from producers.contract import DrawRequest
+from producers.domain.contract import DrawRequest
 from producers.entry import Entry
 from producers.gateway.app import create_app
-from producers.requests import Asked
+from producers.storage import api_keys
+from producers.storage.requests import Asked
 from tests import servers
 from tests.gateways import OPEN_TO_ALL, Gateway, gateway, settle
 from tests.integration.test_gateway import problem

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from producers.broker import BODY_FIELD, GROUP, QUEUE, open_broker
-from producers.errors import ServiceUnavailable
-from producers.redis_clients import open_redis
+from producers.brokers.redis_clients import open_redis
+from producers.brokers.streams import BODY_FIELD, GROUP, QUEUE, open_broker
+from producers.domain.errors import ServiceUnavailable
 from tests import servers
 from tests.processes import PROJECT, House, draws
-from worker.consumer import Consumer
 from worker.deliveries import Delivery
 from worker.deliveries.streams import HEADERS_KEPT_BYTES_MAX, TAGS_PER_COMMAND, StreamDeliveries
+from worker.settle.consumer import Consumer
 
 CLAIM_AFTER_S = 0.4
 NEVER_S = 3600.0

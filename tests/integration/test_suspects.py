@@ -7,12 +7,13 @@ from typing import Any, NoReturn
 
 import pytest
 
-from producers.errors import ServiceUnavailable
+from producers.domain.errors import ServiceUnavailable
 from producers.results import ResultStore
 from tests.processes import House, draws
-from worker import batch, parking
-from worker.consumer import Consumer, Stopping
+from worker.dead_letters import parking
 from worker.deliveries import Delivery
+from worker.settle import batch
+from worker.settle.consumer import Consumer, Stopping
 
 
 class Handed:

@@ -12,15 +12,19 @@ from typing import NamedTuple
 import pytest
 from rich.cells import cell_len
 
-from producers import api_keys
-from producers.contract import DrawRequest
+from producers.domain.causes import Cause
+from producers.domain.contract import DrawRequest
+from producers.storage import api_keys
 from tests import gateways
 from tests.consoles import PASSWORD
 from tests.processes import PROJECT, House, environment
-from worker import actions, cli, operators, parking
+from worker import cli
 from worker.cli import terminal
+from worker.dead_letters import parking
+from worker.dead_letters.parking import Parking
 from worker.deliveries import Delivery
-from worker.parking import Parking
+from worker.operators import actions
+from worker.operators import users as operators
 
 LONG_KEY = "lottery_req_1795424054123_1c80fef5_694"
 LONGEST_KEY = "x" * 64
@@ -68,9 +72,9 @@ def fill(house: House) -> None:
         raise ValueError(EMOJI)
     except ValueError as raised:
         parkings = [
-            Parking(Delivery(body, 1, 1, {"🎰": EMOJI}), parking.INVALID, error, None, raised),
-            Parking(Delivery(asked.encode(), 1), parking.FAILED_ALONE, error, asked, raised),
-            Parking(Delivery(b"\xff\xfe", 1), parking.UNPARSABLE, "no text"),
+            Parking(Delivery(body, 1, 1, {"🎰": EMOJI}), Cause.INVALID, error, None, raised),
+            Parking(Delivery(asked.encode(), 1), Cause.FAILED_ALONE, error, asked, raised),
+            Parking(Delivery(b"\xff\xfe", 1), Cause.UNPARSABLE, "no text"),
         ]
     parking.park(house.engine, parkings, worker="w" * 100)
     with house.engine.begin() as connection:

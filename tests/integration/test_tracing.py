@@ -16,14 +16,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis import Redis
 
-from producers import tracing
-from producers.broker import QUEUE, open_broker
+from producers.brokers.streams import QUEUE, open_broker
 from producers.client import DrawClient
-from producers.contract import DrawRequest
+from producers.domain.contract import DrawRequest
+from producers.telemetry import tracing
 from tests import gateways, processes
 from tests.processes import House, draws, wait_for
-from worker.consumer import Consumer
 from worker.deliveries import Delivery, open_deliveries
+from worker.settle.consumer import Consumer
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"

@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from producers.contract import DrawRequest, DrawResult, parse_result
+from producers.domain.contract import DrawRequest, DrawResult, parse_result
 from producers.results import KEY_PREFIX, ResultStore
 from tests import processes, servers
 from tests.processes import House, draws, wait_for

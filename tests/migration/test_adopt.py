@@ -31,15 +31,15 @@ from migrations.legacy import (
     verify,
 )
 from migrations.legacy.session import open_session
-from producers.contract import DrawRequest
-from producers.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.errors import ConfigurationError
-from producers.ledger import get_lottery_session_transactions
+from producers.domain.contract import DrawRequest
+from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from producers.domain.errors import ConfigurationError
+from producers.storage.ledger import get_lottery_session_transactions
 from tests import legacy
 from tests.migration.command import tombola
-from worker import batch
-from worker.audit import audit
-from worker.batch import Effort
+from worker.audit.audit import audit
+from worker.settle import batch
+from worker.settle.batch import Effort
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, bytes.fromhex("5eed" * 16))}
 DRAWS = 90

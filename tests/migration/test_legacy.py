@@ -22,18 +22,18 @@ from sqlalchemy.exc import DBAPIError
 import migrations
 from migrations.legacy import backfill, contract, expand, inspection, record, rollback, status, tables, verify
 from migrations.legacy.session import open_session
-from producers.contract import DrawRequest
-from producers.database import open_engine
-from producers.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.errors import ConfigurationError
-from producers.ledger import get_lottery_session_transactions
+from producers.domain.contract import DrawRequest
+from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from producers.domain.errors import ConfigurationError
+from producers.storage.database import open_engine
+from producers.storage.ledger import get_lottery_session_transactions
 from tests import legacy
 from tests.migration.command import tombola
 from tests.processes import House, failed_start
-from worker import batch
-from worker.audit import audit
-from worker.batch import Effort
-from worker.ledger import holds_old_rows, recharge
+from worker.audit.audit import audit
+from worker.ledger.post import holds_old_rows, recharge
+from worker.settle import batch
+from worker.settle.batch import Effort
 
 ROWS = 20_000
 WAIT_S_MAX = 1.5  # of the writers; a second is for the table's lock, the rest for two busy cores

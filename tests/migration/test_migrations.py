@@ -24,17 +24,25 @@ from sqlalchemy import Engine, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 import migrations
-from producers import api_keys
-from producers.contract import DrawRequest, DrawResult, LedgerRow
-from producers.database import Fault, fault_of, open_engine, utc_now
-from producers.errors import ConfigurationError
-from producers.ledger import completed, rejected
-from producers.outbox import archive_once
-from producers.requests import state_of_session
-from producers.schema import account_asset_balances, api_idempotency_requests, asset_transactions, metadata
+from producers.domain.contract import DrawRequest, DrawResult, LedgerRow
+from producers.domain.errors import ConfigurationError
+from producers.storage import api_keys
+from producers.storage.database import Fault, fault_of, open_engine, utc_now
+from producers.storage.ledger import completed, rejected
+from producers.storage.requests import state_of_session
+from producers.storage.schema import (
+    account_asset_balances,
+    api_idempotency_requests,
+    asset_transactions,
+    dead_letters,
+    metadata,
+    operator_actions,
+    operators,
+    replays,
+)
 from tests import servers
-from worker.ledger import open_account
-from producers.schema import dead_letters, operator_actions, operators, replays
+from worker.ledger.post import open_account
+from worker.relay.outbox import archive_once
 
 PROJECT = Path(__file__).parents[2]
 TABLES_BY_REVISION = {

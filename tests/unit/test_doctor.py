@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 from rich.console import Console
 
-from producers.database import utc_now
 from producers.settings import Settings
+from producers.storage.database import utc_now
 from worker.doctor import Check, show
 from worker.doctor.checks import attempt, clock_ahead, clock_verdict, numbers_of, release_verdict
 from worker.doctor.configuration import examine_settings

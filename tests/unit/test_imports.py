@@ -17,7 +17,7 @@ WORKER = sorted((PROJECT / "worker").rglob("*.py"))
 BEHIND_THE_BROKER = {"worker", "celery", "billiard", "migrations", "alembic", "tests"}
 # Whoever opens a socket, a file or a database: neither a key nor a draw may hang on one.
 OUTWARD = {
-    *("sqlalchemy", "redis", "pymysql", "kombu", "amqp", "celery", "pydantic", "alembic", "worker.ledger"),
+    *("sqlalchemy", "redis", "pymysql", "kombu", "amqp", "celery", "pydantic", "alembic", "worker.ledger.post"),
     *("socket", "ssl", "asyncio", "http", "urllib.request", "subprocess", "sqlite3", "multiprocessing"),
 }
 
@@ -76,7 +76,7 @@ def test_a_web_process_loads_no_celery() -> None:
     assert [it for it in loaded if it[1].partition(".")[0] in BEHIND_THE_BROKER - {"billiard"}] == []
 
 
-PURE = ["producers.keys", "producers.errors", "producers.draw"]
+PURE = ["producers.domain.keys", "producers.domain.errors", "producers.domain.draw"]
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -89,7 +89,7 @@ def test_the_pure_modules_load_nothing_that_reaches_outside(module: str) -> None
 
 
 def test_what_reaches_outside_would_be_noticed() -> None:
-    loaded = python("import sys\nimport producers.database\nprint(*sys.modules)")
+    loaded = python("import sys\nimport producers.storage.database\nprint(*sys.modules)")
     assert {"sqlalchemy", "pymysql", "socket"} <= set(loaded)
 
 

@@ -15,12 +15,11 @@ import yaml
 from prometheus_client import REGISTRY
 
 import producers.gateway.app
-import producers.metrics
+import producers.telemetry.metrics
 import producers.web.protocol
 import worker.metrics
-from producers import requests
+from producers.domain.causes import Cause, DeadReason, LetterState
 from producers.settings import PREFIX, Settings
-from worker import parking
 from worker.cli import app
 
 MONITORING = Path(worker.metrics.__file__).parent / "monitoring"
@@ -33,11 +32,11 @@ SAMPLES = {
     "gauge": ("",),
 }
 # What a matcher may ask for, where the values are a closed set.
-VALUES = {
-    "state": set(parking.STATES),
-    "cause": set(parking.CAUSES),
-    "role": set(producers.metrics.ROLES),
-    "reason": {requests.NEVER_SETTLED, requests.TIMED_OUT},
+VALUES: dict[str, set[str]] = {
+    "state": set(LetterState),
+    "cause": set(Cause),
+    "role": set(producers.telemetry.metrics.ROLES),
+    "reason": {DeadReason.NEVER_SETTLED, DeadReason.TIMED_OUT},
     "outcome": {"settled", "rejected", "repeat", "parked_again", "refused", "accepted", "replayed", "conflict"},
 }
 
@@ -246,7 +245,7 @@ def test_no_panel_lies_on_another() -> None:
 
 def test_the_example_scrapes_every_kind_and_finds_the_rules() -> None:
     config = yaml.safe_load(SCRAPING.read_text())
-    scraped = set(producers.metrics.ROLES) - {"beat"}  # which only sends tasks: its pulse says that it does
+    scraped = set(producers.telemetry.metrics.ROLES) - {"beat"}  # which only sends tasks: its pulse says that it does
     assert {job["job_name"] for job in config["scrape_configs"]} == {f"tombola-{it}" for it in scraped}
     assert [(MONITORING / name).is_file() for name in config["rule_files"]] == [True]
     compose = yaml.safe_load((MONITORING.parents[1] / "docker-compose.yml").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from producers.errors import ConfigurationError
+from producers.domain.errors import ConfigurationError
 from producers.settings import HOME_VARIABLE, PREFIX, Settings
 
 README = Path(__file__).parents[2] / "README.md"

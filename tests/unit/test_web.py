@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from producers.errors import InvalidRequest, WrongHost, WrongOrigin
+from producers.domain.errors import InvalidRequest, WrongHost, WrongOrigin
 from producers.web import budget
 from producers.web.budget import Budget
 from producers.web.headers import once

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from producers.errors import DrawError
+from producers.domain.errors import DrawError
 from worker.cli.terminal import out, plain_streams
 
 
@@ -123,7 +123,7 @@ def main() -> None:
         # What raised it has imported this already.
         from sqlalchemy.exc import SQLAlchemyError
 
-        from producers.database import explain
+        from producers.storage.database import explain
 
         if not isinstance(error, SQLAlchemyError):
             raise

@@ -9,12 +9,13 @@ import msgspec
 import typer
 from sqlalchemy import Connection
 
-from producers import api_keys
-from producers.errors import InvalidRequest
-from worker import actions, operators
-from worker.actions import shell_operator
-from worker.audit_record import API_KEY_ADD, API_KEY_REVOKE
+from producers.domain.errors import InvalidRequest
+from producers.storage import api_keys
+from worker.audit.record import API_KEY_ADD, API_KEY_REVOKE
 from worker.cli.base import JsonOption, WhyOption, engine_of, out, print_json, print_table
+from worker.operators import actions
+from worker.operators import users as operators
+from worker.operators.actions import shell_operator
 
 app = typer.Typer()
 api_key_app = typer.Typer(help="Say who may call the gateway.", no_args_is_help=True)

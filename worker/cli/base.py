@@ -13,11 +13,11 @@ from typing import Annotated
 import typer
 from sqlalchemy import Engine
 
-from producers.database import open_engine
-from producers.errors import ConfigurationError
+from producers.domain.errors import ConfigurationError
 from producers.settings import Settings
-from worker import embedded
+from producers.storage.database import open_engine
 from worker.cli.terminal import out, print_json, print_table, shown
+from worker.embedded import running as embedded
 
 __all__ = ["out", "print_json", "print_table", "shown"]
 

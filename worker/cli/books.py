@@ -10,16 +10,17 @@ import msgspec
 import typer
 from sqlalchemy import select
 
-from producers import keys
-from producers.draw import DEFAULT_CAMPAIGN, wheels
-from producers.errors import DrawError, ServiceUnavailable
-from producers.ledger import RECHARGE
-from producers.schema import account_asset_balances as accounts
-from worker import accounts as acts
-from worker import audits, sample
-from worker.actions import checked_reason, shell_operator
-from worker.audit import audit as audit_of
+from producers.domain import keys
+from producers.domain.draw import DEFAULT_CAMPAIGN, wheels
+from producers.domain.errors import DrawError, ServiceUnavailable
+from producers.storage.ledger import RECHARGE
+from producers.storage.schema import account_asset_balances as accounts
+from worker.audit import audits
+from worker.audit.audit import audit as audit_of
 from worker.cli.base import AccountOption, JsonOption, WhyOption, amount_of, engine_of, out, print_json, settings_with
+from worker.embedded import sample
+from worker.ledger import accounts as acts
+from worker.operators.actions import checked_reason, shell_operator
 
 app = typer.Typer()
 account_app = typer.Typer(help="Open accounts, recharge them, look at them.", no_args_is_help=True)

@@ -20,19 +20,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from sqlalchemy import Connection, Engine
 
-from producers.broker import broker_of
-from producers.draw import wheels
-from producers.errors import InvalidRequest
+from producers.brokers.streams import broker_of
+from producers.domain.causes import OPEN_STATES, Cause, LetterState
+from producers.domain.draw import wheels
+from producers.domain.errors import InvalidRequest
 from producers.settings import Settings
-from worker import dead_letters as letters
-from worker import replay as replays
-from worker.actions import shell_operator
 from worker.cli.base import JsonOption, engine_of, out, print_json, print_table, settings_with, shown
-from worker.dead_letters import DeadLetter, Selection
-from worker.forecast import OUTCOMES, REFUSALS, Forecast, forecast
-from worker.parking import CAUSES, OPEN, STATES
-from worker.replay import Options, Replay, Replayer
-from worker.vouching import Vouching
+from worker.dead_letters import letters
+from worker.dead_letters.letters import DeadLetter, Selection
+from worker.operators.actions import shell_operator
+from worker.replays import replay as replays
+from worker.replays.forecast import OUTCOMES, REFUSALS, Forecast, forecast
+from worker.replays.replay import Options, Replay, Replayer
+from worker.replays.vouching import Vouching
 
 app = typer.Typer()
 group = typer.Typer(
@@ -57,7 +57,7 @@ _AGE: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 IdsArgument = Annotated[list[int] | None, typer.Argument(help="Their ids; default: all that the filters leave.")]
-CauseOption = Annotated[str | None, typer.Option(help=f"Only this cause: {', '.join(CAUSES)}.")]
+CauseOption = Annotated[str | None, typer.Option(help=f"Only this cause: {', '.join(tuple(Cause))}.")]
 GroupOption = Annotated[str | None, typer.Option("--group", help="Only this group, as `groups` lists it.")]
 AccountOption = Annotated[int | None, typer.Option("--account", help="Only this account's.", metavar="ID")]
 KeyOption = Annotated[str | None, typer.Option("--key", help="Only this request key.")]
@@ -65,7 +65,9 @@ OlderOption = Annotated[str | None, typer.Option("--older", help="Parked longer 
 NewerOption = Annotated[str | None, typer.Option("--newer", help="Parked within the last: 90s, 15m, 2h, 3d.")]
 StateOption = Annotated[
     list[str] | None,
-    typer.Option("--state", help=f"{', '.join(STATES)}, or all; may be repeated. Default: {' and '.join(OPEN)}."),
+    typer.Option(
+        "--state", help=f"{', '.join(LetterState)}, or all; may be repeated. Default: {' and '.join(OPEN_STATES)}."
+    ),
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why: it is put on record.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask: for scripts.")]
@@ -82,7 +84,7 @@ def _selection(
     newer: str | None,
     states: Sequence[str] | None = None,
 ) -> Selection:
-    chosen = OPEN if not states else STATES if "all" in states else tuple(states)
+    chosen = OPEN_STATES if not states else tuple(LetterState) if "all" in states else tuple(states)
     return Selection(
         ids=tuple(ids or ()),
         states=chosen,

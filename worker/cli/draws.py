@@ -11,12 +11,12 @@ import typer
 from sqlalchemy import select
 
 from producers.client import DrawClient
-from producers.contract import CAMPAIGN_DEFAULT, DrawRequest, DrawResult
-from producers.errors import DrawDead, DrawError, ResultNotReady
-from producers.ledger import get_lottery_session_transactions
+from producers.domain.contract import CAMPAIGN_DEFAULT, DrawRequest, DrawResult
+from producers.domain.errors import DrawDead, DrawError, ResultNotReady
 from producers.settings import Settings
+from producers.storage.ledger import get_lottery_session_transactions
+from producers.storage.schema import dead_letters as letters
 from worker.cli.base import AccountOption, JsonOption, engine_of, out, print_json, print_table, settings_with
-from producers.schema import dead_letters as letters
 
 app = typer.Typer()
 

@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from producers.database import open_engine
-from producers.errors import DrawError
-from worker import embedded
+from producers.domain.errors import DrawError
+from producers.storage.database import open_engine
 from worker.cli.base import out, settings_with, until_interrupted
-from worker.embedded import CONSOLE_PORT, CONSOLE_USER, GATEWAY_PORT
+from worker.embedded import running as embedded
+from worker.embedded.running import CONSOLE_PORT, CONSOLE_USER, GATEWAY_PORT
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ def up(
     Needs no server and no setting. State is kept in the user's data folder (or TOMBOLA_HOME).
     """
     from producers.client import DrawClient
-    from producers.draw import wheels
-    from worker import sample
+    from producers.domain.draw import wheels
+    from worker.embedded import sample
 
     home = embedded.Home.find()
     with until_interrupted() as interrupted, embedded.run(home, port=port) as running:
@@ -76,9 +76,9 @@ def relay(
     once: Annotated[bool, typer.Option("--once", help="Publish what is overdue now, and end.")] = False,
 ) -> None:
     """Publish accepted draws again that never came through. Any number of relays may run."""
-    from producers.logs import set_up_logging
-    from producers.redis_clients import refuse_unsupported
-    from worker.relay import open_relay
+    from producers.brokers.redis_clients import refuse_unsupported
+    from producers.telemetry.logs import set_up_logging
+    from worker.relay.relay import open_relay
 
     settings = settings_with("database_url", "broker_url")
     refuse_unsupported(settings.need("broker_url"))
@@ -104,8 +104,8 @@ def gateway(
     processes: Annotated[int, typer.Option(help="How many processes share the port.", min=1, max=64)] = 1,
 ) -> None:
     """Serve the HTTP API for web frontends."""
+    from producers.brokers.redis_clients import refuse_unsupported
     from producers.gateway.serve import serve
-    from producers.redis_clients import refuse_unsupported
 
     # One line now, rather than a traceback in each process.
     settings = settings_with("database_url", "broker_url", "result_url")

@@ -18,11 +18,11 @@ from starlette.staticfiles import StaticFiles
 from starlette_admin.base import BaseAdmin
 from starlette_admin.theme import DefaultTheme, TablerSettings
 
-from producers.database import explain, open_engine
-from producers.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.errors import DrawError
-from producers.redis_clients import open_redis
+from producers.brokers.redis_clients import open_redis
+from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from producers.domain.errors import DrawError
 from producers.settings import Settings
+from producers.storage.database import explain, open_engine
 from worker.console import shown
 from worker.console.jobs import Forecasts, Replays
 from worker.console.letters import Letters
@@ -31,7 +31,7 @@ from worker.console.pages import Desk
 from worker.console.records import Actions, Stories, Users
 from worker.console.replaying import Replays as ReplayPages
 from worker.console.security import Guard, Login, Nonces, status_of
-from worker.vouching import Vouching
+from worker.replays.vouching import Vouching
 
 HERE: Final = Path(__file__).parent
 REDIS_TIMEOUT_S: Final = 1.0  # a page waits for it

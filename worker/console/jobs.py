@@ -19,15 +19,15 @@ from typing import Final
 from cachetools import TTLCache
 from sqlalchemy import Engine
 
-from producers.broker import Broker, broker_of
-from producers.database import utc_now
-from producers.draw import Wheel
-from producers.errors import DrawError, ServiceUnavailable
+from producers.brokers.streams import Broker, broker_of
+from producers.domain.draw import Wheel
+from producers.domain.errors import DrawError, ServiceUnavailable
 from producers.settings import Settings
-from worker.dead_letters import Selection
-from worker.forecast import Forecast, forecast
-from worker.replay import Replayer
-from worker.vouching import NOTHING_ASKED, Vouching
+from producers.storage.database import utc_now
+from worker.dead_letters.letters import Selection
+from worker.replays.forecast import Forecast, forecast
+from worker.replays.replay import Replayer
+from worker.replays.vouching import NOTHING_ASKED, Vouching
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette_admin.flash import flash
 
-from producers import clock
-from producers.errors import InvalidRequest
-from worker import dead_letters
+from producers.domain.causes import OPEN_STATES, Cause, LetterState
+from producers.domain.errors import InvalidRequest
+from producers.storage import clock
+from producers.storage.schema import dead_letters as table
 from worker.console import shown
 from worker.console.pages import AGES, ALL, OPEN, Page, act, address, fields_of, page, selection_of, whole
 from worker.console.security import must_act, operator_of
-from worker.dead_letters import CAUSES, STATES, Selection
-from worker.parking import DISCARDED
-from producers.schema import dead_letters as table
+from worker.dead_letters import letters as dead_letters
+from worker.dead_letters.letters import Selection
 
 ROWS: Final = 100
 # What a list shows: neither bodies nor tracebacks, of which a hundred are megabytes.
@@ -54,9 +54,9 @@ class Letters(Page):
             rows=_for(request, rows[:ROWS]),
             count=count,
             by_state=by_state,
-            can_replay=state in (ALL, OPEN, *dead_letters.OPEN),
+            can_replay=state in (ALL, OPEN, *OPEN_STATES),
             # What a button for all of them would do it to.
-            movable=count if state in (OPEN, DISCARDED, *dead_letters.OPEN) else 0,
+            movable=count if state in (OPEN, LetterState.DISCARDED, *OPEN_STATES) else 0,
             next=address(self.path, fields, before=rows[ROWS - 1].id) if len(rows) > ROWS else None,
             is_first=not query.get("before"),
             **_filters(fields),
@@ -88,7 +88,7 @@ class Letters(Page):
             pretty=shown.pretty(text) if is_text else "",
             copies=copies,
             alike=alike,
-            is_open=letter.state in dead_letters.OPEN,
+            is_open=letter.state in OPEN_STATES,
         )
 
     @page("/{id:int}/discard", methods=("POST",))
@@ -128,7 +128,7 @@ class Letters(Page):
             request,
             function,
             self.desk.engine,
-            Selection(ids=(id,), states=STATES),
+            Selection(ids=(id,), states=tuple(LetterState)),
             reason=request.state.form.get("reason", ""),
             said=lambda count: f"{id} was {said}." if count else f"{id} was left alone: it is in another state by now.",
             back=f"{self.path}/{id}",
@@ -193,9 +193,9 @@ def _one(connection: Connection, id: int) -> tuple[dead_letters.DeadLetter, list
 
 
 def _by_state(counts: dict[tuple[str, str], int]) -> dict[str, int]:
-    sums = dict.fromkeys((OPEN, ALL), 0)
+    sums: dict[str, int] = dict.fromkeys((OPEN, ALL), 0)
     for (state, _), number in counts.items():
-        for name in (state, ALL, *((OPEN,) if state in dead_letters.OPEN else ())):
+        for name in (state, ALL, *((OPEN,) if state in OPEN_STATES else ())):
             sums[name] = sums.get(name, 0) + number
     return sums
 
@@ -205,7 +205,7 @@ def _filters(fields: dict[str, str]) -> dict[str, Any]:
     return {
         "fields": fields,
         "query": address("", fields),
-        "states": (OPEN, ALL, *STATES),
-        "causes": CAUSES,
+        "states": (OPEN, ALL, *LetterState),
+        "causes": tuple(Cause),
         "ages": tuple(AGES),
     }

@@ -12,15 +12,19 @@ from sqlalchemy import Connection, func, select
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from producers import clock, pulse, requests
-from producers.broker import open_broker
-from producers.database import utc_now
-from producers.errors import ConfigurationError, DrawError
-from producers.schema import api_idempotency_requests as table
-from worker import audits, dead_letters, housekeeping
+from producers.brokers.streams import open_broker
+from producers.domain.causes import OPEN_STATES, Status
+from producers.domain.errors import ConfigurationError, DrawError
+from producers.storage import clock, requests
+from producers.storage.database import utc_now
+from producers.storage.schema import api_idempotency_requests as table
+from producers.telemetry import pulse
+from worker.audit import audits
 from worker.console import shown
 from worker.console.pages import Desk, Page, page
 from worker.console.security import in_thread
+from worker.dead_letters import letters as dead_letters
+from worker.host import housekeeping
 
 MINUTES: Final = 60
 SNAPSHOT_KEPT_S: Final = 1.0  # however many pages are open
@@ -96,7 +100,7 @@ class Live:
             words.append(_word(lapse))
         open_by_cause: dict[str, int] = {}
         for (state, cause), count in counts.items():
-            if state in dead_letters.OPEN:
+            if state in OPEN_STATES:
                 open_by_cause[cause] = open_by_cause.get(cause, 0) + count
         return {
             "backlog": f"more than {most:,}" if backlog > most else f"{backlog:,}",
@@ -183,7 +187,7 @@ def _oldest_accepted(connection: Connection) -> datetime | None:
     """When the oldest of those under way was accepted, of those that the relay looks at first."""
     some = (
         select(table.c.accepted_at)
-        .where(table.c.status == requests.ACCEPTED)
+        .where(table.c.status == Status.ACCEPTED)
         .order_by(table.c.publish_at)
         .limit(OLDEST_LOOKED_AT_MAX)
         .subquery()

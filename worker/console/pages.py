@@ -17,14 +17,15 @@ from starlette_admin.flash import flash
 from starlette_admin.routing import route
 from starlette_admin.views import CustomView
 
-from producers.database import explain
-from producers.draw import Wheel
-from producers.errors import InvalidRequest
+from producers.domain.causes import LetterState
+from producers.domain.draw import Wheel
+from producers.domain.errors import InvalidRequest
 from producers.settings import Settings
+from producers.storage.database import explain
 from worker.console.jobs import Forecasts, Replays
 from worker.console.security import in_thread, must_act
-from worker.dead_letters import STATES, Selection
-from worker.operators import Operator
+from worker.dead_letters.letters import Selection
+from worker.operators.users import Operator
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,7 +115,7 @@ def selection_of(query: Mapping[str, str]) -> Selection:
         raise InvalidRequest(f"at most {IDS_MAX:,} dead letters can be named one by one")
     return Selection(
         ids=tuple(_whole("ids", it) for it in ids),
-        states=STATES if state == ALL else Selection().states if state == OPEN else (state,),
+        states=tuple(LetterState) if state == ALL else Selection().states if state == OPEN else (state,),
         cause=query.get("cause") or None,
         group_id=query.get("group") or None,
         account_id=_whole("account", query["account"]) if query.get("account", "").strip() else None,

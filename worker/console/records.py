@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from producers.results import KEY_PREFIX
-from worker import actions, operators, story
-from worker.console import shown
+from worker.console import shown, story
 from worker.console.pages import Page, page, whole
 from worker.console.security import in_thread, operator_of
+from worker.operators import actions
+from worker.operators import users as operators
 
 ROWS: Final = 100
 QUERY_LENGTH_MAX: Final = 200

@@ -12,14 +12,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette_admin.flash import flash
 
-from producers.errors import DrawError, InvalidRequest
-from worker import actions, dead_letters, forecast, replay
+from producers.domain.causes import OPEN_STATES
+from producers.domain.errors import DrawError, InvalidRequest
 from worker.console import shown
 from worker.console.jobs import Job
 from worker.console.pages import AGES, OPEN, Page, act, address, fields_of, page, selection_of, whole
 from worker.console.security import must_act, operator_of
-from worker.dead_letters import Selection
-from worker.replay import Options, Replay
+from worker.dead_letters import letters as dead_letters
+from worker.dead_letters.letters import Selection
+from worker.operators import actions
+from worker.replays import forecast, replay
+from worker.replays.replay import Options, Replay
 
 ROWS: Final = 100
 LINES: Final = 100
@@ -166,7 +169,7 @@ def _live(it: Replay) -> dict[str, Any]:
 
 def _only_open(selection: Selection) -> Selection:
     """What of a selection can be replayed. Raises InvalidRequest if that is nothing, whatever there is."""
-    states = tuple(state for state in selection.states if state in dead_letters.OPEN)
+    states = tuple(state for state in selection.states if state in OPEN_STATES)
     if not states:
         raise InvalidRequest(f"what is {selection.states[0]} cannot be replayed: restore it first, if it is discarded")
     return msgspec.structs.replace(selection, states=states)

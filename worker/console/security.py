@@ -38,8 +38,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette_admin.auth import AdminUser, AuthProvider
 from starlette_admin.helpers import safe_redirect_url
 
-from producers.database import explain
-from producers.errors import (
+from producers.domain.errors import (
     DeadLetterNotFound,
     DrawError,
     InvalidRequest,
@@ -49,11 +48,12 @@ from producers.errors import (
     WrongOrigin,
 )
 from producers.settings import Settings
+from producers.storage.database import explain
 from producers.web.headers import once
 from producers.web.hosts import Hosts
 from producers.web.proxies import Proxies, subscriber
-from worker import operators
-from worker.operators import Operator
+from worker.operators import users as operators
+from worker.operators.users import Operator
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Final
 
 import uvicorn
 
-from producers.logs import set_up_logging
 from producers.settings import Settings
+from producers.telemetry.logs import set_up_logging
 from producers.web import serving
 from producers.web.protocol import Protocol
 from worker.console.app import create_app

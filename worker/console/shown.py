@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, Final
 
-from worker.dead_letters import Group
-from worker.parking import SETTLED
+from producers.domain.causes import LetterState
+from worker.dead_letters.letters import Group
 
 HEX_WIDTH: Final = 16
 DUMPED_BYTES_MAX: Final = 4096  # of a body that is no text
@@ -140,7 +140,7 @@ def to_viewers(letter: Any) -> Any:
     `Duplicate entry 'k:reward'` says that it wins, and so does a trigger that refuses a large balance. Only those who
     can replay it are told.
     """
-    if letter.error_type not in DATABASE_ERRORS or getattr(letter, "state", "") == SETTLED:
+    if letter.error_type not in DATABASE_ERRORS or getattr(letter, "state", "") == LetterState.SETTLED:
         return letter
     said = f"{letter.error_type}: what the database said is told to operators, as it may tell of a prize"
     if isinstance(letter, Group):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from producers.contract import BODY_BYTES_MAX, DrawRequest, parse_request
-from producers.errors import InvalidRequest
+from producers.domain.contract import BODY_BYTES_MAX, DrawRequest, parse_request
+from producers.domain.errors import InvalidRequest
 
 NO_HEADERS: Final[Mapping[str, Any]] = MappingProxyType({})
 BODY_KEPT_BYTES_MAX: Final = 64 * 1024  # of a body that is too large to be a draw: as much as a dead letter keeps

@@ -20,10 +20,10 @@ import kombu
 from amqp import spec
 from amqp.serialization import dumps
 
-from producers.broker import DEAD_QUEUE, QUEUE
-from producers.errors import ServiceUnavailable
-from producers.queue_broker import QueueBroker, declare_queues
-from producers.rabbitmq import AMQP_ERRORS, ANSWER_TIMEOUT_S, UNDECODABLE, Connection, open_amqp, said
+from producers.brokers.quorum_queues import QueueBroker, declare_queues
+from producers.brokers.rabbitmq import AMQP_ERRORS, ANSWER_TIMEOUT_S, UNDECODABLE, Connection, open_amqp, said
+from producers.brokers.streams import DEAD_QUEUE, QUEUE
+from producers.domain.errors import ServiceUnavailable
 from worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
 
 COUNT_HEADER: Final = "x-delivery-count"  # the broker's: what a publisher writes there is overwritten

@@ -20,10 +20,10 @@ from typing import Any, Final
 
 import redis
 
-from producers.broker import BODY_FIELD, GROUP, QUEUE, declare_group, told_of_stream
-from producers.errors import ServiceUnavailable
-from producers.redis_clients import open_redis
-from producers.signatures import SIGNATURE, SIGNATURE_LENGTH
+from producers.brokers.redis_clients import open_redis
+from producers.brokers.streams import BODY_FIELD, GROUP, QUEUE, declare_group, told_of_stream
+from producers.domain.errors import ServiceUnavailable
+from producers.domain.signatures import SIGNATURE, SIGNATURE_LENGTH
 from worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
 
 READ_TIMEOUT_S: Final = 10.0

@@ -12,9 +12,9 @@ import amqp
 import redis
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from producers.database import explain, utc_now
-from producers.errors import ConfigurationError, DrawError
-from producers.rabbitmq import AMQP_ERRORS
+from producers.brokers.rabbitmq import AMQP_ERRORS
+from producers.domain.errors import ConfigurationError, DrawError
+from producers.storage.database import explain, utc_now
 
 Status = Literal["ok", "warn", "fail", "skip"]
 Verdict = tuple[Status, str, str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from producers.draw import DEFAULT_CAMPAIGN, Wheel
+from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from producers.settings import Settings
 from worker.doctor.checks import Check, Verdict, attempt, fail, ok, skip, warn
 

@@ -16,8 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
 from migrations.legacy import status as legacy
-from producers.database import open_engine
-from producers.schema import metadata
+from producers.storage.database import open_engine
+from producers.storage.schema import metadata
 from worker.doctor.checks import (
     ANSWER_TIMEOUT_S,
     MIGRATE,

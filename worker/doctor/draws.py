@@ -8,14 +8,16 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, func, select
 
-from producers import clock, requests
-from producers.draw import wheels
-from producers.ledger import CONSUME
-from producers.schema import account_asset_balances as accounts
-from producers.schema import api_idempotency_requests as requests_table
-from producers.schema import asset_transactions as transactions
+from producers.domain.causes import OPEN_STATES, Status
+from producers.domain.draw import wheels
 from producers.settings import Settings
-from worker import audits, housekeeping
+from producers.storage import clock, requests
+from producers.storage.ledger import CONSUME
+from producers.storage.schema import account_asset_balances as accounts
+from producers.storage.schema import api_idempotency_requests as requests_table
+from producers.storage.schema import asset_transactions as transactions
+from producers.storage.schema import dead_letters
+from worker.audit import audits
 from worker.doctor.checks import (
     MIGRATE,
     CannotLook,
@@ -29,8 +31,7 @@ from worker.doctor.checks import (
     warn,
 )
 from worker.doctor.database import is_migrated
-from worker.parking import OPEN
-from producers.schema import dead_letters
+from worker.host import housekeeping
 
 WAITING_WARN_S: Final = 60.0
 OVERDUE_FAIL_S: Final = 60.0
@@ -108,9 +109,9 @@ def _oldest(connection: Connection, _settings: Settings, _found: Findings) -> Ve
 
 
 def _relay(connection: Connection, settings: Settings, found: Findings) -> Verdict:
-    """Overdue for long, although a relay would have published it: by its own rule, see producers.outbox."""
+    """Overdue for long, although a relay would have published it: by its own rule, see worker.relay.outbox."""
     conditions = [
-        requests_table.c.status == requests.ACCEPTED,
+        requests_table.c.status == Status.ACCEPTED,
         requests_table.c.publish_at <= clock.now(connection) - timedelta(seconds=OVERDUE_FAIL_S),
     ]
     if found.queued:
@@ -135,7 +136,7 @@ def _relay(connection: Connection, settings: Settings, found: Findings) -> Verdi
 def _dead_letters(connection: Connection, _settings: Settings, _found: Findings) -> Verdict:
     causes = connection.execute(
         select(dead_letters.c.cause, func.count().label("parked"))
-        .where(dead_letters.c.state.in_(OPEN))
+        .where(dead_letters.c.state.in_(OPEN_STATES))
         .group_by(dead_letters.c.cause)
         .order_by(func.count().desc(), dead_letters.c.cause)
     ).all()

@@ -9,8 +9,7 @@ from contextlib import closing
 from importlib.metadata import version
 from typing import Final
 
-from producers.pulse import Member, members
-from worker import housekeeping
+from producers.telemetry.pulse import Member, members
 from worker.doctor.checks import (
     CLOCK_FAIL_S,
     CLOCK_WARN_S,
@@ -24,6 +23,7 @@ from worker.doctor.checks import (
     warn,
 )
 from worker.doctor.streams import open_impatient
+from worker.host import housekeeping
 
 NAMED_MAX: Final = 5
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 import amqp
 import kombu
 
-from producers.broker import DEAD_QUEUE, QUEUE
-from producers.queue_broker import DEAD_QUORUM_QUEUE, QUORUM_QUEUE
-from producers.rabbitmq import Connection, blocked_words, unopened
+from producers.brokers.quorum_queues import DEAD_QUORUM_QUEUE, QUORUM_QUEUE
+from producers.brokers.rabbitmq import Connection, blocked_words, unopened
+from producers.brokers.streams import DEAD_QUEUE, QUEUE
 from worker.doctor.checks import (
     ANSWER_TIMEOUT_S,
     NO_ANSWER,

@@ -11,9 +11,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from producers.broker import GROUP, QUEUE
-from producers.contract import BODY_BYTES_MAX
-from producers.redis_clients import NotPrimary, UnsupportedRedis, open_redis
+from producers.brokers.redis_clients import NotPrimary, UnsupportedRedis, open_redis
+from producers.brokers.streams import GROUP, QUEUE
+from producers.domain.contract import BODY_BYTES_MAX
 from worker.doctor.checks import (
     ANSWER_TIMEOUT_S,
     CannotLook,

@@ -1,0 +1,306 @@
+"""Connections to RabbitMQ that no message can break, and no silent broker can hold up.
+
+py-amqp decodes what strangers wrote into a message's properties, headers and names while it reads a frame, and an error
+there ends the connection, with everything that was fetched ahead on it. Here such a message arrives without them, and
+marked. And py-amqp waits for an answer as long as heartbeats come: here every wait has an end.
+
+Celery's own connections can be of this kind as well: `broker_transport = "producers.brokers.rabbitmq:Transport"`, or
+`"producers.brokers.rabbitmq:SSLTransport"` where the URL says `amqps://`.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from ssl import SSLWantReadError
+from typing import Any, ClassVar, Final
+
+import amqp
+import kombu
+from amqp import spec
+from amqp.method_framing import frame_handler
+from kombu.exceptions import KombuError
+from kombu.transport import pyamqp
+
+from producers.domain.errors import ServiceUnavailable
+
+HEARTBEAT_S: Final = 20
+CONNECT_TIMEOUT_S: Final = 5.0
+ANSWER_TIMEOUT_S: Final = 10.0  # for what the broker answers in a moment: declare, open, consume, get
+CLOSE_TIMEOUT_S: Final = 1.0
+
+# What kombu and py-amqp raise when a connection is gone or refused.
+AMQP_ERRORS: Final = (amqp.AMQPError, KombuError, OSError)
+
+# Among a message's properties this name is ours: those of AMQP are fourteen others, whatever a stranger sends.
+UNDECODABLE: Final = "undecodable"
+
+_HEADER_FRAME: Final = 2
+_WRITE_BYTES_MAX: Final = 16 * 1024  # at once, so that a deadline is looked at in between; a TLS record is as long
+
+Frame = tuple[int, int, Any]
+
+
+def open_amqp(url: str, *, timeout_s: float = CONNECT_TIMEOUT_S, heartbeat_s: float = HEARTBEAT_S) -> kombu.Connection:
+    """An open connection to RabbitMQ, after `timeout_s` at the latest; the hosts in `url` are tried once each.
+
+    Raises ServiceUnavailable when there is none to be had.
+    """
+    connection = unopened(url, timeout_s=timeout_s, heartbeat_s=heartbeat_s)
+    hosts = max(1, len(connection.alt))
+    connection.connect_timeout = timeout_s / hosts
+    try:
+        connection.ensure_connection(
+            max_retries=hosts - 1, interval_start=0, interval_step=0, interval_max=0, reraise_as_library_errors=False
+        )
+    except (*AMQP_ERRORS, *connection.connection_errors) as error:
+        connection.release()
+        raise ServiceUnavailable(f"RabbitMQ does not answer: {said(error)}") from error
+    return connection
+
+
+def unopened(url: str, *, timeout_s: float = CONNECT_TIMEOUT_S, heartbeat_s: float = HEARTBEAT_S) -> kombu.Connection:
+    """A connection of our kind that is still to be opened."""
+    return kombu.Connection(
+        url,
+        transport=SSLTransport if url.startswith("amqps") else Transport,
+        heartbeat=heartbeat_s,
+        connect_timeout=timeout_s,
+        transport_options={"read_timeout": 30, "write_timeout": 30},
+    )
+
+
+def said(error: BaseException) -> str:
+    """What an error says; its type where it says nothing."""
+    return str(error) or type(error).__name__
+
+
+def blocked_words(reason: str) -> str:
+    """What to tell people of a broker that takes no messages for `reason`."""
+    return f"RabbitMQ has blocked publishers: {reason}"
+
+
+class Channel(pyamqp.Channel):  # type: ignore[misc]
+    """A channel on which every message arrives, and every wait ends.
+
+    A message whose properties could not be decoded has none, but says why: `message.properties["undecodable"]`. Names
+    that are no UTF-8 come with their odd bytes as `\\xff`.
+    """
+
+    undecodable = ""  # what is wrong with the properties of the message that is being read
+
+    def dispatch_method(self, method_sig: tuple[int, int], payload: Any, content: Any) -> None:
+        if content is not None:
+            if self.undecodable:
+                content.properties = {UNDECODABLE: self.undecodable}
+                self.undecodable = ""
+            payload = _readable(method_sig, payload)
+        elif method_sig == spec.Channel.Close:
+            payload = _readable(method_sig, payload)
+        super().dispatch_method(method_sig, payload, content)
+
+    def wait(self, *args: Any, **options: Any) -> Any:
+        if self.connection is None:
+            raise amqp.RecoverableConnectionError("connection already closed")
+        with self.connection.within(ANSWER_TIMEOUT_S):
+            return super().wait(*args, **options)
+
+    def close(self, *args: Any, **options: Any) -> None:
+        if self.connection is not None and self.connection.blocked:
+            self.collect()  # the broker does not read: it would not answer
+        else:
+            super().close(*args, **options)
+
+
+class Connection(pyamqp.Connection):  # type: ignore[misc]
+    """A connection with deadlines, that hears when the broker takes no messages any more.
+
+    `blocked` is RabbitMQ's reason, such as `low on memory`, from the moment that it says so until it takes it back.
+    """
+
+    Channel = Channel
+    # py-amqp does not read the reason.
+    _METHODS: ClassVar = {
+        **amqp.Connection._METHODS,
+        spec.Connection.Blocked: spec.method(spec.Connection.Blocked, "s"),
+    }
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, frame_handler=_frame_handler, **options)
+        self.blocked = ""
+        self._deadline: float | None = None
+
+    @contextmanager
+    def within(self, timeout_s: float) -> Iterator[None]:
+        """Whatever is read and written inside ends after `timeout_s` with a TimeoutError, heartbeats or not."""
+        before, deadline = self._deadline, time.monotonic() + timeout_s
+        self._deadline = deadline if before is None else min(before, deadline)
+        try:
+            yield
+        finally:
+            self._deadline = before
+
+    def dispatch_method(self, method_sig: tuple[int, int], payload: Any, content: Any) -> None:
+        super().dispatch_method(method_sig, _readable(method_sig, payload), content)
+
+    def connect(self, callback: Callable[[], object] | None = None) -> Any:
+        try:
+            with self.within(self.connect_timeout or CONNECT_TIMEOUT_S):
+                return super().connect(callback)
+        except Exception:
+            self.collect()
+            raise
+
+    def blocking_read(self, timeout: float | None = None) -> Any:
+        if self._deadline is not None:
+            left_s = self._left_s()
+            timeout = left_s if timeout is None else min(timeout, left_s)
+        return super().blocking_read(timeout)
+
+    def take_in(self, is_enough: Callable[[], bool]) -> None:
+        """Handle what has come already, until it is enough or nothing more is there. Waits for nothing."""
+        transport, on_frame = self.transport, self.on_inbound_frame
+        with suppress(TimeoutError), transport.having_timeout(0):
+            while not is_enough():
+                on_frame(transport.read_frame())
+
+    def wait(self, *args: Any, **options: Any) -> Any:
+        with self.within(ANSWER_TIMEOUT_S):
+            return super().wait(*args, **options)
+
+    def close(self, *args: Any, **options: Any) -> None:
+        """Take leave of the broker, for CLOSE_TIMEOUT_S at the most; one that has blocked us does not read."""
+        try:
+            if not self.blocked:
+                with self.within(CLOSE_TIMEOUT_S):
+                    super().close(*args, **options)
+        finally:
+            self.collect()
+
+    def leave(self) -> None:
+        """Close without waiting for an answer. Never raises."""
+        with suppress(*AMQP_ERRORS, AttributeError), self.within(CLOSE_TIMEOUT_S):
+            if self._transport is not None and not self.blocked:
+                self.send_method(spec.Connection.Close, "BsBB", (0, "", 0, 0))
+        with suppress(*AMQP_ERRORS, AttributeError):
+            self.collect()
+
+    def collect(self) -> None:
+        if self._transport is not None and self._transport.sock is not None:
+            self._transport.sock.settimeout(CLOSE_TIMEOUT_S)  # TLS says goodbye as well
+        if self.channels is not None:
+            super().collect()
+
+    def Transport(self, *args: Any, **options: Any) -> Any:  # py-amqp's name
+        transport = super().Transport(*args, **options)
+        write = transport.write
+
+        def write_in_time(data: Any) -> None:
+            if self._deadline is None:
+                write(data)
+                return
+            view = memoryview(data)
+            for start in range(0, len(view), _WRITE_BYTES_MAX):
+                with transport.having_timeout(self._left_s()):
+                    write(view[start : start + _WRITE_BYTES_MAX])
+
+        set_up = transport._setup_transport
+
+        def set_up_reading() -> None:
+            set_up()
+            receive = transport._quick_recv
+
+            def receive_or_time_out(size: int) -> Any:
+                try:
+                    return receive(size)
+                except (BlockingIOError, SSLWantReadError):  # within a frame py-amqp would ask again and again
+                    raise TimeoutError from None
+
+            transport._quick_recv = receive_or_time_out
+
+        transport.write = write_in_time
+        transport._setup_transport = set_up_reading
+        return transport
+
+    def _left_s(self) -> float:
+        assert self._deadline is not None
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("no answer in time")
+        return left_s
+
+    def _on_blocked(self, reason: str = "") -> None:
+        self.blocked = reason or "for a reason in its log"
+        if self.on_blocked:
+            self.on_blocked(self.blocked)
+
+    def _on_unblocked(self) -> None:
+        self.blocked = ""
+        super()._on_unblocked()
+
+
+class Transport(pyamqp.Transport):  # type: ignore[misc]
+    """kombu's transport `amqp://` with our Connection."""
+
+    Connection = Connection
+
+
+class SSLTransport(Transport, pyamqp.SSLTransport):  # type: ignore[misc]
+    """kombu's transport `amqps://` with our Connection."""
+
+
+def _frame_handler(connection: Connection, callback: Callable[..., None]) -> Callable[[Frame], bool]:
+    """py-amqp's, but a content header that it cannot decode becomes one without properties."""
+    on_frame: Callable[[Frame], bool] = frame_handler(connection, callback)
+
+    def on_any_frame(frame: Frame) -> bool:
+        try:
+            return on_frame(frame)
+        except Exception:
+            kind, channel_id, payload = frame
+            problem = _problem_of(payload) if kind == _HEADER_FRAME else ""
+            if not problem:  # the error is another one, perhaps of who was handed the message
+                raise
+            connection.channels[channel_id].undecodable = problem
+            class_id, body_size = struct.unpack_from(">HxxQ", payload)
+            return on_frame((kind, channel_id, struct.pack(">HHQH", class_id, 0, body_size, 0)))
+
+    return on_any_frame
+
+
+def _problem_of(header: Any) -> str:
+    """Why a content header cannot be decoded; empty if it can."""
+    try:
+        amqp.Message().inbound_header(header)
+    except Exception as error:  # by what a stranger wrote: UnicodeDecodeError, OverflowError, RecursionError, …
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _readable(method_sig: tuple[int, int], payload: Any) -> Any:
+    """The arguments of a method, in which every text that may be a stranger's is UTF-8."""
+    # Before the texts: our consumer tag and 9 bytes; 9 bytes; 2 bytes.
+    match method_sig:
+        case spec.Basic.Deliver:
+            start, count = payload[4] + 14, 2
+        case spec.Basic.GetOk:
+            start, count = 13, 2
+        case spec.Basic.Return:
+            start, count = 6, 3
+        case spec.Channel.Close | spec.Connection.Close:  # what the broker says may quote what a stranger sent
+            start, count = 6, 1
+        case _:
+            return payload
+    if payload[start:].isascii():
+        return payload
+    at = start
+    names = []
+    for _ in range(count):
+        end = at + 1 + payload[at]
+        name = bytes(payload[at + 1 : end]).decode("utf-8", "backslashreplace").encode()[:255]
+        name = name.decode("utf-8", "ignore").encode()
+        names.append(struct.pack("B", len(name)) + name)
+        at = end
+    return bytes(payload[:start]) + b"".join(names) + bytes(payload[at:])

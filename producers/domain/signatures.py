@@ -1,0 +1,60 @@
+"""Signatures of messages: whoever may write to the broker cannot draw from any account, where a secret is set.
+
+    signature = lower-case hex of HMAC-SHA256(secret, canonical body)
+
+The canonical body is DrawRequest.encode()'s (tests/unit/golden/signatures.json has examples). The signature travels
+beside the body, under the name `signature`: a field of a Stream's entry, a header of an AMQP message, a keyword of the
+task `tombola.draw`. Several secrets may be valid at once, so that one can be replaced while everything runs: the first
+one signs, all of them verify.
+"""
+
+from __future__ import annotations
+
+import hmac
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from producers.domain.contract import DrawRequest
+from producers.domain.errors import NotSigned
+
+SIGNATURE: Final = "signature"
+SIGNATURE_LENGTH: Final = 64
+
+# What travels beside each body: its signature, and the trace it belongs to (producers.telemetry.tracing).
+Headers = Sequence[Mapping[str, str]]
+
+
+class Keyring(NamedTuple):
+    """The secrets of a deployment; without any, everything is as good as signed."""
+
+    secrets: tuple[bytes, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Keyring({len(self.secrets)} secrets)"
+
+    def sign(self, canonical_body: bytes) -> str:
+        """The signature of a body, 64 hex digits."""
+        return hmac.digest(self.secrets[0], canonical_body, "sha256").hex()
+
+    def check(self, request: DrawRequest, signature: Any) -> None:
+        """Raise NotSigned unless one of the secrets has signed this request; `signature` is what a stranger sent."""
+        if not self.secrets:
+            return
+        if not isinstance(signature, str) or not signature.isascii():
+            raise NotSigned("this message is not signed: it has no `signature` beside its body")
+        body = request.encode()
+        for secret in self.secrets:
+            if hmac.compare_digest(hmac.digest(secret, body, "sha256").hex(), signature):
+                return
+        raise NotSigned("the signature of this message is not by a secret that is known here")
+
+    def beside(self, bodies: Sequence[bytes], headers: Headers | None) -> Headers | None:
+        """What to send beside these canonical bodies: `headers`, and each one's signature."""
+        if not self.secrets:
+            return headers
+        others: Iterable[Mapping[str, str]] = itertools.repeat({}) if headers is None else headers
+        return [{**it, SIGNATURE: self.sign(body)} for body, it in zip(bodies, others, strict=headers is not None)]
+
+
+NO_KEYS: Final = Keyring()

@@ -1,0 +1,239 @@
+"""All tables: the owner's ledger (SPEC, Tables), the requests and who may make them, dead letters, operators.
+
+Frontends read the ledger, workers write it. `api_idempotency_requests` is the first of the three layers (SPEC, plan A).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects import mysql
+
+from producers.storage.database import Body, Identity, Key, Money, UtcTime
+
+# Constraints need names to be changed later; `uk_` and `idx_` are the owner's prefixes.
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uk_%(column_0_name)s",
+        "ix": "idx_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+# Every table says its engine and character set: the server's default may be latin1, or compare without case.
+TABLE_OPTIONS: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+
+account_asset_balances = Table(
+    "account_asset_balances",
+    metadata,
+    Column("id", Identity, primary_key=True, autoincrement=True),
+    Column("user_id", BigInteger, nullable=False),
+    Column("asset_code", Key(50), nullable=False),
+    Column("balance", Money, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    UniqueConstraint("user_id", "asset_code", name="uk_user_asset"),
+    CheckConstraint("balance >= 0", name="balance"),
+    # DECIMAL(10,2) ends there by itself; in hundredths SQLite would go on counting.
+    CheckConstraint("balance <= 9999999999", name="balance_max").ddl_if(dialect="sqlite"),
+    sqlite_autoincrement=True,
+    **TABLE_OPTIONS,
+)
+
+asset_transactions = Table(
+    "asset_transactions",
+    metadata,
+    Column("transaction_id", Identity, primary_key=True, autoincrement=True),
+    Column("account_id", BigInteger, ForeignKey(account_asset_balances.c.id), nullable=False),
+    Column("business_id", Key(100), nullable=False, comment="deprecated: the session id, for old readers"),
+    Column("lottery_session_id", Key(100), nullable=False),
+    Column("idempotency_key", Key(100), nullable=False),
+    Column("business_type", Key(50), nullable=False),
+    Column("asset_code", Key(50), nullable=False),
+    Column("delta_amount", Money, nullable=False),
+    Column("balance_before", Money, nullable=False),
+    Column("balance_after", Money, nullable=False),
+    Column("notes", Text),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Index("uk_idempotency_key", "idempotency_key", unique=True),
+    Index("idx_lottery_session_id", "lottery_session_id"),
+    Index("idx_account_created", "account_id", "created_at"),
+    CheckConstraint("balance_before >= 0 AND balance_after >= 0", name="balance"),
+    sqlite_autoincrement=True,
+    **TABLE_OPTIONS,
+)
+
+api_idempotency_requests = Table(
+    "api_idempotency_requests",
+    metadata,
+    Column("request_key", Key(64), nullable=False),
+    Column("lottery_session_id", Key(100), nullable=False),
+    Column("account_id", BigInteger, nullable=False, comment="as asked for: the account may not exist"),
+    Column("campaign", Key(64), nullable=False),
+    Column("fingerprint", Key(64), nullable=False, comment="SHA-256 of the canonical request"),
+    Column("status", Key(16), nullable=False, comment="accepted, completed, rejected or dead"),
+    Column("reason", String(50), comment="why it was rejected, or is dead"),
+    Column("result", Body(), comment="the first result, byte for byte; archived: rebuilt from the ledger"),
+    Column("created_at", UtcTime, nullable=False),
+    Column("settled_at", UtcTime),
+    Column("caller", Key(64), nullable=False, server_default=text("''"), comment="whose key it is; empty: no API key"),
+    Column("accepted_at", UtcTime, comment="when it was promised, the last time; null: it came by the broker alone"),
+    Column("balance_told", Money, comment="the balance in an archived rejection"),
+    Column("publish_attempts", Integer, nullable=False, server_default=text("0")),
+    Column("publish_error", String(200), comment="why the last attempt failed"),
+    Column("published_at", UtcTime, comment="the last attempt"),
+    Column("publish_at", UtcTime, comment="when the relay publishes it, if it is still only accepted"),
+    Column("deliveries", Integer, comment="how often it had been delivered when it settled"),
+    Column("settled_by", String(100), comment="the worker"),
+    PrimaryKeyConstraint("request_key"),
+    # A session is one draw's, or its result would change when the second one settles.
+    UniqueConstraint("lottery_session_id", name="uk_request_lottery_session_id"),
+    # The outbox for the relay, and the settled ones in the order of their age for retention.
+    Index("idx_status_publish_at", "status", "publish_at"),
+    CheckConstraint("status IN ('accepted', 'completed', 'rejected', 'dead')", name="status"),
+    CheckConstraint("result IS NULL OR status IN ('completed', 'rejected')", name="result"),
+    **TABLE_OPTIONS,
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", Key(16), nullable=False, comment="the part of the key that may be shown"),
+    Column("caller", Key(64), nullable=False, comment="who holds it; several keys may be one caller's"),
+    Column("secret_sha256", Key(64), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("revoked_at", UtcTime),
+    Column("accounts", Key(2000), comment="the accounts that it is for, e.g. 6,7,100-199"),
+    Column("user_prefix", Key(19), comment="it is for the accounts of users whose id begins so; both null: for all"),
+    PrimaryKeyConstraint("key_id"),
+    Index("idx_caller", "caller"),
+    **TABLE_OPTIONS,
+)
+
+# ---- behind the broker -----------------------------------------------------------------------------------------------
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("id", Identity, primary_key=True, autoincrement=True),
+    Column("body_sha256", Key(64), nullable=False, comment="of the request, or of the body that is none: one row"),
+    Column("state", Key(16), nullable=False, server_default=text("'parked'"), comment="see worker.dead_letters"),
+    Column("state_at", UtcTime, comment="since when; null: parked by the previous release"),
+    Column("cause", Key(32), nullable=False),
+    Column("error", Text, nullable=False, comment="what was wrong, in one line"),
+    Column("error_type", Key(100), comment="the exception's name"),
+    Column("traceback", Text),
+    Column("group_id", Key(16), nullable=False, server_default=text("''"), comment="alike in cause, type and place"),
+    Column("body", LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), nullable=False),
+    Column("body_bytes", Integer, nullable=False, comment="its whole length: body keeps the beginning"),
+    Column("headers", Text, comment="JSON: what came beside the body"),
+    Column("request_key", Key(64)),
+    Column("lottery_session_id", Key(100)),
+    Column("account_id", BigInteger),
+    Column("queue", String(50), nullable=False),
+    Column("deliveries", Integer, nullable=False),
+    Column("times_parked", Integer, nullable=False),
+    Column("first_parked_at", UtcTime, nullable=False),
+    Column("last_parked_at", UtcTime, nullable=False),
+    Column("worker", String(100), comment="who parked it, the last time"),
+    Column("version", String(32), comment="its release"),
+    Column("edited_from", BigInteger, comment="the dead letter that this is an edited copy of"),
+    Column("replay_id", BigInteger, comment="the last replay that took it"),
+    Index("uk_body_sha256", "body_sha256", unique=True),
+    # Lists are by state, newest or oldest first, perhaps of one cause or group; counts need nothing but the index.
+    Index("idx_state_group", "state", "group_id", "cause", "last_parked_at"),
+    Index("idx_dead_letter_request_key", "request_key"),
+    Index("idx_dead_letter_session", "lottery_session_id"),
+    Index("idx_dead_letter_account", "account_id", "state"),
+    Index("idx_dead_letter_replay", "replay_id", "state"),
+    Index("idx_edited_from", "edited_from"),
+    sqlite_autoincrement=True,
+    **TABLE_OPTIONS,
+)
+
+replays = Table(
+    "replays",
+    metadata,
+    Column("id", Identity, primary_key=True, autoincrement=True),
+    Column("operator", String(100), nullable=False, comment="who"),
+    Column("reason", Text, nullable=False, comment="why"),
+    Column("selection", Text, nullable=False, comment="JSON: which dead letters"),
+    Column("options", Text, nullable=False, comment="JSON: rate, limit, canary"),
+    Column("status", Key(16), nullable=False, comment="running, done, stopped or failed"),
+    Column("stopped_because", Text, comment="why it ended early"),
+    Column("selected", Integer, nullable=False, comment="how many it was to replay when it began"),
+    Column("sent", Integer, nullable=False, server_default=text("0")),
+    Column("settled", Integer, nullable=False, server_default=text("0")),
+    Column("parked_again", Integer, nullable=False, server_default=text("0")),
+    Column("refused", Integer, nullable=False, server_default=text("0"), comment="left parked: see the forecast"),
+    Column("started_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False, comment="the last sign of life of whoever runs it"),
+    Column("ended_at", UtcTime),
+    Column("stop_asked_at", UtcTime),
+    Column("stop_asked_by", String(100)),
+    Index("idx_replay_status", "status"),
+    CheckConstraint("status IN ('running', 'done', 'stopped', 'failed')", name="status"),
+    sqlite_autoincrement=True,
+    **TABLE_OPTIONS,
+)
+
+operators = Table(
+    "operators",
+    metadata,
+    Column("name", Key(64), nullable=False),
+    Column("role", Key(16), nullable=False, comment="viewer or operator"),
+    Column("password_hash", String(255), nullable=False, comment="argon2"),
+    Column("created_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("name"),
+    CheckConstraint("role IN ('viewer', 'operator')", name="role"),
+    **TABLE_OPTIONS,
+)
+
+operator_sessions = Table(
+    "operator_sessions",
+    metadata,
+    Column("token_sha256", Key(64), nullable=False),
+    Column("operator", Key(64), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("token_sha256"),
+    Index("idx_operator_session_operator", "operator"),
+    **TABLE_OPTIONS,
+)
+
+# Nothing here is ever changed or deleted: the room of operators only inserts.
+operator_actions = Table(
+    "operator_actions",
+    metadata,
+    Column("id", Identity, primary_key=True, autoincrement=True),
+    Column("at", UtcTime, nullable=False),
+    Column("operator", String(100), nullable=False, comment="who: a user's name, or shell:account@host"),
+    Column("action", Key(32), nullable=False, comment="what"),
+    Column("reason", Text, nullable=False, comment="why"),
+    Column("count", Integer, nullable=False, comment="how many"),
+    Column("details", Text, nullable=False, comment="JSON: which, and what came of it"),
+    Column("replay_id", BigInteger),
+    Index("idx_action_replay", "replay_id"),
+    sqlite_autoincrement=True,
+    **TABLE_OPTIONS,
+)

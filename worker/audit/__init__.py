@@ -1,0 +1,1 @@
+"""The proof that the books balance, and the audits on record."""

@@ -1,0 +1,67 @@
+"""The audits on record: when the last one ended, and what it found. See worker.audit.audit for what an audit proves."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from producers.storage.database import explain
+from producers.storage.schema import operator_actions as table
+from worker.operators import actions
+
+if TYPE_CHECKING:  # the metrics read these, and the audit itself needs the metrics
+    from worker.audit.audit import Report
+
+AUDIT: Final = "audit"
+COUNT_MAX: Final = 2**31 - 1  # the column's
+
+
+class Audited(NamedTuple):
+    """An audit on record: `violations` of all invariants, and the names of those that were `not_looked_at`."""
+
+    at: datetime
+    by: str
+    violations: int
+    not_looked_at: tuple[str, ...]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether every invariant was looked at, and held."""
+        return not self.violations and not self.not_looked_at
+
+    def __str__(self) -> str:
+        if self.is_clean:
+            return "the books balance"
+        parts = [f"{self.violations:,} violations"] if self.violations else []
+        if self.not_looked_at:
+            parts.append(f"not looked at: {', '.join(self.not_looked_at)}")
+        return "; ".join(parts)
+
+
+def record(engine: Engine, report: Report, *, by: str) -> None:
+    """Put an audit on record. Raises ServiceUnavailable, ConfigurationError or InternalError."""
+    details = {
+        "violated": {name: count for name, count in report.counts.items() if count},
+        "not_looked_at": [name for name, state in report.states.items() if state == "not looked at"],
+        **{name: getattr(report, name) for name in ("requests", "rows", "accounts")},
+    }
+    count = min(COUNT_MAX, sum(report.counts.values()))
+    try:
+        with engine.begin() as connection:
+            actions.record(connection, operator=by, action=AUDIT, reason="", count=count, details=details)
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+
+
+def last(connection: Connection) -> Audited | None:
+    """The last audit on record; None if there never was one."""
+    query = select(table).where(table.c.action == AUDIT).order_by(table.c.id.desc()).limit(1)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        return None
+    not_looked_at = msgspec.json.decode(row["details"]).get("not_looked_at", ())
+    return Audited(row["at"], row["operator"], row["count"], tuple(not_looked_at))

@@ -1,0 +1,109 @@
+"""I12: every operator action is on record. What moved money or keys is compared with `operator_actions`, both ways.
+
+Books of older releases hold recharges, accounts and API keys that nobody put on record: only rows that say that they
+are on record (worker.ledger.accounts.ON_RECORD) are looked up there. What the record says must be there in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, select
+
+from producers.storage.database import CENT
+from producers.storage.schema import api_keys, dead_letters, operator_actions, replays
+from producers.storage.schema import asset_transactions as transactions
+from worker.ledger.accounts import ACCOUNT_ADD, ACCOUNT_RECHARGE, ON_RECORD
+
+API_KEY_ADD: Final = "api-key add"
+API_KEY_REVOKE: Final = "api-key revoke"
+
+Found = tuple[str, str]  # the subject, and what is wrong with it
+FETCH_SIZE: Final = 2000
+
+
+def check(connection: Connection) -> Iterator[Found]:
+    """Whatever the record lacks, and whatever it says that is not so."""
+    yield from _replays(connection)
+    yield from _recharges(connection)
+    yield from _api_keys(connection)
+
+
+def _replays(connection: Connection) -> Iterator[Found]:
+    """A dead letter that was replayed names its replay, which somebody began, and which ended on record."""
+    begun = {row.id: row.ended_at for row in connection.execute(select(replays.c.id, replays.c.ended_at))}
+    recorded: dict[str, set[int | None]] = {}
+    for action, replay_id in connection.execute(
+        select(operator_actions.c.action, operator_actions.c.replay_id).where(operator_actions.c.replay_id.is_not(None))
+    ):
+        recorded.setdefault(action, set()).add(replay_id)
+    for replay_id, ended_at in begun.items():
+        if replay_id not in recorded.get("replay", ()):
+            yield f"replay {replay_id}", "nobody is on record for it"
+        if ended_at is not None and replay_id not in recorded.get("replay ended", ()):
+            yield f"replay {replay_id}", "its end is not on record"
+    named = connection.execute(
+        select(dead_letters.c.replay_id).where(dead_letters.c.replay_id.is_not(None)).distinct()
+    ).scalars()
+    for replay_id in named:
+        if replay_id not in begun:
+            yield f"replay {replay_id}", "dead letters name it, and it is not on record"
+
+
+def _recharges(connection: Connection) -> Iterator[Found]:
+    """What an operator paid in: the same account and amount in the ledger and on record, once each."""
+    recorded: dict[str, tuple[int, str]] = {}
+    for id, _, details in _recorded(connection, ACCOUNT_ADD, ACCOUNT_RECHARGE):
+        if details is None:
+            yield f"action {id}", "its details cannot be read"
+        elif details.get("key"):  # an account that was opened with nothing has no row
+            recorded[str(details["key"])] = (details.get("account_id", 0), str(details.get("amount")))
+    rows = connection.execution_options(yield_per=FETCH_SIZE).execute(
+        select(
+            transactions.c.idempotency_key,
+            transactions.c.account_id,
+            transactions.c.delta_amount,
+        ).where(transactions.c.notes == ON_RECORD)
+    )
+    for key, account_id, amount in rows:
+        said = recorded.pop(key, None)
+        if said is None:
+            yield f"recharge {key}", "nobody is on record for it"
+        elif said != (account_id, str(Decimal(amount).quantize(CENT))):
+            yield (
+                f"recharge {key}",
+                f"is {amount} to account {account_id}, on record are {said[1]} to account {said[0]}",
+            )
+    for key, (account_id, amount_said) in recorded.items():
+        yield f"recharge {key}", f"{amount_said} to account {account_id} are on record, and not in the ledger"
+
+
+def _api_keys(connection: Connection) -> Iterator[Found]:
+    """A key that somebody made is there, and one that somebody revoked lets nobody in."""
+    keys = {row.key_id: row.revoked_at for row in connection.execute(select(api_keys.c.key_id, api_keys.c.revoked_at))}
+    for id, action, details in _recorded(connection, API_KEY_ADD, API_KEY_REVOKE):
+        key_id = (details or {}).get("key_id")
+        if details is None:
+            yield f"action {id}", "its details cannot be read"
+        elif key_id not in keys:
+            yield f"API key {key_id}", "is on record, and gone"
+        elif action == API_KEY_REVOKE and keys[key_id] is None:
+            yield f"API key {key_id}", "was revoked on record, and lets its caller in again"
+
+
+def _recorded(connection: Connection, *actions: str) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+    """Id, action and details of these actions, the oldest first; None where they are no JSON object."""
+    rows = connection.execute(
+        select(operator_actions.c.id, operator_actions.c.action, operator_actions.c.details)
+        .where(operator_actions.c.action.in_(actions))
+        .order_by(operator_actions.c.id)
+    )
+    for id, action, details in rows:
+        try:
+            said = msgspec.json.decode(details)
+        except (msgspec.DecodeError, TypeError):
+            said = None
+        yield id, action, said if isinstance(said, dict) else None

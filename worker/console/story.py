@@ -1,0 +1,317 @@
+"""The story of a draw: all that is on record about it, on one timeline. Found by its request key or session id.
+
+An account has a story, too: its latest draws and its dead letters. Every look-up here goes by an index: the story of
+one draw among five million is told as fast as that of one among five.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, or_, select
+
+from producers.domain.causes import OPEN_STATES, LetterState, Status
+from producers.storage import ledger, requests
+from producers.storage.ledger import Account
+from producers.storage.schema import (
+    api_idempotency_requests,
+    asset_transactions,
+    dead_letters,
+    operator_actions,
+    replays,
+)
+from worker.audit.audits import AUDIT
+from worker.operators.actions import Action
+
+# What happened, and how much it matters to somebody who looks for what went wrong.
+Tone = Literal["plain", "good", "bad", "busy"]
+
+DRAWS_MAX: Final = 50
+DEAD_LETTERS_MAX: Final = 50
+ACTIONS_MAX: Final = 500  # looked through for a dead letter's number
+RETRIED_SOON: Final = timedelta(milliseconds=1)
+
+# Everything but the body and the traceback: those are on the dead letter's own page.
+_SUMMARY: Final = [
+    column for column in dead_letters.columns if column.name not in ("body", "traceback", "headers", "body_sha256")
+]
+
+
+class Event(NamedTuple):
+    """Something that happened: `what` in two or three words, `text` with the details, `link` to the page about it."""
+
+    at: datetime
+    what: str
+    text: str = ""
+    tone: Tone = "plain"
+    link: str = ""
+
+
+class Draw(NamedTuple):
+    """A draw in an account's list: the ledger's rows of one session, summed up."""
+
+    lottery_session_id: str
+    at: datetime
+    business_types: tuple[str, ...]
+    amount: Decimal
+    balance_after: Decimal
+
+
+class Story(NamedTuple):
+    """What is known about what was asked for; `kind` says what that turned out to be."""
+
+    query: str
+    kind: Literal["draw", "account", "nothing"]
+    events: Sequence[Event] = ()
+    request: dict[str, Any] | None = None
+    lottery_session_id: str | None = None
+    ledger_rows: Sequence[dict[str, Any]] = ()
+    result: bytes | None = None
+    dead_letters: Sequence[Any] = ()
+    account: Account | None = None
+    account_id: int | None = None
+    draws: Sequence[Draw] = ()
+
+
+def tell(connection: Connection, query: str, *, letter_as: Callable[[Any], Any] = lambda row: row) -> Story:
+    """The story of a request key, a session id or, if it is none of those, an account.
+
+    `letter_as` makes of a dead letter's row what may be told of it.
+    """
+    query = query.strip()
+    if not query or len(query) > 100 or not query.isascii():
+        return Story(query, "nothing")
+    story = _of_draw(connection, query, letter_as)
+    if story is None and query.isdecimal() and int(query) < 2**63:
+        story = _of_account(connection, query, letter_as)
+    return story or Story(query, "nothing")
+
+
+# ---- a draw ----------------------------------------------------------------------------------------------------------
+
+
+def _of_draw(connection: Connection, query: str, letter_as: Callable[[Any], Any]) -> Story | None:
+    request = _request(connection, api_idempotency_requests.c.request_key == query) or _request(
+        connection, api_idempotency_requests.c.lottery_session_id == query
+    )
+    keys = {query} if request is None else {request["request_key"]}
+    sessions = {query} if request is None else {request["lottery_session_id"]}
+    letters = _letters(connection, keys, sessions)
+    if request is None and letters:
+        # It never became a request: a dead letter may know its session, or its key.
+        sessions |= {it.lottery_session_id for it in letters if it.lottery_session_id}
+        letters = _letters(connection, keys | {it.request_key for it in letters if it.request_key}, sessions)
+    letters = [letter_as(it) for it in letters]
+    rows = [row for session in sorted(sessions) for row in ledger.session_rows(connection, session)]
+    if request is None and not letters and not rows:
+        return None
+    session = request["lottery_session_id"] if request else next(iter(sorted(sessions - keys)), query)
+    state = None if request is None else requests.state_of_session(connection, session)
+    account_id = next(
+        (it for it in (request and request["account_id"], *[row["account_id"] for row in rows],
+                       *[it.account_id for it in letters]) if it is not None),
+        None,
+    )  # fmt: skip
+    events = _request_events(request) + _ledger_events(rows) + _letter_events(letters)
+    events += _replay_events(connection, letters)
+    return Story(
+        query,
+        "draw",
+        events=sorted(events, key=lambda event: event.at),  # stable: what is simultaneous stays in the order above
+        request=request,
+        lottery_session_id=session,
+        ledger_rows=rows,
+        result=None if state is None else state.result,
+        dead_letters=letters,
+        account=None if account_id is None else ledger.find_account(connection, account_id),
+        account_id=account_id,
+    )
+
+
+def _request(connection: Connection, condition: ColumnElement[bool]) -> dict[str, Any] | None:
+    row = connection.execute(select(api_idempotency_requests).where(condition)).mappings().first()
+    return None if row is None else dict(row)
+
+
+def _letters(connection: Connection, keys: set[str], sessions: set[str]) -> list[Any]:
+    """Dead letters of a draw, the oldest first. Two look-ups: an OR over two indexes is often a walk over none."""
+    found: dict[int, Any] = {}
+    for condition in (
+        dead_letters.c.request_key.in_(sorted(keys)),
+        dead_letters.c.lottery_session_id.in_(sorted(sessions)),
+    ):
+        for row in connection.execute(select(*_SUMMARY).where(condition).limit(DEAD_LETTERS_MAX)):
+            found[row.id] = row
+    # Edited copies, and what they are copies of, whatever they name.
+    originals = {row.edited_from for row in found.values() if row.edited_from is not None}
+    for condition in (dead_letters.c.id.in_(originals - found.keys()), dead_letters.c.edited_from.in_(list(found))):
+        for row in connection.execute(select(*_SUMMARY).where(condition).limit(DEAD_LETTERS_MAX)):
+            found[row.id] = row
+    return [found[id] for id in sorted(found)]
+
+
+def _request_events(request: dict[str, Any] | None) -> list[Event]:
+    if request is None:
+        return []
+    events = []
+    by = f"by {request['caller']}" if request["caller"] else "by a caller without an API key"
+    if request["accepted_at"] is None:
+        events.append(Event(request["created_at"], "first seen", "it came by the broker alone, nobody accepted it"))
+    else:
+        again = request["accepted_at"] - request["created_at"] > RETRIED_SOON
+        first = Event(request["created_at"], "accepted", f"{by}, campaign {request['campaign']}", "good")
+        events.append(first)
+        if again:
+            events.append(Event(request["accepted_at"], "accepted again", "revived by a replay", "busy"))
+    if request["published_at"] is not None:
+        attempts = request["publish_attempts"]
+        text = "the first attempt" if attempts == 1 else f"attempt {attempts}: the latest, earlier ones are not kept"
+        events.append(Event(request["published_at"], "published", text))
+    if request["settled_at"] is not None:
+        events.append(_settled(request))
+    return events
+
+
+def _settled(request: dict[str, Any]) -> Event:
+    parts = [request["reason"] or ""]
+    if request["settled_by"]:
+        parts.append(f"by {request['settled_by']}")
+    if request["deliveries"]:
+        parts.append("at the first delivery" if request["deliveries"] == 1 else f"at delivery {request['deliveries']}")
+    tone: Tone = "good" if request["status"] == Status.COMPLETED else "bad"
+    return Event(request["settled_at"], request["status"], ", ".join(filter(None, parts)), tone)
+
+
+def _ledger_events(rows: Sequence[dict[str, Any]]) -> list[Event]:
+    return [
+        Event(
+            row["created_at"],
+            row["business_type"].replace("_", " "),
+            f"{row['delta_amount']:+.2f} {row['asset_code']}, account {row['account_id']}: "
+            f"{row['balance_before']:.2f} → {row['balance_after']:.2f}",
+            "good",
+        )
+        for row in rows
+    ]
+
+
+def _letter_events(letters: Sequence[Any]) -> list[Event]:
+    events = []
+    for it in letters:
+        name, link = f"dead letter {it.id}", f"/dead-letters/{it.id}"
+        if it.edited_from is not None:
+            events.append(Event(it.first_parked_at, "edited", f"{name} is a copy of {it.edited_from}", "busy", link))
+        else:
+            by = f" by {it.worker}" if it.worker and it.times_parked == 1 else ""
+            why = f" ({it.cause}: {it.error})" if it.times_parked == 1 else ""
+            events.append(Event(it.first_parked_at, "parked", f"{name}{by}{why}", "bad", link))
+        if it.times_parked > 1 and it.last_parked_at > it.first_parked_at:
+            by = f" by {it.worker}" if it.worker else ""
+            text = f"{name}, {it.times_parked} times by now{by} ({it.cause}: {it.error})"
+            events.append(Event(it.last_parked_at, "parked again", text, "bad", link))
+        if it.state_at is not None and it.state not in OPEN_STATES:
+            tone: Tone = "good" if it.state == LetterState.SETTLED else "busy"
+            events.append(Event(it.state_at, it.state, name, tone, link))
+    return events
+
+
+def _replay_events(connection: Connection, letters: Sequence[Any]) -> list[Event]:
+    """What operators did about these dead letters: the replays that took them last, and all else that names them."""
+    if not letters:
+        return []
+    events = []
+    ids = {it.replay_id for it in letters if it.replay_id is not None}
+    for row in connection.execute(select(replays).where(replays.c.id.in_(sorted(ids)))) if ids else ():
+        link = f"/replays/{row.id}"
+        events.append(Event(row.started_at, f"replay {row.id}", f"by {row.operator}: {row.reason}", "busy", link))
+        if row.ended_at is not None:
+            why = f": {row.stopped_because}" if row.stopped_because else ""
+            events.append(
+                Event(row.ended_at, f"replay {row.id} {row.status}", f"{row.settled} settled{why}", link=link)
+            )
+    for action in _actions_about(connection, {it.id for it in letters}, min(it.first_parked_at for it in letters)):
+        if action.replay_id is None:
+            events.append(Event(action.at, action.action, f"by {action.operator}: {action.reason}", "busy"))
+    return events
+
+
+def _actions_about(connection: Connection, ids: set[int], since: datetime) -> list[Action]:
+    """Of the latest actions, those that name one of these dead letters."""
+    query = (
+        select(operator_actions)
+        .where(operator_actions.c.at >= since, or_(operator_actions.c.action.not_in(("login", "user add", AUDIT))))
+        .order_by(operator_actions.c.id.desc())
+        .limit(ACTIONS_MAX)
+    )
+    found = []
+    for row in connection.execute(query):
+        details = msgspec.json.decode(row.details)
+        if _numbers(details) & ids:
+            found.append(Action(**{**row._mapping, "details": details}))
+    return found
+
+
+def _numbers(details: Any) -> set[int]:
+    """The dead letters that an action's details name: `id`, `ids`, `copy`, wherever they stand."""
+    if isinstance(details, dict):
+        named = set()
+        for name, value in details.items():
+            if isinstance(value, dict):
+                named |= _numbers(value)
+            elif name in ("id", "ids", "copy", "copy_id", "edited_from", "original"):
+                named |= {it for it in (value if isinstance(value, list) else [value]) if isinstance(it, int)}
+        return named
+    return set()
+
+
+# ---- an account ------------------------------------------------------------------------------------------------------
+
+
+def _of_account(connection: Connection, query: str, letter_as: Callable[[Any], Any]) -> Story | None:
+    account_id = int(query)
+    account = ledger.find_account(connection, account_id)
+    letters = connection.execute(
+        select(*_SUMMARY)
+        .where(dead_letters.c.account_id == account_id)
+        .order_by(dead_letters.c.id.desc())
+        .limit(DEAD_LETTERS_MAX)
+    ).all()
+    if account is None and not letters:
+        return None
+    return Story(
+        query,
+        "account",
+        account=account,
+        account_id=account_id,
+        draws=_draws(connection, account_id),
+        dead_letters=[letter_as(it) for it in letters],
+    )
+
+
+def _draws(connection: Connection, account_id: int) -> list[Draw]:
+    """The latest sessions in an account's ledger, newest first. What was rejected left no row there."""
+    table = asset_transactions
+    # By both columns of the index: the rows of one moment are few, and put in order here.
+    rows = connection.execute(
+        select(table)
+        .where(table.c.account_id == account_id)
+        .order_by(table.c.created_at.desc())
+        .limit(2 * DRAWS_MAX + 1)
+    ).all()
+    by_session: dict[str, list[Any]] = {}
+    for row in rows:
+        by_session.setdefault(row.lottery_session_id, []).append(row)
+    return [
+        Draw(
+            session,
+            mine[0].created_at,
+            tuple(row.business_type for row in sorted(mine, key=lambda row: row.transaction_id)),
+            sum((row.delta_amount for row in mine), Decimal(0)),
+            max(mine, key=lambda row: row.transaction_id).balance_after,
+        )
+        for session, mine in list(by_session.items())[:DRAWS_MAX]
+    ]

@@ -1,0 +1,1 @@
+"""Messages that were set aside: parked with their cause, grouped, selected, discarded."""

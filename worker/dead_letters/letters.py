@@ -1,0 +1,353 @@
+"""Dead letters as operators see them: look, count, group, edit a copy, discard, restore. Parking is
+worker.dead_letters.parking's.
+
+    parked ──► replaying ──► settled            worker.replays sends it, worker.dead_letters.parking follows it up
+      │ ▲          └───────► parked again ──► replaying …
+      ▼ │
+    discarded
+
+Whatever an operator does is one transaction with its row in the record of actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Engine, and_, false, func, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from producers.domain.causes import OPEN_STATES, Cause, LetterState, Status
+from producers.domain.contract import DrawRequest, parse_request
+from producers.domain.errors import DeadLetterNotFound, InvalidRequest
+from producers.storage import clock
+from producers.storage.database import explain, is_duplicate_key
+from producers.storage.schema import api_idempotency_requests
+from producers.storage.schema import dead_letters as table
+from worker.dead_letters.parking import ROWS_MAX, VERSION
+from worker.operators import actions
+
+__all__ = ["DeadLetter", "Group", "Selection"]
+
+SHOWN_IDS_MAX: Final = 100
+ID_MAX: Final = 2**63 - 1
+AGE_S_MAX: Final = 36_500 * 86_400.0
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which dead letters. What is not said does not matter, but for the state: those that are parked.
+
+    Ages count from the last time a message was parked, in seconds.
+    """
+
+    ids: tuple[int, ...] = ()
+    states: tuple[str, ...] = OPEN_STATES
+    cause: str | None = None
+    group_id: str | None = None
+    account_id: int | None = None
+    request_key: str | None = None
+    older_than_s: float | None = None
+    newer_than_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for state in self.states:
+            if state not in tuple(LetterState):
+                raise InvalidRequest(f"there is no state {state!r}: {', '.join(tuple(LetterState))}")
+        if self.cause is not None and self.cause not in tuple(Cause):
+            raise InvalidRequest(f"there is no cause {self.cause!r}: {', '.join(tuple(Cause))}")
+        for number in (*self.ids, self.account_id or 0):
+            if abs(number) > ID_MAX:
+                raise InvalidRequest(f"an id is at most {ID_MAX}, not {number}")
+        for age_s in (self.older_than_s, self.newer_than_s):
+            if age_s is not None and not 0 <= age_s <= AGE_S_MAX:
+                raise InvalidRequest(f"an age is at most {AGE_S_MAX / 86_400:,.0f} days, not {age_s / 86_400:,.0f}")
+
+    def condition(self, now: datetime) -> ColumnElement[bool]:
+        """The selection as SQL; `now` by the clock of the database (producers.storage.clock)."""
+        parts: list[ColumnElement[bool]] = [table.c.state.in_(self.states)]
+        if self.ids:
+            parts.append(table.c.id.in_(self.ids))
+        for column, value in (
+            (table.c.cause, self.cause),
+            (table.c.group_id, self.group_id),
+            (table.c.account_id, self.account_id),
+            (table.c.request_key, self.request_key),
+        ):
+            if isinstance(value, str) and not value.isascii():
+                parts.append(false())  # none is called so, and MariaDB refuses to compare them
+            elif value is not None:
+                parts.append(column == value)
+        if self.older_than_s is not None:
+            parts.append(table.c.last_parked_at < now - timedelta(seconds=self.older_than_s))
+        if self.newer_than_s is not None:
+            parts.append(table.c.last_parked_at >= now - timedelta(seconds=self.newer_than_s))
+        return and_(*parts)
+
+    def described(self) -> Mapping[str, Any]:
+        """The selection for the record: what is said, and the state."""
+        said: dict[str, Any] = msgspec.to_builtins(self)
+        return {**said, "states": list(self.states)}
+
+
+class DeadLetter(NamedTuple):
+    """One dead letter: the columns of its row. `body` is its beginning, `body_bytes` its whole length."""
+
+    id: int
+    body_sha256: str
+    state: str
+    state_at: datetime | None
+    cause: str
+    error: str
+    error_type: str | None
+    traceback: str | None
+    group_id: str
+    body: bytes
+    body_bytes: int
+    headers: str | None
+    request_key: str | None
+    lottery_session_id: str | None
+    account_id: int | None
+    queue: str
+    deliveries: int
+    times_parked: int
+    first_parked_at: datetime
+    last_parked_at: datetime
+    worker: str | None
+    version: str | None
+    edited_from: int | None
+    replay_id: int | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole body was kept."""
+        return len(self.body) == self.body_bytes
+
+    def request(self) -> DrawRequest:
+        """What it asks for; raises InvalidRequest if that cannot be read, or was not kept."""
+        return request_in(self.body, self.body_bytes)
+
+
+def request_in(body: bytes, body_bytes: int) -> DrawRequest:
+    """What a message that was kept asks for; raises InvalidRequest if that cannot be read, or was not kept."""
+    if len(body) != body_bytes:
+        raise InvalidRequest(f"only the first {len(body):,} of {body_bytes:,} bytes were kept")
+    return parse_request(body)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Dead letters that are alike: `title` is the latest one's error, `error_type` its kind, `sample_id` its id."""
+
+    group_id: str
+    cause: str
+    title: str
+    count: int
+    first_parked_at: datetime
+    last_parked_at: datetime
+    sample_id: int
+    error_type: str | None
+
+
+# ---- look ------------------------------------------------------------------------------------------------------------
+
+
+def some(
+    connection: Connection, selection: Selection, *, rows_max: int, before_id: int | None = None
+) -> list[DeadLetter]:
+    """Up to `rows_max` of them, the latest first, going on below `before_id`."""
+    query = select(table).where(selection.condition(clock.now(connection))).order_by(table.c.id.desc()).limit(rows_max)
+    if before_id is not None:
+        query = query.where(table.c.id < before_id)
+    return [DeadLetter(**row._mapping) for row in connection.execute(query)]
+
+
+def get(connection: Connection, dead_letter_id: int) -> DeadLetter:
+    """One of them; raises DeadLetterNotFound."""
+    row = None
+    if abs(dead_letter_id) <= ID_MAX:
+        row = connection.execute(select(table).where(table.c.id == dead_letter_id)).first()
+    if row is None:
+        raise DeadLetterNotFound(f"there is no dead letter {dead_letter_id}")
+    return DeadLetter(**row._mapping)
+
+
+def copies(connection: Connection, dead_letter_id: int) -> list[int]:
+    """The ids of its edited copies."""
+    return list(
+        connection.execute(
+            select(table.c.id).where(table.c.edited_from == dead_letter_id).order_by(table.c.id)
+        ).scalars()
+    )
+
+
+def count(connection: Connection, selection: Selection) -> int:
+    """How many are selected."""
+    return int(
+        connection.execute(
+            select(func.count()).select_from(table).where(selection.condition(clock.now(connection)))
+        ).scalar_one()
+    )
+
+
+def counts(connection: Connection) -> dict[tuple[str, str], int]:
+    """How many there are, by state and cause."""
+    rows = connection.execute(select(table.c.state, table.c.cause, func.count()).group_by(table.c.state, table.c.cause))
+    return {(state, cause): int(number) for state, cause, number in rows}
+
+
+def groups(connection: Connection, selection: Selection) -> list[Group]:
+    """The selected ones by group, the largest first."""
+    found = connection.execute(
+        select(
+            table.c.group_id,
+            table.c.cause,
+            func.count().label("number"),
+            func.max(table.c.last_parked_at).label("last"),
+            # Rows count up as they are parked first. The index has their ids, and not that time.
+            func.min(table.c.id).label("oldest"),
+            func.max(table.c.id).label("sample"),
+        )
+        .where(selection.condition(clock.now(connection)))
+        .group_by(table.c.group_id, table.c.cause)
+        .order_by(func.count().desc(), table.c.group_id)
+    ).all()
+    shown: dict[int, Any] = {}
+    ids = sorted({it for row in found for it in (row.oldest, row.sample)})
+    for start in range(0, len(ids), ROWS_MAX):
+        some_of_them = select(table.c.id, table.c.error, table.c.error_type, table.c.first_parked_at).where(
+            table.c.id.in_(ids[start : start + ROWS_MAX])
+        )
+        shown |= {row.id: row for row in connection.execute(some_of_them)}
+    return [
+        Group(
+            row.group_id,
+            row.cause,
+            shown[row.sample].error,
+            row.number,
+            shown[row.oldest].first_parked_at,
+            row.last,
+            row.sample,
+            shown[row.sample].error_type,
+        )
+        for row in found
+        if row.oldest in shown and row.sample in shown  # else they went meanwhile
+    ]
+
+
+# ---- act -------------------------------------------------------------------------------------------------------------
+
+
+def discard(engine: Engine, selection: Selection, *, operator: str, reason: str) -> int:
+    """Put the selected ones away: they are replayed no more, and can be restored. Return how many."""
+    states = tuple(state for state in selection.states if state in OPEN_STATES)
+    return _move(engine, selection, states, LetterState.DISCARDED, "discard", operator, reason)
+
+
+def restore(engine: Engine, selection: Selection, *, operator: str, reason: str) -> int:
+    """Park again, as if for the first time, what was discarded; return how many."""
+    return _move(engine, selection, (LetterState.DISCARDED,), LetterState.PARKED, "restore", operator, reason)
+
+
+def _move(
+    engine: Engine, selection: Selection, states: tuple[str, ...], to: str, action: str, operator: str, reason: str
+) -> int:
+    why = actions.checked_reason(reason)
+    asked = msgspec.structs.replace(selection, states=states)
+    try:
+        with engine.begin() as connection:
+            now = clock.now(connection)
+            ids = list(
+                connection.execute(
+                    select(table.c.id).where(asked.condition(now)).order_by(table.c.id).with_for_update()
+                ).scalars()
+            )
+            for start in range(0, len(ids), ROWS_MAX):
+                connection.execute(
+                    update(table).where(table.c.id.in_(ids[start : start + ROWS_MAX])).values(state=to, state_at=now)
+                )
+            details = {"selection": asked.described(), "ids": ids[:SHOWN_IDS_MAX]}
+            actions.record(connection, operator=operator, action=action, reason=why, count=len(ids), details=details)
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+    return len(ids)
+
+
+def edit(engine: Engine, dead_letter_id: int, body: bytes, *, operator: str, reason: str) -> int:
+    """Park an edited copy of a dead letter, to be replayed instead of it; return the copy's id.
+
+    Raises InvalidRequest if the copy is no draw request, names another request key or account than its original, or
+    comes too late: the original's request has settled.
+    """
+    why = actions.checked_reason(reason)
+    request = parse_request(body)
+    try:
+        with engine.begin() as connection:
+            now = clock.now(connection)
+            original = get(connection, dead_letter_id)
+            _refuse_other_claims(original, request)
+            refuse_if_settled(connection, original, request)
+            copy = {
+                "body_sha256": request.fingerprint(),
+                "state": LetterState.PARKED,
+                "state_at": now,
+                "cause": original.cause,
+                "error": original.error,
+                "group_id": original.group_id,
+                "body": request.encode(),
+                "body_bytes": len(request.encode()),
+                "request_key": request.request_key,
+                "lottery_session_id": request.lottery_session_id,
+                "account_id": request.account_id,
+                "queue": original.queue,
+                "deliveries": 0,
+                "times_parked": 1,
+                "first_parked_at": now,
+                "last_parked_at": now,
+                "worker": operator[:100],
+                "version": VERSION,
+                "edited_from": original.id,
+            }
+            (copy_id,) = connection.execute(insert(table).values(copy)).inserted_primary_key or (0,)
+            details = {"id": original.id, "copy": copy_id, "before": _text(original.body), "after": _text(body)}
+            actions.record(connection, operator=operator, action="edit", reason=why, count=1, details=details)
+    except SQLAlchemyError as error:
+        if is_duplicate_key(error):
+            raise InvalidRequest("this very message is among the dead letters already: replay that one") from None
+        raise explain(error) from error
+    return int(copy_id)
+
+
+def _refuse_other_claims(original: DeadLetter, request: DrawRequest) -> None:
+    for name in ("request_key", "account_id"):
+        before, after = getattr(original, name), getattr(request, name)
+        if before is not None and before != after:
+            raise InvalidRequest(
+                f"{name} cannot be edited: it is {before}, not {after}. For another one make a new draw."
+            )
+
+
+def refuse_if_settled(connection: Connection, original: DeadLetter, request: DrawRequest) -> None:
+    """Raise InvalidRequest if the original, or the request under its key, has settled meanwhile."""
+    settled = original.state == LetterState.SETTLED or bool(settled_keys(connection, [request.request_key]))
+    if settled:
+        raise InvalidRequest(f"dead letter {original.id} has settled meanwhile: an edited copy would be another draw")
+
+
+def settled_keys(connection: Connection, request_keys: Sequence[str]) -> set[str]:
+    """Those of these requests that are completed or rejected."""
+    book = api_idempotency_requests
+    return set(
+        connection.execute(
+            select(book.c.request_key).where(
+                book.c.request_key.in_(sorted(request_keys)),
+                book.c.status.in_((Status.COMPLETED, Status.REJECTED)),
+            )
+        ).scalars()
+    )
+
+
+def _text(body: bytes) -> str:
+    return body[:2000].decode(errors="backslashreplace")

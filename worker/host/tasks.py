@@ -1,0 +1,200 @@
+"""Celery's tasks: `tombola.draw`, for shops that call `send_task`, and the housekeeping that beat asks for.
+
+A task runs again whenever its message comes again: after a kill, a lost connection, at a sender's wish. Whatever a task
+does must be the same when it is done twice; a draw is, under one request key.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Final, TypeVar
+
+from celery import Celery, Task
+from sqlalchemy import Engine
+
+from producers.brokers.redis_clients import open_redis
+from producers.domain.contract import DrawRequest
+from producers.domain.draw import wheels
+from producers.domain.errors import DrawError, InvalidRequest, ServiceUnavailable
+from producers.domain.keys import check_request_key
+from producers.domain.signatures import SIGNATURE
+from producers.results import ResultStore, StoredResult
+from producers.settings import Settings
+from producers.storage.database import open_engine
+from worker.deliveries.streams import forget_consumers
+from worker.ledger.post import holds_old_rows
+from worker.relay.outbox import archive_once
+from worker.relay.relay import open_relay
+from worker.settle import batch
+from worker.settle.batch import Deferred, Effort, Refused, Settled
+
+log = logging.getLogger(__name__)
+
+# Celery's own retry is a new message with an ETA, which a quorum queue cannot hold back. The pool has one process, so
+# the pauses are also how long other tasks wait.
+SETTLE_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
+PUT_PAUSES_S: Final = (0.1, 0.4, 1.5)
+CONSUMER_IDLE_S_MAX: Final = 3600
+ARCHIVE_STEPS_MAX: Final = 200
+
+T = TypeVar("T")
+
+
+def register(app: Celery) -> None:
+    """Make these the tasks of `app`."""
+    # A draw stores its result itself; a caller that waits must hear of a refusal all the same.
+    app.task(draw, name="tombola.draw", bind=True, ignore_result=True, store_errors_even_if_ignored=True)
+    app.task(run_audit, name="tombola.audit", bind=True)
+    app.task(run_forget_consumers, name="tombola.forget_consumers", bind=True)
+    app.task(run_relay, name="tombola.relay", bind=True)
+    app.task(run_archive, name="tombola.archive", bind=True)
+
+
+@cache
+def _engine_of_process(url: str, lock_wait_s: int, _pid: int) -> Engine:
+    return open_engine(url, lock_wait_s=lock_wait_s)
+
+
+def _engine(settings: Settings) -> Engine:
+    return _engine_of_process(settings.need("database_url"), settings.lock_wait_s, os.getpid())
+
+
+@cache
+def _is_legacy(engine: Engine) -> bool:
+    return holds_old_rows(engine)
+
+
+def draw(task: Task, **fields: Any) -> dict[str, Any]:
+    """`tombola.draw`: settle one draw, for shops that call `send_task` with a DrawRequest's fields as kwargs.
+
+    The same transaction as the consumer's. Without a request_key the task's id is the key: however often the message
+    comes, it is one draw. With TOMBOLA_MESSAGE_SECRET it takes a further keyword, `signature`
+    (producers.domain.signatures). The result is stored under the lottery session id, as for every draw, and under the
+    task id if that is another one. Raises InvalidRequest for what is no draw, or not signed (nothing is charged), and
+    ServiceUnavailable when the database did not answer for about 15 s: the draw may have happened, and the same key
+    finds out.
+    """
+    settings: Settings = task.app.draw_settings
+    signature = fields.pop(SIGNATURE, None)
+    request = _request(fields, task.request.id)
+    settings.keyring.check(request, signature)
+    answer = _settle(settings, request)
+    _put(settings, answer, {request.lottery_session_id, task.request.id or request.lottery_session_id})
+    return {"lottery_session_id": request.lottery_session_id, "reason": answer.reason}
+
+
+def _request(fields: dict[str, Any], task_id: Any) -> DrawRequest:
+    fields.pop("v", None)
+    if not fields.get("request_key"):
+        try:
+            # Never a key made here: each run would be a draw of its own.
+            fields["request_key"] = check_request_key(task_id if isinstance(task_id, str) else "")
+        except InvalidRequest as error:
+            raise InvalidRequest(f"without a request_key the task's id is the key, and it is none: {error}") from None
+    try:
+        return DrawRequest(**fields)
+    except TypeError as error:
+        raise InvalidRequest(f"not a draw request: {error}") from None
+
+
+def _settle(settings: Settings, request: DrawRequest) -> Settled:
+    engine = _engine(settings)
+
+    def settle_once() -> Settled:
+        (answer,) = batch.settle(
+            engine,
+            [request],
+            wheels(settings.seed_bytes),
+            effort=Effort(settings.tries_max, settings.lock_wait_s),
+            is_legacy=_is_legacy(engine),
+            accepted_only=settings.accepted_only,
+        )
+        if isinstance(answer, Deferred):
+            raise ServiceUnavailable(answer.error)
+        if isinstance(answer, Refused):
+            raise InvalidRequest(f"{answer.cause}: {answer.error}")
+        return answer
+
+    return _persist(settle_once, SETTLE_PAUSES_S)
+
+
+def _put(settings: Settings, answer: Settled, ids: set[str]) -> None:
+    """Put the result; a store that is away for longer is left alone: the draw has happened, and results are rebuilt."""
+    results = [StoredResult(task_id, answer.result, answer.settled_at) for task_id in sorted(ids)]
+    store = ResultStore.from_settings(settings)
+    try:
+        _persist(lambda: store.put(results), PUT_PAUSES_S)
+    except ServiceUnavailable as error:
+        log.warning("tombola.draw: the result was not put, it is rebuilt when it is asked for: %s", error)
+    finally:
+        store.close()
+
+
+def _persist(step: Callable[[], T], pauses_s: Sequence[float]) -> T:
+    """`step`, once more after each pause while it raises ServiceUnavailable; the last one is raised."""
+    for pause_s in pauses_s:
+        try:
+            return step()
+        except ServiceUnavailable as error:
+            log.warning("tombola.draw: once more in %g s: %s", pause_s, error)
+            time.sleep(pause_s)
+    return step()
+
+
+def run_audit(task: Task) -> dict[str, Any]:
+    """`tombola.audit`: prove the invariants, and put on record that they were looked at.
+
+    How each stands, violations and what was not looked at are logged as well.
+    """
+    from worker.audit import audit, audits
+
+    settings: Settings = task.app.draw_settings
+    report = audit.audit(_engine(settings), wheels(settings.seed_bytes))
+    try:
+        audits.record(_engine(settings), report, by=task.name)
+    except DrawError as error:  # the alert rules see that none is on record
+        log.error("this audit is not on record: %s", error)
+    for violation in report.violations:
+        log.error("audit: %s", violation)
+    for invariant, state in report.states.items():
+        if state != "holds":
+            count, why = report.counts[invariant], report.obstacles.get(invariant, "")
+            log.error("audit: %s is %s (%d violations) %s", invariant, state, count, why)
+    return report.told()
+
+
+def run_relay(task: Task) -> int:
+    """`tombola.relay`: publish what was accepted and never came through; the same as `tombola relay --once`."""
+    relay = open_relay(task.app.draw_settings)
+    try:
+        return relay.run_once()
+    finally:
+        relay.close()
+
+
+def run_archive(task: Task) -> int:
+    """`tombola.archive`: drop the kept results of requests that settled long ago, in small steps; how many."""
+    settings: Settings = task.app.draw_settings
+    archived = 0
+    for _ in range(ARCHIVE_STEPS_MAX if settings.retention_days else 0):
+        count = archive_once(_engine(settings), older_than_s=settings.retention_days * 86_400)
+        archived += count
+        if not count:
+            break
+    return archived
+
+
+def run_forget_consumers(task: Task) -> int:
+    """`tombola.forget_consumers`: drop what the Stream's group remembers of processes that are long gone."""
+    url = task.app.draw_settings.need("broker_url")
+    if not url.startswith("redis"):
+        return 0
+    client = open_redis(url)
+    try:
+        return forget_consumers(client, idle_s=CONSUMER_IDLE_S_MAX)
+    finally:
+        client.close()

@@ -1,0 +1,220 @@
+"""Accounts as operators see them: open one, recharge one. Each act is one transaction with its row in the record.
+
+An act under a key happens once: so an outcome that nobody has heard of is found out by doing the same again.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any, Final, NamedTuple, TypeVar
+
+from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from producers.domain import keys
+from producers.domain.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest
+from producers.storage import clock
+from producers.storage.database import CENT, Fault, explain, fault_of
+from producers.storage.ledger import RECHARGE
+from producers.storage.schema import account_asset_balances as accounts
+from producers.storage.schema import asset_transactions as transactions
+from worker.operators import actions
+
+AMOUNT_MAX: Final = Decimal("99999999.99")  # decimal(10,2)
+TRIES_MAX: Final = 5
+
+# What the row of an opening is called in its derived key; a recharge's has its business type. Draws have others.
+OPENING_TYPE: Final = "opening"
+# What is done to accounts, on record; and the notes of the ledger rows that are: older releases left them empty.
+ACCOUNT_ADD: Final = "account add"
+ACCOUNT_RECHARGE: Final = "account recharge"
+ON_RECORD: Final = "on record"
+
+_is_asset_code = re.compile(r"[A-Za-z0-9._-]{1,50}").fullmatch
+_is_standalone_recharge = re.compile(rf"{RECHARGE}_([1-9]\d{{0,18}})_\d{{13}}_[0-9a-f]{{6}}").fullmatch
+
+
+class Recharged(NamedTuple):
+    """What a recharge came to, now or since it was made first: the account, its key, and the balance after it."""
+
+    account_id: int
+    key: str
+    amount: Decimal
+    balance_after: Decimal
+    is_repeat: bool = False
+
+
+def recharge(
+    engine: Engine, account_id: int, amount: Decimal, *, key: str | None = None, by: str | None = None, reason: str = ""
+) -> Recharged:
+    """Add `amount` to an account, once under one `key`: a repeat changes nothing and answers as the first one did.
+
+    `key` is a request key, or a recharge's standalone key as it is made here without one. `by` is the operator, for the
+    record. Raises AccountNotFound; InvalidRequest for an amount that is not positive, not in cents or too large;
+    IdempotencyKeyReused if the key is another recharge's; ServiceUnavailable or ConfigurationError when the database
+    cannot be used: then the same call with the same key finds out what had happened.
+    """
+    _check_amount(amount)
+    key = key or keys.make_standalone_key(RECHARGE, account_id)
+    row_key = _recharge_row_key(key, account_id)
+
+    def act(connection: Connection) -> Recharged:
+        row = connection.execute(select(accounts).where(accounts.c.id == account_id).with_for_update()).first()
+        if row is None:
+            raise AccountNotFound(f"there is no account {account_id}")
+        if (known := _known_recharge(connection, row_key)) is not None:
+            if (known.account_id, known.delta_amount) != (account_id, amount):
+                raise _is_reused(key)
+            return Recharged(account_id, key, amount, known.balance_after, is_repeat=True)
+        after = _pay_in(connection, row, amount, row_key, by=by)
+        _record(connection, ACCOUNT_RECHARGE, by, reason, account_id, row_key, amount)
+        return Recharged(account_id, key, amount, after)
+
+    return _again_after_conflicts(engine, act)
+
+
+class Opened(NamedTuple):
+    """An account that was opened, now or since it was first: what it began with."""
+
+    account_id: int
+    user_id: int
+    asset_code: str
+    balance: Decimal
+    is_repeat: bool = False
+
+
+def add(
+    engine: Engine,
+    *,
+    user_id: int | None = None,
+    asset_code: str = "POINT",
+    balance: Decimal = Decimal(0),
+    key: str | None = None,
+    by: str | None = None,
+    reason: str = "",
+) -> Opened:
+    """Open an account and recharge it with `balance`, in one transaction. The books begin at zero, so they add up.
+
+    `user_id` None is the next free number. With a `key`, the opening has a ledger row whatever the balance, and a
+    repeat changes nothing and answers as the first one did. `by` is the operator, for the record. Raises InvalidRequest
+    for an asset code or a balance that will not do, or if the user has such an account; and as `recharge` does.
+    """
+    if not _is_asset_code(asset_code):
+        raise InvalidRequest(f"an asset code is 1 to 50 characters of A-Z a-z 0-9 . _ and -: {asset_code!r:.80}")
+    if balance:
+        _check_amount(balance)
+    row_key = None if key is None else keys.derive(key, OPENING_TYPE)
+
+    def act(connection: Connection) -> Opened:
+        if row_key is not None and (known := _known_recharge(connection, row_key)) is not None:
+            account = connection.execute(select(accounts).where(accounts.c.id == known.account_id)).one()
+            asked = (account.user_id if user_id is None else user_id, asset_code, balance)
+            if (account.user_id, known.asset_code, known.delta_amount) != asked:
+                raise _is_reused(key)
+            return Opened(account.id, account.user_id, known.asset_code, known.delta_amount, is_repeat=True)
+        user = user_id or (connection.execute(select(func.max(accounts.c.user_id))).scalar_one() or 0) + 1
+        mine = (accounts.c.user_id == user) & (accounts.c.asset_code == asset_code)
+        if user_id is not None and connection.execute(select(accounts.c.id).where(mine)).first() is not None:
+            raise InvalidRequest(f"user {user} has a {asset_code} account already")
+        now = clock.now(connection)
+        values = {"user_id": user, "asset_code": asset_code, "balance": Decimal(0), "created_at": now}
+        connection.execute(insert(accounts).values(**values, updated_at=now))
+        account = connection.execute(select(accounts).where(mine)).one()
+        opening_key = row_key or (keys.make_standalone_key(RECHARGE, account.id) if balance else None)
+        if opening_key is not None:
+            _pay_in(connection, account, balance, opening_key, by=by)
+        _record(connection, ACCOUNT_ADD, by, reason, account.id, opening_key, balance, user_id=user)
+        return Opened(account.id, user, asset_code, balance)
+
+    return _again_after_conflicts(engine, act)
+
+
+def open_account(engine: Engine, *, user_id: int, asset_code: str = "POINT", balance: Decimal = Decimal(0)) -> int:
+    """Open an account as `add` does; return its id."""
+    return add(engine, user_id=user_id, asset_code=asset_code, balance=balance).account_id
+
+
+_Outcome = TypeVar("_Outcome")
+
+
+def _again_after_conflicts(engine: Engine, act: Callable[[Connection], _Outcome]) -> _Outcome:
+    """`act` in a transaction of its own; again when another one was quicker with the same key, user or lock."""
+    for attempt in range(1, TRIES_MAX + 1):
+        try:
+            with engine.begin() as connection:
+                return act(connection)
+        except SQLAlchemyError as error:
+            if fault_of(error) is not Fault.CONFLICT or attempt == TRIES_MAX:
+                raise explain(error) from error
+            time.sleep(random.uniform(0, 0.01 * 2**attempt))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _check_amount(amount: Decimal) -> None:
+    if not 0 < amount <= AMOUNT_MAX or amount != amount.quantize(CENT):
+        raise InvalidRequest(f"an amount is above 0, at most {AMOUNT_MAX:,} and has two decimals at most: {amount}")
+
+
+def _recharge_row_key(key: str, account_id: int) -> str:
+    """The ledger row's key: a standalone one as it is; else it is derived, with a type that no draw has."""
+    standalone = _is_standalone_recharge(key)
+    if standalone is None:
+        return keys.derive(key, RECHARGE)
+    if int(standalone[1]) != account_id:
+        raise InvalidRequest(f"this key is of a recharge of account {standalone[1]}, not {account_id}")
+    return key
+
+
+def _known_recharge(connection: Connection, row_key: str) -> Any:
+    """The ledger row under this key, or None."""
+    return connection.execute(select(transactions).where(transactions.c.idempotency_key == row_key)).first()
+
+
+def _is_reused(key: str | None) -> IdempotencyKeyReused:
+    return IdempotencyKeyReused(f"the key {key} was used for something else: nothing is changed")
+
+
+def _pay_in(connection: Connection, account: Any, amount: Decimal, row_key: str, *, by: str | None) -> Decimal:
+    """Post a recharge of a locked account, and move its balance; return that."""
+    after: Decimal = account.balance + amount
+    if after > AMOUNT_MAX:
+        raise InvalidRequest(f"account {account.id} would hold more than {AMOUNT_MAX:,}")
+    now = clock.now(connection)
+    connection.execute(
+        insert(transactions).values(
+            account_id=account.id,
+            business_id=row_key,
+            lottery_session_id=row_key,
+            idempotency_key=row_key,
+            business_type=RECHARGE,
+            asset_code=account.asset_code,
+            delta_amount=amount,
+            balance_before=account.balance,
+            balance_after=after,
+            notes=None if by is None else ON_RECORD,
+            created_at=now,
+            updated_at=now,
+        )
+    )
+    connection.execute(update(accounts).where(accounts.c.id == account.id).values(balance=after, updated_at=now))
+    return after
+
+
+def _record(
+    connection: Connection,
+    action: str,
+    by: str | None,
+    reason: str,
+    account_id: int,
+    row_key: str | None,
+    amount: Decimal,
+    **more: int,
+) -> None:
+    if by is None:
+        return
+    details = {"account_id": account_id, "key": row_key, "amount": f"{amount:.2f}", **more}
+    actions.record(connection, operator=by, action=action, reason=reason, count=1, details=details)

@@ -1,0 +1,1 @@
+"""The relay: publishes what was lost on the way, gives up what never settles, archives what is old."""

@@ -1,0 +1,62 @@
+"""What the relay looks up for Prometheus: dead letters, what became of those replayed, and the last audit."""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from producers.storage.database import explain
+from producers.storage.schema import dead_letters, replays
+from producers.telemetry.metrics import Throttle
+from worker.audit import audits
+from worker.metrics import AUDIT_VIOLATIONS, DEAD_LETTERS, LAST_AUDIT, OUTCOMES, REPLAYED
+
+log = logging.getLogger(__name__)
+
+
+class OperatorsLookout:
+    """Counts the dead letters and what became of those replayed, and knows the last audit.
+
+    Call it often: it looks when it is time.
+
+    Replays run in shells and in the console, which nobody scrapes: their outcomes are counted from their rows, from
+    the first look on.
+    """
+
+    def __init__(self) -> None:
+        self._throttle = Throttle()
+        self._known: set[tuple[str, str]] = set()
+        self._outcomes: dict[str, int] | None = None
+
+    def look(self, engine: Engine) -> None:
+        """Set the gauges if it is time, what has no dead letter left to 0; and move the counter on."""
+        if not self._throttle.is_due():
+            return
+        try:
+            with engine.connect().execution_options(read_only=True) as connection:
+                rows = connection.execute(
+                    select(dead_letters.c.state, dead_letters.c.cause, func.count()).group_by(
+                        dead_letters.c.state, dead_letters.c.cause
+                    )
+                ).all()
+                sums = connection.execute(select(*(func.sum(replays.c[name]).label(name) for name in OUTCOMES))).one()
+                audit = audits.last(connection)
+        except SQLAlchemyError as error:
+            log.warning(
+                "how many dead letters there are, and when the last audit was, is not known: %s", explain(error)
+            )
+            return
+        finally:
+            self._throttle.done()
+        counts = {(row[0], row[1]): row[2] for row in rows}
+        self._known |= set(counts)
+        for labels in self._known:
+            DEAD_LETTERS.labels(*labels).set(counts.get(labels, 0))
+        outcomes = {name: int(getattr(sums, name) or 0) for name in OUTCOMES}
+        for name, before in (self._outcomes or outcomes).items():
+            REPLAYED.labels(name).inc(max(0, outcomes[name] - before))
+        self._outcomes = outcomes
+        LAST_AUDIT.set(0 if audit is None else audit.at.timestamp())
+        AUDIT_VIOLATIONS.set(0 if audit is None else audit.violations + len(audit.not_looked_at))

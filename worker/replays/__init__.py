@@ -1,0 +1,1 @@
+"""Replaying dead letters: foretold, vouched for, sent."""

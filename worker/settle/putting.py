@@ -1,0 +1,143 @@
+"""Putting results where frontends look, without ever holding up the settling.
+
+A result that the store does not take is put later, by a thread of its own. How many are kept for that is bounded: what
+is dropped is rebuilt from the database when it is asked for. So a store that is full, hung or away costs waiting
+frontends a moment, and the books nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import Engine, or_, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from producers.domain.causes import DeadReason, Status
+from producers.domain.contract import DrawRequest
+from producers.domain.errors import ServiceUnavailable
+from producers.results import ResultStore, StoredResult
+from producers.storage.database import explain
+from producers.storage.schema import api_idempotency_requests
+from worker import metrics
+from worker.dead_letters.parking import ROWS_MAX, Parking
+
+log = logging.getLogger(__name__)
+
+OWED_MAX: Final = 20_000  # some 15 MB
+PUT_SIZE_MAX: Final = 500
+AGAIN_AFTER_S: Final = 1.0
+
+
+class Putting:
+    """Puts results now, or else later. `put` may be called from any thread."""
+
+    def __init__(self, store: ResultStore) -> None:
+        self.store = store
+        self._owed: deque[StoredResult] = deque()
+        self._is_away = False
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def put(self, results: Sequence[StoredResult]) -> None:
+        """Store and announce `results`. Never raises, and does not wait for a store that is known to be away."""
+        with self._changed:
+            if self._is_away:
+                self._owe(results)
+                return
+        try:
+            self.store.put(results)
+        except ServiceUnavailable as error:
+            self._tell_away(error, results)
+
+    def put_dead(self, dead: Sequence[DrawRequest], reason: str) -> None:
+        """Tell of draws that were given up, unless the store is away: then the database alone tells."""
+        if self._is_away:
+            return
+        try:
+            self.store.put_dead(dead, reason)
+        except ServiceUnavailable as error:
+            self._tell_away(error, ())
+
+    def close(self) -> None:
+        """Make one more attempt at what is owed, and end."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(2 * AGAIN_AFTER_S)
+
+    def _tell_away(self, error: ServiceUnavailable, owed: Sequence[StoredResult]) -> None:
+        metrics.RESULT_OUTAGES.inc()
+        log.warning("%s; draws go on settling, their results are put later", error)
+        with self._changed:
+            self._is_away = True
+            self._owe(owed)
+            self._changed.notify()
+            if self._thread is None and not self._is_closed:
+                self._thread = threading.Thread(target=self._run, name="put-later", daemon=True)
+                self._thread.start()
+
+    def _owe(self, results: Sequence[StoredResult]) -> None:
+        self._owed.extend(results)
+        dropped = max(0, len(self._owed) - OWED_MAX)
+        for _ in range(dropped):
+            self._owed.popleft()
+        metrics.RESULTS_DROPPED.inc(dropped)
+        metrics.RESULTS_OWED.set(len(self._owed))
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_away or self._is_closed)
+                some = [self._owed.popleft() for _ in range(min(PUT_SIZE_MAX, len(self._owed)))]
+            try:
+                self.store.put(some)
+                was_put = True
+            except ServiceUnavailable:
+                was_put = False
+            with self._changed:
+                if not was_put:
+                    self._owed.extendleft(reversed(some))
+                self._owe(())
+                if self._is_closed and not (was_put and self._owed):
+                    return
+                if was_put and not self._owed:
+                    self._is_away = False
+                    log.info("the result store answers again, and has all results")
+                if not was_put:
+                    self._changed.wait_for(lambda: self._is_closed, AGAIN_AFTER_S)
+
+
+def tell_dead(engine: Engine, results: Putting, parkings: Sequence[Parking]) -> None:
+    """Tell those who wait for these draws that they are dead, when they are parked: as far as the servers answer.
+
+    A message whose key, or session, belongs to another request says nothing of that one.
+    """
+    tried = {request.request_key: request for it in parkings if (request := it.gives_up) is not None}
+    book = api_idempotency_requests.c
+    dead = list(tried.values())
+    try:
+        for start in range(0, len(dead), ROWS_MAX):
+            some = dead[start : start + ROWS_MAX]
+            with engine.connect().execution_options(read_only=True) as connection:
+                rows = connection.execute(
+                    select(book.request_key, book.lottery_session_id, book.fingerprint, book.status).where(
+                        or_(
+                            book.request_key.in_([it.request_key for it in some]),
+                            book.lottery_session_id.in_([it.lottery_session_id for it in some]),
+                        )
+                    )
+                ).all()
+            gone = {row.fingerprint for row in rows if row.status == Status.DEAD}
+            taken = {row.request_key for row in rows} | {row.lottery_session_id for row in rows}
+            results.put_dead(
+                [it for it in some if it.fingerprint() in gone or not {it.request_key, it.lottery_session_id} & taken],
+                DeadReason.PARKED,
+            )
+    except SQLAlchemyError as error:
+        log.warning("%d draws are parked, and who waits for them was not told: %s", len(dead), explain(error))
