@@ -1,6 +1,7 @@
 """The boundary is the broker: what stands before it never needs what stands behind it, and the pure stays pure."""
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 PRODUCERS = sorted((PROJECT / "producers").rglob("*.py"))
 WORKER = sorted((PROJECT / "worker").rglob("*.py"))
+MIGRATIONS = sorted((PROJECT / "migrations").rglob("*.py"))
 
 # A web process that only asks for draws must not carry a task queue, nor a way to settle.
 BEHIND_THE_BROKER = {"worker", "celery", "billiard", "migrations", "alembic", "tests"}
@@ -50,7 +52,7 @@ def python(script: str) -> list[str]:
 def test_there_is_something_to_look_at() -> None:
     assert {path.name for path in PRODUCERS} >= {"keys.py", "contract.py", "requests.py", "draw.py"}
     assert {path.name for path in WORKER} >= {"batch.py", "consumer.py"}
-    assert "sqlalchemy" in {name for _, name in imported(PROJECT / "producers" / "database.py")}
+    assert "sqlalchemy" in {name for _, name in imported(PROJECT / "producers" / "storage" / "database.py")}
 
 
 @pytest.mark.parametrize("path", PRODUCERS, ids=lambda path: str(path.relative_to(PROJECT)))
@@ -76,7 +78,8 @@ def test_a_web_process_loads_no_celery() -> None:
     assert [it for it in loaded if it[1].partition(".")[0] in BEHIND_THE_BROKER - {"billiard"}] == []
 
 
-PURE = ["producers.domain.keys", "producers.domain.errors", "producers.domain.draw"]
+DOMAIN = sorted((PROJECT / "producers" / "domain").glob("[a-z]*.py"))
+PURE = ["producers.domain", *(f"producers.domain.{path.stem}" for path in DOMAIN)]
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -86,6 +89,31 @@ def test_the_pure_modules_load_nothing_that_reaches_outside(module: str) -> None
     assert {name for name in loaded if name in OUTWARD or name.partition(".")[0] in OUTWARD} == set()
     # of the project just the other pure ones
     assert {name for name in loaded if name.startswith(("producers.", "worker."))} <= set(PURE)
+
+
+def test_no_import_runs_upwards_nor_in_a_circle() -> None:
+    """Between rooms: a folder, or a file that lies in none. Their order is one that imports alone decide."""
+    files = {file_name(path): path for path in [*PRODUCERS, *WORKER, *MIGRATIONS]}
+    above: dict[str, set[str]] = {}
+    for name, path in files.items():
+        for _, other in imported(path):
+            if other in files and room(other) != room(name):
+                above.setdefault(room(name), set()).add(room(other))
+    order = list(graphlib.TopologicalSorter(above).static_order())  # raises CycleError
+    assert order.index("producers.domain") < order.index("producers.storage") < order.index("worker.settle")
+    for lower, upper in (("producers", ("worker", "migrations")), ("migrations", ("worker",))):
+        wrong = {(a, b) for a, below in above.items() if a.startswith(lower) for b in below if b.startswith(upper)}
+        assert wrong == set()
+
+
+def file_name(path: Path) -> str:
+    return ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(name: str) -> str:
+    """`producers.domain.keys` lies in producers.domain, `producers.entry` is a room of its own."""
+    parts = name.split(".")
+    return name if len(parts) < 3 else ".".join(parts[:2])
 
 
 def test_what_reaches_outside_would_be_noticed() -> None:
