@@ -278,7 +278,7 @@ def test_sessions_that_are_not_as_we_ask(house: House, monkeypatch: pytest.Monke
         return open_engine(url).execution_options(isolation_level="REPEATABLE READ")
 
     monkeypatch.setattr(worker.doctor.database, "open_engine", meddling)
-    monkeypatch.setattr(producers.database, "SQL_MODE", "NO_ENGINE_SUBSTITUTION")
+    monkeypatch.setattr(producers.storage.database, "SQL_MODE", "NO_ENGINE_SUBSTITUTION")
     checks = look(house)
     assert statuses(checks, "isolation level", "strict mode") == ["fail", "fail"]
     assert "REPEATABLE READ" in checks["isolation level"].found

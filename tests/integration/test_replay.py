@@ -491,7 +491,7 @@ def test_one_that_cannot_be_accepted_stays_parked_and_the_others_go_on(
             raise TypeError("a mistake of ours")
         return values(request, *others)
 
-    monkeypatch.setattr(producers.requests, "_request_values", mistaken)
+    monkeypatch.setattr(producers.storage.requests, "_request_values", mistaken)
     desk.work()
     ended = desk.replay()
     assert (ended.status, ended.selected, ended.settled, ended.refused) == (replay.DONE, 20, 19, 1)
