@@ -16,4 +16,4 @@ COPY migrations /app/migrations
 ENV PATH=/opt/tombola/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 USER tombola
-CMD ["celery", "-A", "worker", "worker", "--loglevel=INFO"]
+CMD ["celery", "-A", "tombola.worker", "worker", "--loglevel=INFO"]

@@ -50,7 +50,11 @@ lock:  ## resolve the dependencies anew, with hashes; needs uv
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-.venv/dev: .venv/bin/python requirements-dev.lock pyproject.toml
+# For whoever reads types without running anything (mypy, an editor): the folders under the name that they are imported by.
+.venv/links: .venv/bin/python
+	@mkdir -p $@/tombola && for folder in producers worker migrations; do ln -sfn ../../../$$folder $@/tombola/$$folder; done
+
+.venv/dev: .venv/bin/python .venv/links requirements-dev.lock pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --editable .
 	@touch $@

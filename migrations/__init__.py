@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, Engine, inspect, text
 
-from producers.domain.errors import ConfigurationError
+from tombola.producers.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     # Alembic takes longer to import than all of ours: workers only ask for the revision.

@@ -10,12 +10,12 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
-import migrations
-from migrations.legacy import status as legacy
-from producers.domain.errors import DrawError
-from producers.settings import Settings
-from producers.storage.database import SQL_MODE, explain, open_engine
-from producers.storage.schema import metadata
+from tombola import migrations
+from tombola.migrations.legacy import status as legacy
+from tombola.producers.domain.errors import DrawError
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import SQL_MODE, explain, open_engine
+from tombola.producers.storage.schema import metadata
 
 # A statement that changes a table waits for whoever reads it, and everybody else queues up behind it: rather fail, and
 # try again later, than hold the service up. The server's own default is a day.

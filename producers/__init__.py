@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from producers.client import DrawClient, Ticket
-    from producers.domain.contract import DrawRequest, DrawResult, LedgerRow
-    from producers.domain.errors import (
+    from tombola.producers.client import DrawClient, Ticket
+    from tombola.producers.domain.contract import DrawRequest, DrawResult, LedgerRow
+    from tombola.producers.domain.errors import (
         AccountNotFound,
         ConfigurationError,
         DrawDead,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         UnknownCampaign,
         UnknownVersion,
     )
-    from producers.settings import Settings
+    from tombola.producers.settings import Settings
 
 __all__ = [
     "AccountNotFound",
@@ -53,13 +53,13 @@ def __getattr__(name: str) -> Any:
     """Import what is used: all of it takes a second."""
     home: Any
     if name in ("DrawClient", "Ticket"):
-        from producers import client as home
+        from tombola.producers import client as home
     elif name in ("DrawRequest", "DrawResult", "LedgerRow"):
-        from producers.domain import contract as home
+        from tombola.producers.domain import contract as home
     elif name == "Settings":
-        from producers import settings as home
+        from tombola.producers import settings as home
     elif name in __all__:
-        from producers.domain import errors as home
+        from tombola.producers.domain import errors as home
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(home, name)

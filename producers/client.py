@@ -10,9 +10,9 @@ from typing import Final, NamedTuple, Self
 
 from sqlalchemy import Connection
 
-from producers.brokers.streams import Broker, broker_of
-from producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, DrawResult, parse_result
-from producers.domain.errors import (
+from tombola.producers.brokers.streams import Broker, broker_of
+from tombola.producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, DrawResult, parse_result
+from tombola.producers.domain.errors import (
     DrawError,
     IdempotencyKeyReused,
     InternalError,
@@ -21,13 +21,13 @@ from producers.domain.errors import (
     RequestBusy,
     UnknownCampaign,
 )
-from producers.domain.keys import check_caller
-from producers.entry import Entry
-from producers.results import LOOK_TIMEOUT_S, ResultStore
-from producers.settings import Settings
-from producers.storage.database import SHORT_READ_TIMEOUT_S, open_engine
-from producers.storage.requests import Acceptance, Asked
-from producers.telemetry import tracing
+from tombola.producers.domain.keys import check_caller
+from tombola.producers.entry import Entry
+from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import SHORT_READ_TIMEOUT_S, open_engine
+from tombola.producers.storage.requests import Acceptance, Asked
+from tombola.producers.telemetry import tracing
 
 log = logging.getLogger(__name__)
 

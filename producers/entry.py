@@ -24,14 +24,14 @@ from cachetools import LRUCache
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.domain import keys
-from producers.domain.causes import Status
-from producers.domain.contract import DrawRequest
-from producers.domain.draw import CAMPAIGNS
-from producers.domain.errors import DrawError, InternalError, InvalidKey, RequestBusy, UnknownCampaign
-from producers.forks import in_child
-from producers.storage import clock, requests
-from producers.storage.database import (
+from tombola.producers.domain import keys
+from tombola.producers.domain.causes import Status
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import CAMPAIGNS
+from tombola.producers.domain.errors import DrawError, InternalError, InvalidKey, RequestBusy, UnknownCampaign
+from tombola.producers.forks import in_child
+from tombola.producers.storage import clock, requests
+from tombola.producers.storage.database import (
     SHORT_READ_TIMEOUT_S,
     Fault,
     Transaction,
@@ -42,8 +42,8 @@ from producers.storage.database import (
     statement,
     transaction,
 )
-from producers.storage.requests import Acceptance, Asked, Clash, Known, State
-from producers.telemetry.logs import about
+from tombola.producers.storage.requests import Acceptance, Asked, Clash, Known, State
+from tombola.producers.telemetry.logs import about
 
 log = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ import redis
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.brokers.redis_clients import UnsupportedRedis, open_redis
-from producers.domain.causes import Status, dead_because
-from producers.domain.contract import DrawRequest, DrawResult, parse_result
-from producers.domain.errors import ConfigurationError, DrawDead, DrawError, ResultNotReady, ServiceUnavailable
-from producers.settings import Settings
-from producers.storage import requests
-from producers.storage.database import explain, utc_now
+from tombola.producers.brokers.redis_clients import UnsupportedRedis, open_redis
+from tombola.producers.domain.causes import Status, dead_because
+from tombola.producers.domain.contract import DrawRequest, DrawResult, parse_result
+from tombola.producers.domain.errors import ConfigurationError, DrawDead, DrawError, ResultNotReady, ServiceUnavailable
+from tombola.producers.settings import Settings
+from tombola.producers.storage import requests
+from tombola.producers.storage.database import explain, utc_now
 
 log = logging.getLogger(__name__)
 

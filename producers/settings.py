@@ -22,9 +22,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from producers.domain.errors import ConfigurationError
-from producers.domain.signatures import Keyring
-from producers.service_links import is_service_link
+from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.domain.signatures import Keyring
+from tombola.producers.service_links import is_service_link
 
 PREFIX = "TOMBOLA_"
 SEED_BYTES_MIN = 16

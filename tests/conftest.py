@@ -19,8 +19,8 @@ from redis import Redis
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from producers.storage.mysql_connections import connect_by
 from tests import servers
+from tombola.producers.storage.mysql_connections import connect_by
 
 _redis_databases = itertools.cycle(range(16))
 

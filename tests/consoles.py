@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import uvicorn
 
-from producers.settings import Settings
 from tests import processes, servers
-from worker.console.serve import configured
+from tombola.producers.settings import Settings
+from tombola.worker.console.serve import configured
 
 PASSWORD = "correct horse battery"
 

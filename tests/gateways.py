@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import httpx
 
-from producers.domain.contract import DrawRequest
-from producers.results import ResultStore, StoredResult
 from tests import processes, servers
 from tests.processes import House, Worker, wait_for
-from worker.settle import batch
-from worker.settle.batch import Effort, Settled
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.results import ResultStore, StoredResult
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Effort, Settled
 
 TIMEOUT_S = 40.0
 OPEN_TO_ALL = {"TOMBOLA_GATEWAY_AUTH": "none", "TOMBOLA_GATEWAY_RATE_MAX": "1000000"}
@@ -48,7 +48,7 @@ def gateway(house: House, *arguments: str, **env: str) -> Iterator[Gateway]:
     """A gateway under the house's settings and `env`, on a port of its own."""
     port, metrics_port = servers._free_port(), servers._free_port()
     env = {"TOMBOLA_METRICS_PORT": str(metrics_port), "TOMBOLA_METRICS_HOST": servers.HOST} | env
-    command = [sys.executable, "-m", "worker", "gateway", "--port", str(port), *arguments]
+    command = [sys.executable, "-m", "tombola.worker", "gateway", "--port", str(port), *arguments]
     url = f"http://{servers.HOST}:{port}"
     with (
         processes.worker(house.env | env, command=command, until="startup complete") as process,

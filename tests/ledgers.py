@@ -12,8 +12,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect
 
-import migrations
-from producers.storage.database import open_engine
+from tombola import migrations
+from tombola.producers.storage.database import open_engine
 
 _statements: dict[object, list[str]] = {}  # what makes one on a server of this version
 

@@ -28,8 +28,8 @@ import pymysql
 from sqlalchemy import Engine, event, text
 from sqlalchemy.engine import make_url
 
-from migrations.legacy import backfill, contract, expand, rollback, verify
-from migrations.legacy.session import open_session
+from tombola.migrations.legacy import backfill, contract, expand, rollback, verify
+from tombola.migrations.legacy.session import open_session
 
 PROJECT = Path(__file__).parents[1]
 

@@ -18,13 +18,13 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Engine, select
 
-from producers.brokers.streams import open_broker
-from producers.domain.causes import Cause, LetterState
-from producers.domain.contract import BODY_BYTES_MAX, DrawRequest
-from producers.entry import Entry
-from producers.storage.requests import Asked
-from producers.storage.schema import dead_letters
-from worker.deliveries import BODY_KEPT_BYTES_MAX
+from tombola.producers.brokers.streams import open_broker
+from tombola.producers.domain.causes import Cause, LetterState
+from tombola.producers.domain.contract import BODY_BYTES_MAX, DrawRequest
+from tombola.producers.entry import Entry
+from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.schema import dead_letters
+from tombola.worker.deliveries import BODY_KEPT_BYTES_MAX
 
 TAKEN_MIN: Final = 20  # how many accepted draws `corpus` wants to collide with
 

@@ -1,6 +1,6 @@
 """Real worker processes for the tests that need one, with everything around them: database, broker, settings.
 
-with processes.worker(env) as worker:      # `celery -A worker worker`, consuming when this returns
+with processes.worker(env) as worker:      # `celery -A tombola.worker worker`, consuming when this returns
     ...
     worker.stop()                          # SIGTERM, and its exit status
 print(worker.log())
@@ -20,17 +20,17 @@ from pathlib import Path
 
 from sqlalchemy import Engine, func, select
 
-from producers.brokers.streams import open_broker
-from producers.domain.contract import DrawRequest
-from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.settings import Settings
-from producers.storage.database import open_engine
-from producers.storage.schema import api_idempotency_requests as requests
-from producers.storage.schema import dead_letters
 from tests.ledgers import migrated
-from worker.audit.audit import audit
-from worker.ledger import post as ledger
-from worker.settle.batch import Wheels
+from tombola.producers.brokers.streams import open_broker
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.schema import api_idempotency_requests as requests
+from tombola.producers.storage.schema import dead_letters
+from tombola.worker.audit.audit import audit
+from tombola.worker.ledger import post as ledger
+from tombola.worker.settle.batch import Wheels
 
 PROJECT = Path(__file__).parents[1]
 SEED = "5eed" * 16
@@ -46,7 +46,7 @@ QUICK_CLAIM = {
     "TOMBOLA_BATCH_SIZE_MAX": "7",
     "TOMBOLA_CLAIM_AFTER_S": "5",
 }
-CELERY = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--loglevel=INFO"]
+CELERY = [sys.executable, "-m", "celery", "-A", "tombola.worker", "worker", "--loglevel=INFO"]
 
 
 class Timeout(AssertionError):

@@ -1,5 +1,5 @@
-"""`python -m worker`: the `tombola` command, where scripts are not on PATH."""
+"""`python -m tombola.worker`: the `tombola` command, where scripts are not on PATH."""
 
-from worker.cli import main
+from tombola.worker.cli import main
 
 main()

@@ -1,4 +1,4 @@
-"""The Celery app: `celery -A worker worker` consumes draws, and runs the housekeeping tasks.
+"""The Celery app: `celery -A tombola.worker worker` consumes draws, and runs the housekeeping tasks.
 
 Celery is the host. It brings the process, its signals, logging, beat and inspect; draws themselves do not pass through
 its task machinery but through worker.settle.consumer, started as a bootstep. Where tasks come from stands in
@@ -17,23 +17,23 @@ from celery.schedules import crontab
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-import migrations
-from migrations.legacy import status as legacy
-from producers.brokers.rabbitmq import open_amqp
-from producers.brokers.redis_clients import open_redis
-from producers.brokers.streams import declare_group
-from producers.domain.draw import wheels
-from producers.domain.errors import ConfigurationError, DrawError, ServiceUnavailable
-from producers.settings import Settings
-from producers.storage.database import explain, open_engine
-from producers.telemetry import metrics, tracing
-from producers.telemetry.logs import set_up_logging
-from producers.telemetry.pulse import Pulse
-from worker.host import tasks
-from worker.host.hosting import ShopQueueStep, TaskConsumer
-from worker.host.task_queues import SHOP_QUEUE, TASK_QUEUE, TASKS, TaskAMQP
-from worker.ledger.post import holds_old_rows
-from worker.settle.consumer import DATABASE_TIMEOUT_S, Consumer
+from tombola import migrations
+from tombola.migrations.legacy import status as legacy
+from tombola.producers.brokers.rabbitmq import open_amqp
+from tombola.producers.brokers.redis_clients import open_redis
+from tombola.producers.brokers.streams import declare_group
+from tombola.producers.domain.draw import wheels
+from tombola.producers.domain.errors import ConfigurationError, DrawError, ServiceUnavailable
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import explain, open_engine
+from tombola.producers.telemetry import metrics, tracing
+from tombola.producers.telemetry.logs import set_up_logging
+from tombola.producers.telemetry.pulse import Pulse
+from tombola.worker.host import tasks
+from tombola.worker.host.hosting import ShopQueueStep, TaskConsumer
+from tombola.worker.host.task_queues import SHOP_QUEUE, TASK_QUEUE, TASKS, TaskAMQP
+from tombola.worker.ledger.post import holds_old_rows
+from tombola.worker.settle.consumer import DATABASE_TIMEOUT_S, Consumer
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pymysql
 from prometheus_client import Counter, Gauge, Histogram
 from sqlalchemy.exc import DBAPIError
 
-from producers.domain.causes import Cause
+from tombola.producers.domain.causes import Cause
 
 DRAWS: Final = Counter("tombola_draws", "draws answered: settled, rejected or repeat", ["outcome"])
 PARKED: Final = Counter("tombola_parked", "messages parked as dead letters, by cause", ["cause"])

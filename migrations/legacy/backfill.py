@@ -18,11 +18,11 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from migrations.legacy import checksums, record, tables
-from migrations.legacy.session import Say, Tell, alter, code_of, each_by_itself, turn
-from migrations.legacy.shapes import CAN_BE_FILLED, IS_USABLE
-from migrations.legacy.tables import ACCOUNT_INDEX, KEY, KEY_INDEX, LEDGER, SESSION, SESSION_INDEX, Definition
-from producers.domain.errors import ConfigurationError
+from tombola.migrations.legacy import checksums, record, tables
+from tombola.migrations.legacy.session import Say, Tell, alter, code_of, each_by_itself, turn
+from tombola.migrations.legacy.shapes import CAN_BE_FILLED, IS_USABLE
+from tombola.migrations.legacy.tables import ACCOUNT_INDEX, KEY, KEY_INDEX, LEDGER, SESSION, SESSION_INDEX, Definition
+from tombola.producers.domain.errors import ConfigurationError
 
 TARGET_S: Final = 0.05
 SIZE_FIRST, SIZE_MIN, SIZE_MAX = 500, 50, 10_000

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
-from migrations.legacy.session import Tell
-from migrations.legacy.tables import KEY, LEDGER, SESSION, quoted
+from tombola.migrations.legacy.session import Tell
+from tombola.migrations.legacy.tables import KEY, LEDGER, SESSION, quoted
 
 CHUNK_ROWS: Final = 5000
 ALGORITHM: Final = "sha256"

@@ -13,11 +13,11 @@ from typing import Final
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-import migrations
-from migrations.legacy import backfill, checksums, record, tables
-from migrations.legacy.session import CANNOT, Say, Tell, alter, code_of, each_by_itself, turn
-from migrations.legacy.tables import ACCOUNTS, BUSINESS_UNIQUE, FOREIGN_KEY, KEY, LEDGER, SESSION, Definition
-from producers.domain.errors import ConfigurationError
+from tombola import migrations
+from tombola.migrations.legacy import backfill, checksums, record, tables
+from tombola.migrations.legacy.session import CANNOT, Say, Tell, alter, code_of, each_by_itself, turn
+from tombola.migrations.legacy.tables import ACCOUNTS, BUSINESS_UNIQUE, FOREIGN_KEY, KEY, LEDGER, SESSION, Definition
+from tombola.producers.domain.errors import ConfigurationError
 
 QUIET_S: Final = 10.0
 ONLINE_LOG_MAX: Final = 8 * 2**30

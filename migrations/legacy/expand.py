@@ -12,12 +12,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-import migrations
-from migrations.legacy import checksums, record, shapes, tables
-from migrations.legacy.inspection import namesakes, obstacles
-from migrations.legacy.session import Say, Tell, alter, each_by_itself, turn
-from migrations.legacy.tables import ACCOUNT_COLUMNS_ADDED, ACCOUNTS, KEY, KEY_TYPE, LEDGER, SESSION
-from producers.domain.errors import ConfigurationError
+from tombola import migrations
+from tombola.migrations.legacy import checksums, record, shapes, tables
+from tombola.migrations.legacy.inspection import namesakes, obstacles
+from tombola.migrations.legacy.session import Say, Tell, alter, each_by_itself, turn
+from tombola.migrations.legacy.tables import ACCOUNT_COLUMNS_ADDED, ACCOUNTS, KEY, KEY_TYPE, LEDGER, SESSION
+from tombola.producers.domain.errors import ConfigurationError
 
 
 def add_columns(table: str, columns: dict[str, str]) -> list[str]:

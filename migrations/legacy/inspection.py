@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, text
 
-from migrations.legacy import checksums, running_out, shapes, tables
-from migrations.legacy import status as standing
-from migrations.legacy.session import Tell, each_by_itself
-from migrations.legacy.shapes import IS_ASCII, Shape
-from migrations.legacy.tables import (
+from tombola.migrations.legacy import checksums, running_out, shapes, tables
+from tombola.migrations.legacy import status as standing
+from tombola.migrations.legacy.session import Tell, each_by_itself
+from tombola.migrations.legacy.shapes import IS_ASCII, Shape
+from tombola.migrations.legacy.tables import (
     ACCOUNT_COLUMNS,
     ACCOUNT_COLUMNS_ADDED,
     ACCOUNTS,

@@ -9,10 +9,10 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, text
 
-from migrations.legacy.shapes import Shape
-from migrations.legacy.tables import KEY, SESSION, has_table
-from producers.domain.errors import ConfigurationError
-from producers.storage.database import utc_now
+from tombola.migrations.legacy.shapes import Shape
+from tombola.migrations.legacy.tables import KEY, SESSION, has_table
+from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.storage.database import utc_now
 
 STEPS: Final = ("expand", "backfill", "verify", "contract", "drop_business_unique", "rollback")
 RUNNING, DONE, ROLLED_BACK = "running", "done", "rolled back"

@@ -12,12 +12,12 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from migrations.legacy import backfill, checksums, record, shapes, tables
-from migrations.legacy.backfill import DUPLICATE
-from migrations.legacy.contract import must_wait, ways_to_convert
-from migrations.legacy.session import CANNOT, Say, alter, code_of
-from migrations.legacy.tables import KEY, LEDGER, SESSION, Definition
-from producers.domain.errors import ConfigurationError
+from tombola.migrations.legacy import backfill, checksums, record, shapes, tables
+from tombola.migrations.legacy.backfill import DUPLICATE
+from tombola.migrations.legacy.contract import must_wait, ways_to_convert
+from tombola.migrations.legacy.session import CANNOT, Say, alter, code_of
+from tombola.migrations.legacy.tables import KEY, LEDGER, SESSION, Definition
+from tombola.producers.domain.errors import ConfigurationError
 
 
 def statements(connection: Connection, ledger: Definition, details: dict[str, Any]) -> list[str]:

@@ -14,10 +14,10 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from migrations.legacy import record, restore, tables
-from migrations.legacy.backfill import DUPLICATE
-from migrations.legacy.session import Say, alter, code_of, each_by_itself, turn
-from migrations.legacy.tables import (
+from tombola.migrations.legacy import record, restore, tables
+from tombola.migrations.legacy.backfill import DUPLICATE
+from tombola.migrations.legacy.session import Say, alter, code_of, each_by_itself, turn
+from tombola.migrations.legacy.tables import (
     ACCOUNT_INDEX,
     ACCOUNTS,
     FOREIGN_KEY,
@@ -28,8 +28,8 @@ from migrations.legacy.tables import (
     SESSION_INDEX,
     Definition,
 )
-from migrations.legacy.verify import definitions_changed
-from producers.domain.errors import ConfigurationError
+from tombola.migrations.legacy.verify import definitions_changed
+from tombola.producers.domain.errors import ConfigurationError
 
 # A row of new code has its session in business_id, too.
 KEEP_KEYS: Final = (

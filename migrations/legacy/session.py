@@ -11,9 +11,9 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-import migrations
-from producers.domain.errors import ConfigurationError, ServiceUnavailable
-from producers.storage.database import open_engine
+from tombola import migrations
+from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
+from tombola.producers.storage.database import open_engine
 
 Say = Callable[[str], None]
 Tell = Callable[[str, int, int], None]  # what is under way, how much of it is done, how much there is

@@ -12,8 +12,8 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-from migrations.legacy import checksums, tables
-from migrations.legacy.tables import KEY, LEDGER, SESSION, Definition, quoted
+from tombola.migrations.legacy import checksums, tables
+from tombola.migrations.legacy.tables import KEY, LEDGER, SESSION, Definition, quoted
 
 NEWEST_ROWS: Final = 10_000
 RANGE_ROWS: Final = 20_000

@@ -7,12 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-import migrations
-from migrations.legacy import record, tables
-from migrations.legacy.backfill import index_statement, without_key
-from migrations.legacy.contract import business_unique
-from migrations.legacy.session import each_by_itself
-from migrations.legacy.tables import KEY, SESSION
+from tombola import migrations
+from tombola.migrations.legacy import record, tables
+from tombola.migrations.legacy.backfill import index_statement, without_key
+from tombola.migrations.legacy.contract import business_unique
+from tombola.migrations.legacy.session import each_by_itself
+from tombola.migrations.legacy.tables import KEY, SESSION
 
 
 @dataclass(slots=True)

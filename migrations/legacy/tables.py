@@ -11,8 +11,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from producers.domain.errors import ConfigurationError
-from producers.storage.schema import metadata
+from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.storage.schema import metadata
 
 LEDGER: Final = "asset_transactions"
 ACCOUNTS: Final = "account_asset_balances"

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, text
 
-from migrations.legacy import checksums, record, tables
-from migrations.legacy.session import Tell, each_by_itself
-from migrations.legacy.shapes import Shape
-from migrations.legacy.tables import ACCOUNTS, KEY, KEY_INDEX, LEDGER, SESSION, SESSION_INDEX
-from producers.domain.draw import NOTES_PREFIX
-from producers.domain.errors import ConfigurationError
+from tombola.migrations.legacy import checksums, record, tables
+from tombola.migrations.legacy.session import Tell, each_by_itself
+from tombola.migrations.legacy.shapes import Shape
+from tombola.migrations.legacy.tables import ACCOUNTS, KEY, KEY_INDEX, LEDGER, SESSION, SESSION_INDEX
+from tombola.producers.domain.draw import NOTES_PREFIX
+from tombola.producers.domain.errors import ConfigurationError
 
 MISMATCHES_MAX: Final = 1000
 NOTE_EVERY: Final = 50  # chunks, between two checkpoints

@@ -12,11 +12,11 @@ from typing import Any, Final, TypeVar
 import amqp
 import kombu
 
-from producers.brokers.rabbitmq import AMQP_ERRORS, HEARTBEAT_S, Connection, blocked_words, open_amqp, said
-from producers.brokers.streams import DEAD_QUEUE, QUEUE
-from producers.domain.errors import BrokerBlocked, PublishFailed, ServiceUnavailable
-from producers.domain.signatures import NO_KEYS, Headers, Keyring
-from producers.forks import in_child
+from tombola.producers.brokers.rabbitmq import AMQP_ERRORS, HEARTBEAT_S, Connection, blocked_words, open_amqp, said
+from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE
+from tombola.producers.domain.errors import BrokerBlocked, PublishFailed, ServiceUnavailable
+from tombola.producers.domain.signatures import NO_KEYS, Headers, Keyring
+from tombola.producers.forks import in_child
 
 # Our own parking comes long before; this net is for a worker that dies too early to park anything. It stays generous
 # because the broker counts a clean shutdown's returned messages as deliveries, too.

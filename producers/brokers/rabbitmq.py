@@ -4,8 +4,8 @@ py-amqp decodes what strangers wrote into a message's properties, headers and na
 there ends the connection, with everything that was fetched ahead on it. Here such a message arrives without them, and
 marked. And py-amqp waits for an answer as long as heartbeats come: here every wait has an end.
 
-Celery's own connections can be of this kind as well: `broker_transport = "producers.brokers.rabbitmq:Transport"`, or
-`"producers.brokers.rabbitmq:SSLTransport"` where the URL says `amqps://`.
+Celery's own connections can be of this kind as well: `broker_transport` is then
+`"tombola.producers.brokers.rabbitmq:Transport"`, or `…:SSLTransport` where the URL says `amqps://`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from amqp.method_framing import frame_handler
 from kombu.exceptions import KombuError
 from kombu.transport import pyamqp
 
-from producers.domain.errors import ServiceUnavailable
+from tombola.producers.domain.errors import ServiceUnavailable
 
 HEARTBEAT_S: Final = 20
 CONNECT_TIMEOUT_S: Final = 5.0

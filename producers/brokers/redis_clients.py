@@ -18,7 +18,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from producers.domain.errors import ConfigurationError
+from tombola.producers.domain.errors import ConfigurationError
 
 LOOK_EVERY_S: Final = 2.0
 START_TIMEOUT_S: Final = 3.0

@@ -15,10 +15,10 @@ from typing import Any, Final, Protocol
 
 import redis
 
-from producers.brokers.redis_clients import UnsupportedRedis, open_redis
-from producers.domain.errors import PublishFailed
-from producers.domain.signatures import NO_KEYS, Headers, Keyring
-from producers.settings import Settings
+from tombola.producers.brokers.redis_clients import UnsupportedRedis, open_redis
+from tombola.producers.domain.errors import PublishFailed
+from tombola.producers.domain.signatures import NO_KEYS, Headers, Keyring
+from tombola.producers.settings import Settings
 
 QUEUE: Final = "draws"
 GROUP: Final = "workers"
@@ -59,7 +59,7 @@ def open_broker(url: str, *, publish_timeout_s: float, keyring: Keyring = NO_KEY
     """The broker behind `url`; it connects at first use. With `keyring` it signs what it publishes."""
     if url.startswith("redis"):
         return StreamBroker(open_redis(url, timeout_s=publish_timeout_s), keyring=keyring)
-    from producers.brokers.quorum_queues import (
+    from tombola.producers.brokers.quorum_queues import (
         QueueBroker,  # not everybody has RabbitMQ: its library takes a moment to import
     )
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from producers.domain import keys
-from producers.domain.errors import DrawError, InvalidRequest, UnknownVersion, Unparsable
+from tombola.producers.domain import keys
+from tombola.producers.domain.errors import DrawError, InvalidRequest, UnknownVersion, Unparsable
 
 VERSION: Final = 1
 BODY_BYTES_MAX: Final = 16 * 1024

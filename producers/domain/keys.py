@@ -22,7 +22,7 @@ import threading
 import time
 from typing import Final
 
-from producers.domain.errors import InvalidKey, InvalidRequest
+from tombola.producers.domain.errors import InvalidKey, InvalidRequest
 
 REQUEST_KEY_LENGTH_MAX: Final = 64
 SESSION_ID_LENGTH_MAX: Final = 100

@@ -15,8 +15,8 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import NotSigned
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import NotSigned
 
 SIGNATURE: Final = "signature"
 SIGNATURE_LENGTH: Final = 64

@@ -34,17 +34,17 @@ from litestar.types import Receive, Scope, Send
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.brokers.streams import broker_of
-from producers.domain.causes import Status, dead_because
-from producers.domain.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult
-from producers.domain.errors import DrawError, IdempotencyKeyReused, InvalidRequest, OutOfBounds
-from producers.domain.keys import make_request_key
-from producers.entry import Entry
-from producers.gateway.document import document
-from producers.gateway.door import Door, Doorkeeper
-from producers.gateway.front import Front
-from producers.gateway.intake import CHECK_TIMEOUT_S, Intake
-from producers.gateway.messages import (
+from tombola.producers.brokers.streams import broker_of
+from tombola.producers.domain.causes import Status, dead_because
+from tombola.producers.domain.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult
+from tombola.producers.domain.errors import DrawError, IdempotencyKeyReused, InvalidRequest, OutOfBounds
+from tombola.producers.domain.keys import make_request_key
+from tombola.producers.entry import Entry
+from tombola.producers.gateway.document import document
+from tombola.producers.gateway.door import Door, Doorkeeper
+from tombola.producers.gateway.front import Front
+from tombola.producers.gateway.intake import CHECK_TIMEOUT_S, Intake
+from tombola.producers.gateway.messages import (
     KEY_PATTERN,
     AccountView,
     BatchAnswer,
@@ -56,18 +56,18 @@ from producers.gateway.messages import (
     Readiness,
     SessionRow,
 )
-from producers.gateway.pages import static_routes
-from producers.gateway.problems import PROBLEM_TYPE, Problem, problem_handlers
-from producers.gateway.readers import Readers
-from producers.gateway.results import Results
-from producers.settings import Settings
-from producers.storage import ledger, requests
-from producers.storage.api_keys import Holder
-from producers.storage.database import SHORT_READ_TIMEOUT_S, explain, open_engine
-from producers.storage.requests import Acceptance, Asked, State
-from producers.telemetry import tracing
-from producers.telemetry.pulse import Pulse
-from producers.web.whole import Whole, send_in_parts
+from tombola.producers.gateway.pages import static_routes
+from tombola.producers.gateway.problems import PROBLEM_TYPE, Problem, problem_handlers
+from tombola.producers.gateway.readers import Readers
+from tombola.producers.gateway.results import Results
+from tombola.producers.settings import Settings
+from tombola.producers.storage import ledger, requests
+from tombola.producers.storage.api_keys import Holder
+from tombola.producers.storage.database import SHORT_READ_TIMEOUT_S, explain, open_engine
+from tombola.producers.storage.requests import Acceptance, Asked, State
+from tombola.producers.telemetry import tracing
+from tombola.producers.telemetry.pulse import Pulse
+from tombola.producers.web.whole import Whole, send_in_parts
 
 T = TypeVar("T")
 

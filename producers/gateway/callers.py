@@ -12,11 +12,11 @@ from cachetools import LRUCache, TTLCache
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.domain.errors import NotAllowed
-from producers.gateway.readers import Readers
-from producers.storage import api_keys
-from producers.storage.api_keys import Holder
-from producers.storage.database import explain
+from tombola.producers.domain.errors import NotAllowed
+from tombola.producers.gateway.readers import Readers
+from tombola.producers.storage import api_keys
+from tombola.producers.storage.api_keys import Holder
+from tombola.producers.storage.database import explain
 
 REMEMBERED_S: Final = 5.0  # so long a revoked key may still get in
 REMEMBERED_MAX: Final = 10_000

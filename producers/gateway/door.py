@@ -18,16 +18,16 @@ from typing import Any, Final
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.domain.errors import InvalidRequest, NotAllowed, ServiceUnavailable, TooManyRequests
-from producers.gateway.callers import Callers
-from producers.gateway.readers import Readers
-from producers.settings import Settings
-from producers.storage import requests
-from producers.storage.api_keys import Holder
-from producers.storage.database import explain
-from producers.telemetry.metrics import BACKLOG, Throttle
-from producers.web.budget import Budget
-from producers.web.proxies import subscriber
+from tombola.producers.domain.errors import InvalidRequest, NotAllowed, ServiceUnavailable, TooManyRequests
+from tombola.producers.gateway.callers import Callers
+from tombola.producers.gateway.readers import Readers
+from tombola.producers.settings import Settings
+from tombola.producers.storage import requests
+from tombola.producers.storage.api_keys import Holder
+from tombola.producers.storage.database import explain
+from tombola.producers.telemetry.metrics import BACKLOG, Throttle
+from tombola.producers.web.budget import Budget
+from tombola.producers.web.proxies import subscriber
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ from typing import Any, Final, Protocol
 
 from prometheus_client import Counter, Histogram
 
-from producers.gateway.cors import Cors
-from producers.gateway.door import App, Doorkeeper, Scope, Send
-from producers.gateway.problems import send_problem
-from producers.settings import Settings
-from producers.web.headers import NO_CONTENT, NO_SNIFFING, SAFETY, once
-from producers.web.hosts import Hosts
-from producers.web.proxies import Proxies
-from producers.web.whole import Whole, send_whole
+from tombola.producers.gateway.cors import Cors
+from tombola.producers.gateway.door import App, Doorkeeper, Scope, Send
+from tombola.producers.gateway.problems import send_problem
+from tombola.producers.settings import Settings
+from tombola.producers.web.headers import NO_CONTENT, NO_SNIFFING, SAFETY, once
+from tombola.producers.web.hosts import Hosts
+from tombola.producers.web.proxies import Proxies
+from tombola.producers.web.whole import Whole, send_whole
 
 Receive = Callable[[], Awaitable[Any]]
 

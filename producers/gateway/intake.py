@@ -20,12 +20,18 @@ from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Histogram
 
-from producers.brokers.streams import Broker
-from producers.domain.errors import ConfigurationError, DrawError, PublishFailed, RequestBusy, ServiceUnavailable
-from producers.entry import BUSY_WAIT_S, Answer, Entry
-from producers.storage.requests import Acceptance, Asked
-from producers.telemetry import metrics, tracing
-from producers.telemetry.pulse import Pulse
+from tombola.producers.brokers.streams import Broker
+from tombola.producers.domain.errors import (
+    ConfigurationError,
+    DrawError,
+    PublishFailed,
+    RequestBusy,
+    ServiceUnavailable,
+)
+from tombola.producers.entry import BUSY_WAIT_S, Answer, Entry
+from tombola.producers.storage.requests import Acceptance, Asked
+from tombola.producers.telemetry import metrics, tracing
+from tombola.producers.telemetry.pulse import Pulse
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from producers.domain.contract import ACCOUNT_ID_MAX, CAMPAIGN_DEFAULT, LedgerRow
-from producers.gateway.problems import Problem
+from tombola.producers.domain.contract import ACCOUNT_ID_MAX, CAMPAIGN_DEFAULT, LedgerRow
+from tombola.producers.gateway.problems import Problem
 
 BATCH_SIZE_MAX: Final = 100
 KEY_PATTERN: Final = "^[A-Za-z0-9._-]+$"

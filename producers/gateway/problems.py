@@ -10,7 +10,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
-from producers.domain.errors import (
+from tombola.producers.domain.errors import (
     AccountNotFound,
     ConfigurationError,
     DrawError,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
-from producers.domain.errors import ServiceUnavailable
+from tombola.producers.domain.errors import ServiceUnavailable
 
 T = TypeVar("T")
 

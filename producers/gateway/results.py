@@ -19,9 +19,9 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, RedisError, ResponseError
 
-from producers.brokers.redis_clients import open_async_pool
-from producers.results import KEY_PREFIX, tells_dead, unwrap
-from producers.storage.requests import State
+from tombola.producers.brokers.redis_clients import open_async_pool
+from tombola.producers.results import KEY_PREFIX, tells_dead, unwrap
+from tombola.producers.storage.requests import State
 
 log = logging.getLogger(__name__)
 

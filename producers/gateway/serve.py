@@ -10,16 +10,16 @@ from typing import Final
 
 import uvicorn
 
-from producers.gateway.app import create_app
-from producers.gateway.front import Front
-from producers.settings import Settings
-from producers.telemetry import metrics, tracing
-from producers.telemetry.logs import set_up_logging
-from producers.web import serving
+from tombola.producers.gateway.app import create_app
+from tombola.producers.gateway.front import Front
+from tombola.producers.settings import Settings
+from tombola.producers.telemetry import metrics, tracing
+from tombola.producers.telemetry.logs import set_up_logging
+from tombola.producers.web import serving
 
 # Threads take turns this often. By default a thread that has read a row waits up to 5 ms for the event loop to let go.
 SWITCH_INTERVAL_S: Final = 0.0002
-PROTOCOL: Final = "producers.web.protocol:Protocol"
+PROTOCOL: Final = "tombola.producers.web.protocol:Protocol"
 
 
 def app() -> Front:
@@ -47,7 +47,7 @@ def serve(*, host: str, port: int, processes: int) -> None:
         os.environ[metrics.MULTIPROCESS_VARIABLE] = tempfile.mkdtemp(prefix="tombola-metrics-")
     metrics.serve(settings)
     uvicorn.run(
-        "producers.gateway.serve:app",
+        "tombola.producers.gateway.serve:app",
         factory=True,
         host=host,
         port=port,

@@ -19,11 +19,11 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
-from producers.domain.contract import ACCOUNT_ID_MAX
-from producers.domain.errors import InvalidRequest
-from producers.domain.keys import check_caller
-from producers.storage import clock
-from producers.storage.schema import api_keys as table
+from tombola.producers.domain.contract import ACCOUNT_ID_MAX
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.domain.keys import check_caller
+from tombola.producers.storage import clock
+from tombola.producers.storage.schema import api_keys as table
 
 PREFIX: Final = "tmb"
 ACCOUNTS_LENGTH_MAX: Final = 2000

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine
 
-from producers.storage.database import utc_now
+from tombola.producers.storage.database import utc_now
 
 ASK_EVERY_S: Final = 10.0
 

@@ -36,9 +36,9 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.types import TypeEngine
 
-from producers.domain.errors import ConfigurationError, DrawError, InternalError, ServiceUnavailable
-from producers.forks import in_child
-from producers.storage.mysql_connections import connect_by
+from tombola.producers.domain.errors import ConfigurationError, DrawError, InternalError, ServiceUnavailable
+from tombola.producers.forks import in_child
+from tombola.producers.storage.mysql_connections import connect_by
 
 Value = str | int | None
 NO_COPIES: Final[Mapping[str, str]] = MappingProxyType({})

@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, select, text
 
-from producers.domain.contract import DrawRequest, DrawResult, LedgerRow
-from producers.storage.schema import account_asset_balances as accounts
-from producers.storage.schema import asset_transactions as transactions
+from tombola.producers.domain.contract import DrawRequest, DrawResult, LedgerRow
+from tombola.producers.storage.schema import account_asset_balances as accounts
+from tombola.producers.storage.schema import asset_transactions as transactions
 
 CONSUME: Final = "lottery_consume"
 REWARD: Final = "lottery_reward"

@@ -21,13 +21,13 @@ from typing import Any, Final, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.domain import keys
-from producers.domain.causes import DeadReason, Status
-from producers.domain.contract import DrawRequest, parse_result
-from producers.storage import clock
-from producers.storage.database import RowsChanged, Transaction, explain, is_duplicate_key, time_text
-from producers.storage.ledger import completed, rejected, session_rows, shown
-from producers.storage.schema import api_idempotency_requests as table
+from tombola.producers.domain import keys
+from tombola.producers.domain.causes import DeadReason, Status
+from tombola.producers.domain.contract import DrawRequest, parse_result
+from tombola.producers.storage import clock
+from tombola.producers.storage.database import RowsChanged, Transaction, explain, is_duplicate_key, time_text
+from tombola.producers.storage.ledger import completed, rejected, session_rows, shown
+from tombola.producers.storage.schema import api_idempotency_requests as table
 
 # Why a request is dead.
 

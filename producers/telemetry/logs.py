@@ -24,7 +24,7 @@ import structlog
 from structlog.processors import TimeStamper, format_exc_info
 from structlog.stdlib import ProcessorFormatter, add_log_level, add_logger_name
 
-from producers.telemetry import tracing
+from tombola.producers.telemetry import tracing
 
 LogFormat = Literal["auto", "text", "json"]
 Fields = MutableMapping[str, Any]

@@ -22,15 +22,15 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.brokers.redis_clients import open_redis
-from producers.brokers.streams import Broker, StreamBroker
-from producers.domain.causes import DeadReason, Status
-from producers.domain.errors import BrokerBlocked, PublishFailed
-from producers.settings import Settings
-from producers.storage import clock
-from producers.storage.database import explain
-from producers.storage.schema import api_idempotency_requests as requests
-from producers.telemetry import pulse
+from tombola.producers.brokers.redis_clients import open_redis
+from tombola.producers.brokers.streams import Broker, StreamBroker
+from tombola.producers.domain.causes import DeadReason, Status
+from tombola.producers.domain.errors import BrokerBlocked, PublishFailed
+from tombola.producers.settings import Settings
+from tombola.producers.storage import clock
+from tombola.producers.storage.database import explain
+from tombola.producers.storage.schema import api_idempotency_requests as requests
+from tombola.producers.telemetry import pulse
 
 log = logging.getLogger(__name__)
 

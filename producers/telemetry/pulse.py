@@ -25,8 +25,8 @@ from typing import Any, Final, NamedTuple, Self
 import msgspec
 import redis
 
-from producers.brokers.redis_clients import open_redis
-from producers.settings import Settings
+from tombola.producers.brokers.redis_clients import open_redis
+from tombola.producers.settings import Settings
 
 log = logging.getLogger(__name__)
 

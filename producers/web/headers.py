@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from producers.domain.errors import InvalidRequest
+from tombola.producers.domain.errors import InvalidRequest
 
 # Two of them, and a proxy may have looked at the other one.
 _ONCE: Final = frozenset({b"authorization", b"content-type", b"host", b"idempotency-key", b"origin"})

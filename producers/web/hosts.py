@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from typing import Final
 
-from producers.domain.errors import WrongHost, WrongOrigin
+from tombola.producers.domain.errors import WrongHost, WrongOrigin
 
 # Not another page's names, wherever they are said: health checks inside a container use them.
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})

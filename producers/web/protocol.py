@@ -25,9 +25,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from producers.web.budget import Budget
-from producers.web.headers import SAFETY
-from producers.web.proxies import subscriber
+from tombola.producers.web.budget import Budget
+from tombola.producers.web.headers import SAFETY
+from tombola.producers.web.proxies import subscriber
 
 log = logging.getLogger(__name__)
 

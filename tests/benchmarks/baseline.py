@@ -18,16 +18,16 @@ from celery import Celery
 from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.orm import Session
 
-from producers.domain import keys
-from producers.domain.contract import INSUFFICIENT_BALANCE, DrawRequest
-from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.storage.database import open_engine, utc_now
-from producers.storage.ledger import CONSUME, REWARD, completed
-from producers.storage.schema import account_asset_balances as accounts
-from producers.storage.schema import api_idempotency_requests as requests
-from producers.storage.schema import asset_transactions as transactions
-from worker.ledger import post as ledger
-from worker.ledger.post import CONSUME_TYPE, REWARD_TYPE, Entry
+from tombola.producers.domain import keys
+from tombola.producers.domain.contract import INSUFFICIENT_BALANCE, DrawRequest
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.storage.database import open_engine, utc_now
+from tombola.producers.storage.ledger import CONSUME, REWARD, completed
+from tombola.producers.storage.schema import account_asset_balances as accounts
+from tombola.producers.storage.schema import api_idempotency_requests as requests
+from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.ledger import post as ledger
+from tombola.worker.ledger.post import CONSUME_TYPE, REWARD_TYPE, Entry
 
 TASK: Final = "baseline.draw"
 

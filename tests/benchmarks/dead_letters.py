@@ -9,19 +9,19 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
-from producers import DrawRequest
-from producers.brokers.streams import open_broker
-from producers.domain.causes import Cause, LetterState
 from tests import poison as corpus
 from tests.benchmarks.lab import ACCOUNTS, WHEELS, BenchmarkFailed, Contestant, Lab, Say, Sizes, make_draws
 from tests.benchmarks.report import Finding, at_least, at_most
-from worker.dead_letters import letters as dead_letters
-from worker.dead_letters import parking
-from worker.dead_letters.letters import Selection
-from worker.dead_letters.parking import Parking
-from worker.deliveries import Delivery
-from worker.replays import replay
-from worker.replays.forecast import forecast
+from tombola.producers import DrawRequest
+from tombola.producers.brokers.streams import open_broker
+from tombola.producers.domain.causes import Cause, LetterState
+from tombola.worker.dead_letters import letters as dead_letters
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.letters import Selection
+from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.deliveries import Delivery
+from tombola.worker.replays import replay
+from tombola.worker.replays.forecast import forecast
 
 OTHER_ACCOUNT: Final = ACCOUNTS + 1
 PARKED_AT_ONCE: Final = 500

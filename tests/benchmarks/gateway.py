@@ -18,10 +18,10 @@ import uvicorn
 from litestar import Litestar, post
 from sqlalchemy import text
 
-from producers.storage import api_keys
 from tests import servers
 from tests.benchmarks.lab import ROOT, BenchmarkFailed, Lab, Say, Sizes
 from tests.benchmarks.report import Finding, at_least, at_most
+from tombola.producers.storage import api_keys
 
 CONNECTIONS: Final = 64
 START_S_MAX: Final = 30.0
@@ -42,7 +42,7 @@ def gateway(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
     lab.clear()
     api_key = api_keys.add(lab.engine, "bench")
     rates: dict[str, list[float]] = {"empty": [], "draws": []}
-    own = [sys.executable, "-m", "worker", "gateway", "--port"]
+    own = [sys.executable, "-m", "tombola.worker", "gateway", "--port"]
     nothing = [sys.executable, "-m", "tests.benchmarks.gateway"]
     for number in range(1, sizes.rounds + 1):
         for name, command, path in (("empty", nothing, "/empty"), ("draws", own, "/v1/draws")):

@@ -27,15 +27,15 @@ from amqp.exceptions import NotFound
 from sqlalchemy import ColumnElement, Engine, and_, create_engine, func, select, text
 from sqlalchemy.engine import make_url
 
-import migrations
-from producers import DrawClient, DrawRequest, Settings
-from producers.brokers.streams import QUEUE, open_broker
-from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.storage.database import open_engine
-from producers.storage.schema import api_idempotency_requests as requests
 from tests import servers
 from tests.benchmarks import baseline
-from worker.audit import audit
+from tombola import migrations
+from tombola.producers import DrawClient, DrawRequest, Settings
+from tombola.producers.brokers.streams import QUEUE, open_broker
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.schema import api_idempotency_requests as requests
+from tombola.worker.audit import audit
 
 ROOT: Final = Path(__file__).parents[2]
 ACCOUNTS: Final = 10_000

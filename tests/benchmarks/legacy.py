@@ -15,12 +15,12 @@ from typing import Final
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
 
-from migrations.legacy import backfill, contract, expand, tables, verify
-from migrations.legacy.session import each_by_itself, open_session
-from producers.domain.errors import ConfigurationError
 from tests import legacy as old_code
 from tests.benchmarks.lab import BenchmarkFailed, Lab, Say, Sizes
 from tests.benchmarks.report import Finding, at_least, at_most
+from tombola.migrations.legacy import backfill, contract, expand, tables, verify
+from tombola.migrations.legacy.session import each_by_itself, open_session
+from tombola.producers.domain.errors import ConfigurationError
 
 GROUP: Final = "legacy"
 ROWS: Final = 5_000_000

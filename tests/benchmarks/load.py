@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from producers.domain.keys import make_request_key
+from tombola.producers.domain.keys import make_request_key
 
 BODY = b'{"account_id":6}'
 

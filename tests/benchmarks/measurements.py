@@ -12,8 +12,6 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
-from producers import DrawClient, DrawRequest
-from producers.brokers.streams import open_broker
 from tests.benchmarks import baseline
 from tests.benchmarks.dead_letters import full_replay, poison
 from tests.benchmarks.gateway import gateway
@@ -32,8 +30,10 @@ from tests.benchmarks.lab import (
 )
 from tests.benchmarks.legacy import legacy
 from tests.benchmarks.report import Finding, at_least, at_most
-from worker.settle import batch
-from worker.settle.batch import Effort
+from tombola.producers import DrawClient, DrawRequest
+from tombola.producers.brokers.streams import open_broker
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Effort
 
 BATCH: Final = 500
 LATENCY_RATE: Final = 20.0  # draws a second

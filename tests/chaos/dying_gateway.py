@@ -17,10 +17,10 @@ from contextlib import contextmanager
 
 from sqlalchemy import Engine
 
-from producers import entry
-from producers.gateway import intake
-from producers.storage.database import Transaction, statement
-from worker.cli import app
+from tombola.producers import entry
+from tombola.producers.gateway import intake
+from tombola.producers.storage.database import Transaction, statement
+from tombola.worker.cli import app
 
 DIE_AT = os.environ["DIE_AT"]
 

@@ -1,4 +1,4 @@
-"""`celery -A worker worker` that kills itself, with SIGKILL, at one place. Started by the chaos tests; it is no part of
+"""A worker that kills itself, with SIGKILL, at one place. Started by the chaos tests; it is no part of
 the product, which has no failpoints.
 
     DIE_AT=before_commit DIE_ON=3 python -m tests.chaos.dying_worker
@@ -22,12 +22,12 @@ from typing import Any
 from celery.bin.celery import main
 from sqlalchemy import Engine
 
-from producers.domain.contract import DrawRequest
-from producers.results import ResultStore, StoredResult
-from producers.storage.database import Transaction, transaction
-from worker.deliveries import Deliveries, Delivery, open_deliveries
-from worker.host import tasks
-from worker.settle import batch, consumer
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.results import ResultStore, StoredResult
+from tombola.producers.storage.database import Transaction, transaction
+from tombola.worker.deliveries import Deliveries, Delivery, open_deliveries
+from tombola.worker.host import tasks
+from tombola.worker.settle import batch, consumer
 
 DIE_AT = os.environ["DIE_AT"]
 DIE_ON = os.environ["DIE_ON"]
@@ -108,5 +108,5 @@ if __name__ == "__main__":
     module, name, replacement = PATCHES[DIE_AT]
     assert hasattr(module, name), f"{module.__name__} has no {name}: this would kill nobody"
     setattr(module, name, replacement)
-    sys.argv = ["celery", "-A", "worker", "worker", "--loglevel=INFO"]
+    sys.argv = ["celery", "-A", "tombola.worker", "worker", "--loglevel=INFO"]
     main()

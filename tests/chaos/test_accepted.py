@@ -16,14 +16,14 @@ import pytest
 from redis import Redis
 from sqlalchemy import select
 
-from producers.domain.contract import DrawRequest
-from producers.storage.schema import api_idempotency_requests as requests
 from tests import processes, servers
 from tests.processes import House, Worker, draws, wait_for
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.storage.schema import api_idempotency_requests as requests
 
-GATEWAY = [sys.executable, "-m", "worker", "gateway"]
+GATEWAY = [sys.executable, "-m", "tombola.worker", "gateway"]
 DYING_GATEWAY = [sys.executable, "-m", "tests.chaos.dying_gateway"]
-RELAY = [sys.executable, "-m", "worker", "relay"]
+RELAY = [sys.executable, "-m", "tombola.worker", "relay"]
 UP = "Application startup complete"
 TERMINAL_WITHIN_S = 60.0
 ACCEPTED = 10_000

@@ -13,11 +13,6 @@ from celery import Celery
 from redis import Redis
 from sqlalchemy import Engine, func, select
 
-from producers.brokers.streams import QUEUE, open_broker
-from producers.domain.causes import Cause, LetterState
-from producers.domain.contract import DrawRequest
-from producers.storage.schema import dead_letters as table
-from producers.storage.schema import operator_actions, replays
 from tests import processes
 from tests.benchmarks.dead_letters import GROUPS, PARKED_AT_ONCE, causes
 from tests.integration.test_host import NO_TASKS, ONLY_IN_LISTS, count_set_aside, is_redis, send_raw
@@ -25,14 +20,19 @@ from tests.integration.test_poison import Strange, settle_among_poison
 from tests.integration.test_rabbitmq import Stranger, table_of_cases
 from tests.poison import accept
 from tests.processes import PROJECT, House, draws, environment, wait_for
-from worker.dead_letters import letters as dead_letters
-from worker.dead_letters import parking
-from worker.dead_letters.letters import Selection
-from worker.host.task_queues import SHOPS
-from worker.relay.relay import open_relay
-from worker.replays import replay
-from worker.replays.forecast import WOULD_CHARGE, forecast
-from worker.replays.replay import Options, Replayer
+from tombola.producers.brokers.streams import QUEUE, open_broker
+from tombola.producers.domain.causes import Cause, LetterState
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.storage.schema import dead_letters as table
+from tombola.producers.storage.schema import operator_actions, replays
+from tombola.worker.dead_letters import letters as dead_letters
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.letters import Selection
+from tombola.worker.host.task_queues import SHOPS
+from tombola.worker.relay.relay import open_relay
+from tombola.worker.replays import replay
+from tombola.worker.replays.forecast import WOULD_CHARGE, forecast
+from tombola.worker.replays.replay import Options, Replayer
 
 pytestmark = pytest.mark.chaos
 
@@ -173,7 +173,7 @@ def test_a_hundred_thousand_are_listed_grouped_foretold_and_replayed(house: Hous
 def test_a_replay_that_is_killed_again_and_again_settles_each_once(house: House) -> None:
     asked = fill(house, MANY)
     moments = random.Random()
-    command = [sys.executable, "-m", "worker", "dead-letters", "replay", "--yes", "--json", "--reason", "again"]
+    command = [sys.executable, "-m", "tombola.worker", "dead-letters", "replay", "--yes", "--json", "--reason", "again"]
     relay = open_relay(house.settings)
     killed_while_running = 0
     with processes.worker(house.env) as worker:

@@ -14,15 +14,15 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from typer.testing import CliRunner
 
-from producers import DrawClient, DrawError, DrawRequest, ServiceUnavailable
-from producers.storage import api_keys
-from producers.storage.database import explain
 from tests import servers
 from tests.consoles import PASSWORD, Console, Visitor
 from tests.gateways import OPEN_TO_ALL, Gateway, gateway, settle
 from tests.processes import House, wait_for
-from worker.cli import app
-from worker.operators import users as operators
+from tombola.producers import DrawClient, DrawError, DrawRequest, ServiceUnavailable
+from tombola.producers.storage import api_keys
+from tombola.producers.storage.database import explain
+from tombola.worker.cli import app
+from tombola.worker.operators import users as operators
 
 pytestmark = pytest.mark.chaos
 

@@ -15,13 +15,13 @@ import pytest
 from redis import Redis
 from sqlalchemy import create_engine, text
 
-from producers.brokers.rabbitmq import open_amqp
-from producers.brokers.streams import QUEUE
-from producers.domain.contract import DrawRequest, parse_result
-from producers.domain.errors import PublishFailed
-from producers.results import KEY_PREFIX, ResultStore
 from tests import processes, servers
 from tests.processes import QUICK_CLAIM, House, Worker, draws, wait_for
+from tombola.producers.brokers.rabbitmq import open_amqp
+from tombola.producers.brokers.streams import QUEUE
+from tombola.producers.domain.contract import DrawRequest, parse_result
+from tombola.producers.domain.errors import PublishFailed
+from tombola.producers.results import KEY_PREFIX, ResultStore
 
 DYING = [sys.executable, "-m", "tests.chaos.dying_worker"]
 SETTLED_WITHIN_S = 60.0

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from producers.storage import api_keys
 from tests import servers
 from tests.chaos.stranger import KINDS
 from tests.gateways import Gateway, gateway
 from tests.processes import PROJECT, House
+from tombola.producers.storage import api_keys
 
 SECONDS = 4.0
 ROUNDS_MAX = 4

@@ -10,22 +10,22 @@ import pytest
 from sqlalchemy import Engine, event
 from typer.testing import CliRunner
 
-from producers.domain.contract import DrawRequest
-from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.domain.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest, ServiceUnavailable
-from producers.storage import api_keys
-from producers.storage.database import open_engine
 from tests.books import assert_books, table
 from tests.ledgers import migrated
-from worker.audit import audit
-from worker.audit.record import API_KEY_ADD
-from worker.cli import app
-from worker.cli.access import _on_record
-from worker.ledger import accounts
-from worker.operators import actions
-from worker.operators.actions import Action
-from worker.settle import batch
-from worker.settle.batch import Effort
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.domain.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest, ServiceUnavailable
+from tombola.producers.storage import api_keys
+from tombola.producers.storage.database import open_engine
+from tombola.worker.audit import audit
+from tombola.worker.audit.record import API_KEY_ADD
+from tombola.worker.cli import app
+from tombola.worker.cli.access import _on_record
+from tombola.worker.ledger import accounts
+from tombola.worker.operators import actions
+from tombola.worker.operators.actions import Action
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Effort
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"seed" * 8)}
 

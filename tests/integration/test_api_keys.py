@@ -13,19 +13,19 @@ import pytest
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
-from producers.domain import keys
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import InvalidRequest
-from producers.entry import Entry
-from producers.storage import api_keys
-from producers.storage.requests import Asked
 from tests import servers
 from tests.books import table
 from tests.gateways import Gateway, gateway, settle
 from tests.integration.test_gateway import problem
 from tests.processes import House, draws, wait_for
-from worker.cli import app
-from worker.ledger import post as ledger
+from tombola.producers.domain import keys
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.entry import Entry
+from tombola.producers.storage import api_keys
+from tombola.producers.storage.requests import Asked
+from tombola.worker.cli import app
+from tombola.worker.ledger import post as ledger
 
 RATE_MAX = 30
 BACKLOG_MAX = 50

@@ -12,27 +12,27 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, delete, insert, select, text
 
-from producers.domain.causes import DeadReason
-from producers.domain.contract import DrawRequest
-from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.domain.errors import ConfigurationError, InternalError
-from producers.settings import Settings
-from producers.storage import api_keys, requests
-from producers.storage.database import open_engine, transaction, utc_now
-from producers.storage.requests import Asked
-from producers.storage.schema import account_asset_balances as balances
-from producers.storage.schema import api_idempotency_requests, operator_actions
-from producers.storage.schema import asset_transactions as transactions
 from tests.ledgers import migrated
 from tests.processes import SEED
-from worker import cli
-from worker.audit import audit, audits
-from worker.audit.audit import INVARIANTS, Report
-from worker.audit.record import API_KEY_ADD, API_KEY_REVOKE
-from worker.cli.access import _on_record
-from worker.ledger import accounts
-from worker.settle import batch
-from worker.settle.batch import Effort
+from tombola.producers.domain.causes import DeadReason
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.domain.errors import ConfigurationError, InternalError
+from tombola.producers.settings import Settings
+from tombola.producers.storage import api_keys, requests
+from tombola.producers.storage.database import open_engine, transaction, utc_now
+from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.schema import account_asset_balances as balances
+from tombola.producers.storage.schema import api_idempotency_requests, operator_actions
+from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker import cli
+from tombola.worker.audit import audit, audits
+from tombola.worker.audit.audit import INVARIANTS, Report
+from tombola.worker.audit.record import API_KEY_ADD, API_KEY_REVOKE
+from tombola.worker.cli.access import _on_record
+from tombola.worker.ledger import accounts
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Effort
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, bytes.fromhex(SEED))}
 DRAWS = 40  # of which some win
@@ -378,7 +378,7 @@ def test_what_was_not_looked_at_does_not_hold(books: Engine, tombola_audit: Audi
 def test_the_nightly_audit_says_the_same(
     books: Engine, spoil: Break, tombola_audit: Audited, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from worker.celery import make_app  # it asks for TOMBOLA_* when it is imported
+    from tombola.worker.celery import make_app  # it asks for TOMBOLA_* when it is imported
 
     spoil(f"UPDATE {ACCOUNTS} SET balance = ¤9999.00 WHERE user_id = 3")
     with books.begin() as connection:
@@ -396,7 +396,7 @@ def test_the_nightly_audit_says_the_same(
 
 def test_an_audit_is_on_record(books: Engine, spoil: Break, tombola_audit: Audited) -> None:
     """When it was, by whom, and what it found: so that one that did not run is seen."""
-    from worker.celery import make_app
+    from tombola.worker.celery import make_app
 
     def last() -> audits.Audited | None:
         with books.connect().execution_options(read_only=True) as connection:

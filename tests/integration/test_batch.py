@@ -22,20 +22,20 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, insert, select, text
 
-from producers.domain.causes import DeadReason
-from producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, parse_result
-from producers.domain.draw import DEFAULT_CAMPAIGN, Campaign, Prize, Wheel
-from producers.domain.errors import ConfigurationError, ServiceUnavailable
-from producers.storage import requests
-from producers.storage.database import fault_of, open_engine, transaction, utc_now
-from producers.storage.ledger import get_lottery_session_transactions
-from producers.storage.schema import account_asset_balances, api_idempotency_requests, asset_transactions
 from tests.books import Row, assert_books, table
 from tests.ledgers import migrated
-from worker.ledger import post as ledger
-from worker.ledger.post import AMOUNT_MAX, open_account, recharge
-from worker.settle import batch
-from worker.settle.batch import Answer, Deferred, Effort, Refused, Settled
+from tombola.producers.domain.causes import DeadReason
+from tombola.producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, parse_result
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Campaign, Prize, Wheel
+from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
+from tombola.producers.storage import requests
+from tombola.producers.storage.database import fault_of, open_engine, transaction, utc_now
+from tombola.producers.storage.ledger import get_lottery_session_transactions
+from tombola.producers.storage.schema import account_asset_balances, api_idempotency_requests, asset_transactions
+from tombola.worker.ledger import post as ledger
+from tombola.worker.ledger.post import AMOUNT_MAX, open_account, recharge
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Answer, Deferred, Effort, Refused, Settled
 
 SEED = bytes(range(32))
 SPRING = Campaign(

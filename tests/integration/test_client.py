@@ -10,8 +10,11 @@ from redis import Redis
 from sqlalchemy import event
 from typer.testing import CliRunner
 
-import producers.client
-from producers import (
+import tombola.producers.client
+from tests import servers
+from tests.books import table
+from tests.processes import House, draws
+from tombola.producers import (
     ConfigurationError,
     DrawClient,
     DrawDead,
@@ -24,20 +27,17 @@ from producers import (
     Ticket,
     UnknownCampaign,
 )
-from producers.domain.contract import parse_request, parse_result
-from producers.domain.keys import alias
-from producers.results import KEY_PREFIX, ResultStore, StoredResult
-from producers.storage.database import utc_now
-from producers.storage.ledger import rejected
-from tests import servers
-from tests.books import table
-from tests.processes import House, draws
-from worker.cli import app
-from worker.dead_letters.parking import bury
-from worker.deliveries import Delivery, open_deliveries
-from worker.relay.outbox import archive_once, time_out_once
-from worker.settle import batch
-from worker.settle.batch import Effort, Settled
+from tombola.producers.domain.contract import parse_request, parse_result
+from tombola.producers.domain.keys import alias
+from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
+from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.ledger import rejected
+from tombola.worker.cli import app
+from tombola.worker.dead_letters.parking import bury
+from tombola.worker.deliveries import Delivery, open_deliveries
+from tombola.worker.relay.outbox import archive_once, time_out_once
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Effort, Settled
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])
@@ -100,7 +100,7 @@ def test_enqueue_many_publishes_all_in_order(client: DrawClient, broker_url: str
 
 
 def test_enqueue_many_holds_one_chunk_in_memory(client: DrawClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(producers.client, "PUBLISH_SIZE_MAX", 10)
+    monkeypatch.setattr(tombola.producers.client, "PUBLISH_SIZE_MAX", 10)
     made, ahead = 0, []
     publish = client._broker.publish
 
@@ -262,7 +262,7 @@ def test_what_is_archived_is_told_again(house: House, client: DrawClient, broker
 def test_enqueue_many_tells_of_conflicts_when_all_others_are_in(
     house: House, client: DrawClient, broker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(producers.client, "PUBLISH_SIZE_MAX", 10)
+    monkeypatch.setattr(tombola.producers.client, "PUBLISH_SIZE_MAX", 10)
     taken, free = draws([1], 30)[:12], draws([1], 30)[12:]
     before = [DrawRequest(account_id=2, request_key=it.request_key) for it in taken]
     assert client.enqueue_many(before) == 12

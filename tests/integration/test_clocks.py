@@ -11,34 +11,34 @@ import pytest
 from sqlalchemy import Engine, event, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from producers.domain.causes import Cause
-from producers.domain.contract import DrawRequest, parse_request
-from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.domain.errors import ServiceUnavailable
-from producers.entry import Entry
-from producers.settings import Settings
-from producers.storage import clock, requests
-from producers.storage.database import open_engine, utc_now
-from producers.storage.requests import Asked
-from producers.storage.schema import api_idempotency_requests as table
-from producers.storage.schema import operator_sessions, replays
-from producers.telemetry import metrics
 from tests.books import table as rows_of
 from tests.ledgers import migrated
-from worker.dead_letters import letters as dead_letters
-from worker.dead_letters import parking
-from worker.dead_letters.letters import Selection
-from worker.dead_letters.parking import Parking
-from worker.deliveries import Delivery
-from worker.doctor import draws as doctor
-from worker.doctor.checks import Findings
-from worker.ledger import accounts
-from worker.operators import actions
-from worker.operators import users as operators
-from worker.relay import outbox
-from worker.replays import replay
-from worker.settle import batch
-from worker.settle.batch import Effort
+from tombola.producers.domain.causes import Cause
+from tombola.producers.domain.contract import DrawRequest, parse_request
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.domain.errors import ServiceUnavailable
+from tombola.producers.entry import Entry
+from tombola.producers.settings import Settings
+from tombola.producers.storage import clock, requests
+from tombola.producers.storage.database import open_engine, utc_now
+from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.schema import api_idempotency_requests as table
+from tombola.producers.storage.schema import operator_sessions, replays
+from tombola.producers.telemetry import metrics
+from tombola.worker.dead_letters import letters as dead_letters
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.letters import Selection
+from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.deliveries import Delivery
+from tombola.worker.doctor import draws as doctor
+from tombola.worker.doctor.checks import Findings
+from tombola.worker.ledger import accounts
+from tombola.worker.operators import actions
+from tombola.worker.operators import users as operators
+from tombola.worker.relay import outbox
+from tombola.worker.replays import replay
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Effort
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"seed" * 8)}
 AFTER_S = 10.0

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import pytest
 import uvicorn
 
-from producers.web import protocol, serving
-from producers.web.protocol import HEAD_BYTES_MAX, HEADERS_MAX, Protocol
 from tests import servers
 from tests.processes import wait_for
+from tombola.producers.web import protocol, serving
+from tombola.producers.web.protocol import HEAD_BYTES_MAX, HEADERS_MAX, Protocol
 
 PATIENCE_S = 0.5
 CONNECTIONS_MAX = 8

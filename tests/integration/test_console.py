@@ -17,23 +17,23 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine, insert, select, update
 
-from producers.domain.causes import Cause
-from producers.domain.contract import DrawRequest
-from producers.settings import Settings
-from producers.storage.database import utc_now
-from producers.storage.schema import dead_letters as table
-from producers.storage.schema import operator_sessions, replays
-from producers.telemetry.pulse import Pulse
 from tests import processes, servers
 from tests.consoles import PASSWORD, Console, Visitor
-from worker.audit import audit, audits
-from worker.console.app import create_app
-from worker.dead_letters import letters as dead_letters
-from worker.dead_letters import parking
-from worker.dead_letters.parking import Parking
-from worker.deliveries import Delivery
-from worker.operators import actions
-from worker.operators import users as operators
+from tombola.producers.domain.causes import Cause
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.schema import dead_letters as table
+from tombola.producers.storage.schema import operator_sessions, replays
+from tombola.producers.telemetry.pulse import Pulse
+from tombola.worker.audit import audit, audits
+from tombola.worker.console.app import create_app
+from tombola.worker.dead_letters import letters as dead_letters
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.deliveries import Delivery
+from tombola.worker.operators import actions
+from tombola.worker.operators import users as operators
 
 OPERATOR, VIEWER = "ann", "val"
 PAGES = (

@@ -19,21 +19,21 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from redis import Redis
 from sqlalchemy import select
 
-from producers.domain.causes import Cause
-from producers.domain.contract import DrawRequest
-from producers.storage.database import transaction, utc_now
-from producers.storage.requests import Asked, accept
-from producers.storage.schema import dead_letters as table
-from producers.telemetry.pulse import Pulse
 from tests import processes, servers
 from tests.consoles import PASSWORD, Console
-from worker.dead_letters import letters as dead_letters
-from worker.dead_letters import parking
-from worker.dead_letters.letters import Selection
-from worker.dead_letters.parking import Parking
-from worker.deliveries import Delivery
-from worker.operators import actions
-from worker.operators import users as operators
+from tombola.producers.domain.causes import Cause
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.storage.database import transaction, utc_now
+from tombola.producers.storage.requests import Asked, accept
+from tombola.producers.storage.schema import dead_letters as table
+from tombola.producers.telemetry.pulse import Pulse
+from tombola.worker.dead_letters import letters as dead_letters
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.letters import Selection
+from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.deliveries import Delivery
+from tombola.worker.operators import actions
+from tombola.worker.operators import users as operators
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_PACKAGES = ("chromium",)

@@ -14,8 +14,8 @@ import pytest
 from tests import servers
 from tests.consoles import PASSWORD, Console, Visitor
 from tests.processes import House, wait_for
-from worker.console import security
-from worker.operators import users as operators
+from tombola.worker.console import security
+from tombola.worker.operators import users as operators
 
 OPERATOR, OTHER = "ann", "ben"
 ONE, TWO = {"X_Forwarded_For": "192.0.2.1"}, {"X_Forwarded_For": "6.6.6.6, 192.0.2.2"}

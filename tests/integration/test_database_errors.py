@@ -15,10 +15,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from producers.domain.errors import ConfigurationError, ServiceUnavailable
-from producers.storage.database import Fault, explain, fault_of, open_engine, transaction
-from producers.storage.mysql_connections import SoonOpened
-from worker.cli import app
+from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
+from tombola.producers.storage.database import Fault, explain, fault_of, open_engine, transaction
+from tombola.producers.storage.mysql_connections import SoonOpened
+from tombola.worker.cli import app
 
 
 @pytest.fixture

@@ -7,22 +7,22 @@ from typing import NamedTuple
 import pytest
 from sqlalchemy import Engine, create_engine, select, text, update
 
-import migrations
-from producers.domain.contract import DrawRequest
-from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.domain.errors import DrawError
-from producers.entry import Entry
-from producers.storage import requests
-from producers.storage.database import RECYCLE_S, open_engine, transaction, utc_now
-from producers.storage.requests import Asked
-from producers.storage.schema import account_asset_balances as balances
-from producers.storage.schema import api_idempotency_requests as table
-from producers.storage.schema import asset_transactions as transactions
 from tests import proxies, servers
-from worker.ledger import accounts
-from worker.relay import outbox
-from worker.settle import batch
-from worker.settle.batch import Effort
+from tombola import migrations
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.domain.errors import DrawError
+from tombola.producers.entry import Entry
+from tombola.producers.storage import requests
+from tombola.producers.storage.database import RECYCLE_S, open_engine, transaction, utc_now
+from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.schema import account_asset_balances as balances
+from tombola.producers.storage.schema import api_idempotency_requests as table
+from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.ledger import accounts
+from tombola.worker.relay import outbox
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Effort
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"seed" * 8)}
 WITHIN_S = 10.0
@@ -171,7 +171,7 @@ def test_a_server_that_is_read_only_for_a_while_is_used_again(pair: Pair) -> Non
 
 def test_who_only_reads_finds_the_new_server_before_long(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     assert RECYCLE_S <= 60
-    monkeypatch.setattr("producers.storage.database.RECYCLE_S", 1)
+    monkeypatch.setattr("tombola.producers.storage.database.RECYCLE_S", 1)
     engine = open_engine(pair.url)
     fill_pool(engine)
     pair.fail_over()

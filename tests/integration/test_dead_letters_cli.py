@@ -15,20 +15,20 @@ import click
 import pytest
 from sqlalchemy import func, select, update
 
-from producers.domain.causes import Cause, LetterState
-from producers.domain.contract import DrawRequest
-from producers.storage.database import utc_now
-from producers.storage.schema import dead_letters, replays
 from tests.books import assert_books
 from tests.processes import PROJECT, House, draws, environment
 from tests.processes import wait_for as wait_until
-from worker import cli
-from worker.dead_letters import parking
-from worker.dead_letters.parking import Parking
-from worker.deliveries import Delivery
-from worker.operators import actions
-from worker.replays import replay
-from worker.settle.consumer import Consumer
+from tombola.producers.domain.causes import Cause, LetterState
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.schema import dead_letters, replays
+from tombola.worker import cli
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.deliveries import Delivery
+from tombola.worker.operators import actions
+from tombola.worker.replays import replay
+from tombola.worker.settle.consumer import Consumer
 
 
 class Ended(NamedTuple):
@@ -468,7 +468,7 @@ def test_replay_of_what_cannot_all_settle_has_exit_code_1(tombola: Tombola, hous
 def start(house: House, *arguments: str) -> subprocess.Popen[str]:
     """The command as a process, with nobody at its terminal."""
     return subprocess.Popen(
-        [sys.executable, "-m", "worker", "dead-letters", *arguments],
+        [sys.executable, "-m", "tombola.worker", "dead-letters", *arguments],
         cwd=PROJECT,
         env=environment(house.env),
         stdin=subprocess.DEVNULL,

@@ -12,15 +12,15 @@ import amqp
 import pytest
 from redis import Redis
 
-from producers.brokers.quorum_queues import declare_queues
-from producers.brokers.rabbitmq import open_amqp
-from producers.brokers.redis_clients import open_redis
-from producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, Broker, declare_group, open_broker
-from producers.domain.errors import PublishFailed, ServiceUnavailable
 from tests import servers
-from worker.deliveries import BODY_KEPT_BYTES_MAX, HELD_BYTES_MAX, Deliveries, Delivery, open_deliveries
-from worker.deliveries.queues import QueueDeliveries
-from worker.deliveries.streams import StreamDeliveries, forget_consumers
+from tombola.producers.brokers.quorum_queues import declare_queues
+from tombola.producers.brokers.rabbitmq import open_amqp
+from tombola.producers.brokers.redis_clients import open_redis
+from tombola.producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, Broker, declare_group, open_broker
+from tombola.producers.domain.errors import PublishFailed, ServiceUnavailable
+from tombola.worker.deliveries import BODY_KEPT_BYTES_MAX, HELD_BYTES_MAX, Deliveries, Delivery, open_deliveries
+from tombola.worker.deliveries.queues import QueueDeliveries
+from tombola.worker.deliveries.streams import StreamDeliveries, forget_consumers
 
 CLAIM_AFTER_S = 0.5
 NEVER_S = 3600.0

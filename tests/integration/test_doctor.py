@@ -17,35 +17,35 @@ from redis import Redis
 from sqlalchemy import Engine, create_engine, insert, text, update
 from sqlalchemy.exc import DBAPIError
 
-import migrations
-import producers.storage.database
-import producers.telemetry.pulse
-import worker.doctor.checks
-import worker.doctor.database
-from producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, declare_group
-from producers.domain.contract import DrawRequest
-from producers.settings import Settings
-from producers.storage import requests
-from producers.storage.database import open_engine, transaction, utc_now
-from producers.storage.requests import Asked
-from producers.storage.schema import (
+import tombola.producers.storage.database
+import tombola.producers.telemetry.pulse
+import tombola.worker.doctor.checks
+import tombola.worker.doctor.database
+from tests import servers
+from tests.gateways import settle
+from tests.processes import House
+from tombola import migrations
+from tombola.producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, declare_group
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.settings import Settings
+from tombola.producers.storage import requests
+from tombola.producers.storage.database import open_engine, transaction, utc_now
+from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.schema import (
     account_asset_balances,
     api_idempotency_requests,
     asset_transactions,
     dead_letters,
     operator_actions,
 )
-from producers.telemetry.pulse import MEMBER_PREFIX, MEMBERS_KEY, Member, Pulse
-from tests import servers
-from tests.gateways import settle
-from tests.processes import House
-from worker.audit import audits
-from worker.audit.audit import audit
-from worker.deliveries import open_deliveries
-from worker.doctor import Check, examine
-from worker.doctor.checks import Findings
-from worker.doctor.streams import examine_consumers, examine_stream
-from worker.ledger.post import open_account
+from tombola.producers.telemetry.pulse import MEMBER_PREFIX, MEMBERS_KEY, Member, Pulse
+from tombola.worker.audit import audits
+from tombola.worker.audit.audit import audit
+from tombola.worker.deliveries import open_deliveries
+from tombola.worker.doctor import Check, examine
+from tombola.worker.doctor.checks import Findings
+from tombola.worker.doctor.streams import examine_consumers, examine_stream
+from tombola.worker.ledger.post import open_account
 
 SECRET = "5ec2e7" * 12
 SEALED = {
@@ -218,7 +218,7 @@ def statuses_of(checks: dict[str, Check]) -> dict[str, str]:
 def test_its_sessions_cannot_write(house: House, lean: House) -> None:
     for url in (house.settings.need("database_url"), lean.settings.need("database_url")):
         with (
-            worker.doctor.database.reading(url) as engine,
+            tombola.worker.doctor.database.reading(url) as engine,
             engine.connect() as connection,
             pytest.raises(DBAPIError, match=r"(?i)read.?only"),
         ):
@@ -277,8 +277,8 @@ def test_sessions_that_are_not_as_we_ask(house: House, monkeypatch: pytest.Monke
         """As behind a proxy that sets sessions back."""
         return open_engine(url).execution_options(isolation_level="REPEATABLE READ")
 
-    monkeypatch.setattr(worker.doctor.database, "open_engine", meddling)
-    monkeypatch.setattr(producers.storage.database, "SQL_MODE", "NO_ENGINE_SUBSTITUTION")
+    monkeypatch.setattr(tombola.worker.doctor.database, "open_engine", meddling)
+    monkeypatch.setattr(tombola.producers.storage.database, "SQL_MODE", "NO_ENGINE_SUBSTITUTION")
     checks = look(house)
     assert statuses(checks, "isolation level", "strict mode") == ["fail", "fail"]
     assert "REPEATABLE READ" in checks["isolation level"].found
@@ -531,7 +531,7 @@ def test_another_seed_than_the_ledgers(database_url: str, redis_url: str) -> Non
 
 @pytest.mark.parametrize(("off_s", "status"), [(0, "ok"), (2, "warn"), (-2, "warn"), (60, "fail")])
 def test_clocks_that_differ(house: House, monkeypatch: pytest.MonkeyPatch, off_s: int, status: str) -> None:
-    monkeypatch.setattr(worker.doctor.checks, "utc_now", lambda: utc_now() + timedelta(seconds=off_s))
+    monkeypatch.setattr(tombola.worker.doctor.checks, "utc_now", lambda: utc_now() + timedelta(seconds=off_s))
     checks = look(house)
     assert statuses(checks, "clock of the database", "clock of the broker") == [status, status]
 
@@ -547,7 +547,7 @@ def test_members_of_other_releases_and_clocks(
         pulse = Pulse(client, "relay", "r1")
         pulse.beat_once()
         key = f"{MEMBER_PREFIX}gateway:g1"
-        (own,) = producers.telemetry.pulse.members(client)
+        (own,) = tombola.producers.telemetry.pulse.members(client)
         other = Member("gateway", "g1", "h", 1, version or own.version, utc_now(), clock_offset_ms, utc_now())
         client.set(key, msgspec.json.encode(other._asdict()))
         client.zadd(MEMBERS_KEY, {key: time.time()})

@@ -19,15 +19,15 @@ import pytest
 import redis
 from rich.console import Console
 
-from producers.client import DrawClient
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import ServiceUnavailable
-from producers.entry import Entry
-from producers.storage.database import open_engine
-from producers.storage.requests import Asked
-from worker.embedded import running as embedded
-from worker.embedded import sample
-from worker.ledger import post as ledger
+from tombola.producers.client import DrawClient
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import ServiceUnavailable
+from tombola.producers.entry import Entry
+from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.requests import Asked
+from tombola.worker.embedded import running as embedded
+from tombola.worker.embedded import sample
+from tombola.worker.ledger import post as ledger
 
 TOMBOLA = Path(sys.executable).with_name("tombola")
 UP_TIMEOUT_S = 60
@@ -155,7 +155,7 @@ def test_without_a_redis_server_it_finds_another(missing: str, monkeypatch: pyte
 
 
 def test_the_fake_server_is_good_enough_for_draws(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = embedded.RedisKind("fakeredis", [sys.executable, "-m", "worker.embedded.fake_redis"], is_fake=True)
+    kind = embedded.RedisKind("fakeredis", [sys.executable, "-m", "tombola.worker.embedded.fake_redis"], is_fake=True)
     monkeypatch.setattr(embedded, "find_redis", lambda: [kind])
     with embedded.run(embedded.Home(home)) as running:
         engine = open_engine(running.settings.need("database_url"))

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from producers.brokers.quorum_queues import declare_queues
-from producers.brokers.rabbitmq import open_amqp
-from producers.brokers.streams import QUEUE
-from producers.domain.contract import DrawRequest, parse_request
-from producers.domain.errors import InvalidKey, InvalidRequest
-from producers.domain.signatures import Keyring
 from tests import servers
 from tests.integration.test_client import queued
-from worker.deliveries import open_deliveries
+from tombola.producers.brokers.quorum_queues import declare_queues
+from tombola.producers.brokers.rabbitmq import open_amqp
+from tombola.producers.brokers.streams import QUEUE
+from tombola.producers.domain.contract import DrawRequest, parse_request
+from tombola.producers.domain.errors import InvalidKey, InvalidRequest
+from tombola.producers.domain.signatures import Keyring
+from tombola.worker.deliveries import open_deliveries
 
 EXAMPLES = Path(__file__).parents[2] / "producers" / "examples"
 NODE_PACKAGES = ("nodejs", "npm")

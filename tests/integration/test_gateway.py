@@ -25,22 +25,22 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks as openapi_checks
 from sqlalchemy import create_engine, text
 
-from producers.brokers.streams import open_broker
-from producers.domain.causes import dead_because
-from producers.domain.contract import DrawRequest
-from producers.entry import Entry
-from producers.gateway.app import create_app
-from producers.gateway.results import Results
-from producers.results import KEY_PREFIX, ResultStore, StoredResult
-from producers.settings import Settings
-from producers.storage import api_keys
-from producers.storage.database import utc_now
-from producers.storage.requests import Asked
 from tests import processes, servers
 from tests.books import assert_books, table
 from tests.gateways import OPEN_TO_ALL, TIMEOUT_S, Gateway, gateway, settle
 from tests.processes import House, draws, wait_for
-from worker.relay.outbox import archive_once, relay_once, time_out_once
+from tombola.producers.brokers.streams import open_broker
+from tombola.producers.domain.causes import dead_because
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.entry import Entry
+from tombola.producers.gateway.app import create_app
+from tombola.producers.gateway.results import Results
+from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
+from tombola.producers.settings import Settings
+from tombola.producers.storage import api_keys
+from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.requests import Asked
+from tombola.worker.relay.outbox import archive_once, relay_once, time_out_once
 
 BODY_BYTES_MAX = 16 * 1024
 WAITS = 1000

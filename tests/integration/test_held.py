@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, text
 
-from producers.domain.contract import DrawRequest
-from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.entry import Entry
-from producers.storage.database import open_engine
-from producers.storage.requests import Asked
 from tests import servers
 from tests.books import assert_books
 from tests.ledgers import migrated
 from tests.processes import SEED, House, draws, wait_for
-from worker.ledger.post import open_account
-from worker.relay.outbox import Relay
-from worker.settle import batch
-from worker.settle.batch import Answer, Deferred, Effort, Refused, Settled
-from worker.settle.consumer import Consumer
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.entry import Entry
+from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.requests import Asked
+from tombola.worker.ledger.post import open_account
+from tombola.worker.relay.outbox import Relay
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Answer, Deferred, Effort, Refused, Settled
+from tombola.worker.settle.consumer import Consumer
 
 WHEELS = {"default": Wheel(DEFAULT_CAMPAIGN, bytes.fromhex(SEED))}
 NO_PATIENCE = Effort(has_patience=False)

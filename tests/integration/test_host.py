@@ -19,15 +19,15 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from producers.brokers.rabbitmq import open_amqp
-from producers.domain.contract import parse_result
-from producers.domain.errors import InvalidRequest, ServiceUnavailable
-from producers.results import ResultStore
 from tests import processes, servers
 from tests.processes import House, Worker, draws, wait_for
-from worker.host import tasks
-from worker.host.task_queues import DEAD, SHOPS, TASKS
-from worker.settle import batch
+from tombola.producers.brokers.rabbitmq import open_amqp
+from tombola.producers.domain.contract import parse_result
+from tombola.producers.domain.errors import InvalidRequest, ServiceUnavailable
+from tombola.producers.results import ResultStore
+from tombola.worker.host import tasks
+from tombola.worker.host.task_queues import DEAD, SHOPS, TASKS
+from tombola.worker.settle import batch
 
 WITHIN_S = 60.0
 QUORUM = {"task_create_missing_queue_type": "quorum"}  # what the README tells shops to set for tombola.tasks
@@ -61,7 +61,7 @@ def app_of(house: House) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in house.env.items():
             patch.setenv(name, value)
-        from worker.celery import make_app
+        from tombola.worker.celery import make_app
     return make_app(house.settings)
 
 

@@ -9,19 +9,19 @@ import amqp
 import pytest
 from sqlalchemy import update
 
-from producers.brokers.quorum_queues import QueueBroker
-from producers.brokers.rabbitmq import open_amqp
-from producers.brokers.streams import DEAD_QUEUE, QUEUE
-from producers.domain.causes import Cause
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import PublishFailed
-from producers.storage.schema import api_idempotency_requests as requests
 from tests import poison, servers
 from tests.integration.test_outbox import age, statuses
 from tests.integration.test_parking import bury_in_rabbitmq, consume_all, left, letters
 from tests.processes import House, draws, wait_for
-from worker.deliveries.losses import PUBLISHED_MAX
-from worker.relay.relay import open_relay
+from tombola.producers.brokers.quorum_queues import QueueBroker
+from tombola.producers.brokers.rabbitmq import open_amqp
+from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE
+from tombola.producers.domain.causes import Cause
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import PublishFailed
+from tombola.producers.storage.schema import api_idempotency_requests as requests
+from tombola.worker.deliveries.losses import PUBLISHED_MAX
+from tombola.worker.relay.relay import open_relay
 
 ALL_QUEUES = ".*"
 OURS_ALONE = "^draws$"

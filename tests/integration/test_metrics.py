@@ -22,30 +22,30 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import insert, update
 
-import migrations
-from producers.client import DrawClient
-from producers.domain.causes import Cause
-from producers.domain.contract import DrawRequest
-from producers.settings import Settings
-from producers.storage.database import open_engine, utc_now
-from producers.storage.schema import api_idempotency_requests as requests
-from producers.storage.schema import dead_letters, replays
-from producers.telemetry import metrics as state
 from tests import gateways, processes, servers
 from tests.processes import House, draws, wait_for
-from worker import metrics
-from worker.audit import audits
-from worker.audit.audit import audit
-from worker.deliveries import Delivery
-from worker.ledger import post as ledger
-from worker.relay import outbox
-from worker.relay.lookout import OperatorsLookout
-from worker.relay.relay import open_relay
-from worker.settle import batch
-from worker.settle.batch import Effort
-from worker.settle.watch import Watch
+from tombola import migrations
+from tombola.producers.client import DrawClient
+from tombola.producers.domain.causes import Cause
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import open_engine, utc_now
+from tombola.producers.storage.schema import api_idempotency_requests as requests
+from tombola.producers.storage.schema import dead_letters, replays
+from tombola.producers.telemetry import metrics as state
+from tombola.worker import metrics
+from tombola.worker.audit import audits
+from tombola.worker.audit.audit import audit
+from tombola.worker.deliveries import Delivery
+from tombola.worker.ledger import post as ledger
+from tombola.worker.relay import outbox
+from tombola.worker.relay.lookout import OperatorsLookout
+from tombola.worker.relay.relay import open_relay
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Effort
+from tombola.worker.settle.watch import Watch
 
-RELAY = [sys.executable, "-m", "worker", "relay"]
+RELAY = [sys.executable, "-m", "tombola.worker", "relay"]
 WITHIN_S = 40.0
 
 
@@ -352,7 +352,7 @@ def test_the_last_audit_is_told(tmp_path: Path) -> None:
 
 def test_beat_shows_a_pulse(house: House, port: int, tmp_path: Path) -> None:
     """Nothing else tells that it is away before a night has gone by without an audit."""
-    beat = [sys.executable, "-m", "celery", "-A", "worker", "beat", "--loglevel=INFO", f"--schedule={tmp_path}/beat"]
+    beat = [*processes.CELERY[:-2], "beat", "--loglevel=INFO", f"--schedule={tmp_path}/beat"]
     with (
         processes.worker(house.env, command=RELAY, until="relaying") as relay,
         processes.worker(house.env | {"TOMBOLA_METRICS_PORT": "0"}, command=beat, until="beat: Starting"),
@@ -365,7 +365,7 @@ def test_the_audit_is_made_every_night_however_often_beat_starts(house: House, m
     """Without its schedule file beat begins anew: then `in 24 hours` is never, where it starts once a day."""
     for name, value in house.env.items():
         monkeypatch.setenv(name, value)
-    from worker.celery import make_app
+    from tombola.worker.celery import make_app
 
     schedule = make_app(house.settings).conf.beat_schedule["audit"]["schedule"]
     for hour in range(24):

@@ -12,13 +12,13 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy import Engine, select, text, update
 
-from producers.domain.errors import InvalidRequest
-from producers.storage.database import open_engine, utc_now
-from producers.storage.schema import operator_sessions
-from producers.storage.schema import operators as table
 from tests.ledgers import migrated
-from worker.operators import actions
-from worker.operators import users as operators
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.storage.database import open_engine, utc_now
+from tombola.producers.storage.schema import operator_sessions
+from tombola.producers.storage.schema import operators as table
+from tombola.worker.operators import actions
+from tombola.worker.operators import users as operators
 
 PASSWORD = "correct horse battery"
 OTHER = "another twelve or more"

@@ -15,24 +15,24 @@ import pytest
 from redis import Redis
 from sqlalchemy import Connection, Engine, case, select, text, update
 
-from producers import DrawClient, DrawRequest, IdempotencyKeyReused, PublishFailed
-from producers.brokers.rabbitmq import open_amqp
-from producers.brokers.streams import QUEUE, Broker, open_broker
-from producers.domain.causes import DeadReason, Status
-from producers.domain.contract import parse_request
-from producers.entry import Entry
-from producers.settings import Settings
-from producers.storage import requests
-from producers.storage.database import utc_now
-from producers.storage.requests import Asked
-from producers.storage.schema import api_idempotency_requests
 from tests import servers
 from tests.books import Row, assert_books, table
 from tests.processes import PROJECT, House, draws, environment, wait_for
-from worker.relay import outbox
-from worker.relay.outbox import DELAY_S_MAX, Relay, relay_once, time_out_once
-from worker.settle import batch
-from worker.settle.batch import Effort, Refused, Settled
+from tombola.producers import DrawClient, DrawRequest, IdempotencyKeyReused, PublishFailed
+from tombola.producers.brokers.rabbitmq import open_amqp
+from tombola.producers.brokers.streams import QUEUE, Broker, open_broker
+from tombola.producers.domain.causes import DeadReason, Status
+from tombola.producers.domain.contract import parse_request
+from tombola.producers.entry import Entry
+from tombola.producers.settings import Settings
+from tombola.producers.storage import requests
+from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.schema import api_idempotency_requests
+from tombola.worker.relay import outbox
+from tombola.worker.relay.outbox import DELAY_S_MAX, Relay, relay_once, time_out_once
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Effort, Refused, Settled
 
 AFTER_S = 10.0
 HOUR = timedelta(hours=1)
@@ -598,7 +598,7 @@ def test_the_loop_outlives_an_outage_and_ends_when_told(
 def test_the_command_says_how_many_it_has_published(house: House, broker: Broker) -> None:
     accept(house.engine, *draws([1], 3), is_published=False)
     done = subprocess.run(
-        [sys.executable, "-c", "from worker.cli import main; main()", "relay", "--once"],
+        [sys.executable, "-c", "from tombola.worker.cli import main; main()", "relay", "--once"],
         cwd=PROJECT,
         env=environment(house.env),
         capture_output=True,
@@ -613,7 +613,7 @@ def test_the_command_says_how_many_it_has_published(house: House, broker: Broker
 def test_workers_relay_and_archive_by_their_own_clock(house: House, broker: Broker, monkeypatch: Any) -> None:
     for name, value in house.env.items():
         monkeypatch.setenv(name, value)
-    from worker.celery import make_app
+    from tombola.worker.celery import make_app
 
     app = make_app(house.settings)
     scheduled = {it["task"] for it in app.conf.beat_schedule.values()}

@@ -22,12 +22,12 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, expect, sync_playwright
 from sqlalchemy import select
 
-from producers.domain.contract import DrawRequest
-from producers.storage.ledger import CONSUME, REWARD
-from producers.storage.schema import account_asset_balances, asset_transactions
 from tests import processes, servers
 from tests.books import assert_books
-from worker.ledger import post as ledger
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.storage.ledger import CONSUME, REWARD
+from tombola.producers.storage.schema import account_asset_balances, asset_transactions
+from tombola.worker.ledger import post as ledger
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_PACKAGES = ("chromium",)

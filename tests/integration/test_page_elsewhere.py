@@ -11,12 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from playwright.sync_api import Browser, Page
 
-from producers.domain.contract import DrawRequest
-from producers.gateway.pages import PAGE
 from tests import servers
 from tests.gateways import OPEN_TO_ALL, gateway, settle
 from tests.integration.test_page import browser  # noqa: F401
 from tests.processes import House, wait_for
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.gateway.pages import PAGE
 
 DRAW = """([base, account]) => import('/draw.js').then(({ draw }) => {
     window.told = [];

@@ -12,24 +12,24 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine, create_engine, func, select, text, update
 
-from producers.brokers.quorum_queues import declare_queues
-from producers.brokers.rabbitmq import open_amqp
-from producers.brokers.streams import DEAD_QUEUE, QUEUE
-from producers.domain.causes import Cause, LetterState
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import ServiceUnavailable
-from producers.storage.schema import api_idempotency_requests as requests
-from producers.storage.schema import dead_letters
 from tests import poison, servers
 from tests.processes import House, draws
 from tests.processes import wait_for as wait_until
-from worker.dead_letters import parking
-from worker.dead_letters.letters import DeadLetter, Selection, some
-from worker.dead_letters.parking import HEADERS_KEPT_LENGTH_MAX, Parking
-from worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
-from worker.deliveries.losses import PUBLISHED_MAX
-from worker.relay.relay import open_relay
-from worker.settle.consumer import Consumer
+from tombola.producers.brokers.quorum_queues import declare_queues
+from tombola.producers.brokers.rabbitmq import open_amqp
+from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE
+from tombola.producers.domain.causes import Cause, LetterState
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import ServiceUnavailable
+from tombola.producers.storage.schema import api_idempotency_requests as requests
+from tombola.producers.storage.schema import dead_letters
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.letters import DeadLetter, Selection, some
+from tombola.worker.dead_letters.parking import HEADERS_KEPT_LENGTH_MAX, Parking
+from tombola.worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
+from tombola.worker.deliveries.losses import PUBLISHED_MAX
+from tombola.worker.relay.relay import open_relay
+from tombola.worker.settle.consumer import Consumer
 
 DRAW = DrawRequest(account_id=6, request_key="k1")
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from redis import Redis
 
-from producers.brokers.rabbitmq import open_amqp
-from producers.brokers.streams import DEAD_QUEUE, QUEUE
 from tests import poison, processes
 from tests.books import assert_books
 from tests.processes import House, draws, wait_for
+from tombola.producers.brokers.rabbitmq import open_amqp
+from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE
 
 SETTLED_WITHIN_S = 90.0
 

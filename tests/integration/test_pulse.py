@@ -15,11 +15,11 @@ import fakeredis
 import pytest
 from redis import Redis
 
-from producers.brokers.redis_clients import open_redis
-from producers.telemetry import pulse
-from producers.telemetry.pulse import COUNTED, Member, Minute, Pulse, members, minutes
 from tests import processes, servers
 from tests.processes import House, draws, wait_for
+from tombola.producers.brokers.redis_clients import open_redis
+from tombola.producers.telemetry import pulse
+from tombola.producers.telemetry.pulse import COUNTED, Member, Minute, Pulse, members, minutes
 
 
 @pytest.fixture(params=["redis", "fakeredis"])

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tests import servers
 from tests.processes import House, draws, wait_for
-from worker import metrics
-from worker.settle import putting
-from worker.settle.consumer import Consumer
-from worker.settle.putting import Putting
+from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
+from tombola.worker import metrics
+from tombola.worker.settle import putting
+from tombola.worker.settle.consumer import Consumer
+from tombola.worker.settle.putting import Putting
 
 AT = datetime(2026, 11, 26, tzinfo=UTC)
 

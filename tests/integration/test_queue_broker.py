@@ -17,17 +17,17 @@ import amqp
 import kombu
 import pytest
 
-from producers.brokers.quorum_queues import QueueBroker
-from producers.brokers.rabbitmq import open_amqp
-from producers.brokers.streams import QUEUE
-from producers.client import DrawClient
-from producers.domain.errors import BrokerBlocked, PublishFailed
 from tests import processes, servers
 from tests.gateways import OPEN_TO_ALL, gateway
 from tests.integration.test_outbox import age, statuses
 from tests.processes import House, draws, wait_for
-from worker.deliveries.queues import QueueDeliveries
-from worker.relay.relay import open_relay
+from tombola.producers.brokers.quorum_queues import QueueBroker
+from tombola.producers.brokers.rabbitmq import open_amqp
+from tombola.producers.brokers.streams import QUEUE
+from tombola.producers.client import DrawClient
+from tombola.producers.domain.errors import BrokerBlocked, PublishFailed
+from tombola.worker.deliveries.queues import QueueDeliveries
+from tombola.worker.relay.relay import open_relay
 
 TIMEOUT_S = 2.0
 MARGIN_S = 1.5
@@ -214,7 +214,7 @@ def test_all_of_it_over_tls(rabbitmq_url: str, tmp_path: Path, monkeypatch: pyte
 def test_celerys_own_connections_can_be_of_our_kind(rabbitmq_url: str) -> None:
     """What cannot be decoded is a message without headers: Celery refuses it as one that it does not know."""
     received: list[str] = []
-    with kombu.Connection(rabbitmq_url, transport="producers.brokers.rabbitmq:Transport") as connection:
+    with kombu.Connection(rabbitmq_url, transport="tombola.producers.brokers.rabbitmq:Transport") as connection:
         queue = connection.SimpleQueue("tombola-celery")
         queue.put({"task": 1})
         channel = connection.default_channel
@@ -329,7 +329,7 @@ def test_gateway_and_relay_end_when_they_are_told_to_during_an_alarm(
     metrics_port = servers._free_port()
     relay = processes.worker(
         house.env | {"TOMBOLA_METRICS_PORT": str(metrics_port), "TOMBOLA_METRICS_HOST": servers.HOST},
-        command=[sys.executable, "-m", "worker", "relay"],
+        command=[sys.executable, "-m", "tombola.worker", "relay"],
         until="relaying",
     )
     with gateway(house, **OPEN_TO_ALL) as door, relay as relaying:
@@ -376,8 +376,8 @@ def test_threads_may_share_one(rabbitmq_url: str) -> None:
 
 FORKING = """
 import os, sys, threading
-from producers.client import DrawClient
-from producers.domain.contract import DrawRequest
+from tombola.producers.client import DrawClient
+from tombola.producers.domain.contract import DrawRequest
 
 client = DrawClient.from_env()
 client.enqueue(DrawRequest(account_id=1))

@@ -13,16 +13,16 @@ import amqp
 import pytest
 from amqp import spec
 
-from producers.brokers.quorum_queues import QueueBroker, declare_queues
-from producers.brokers.rabbitmq import open_amqp
-from producers.brokers.streams import DEAD_QUEUE, QUEUE
-from producers.domain.causes import Cause
 from tests import processes
 from tests.integration.test_outbox import statuses
 from tests.integration.test_parking import consume_all, left, letters
 from tests.processes import House, draws
-from worker.deliveries import Delivery
-from worker.deliveries.queues import QueueDeliveries
+from tombola.producers.brokers.quorum_queues import QueueBroker, declare_queues
+from tombola.producers.brokers.rabbitmq import open_amqp
+from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE
+from tombola.producers.domain.causes import Cause
+from tombola.worker.deliveries import Delivery
+from tombola.worker.deliveries.queues import QueueDeliveries
 
 DEADLINE_S = 20.0
 PROPERTIES: Final = [name for name, _ in amqp.Message.PROPERTIES]
@@ -278,8 +278,8 @@ def test_a_publishers_own_count_is_not_the_brokers(url: str, claimed: Any) -> No
 SHORT_OF_MEMORY = """
 import re, sys
 from pathlib import Path
-from worker.deliveries.queues import QueueDeliveries
-from worker.dead_letters.parking import INVALID
+from tombola.worker.deliveries.queues import QueueDeliveries
+from tombola.worker.dead_letters.parking import INVALID
 consumer = QueueDeliveries(sys.argv[1], prefetch=200)
 good = large = 0
 while good < int(sys.argv[2]):

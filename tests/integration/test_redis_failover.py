@@ -16,25 +16,25 @@ import msgspec
 import pytest
 import redis
 
-from producers.brokers.redis_clients import open_redis
-from producers.brokers.streams import QUEUE, open_broker
-from producers.client import DrawClient
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import ConfigurationError, PublishFailed, ResultNotReady, ServiceUnavailable
-from producers.gateway.results import Results
-from producers.results import ResultStore, StoredResult
-from producers.storage.requests import State
-from producers.telemetry import pulse
-from producers.telemetry.pulse import Pulse
 from tests import servers
 from tests.processes import CELERY, House, environment, wait_for
 from tests.proxies import HOST, Forwarder, RedisPair, redis_pair
-from worker.deliveries.streams import StreamDeliveries, forget_consumers
-from worker.doctor.checks import Findings
-from worker.doctor.streams import examine_results, examine_stream
+from tombola.producers.brokers.redis_clients import open_redis
+from tombola.producers.brokers.streams import QUEUE, open_broker
+from tombola.producers.client import DrawClient
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import ConfigurationError, PublishFailed, ResultNotReady, ServiceUnavailable
+from tombola.producers.gateway.results import Results
+from tombola.producers.results import ResultStore, StoredResult
+from tombola.producers.storage.requests import State
+from tombola.producers.telemetry import pulse
+from tombola.producers.telemetry.pulse import Pulse
+from tombola.worker.deliveries.streams import StreamDeliveries, forget_consumers
+from tombola.worker.doctor.checks import Findings
+from tombola.worker.doctor.streams import examine_results, examine_stream
 
 ON_WITHIN_S = 10.0
-TOMBOLA = [sys.executable, "-m", "worker"]
+TOMBOLA = [sys.executable, "-m", "tombola.worker"]
 
 
 def eventually(condition: Callable[[], bool], what: str, *, within_s: float = ON_WITHIN_S) -> None:

@@ -13,33 +13,33 @@ import redis
 from celery import Celery
 from sqlalchemy import func, select, text, update
 
-import producers.storage.requests
-from producers.brokers.streams import open_broker
-from producers.domain.causes import OPEN_STATES, Cause, LetterState
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import DrawDead, InvalidRequest, ReplayNotFound
-from producers.entry import Entry
-from producers.results import ResultStore
-from producers.storage.requests import Asked
-from producers.storage.schema import account_asset_balances as accounts
-from producers.storage.schema import api_idempotency_requests as requests
-from producers.storage.schema import dead_letters as table
-from producers.storage.schema import operator_actions, replays
+import tombola.producers.storage.requests
 from tests.books import assert_books
 from tests.processes import House, draws
 from tests.processes import wait_for as wait_until
-from worker.dead_letters import letters as dead_letters
-from worker.dead_letters import parking
-from worker.dead_letters.letters import Selection
-from worker.dead_letters.parking import Parking
-from worker.deliveries import Delivery
-from worker.ledger import post as ledger
-from worker.operators import actions
-from worker.relay.relay import open_relay
-from worker.replays import replay
-from worker.replays.forecast import Forecast, forecast
-from worker.replays.replay import Options, Replay, Replayer
-from worker.settle.consumer import Consumer
+from tombola.producers.brokers.streams import open_broker
+from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import DrawDead, InvalidRequest, ReplayNotFound
+from tombola.producers.entry import Entry
+from tombola.producers.results import ResultStore
+from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.schema import account_asset_balances as accounts
+from tombola.producers.storage.schema import api_idempotency_requests as requests
+from tombola.producers.storage.schema import dead_letters as table
+from tombola.producers.storage.schema import operator_actions, replays
+from tombola.worker.dead_letters import letters as dead_letters
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.letters import Selection
+from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.deliveries import Delivery
+from tombola.worker.ledger import post as ledger
+from tombola.worker.operators import actions
+from tombola.worker.relay.relay import open_relay
+from tombola.worker.replays import replay
+from tombola.worker.replays.forecast import Forecast, forecast
+from tombola.worker.replays.replay import Options, Replay, Replayer
+from tombola.worker.settle.consumer import Consumer
 
 OVERDUE = datetime(2020, 1, 1, tzinfo=UTC)  # whoever's clock it is, and however late its answer came
 WHO = "ada"
@@ -194,7 +194,7 @@ def test_a_forecast_writes_nothing(house: House, desk: Desk) -> None:
 
 
 def everything(house: House) -> list[Any]:
-    from producers.storage.schema import metadata
+    from tombola.producers.storage.schema import metadata
 
     with house.engine.connect().execution_options(read_only=True) as connection:
         return [
@@ -262,8 +262,8 @@ def lose_what_is_queued(house: House) -> None:
 
 def desk_accept(house: House, draw: DrawRequest) -> Any:
     """Accept a draw whose message is lost."""
-    from producers.entry import Entry
-    from producers.storage.requests import Asked
+    from tombola.producers.entry import Entry
+    from tombola.producers.storage.requests import Asked
 
     entry = Entry(house.engine, relay_after_s=10)
     entry.accept([Asked(draw)])
@@ -484,14 +484,14 @@ def test_one_that_cannot_be_accepted_stays_parked_and_the_others_go_on(
 ) -> None:
     sent = draws(house.accounts(3), 20)
     desk.park_by_worker(*[draw.encode() for draw in sent], wheels={})
-    values = producers.storage.requests._request_values
+    values = tombola.producers.storage.requests._request_values
 
     def mistaken(request: DrawRequest, *others: str) -> Any:
         if request.request_key == sent[13].request_key:
             raise TypeError("a mistake of ours")
         return values(request, *others)
 
-    monkeypatch.setattr(producers.storage.requests, "_request_values", mistaken)
+    monkeypatch.setattr(tombola.producers.storage.requests, "_request_values", mistaken)
     desk.work()
     ended = desk.replay()
     assert (ended.status, ended.selected, ended.settled, ended.refused) == (replay.DONE, 20, 19, 1)

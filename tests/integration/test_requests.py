@@ -20,24 +20,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import Engine, create_engine, text
 
-from producers.domain import keys
-from producers.domain.causes import DeadReason, Status
-from producers.domain.contract import DrawRequest
-from producers.domain.draw import wheels
-from producers.domain.errors import InternalError, InvalidKey, RequestBusy, UnknownCampaign
-from producers.entry import Entry
-from producers.results import KEY_PREFIX, ResultStore, StoredResult
-from producers.storage import requests
-from producers.storage.database import open_engine, transaction, utc_now
-from producers.storage.requests import Acceptance, Asked, Known, State
 from tests.books import Row, assert_books, table
 from tests.ledgers import migrated
-from worker.audit.audit import audit
-from worker.ledger import post as ledger
-from worker.ledger.post import open_account, recharge
-from worker.relay.outbox import archive_once, time_out_once
-from worker.settle import batch
-from worker.settle.batch import Answer, Effort, Refused, Settled
+from tombola.producers.domain import keys
+from tombola.producers.domain.causes import DeadReason, Status
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import wheels
+from tombola.producers.domain.errors import InternalError, InvalidKey, RequestBusy, UnknownCampaign
+from tombola.producers.entry import Entry
+from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
+from tombola.producers.storage import requests
+from tombola.producers.storage.database import open_engine, transaction, utc_now
+from tombola.producers.storage.requests import Acceptance, Asked, Known, State
+from tombola.worker.audit.audit import audit
+from tombola.worker.ledger import post as ledger
+from tombola.worker.ledger.post import open_account, recharge
+from tombola.worker.relay.outbox import archive_once, time_out_once
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Answer, Effort, Refused, Settled
 
 WHEELS = wheels(bytes(range(32)))
 RELAY_AFTER_S = 10.0

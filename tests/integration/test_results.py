@@ -13,18 +13,18 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from producers.domain.contract import DrawRequest, DrawResult, parse_result
-from producers.domain.errors import DrawDead, ResultNotReady, ServiceUnavailable
-from producers.entry import Entry
-from producers.results import KEY_PREFIX, ResultStore, StoredResult, _dead_envelope, unwrap
-from producers.storage.database import utc_now
-from producers.storage.ledger import get_lottery_session_transactions
-from producers.storage.requests import Asked
 from tests import servers
 from tests.processes import House, wait_for
-from worker.relay.outbox import time_out_once
-from worker.settle import batch
-from worker.settle.batch import Effort, Settled
+from tombola.producers.domain.contract import DrawRequest, DrawResult, parse_result
+from tombola.producers.domain.errors import DrawDead, ResultNotReady, ServiceUnavailable
+from tombola.producers.entry import Entry
+from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult, _dead_envelope, unwrap
+from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.ledger import get_lottery_session_transactions
+from tombola.producers.storage.requests import Asked
+from tombola.worker.relay.outbox import time_out_once
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Effort, Settled
 
 SESSION = "lottery_tx_1700000000000_abcdef_001"
 

@@ -10,30 +10,30 @@ import amqp
 import pytest
 from redis import Redis
 
-from producers.brokers.rabbitmq import open_amqp
-from producers.brokers.streams import DEAD_QUEUE, QUEUE, broker_of, open_broker
-from producers.client import DrawClient
-from producers.domain.causes import LetterState
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import InvalidRequest, NotSigned
-from producers.domain.signatures import Keyring
-from producers.entry import Entry
-from producers.results import KEY_PREFIX
-from producers.settings import Settings
-from producers.storage.requests import Asked
 from tests.books import assert_books, table
 from tests.processes import House
-from worker.dead_letters.letters import DeadLetter, Selection, edit, some
-from worker.deliveries import Delivery
-from worker.doctor.configuration import examine_settings
-from worker.host import tasks
-from worker.relay import outbox
-from worker.relay.relay import open_relay
-from worker.replays import replay
-from worker.replays.forecast import Forecast, forecast
-from worker.replays.replay import Options, Replayer
-from worker.replays.vouching import Vouching
-from worker.settle.consumer import Consumer
+from tombola.producers.brokers.rabbitmq import open_amqp
+from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE, broker_of, open_broker
+from tombola.producers.client import DrawClient
+from tombola.producers.domain.causes import LetterState
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import InvalidRequest, NotSigned
+from tombola.producers.domain.signatures import Keyring
+from tombola.producers.entry import Entry
+from tombola.producers.results import KEY_PREFIX
+from tombola.producers.settings import Settings
+from tombola.producers.storage.requests import Asked
+from tombola.worker.dead_letters.letters import DeadLetter, Selection, edit, some
+from tombola.worker.deliveries import Delivery
+from tombola.worker.doctor.configuration import examine_settings
+from tombola.worker.host import tasks
+from tombola.worker.relay import outbox
+from tombola.worker.relay.relay import open_relay
+from tombola.worker.replays import replay
+from tombola.worker.replays.forecast import Forecast, forecast
+from tombola.worker.replays.replay import Options, Replayer
+from tombola.worker.replays.vouching import Vouching
+from tombola.worker.settle.consumer import Consumer
 
 SECRET, OLD, WRONG = (f"{number:02x}" * 32 for number in (1, 2, 3))
 SIGNED = {"TOMBOLA_MESSAGE_SECRET": SECRET}

@@ -10,15 +10,15 @@ from alembic import command
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
 
-import migrations
-from producers import DrawClient, DrawRequest, IdempotencyKeyReused
-from producers.domain.errors import InvalidRequest
-from producers.settings import Settings
-from producers.storage.database import SQL_MODE, Transaction, open_engine, transaction
 from tests.books import assert_books, table
 from tests.processes import House
-from worker.settle import batch
-from worker.settle.batch import Settled
+from tombola import migrations
+from tombola.producers import DrawClient, DrawRequest, IdempotencyKeyReused
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import SQL_MODE, Transaction, open_engine, transaction
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Settled
 
 MODES = [
     "",

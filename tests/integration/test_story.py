@@ -11,22 +11,27 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, insert, text, update
 
-from producers.domain.causes import Cause
-from producers.domain.contract import DrawRequest
-from producers.storage import requests
-from producers.storage.database import transaction, utc_now
-from producers.storage.requests import Asked, accept
-from producers.storage.schema import account_asset_balances, api_idempotency_requests, asset_transactions, replays
-from producers.storage.schema import dead_letters as letters
 from tests import processes
-from worker.console import story
-from worker.console.story import Story
-from worker.dead_letters import letters as dead_letters
-from worker.dead_letters import parking
-from worker.dead_letters.parking import Parking
-from worker.deliveries import Delivery
-from worker.operators import actions
-from worker.settle.batch import Effort, settle
+from tombola.producers.domain.causes import Cause
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.storage import requests
+from tombola.producers.storage.database import transaction, utc_now
+from tombola.producers.storage.requests import Asked, accept
+from tombola.producers.storage.schema import (
+    account_asset_balances,
+    api_idempotency_requests,
+    asset_transactions,
+    replays,
+)
+from tombola.producers.storage.schema import dead_letters as letters
+from tombola.worker.console import story
+from tombola.worker.console.story import Story
+from tombola.worker.dead_letters import letters as dead_letters
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.deliveries import Delivery
+from tombola.worker.operators import actions
+from tombola.worker.settle.batch import Effort, settle
 
 
 @pytest.fixture

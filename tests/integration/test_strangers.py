@@ -16,15 +16,15 @@ import httpx
 import pytest
 from litestar.openapi.spec import OpenAPI
 
-from producers.domain.contract import DrawRequest
-from producers.entry import Entry
-from producers.gateway.app import create_app
-from producers.storage import api_keys
-from producers.storage.requests import Asked
 from tests import servers
 from tests.gateways import OPEN_TO_ALL, Gateway, gateway, settle
 from tests.integration.test_gateway import problem
 from tests.processes import House, draws, wait_for
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.entry import Entry
+from tombola.producers.gateway.app import create_app
+from tombola.producers.storage import api_keys
+from tombola.producers.storage.requests import Asked
 
 SHOP = "https://shop.example"
 RATE_MAX = 250

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from producers.brokers.redis_clients import open_redis
-from producers.brokers.streams import BODY_FIELD, GROUP, QUEUE, open_broker
-from producers.domain.errors import ServiceUnavailable
 from tests import servers
 from tests.processes import PROJECT, House, draws
-from worker.deliveries import Delivery
-from worker.deliveries.streams import HEADERS_KEPT_BYTES_MAX, TAGS_PER_COMMAND, StreamDeliveries
-from worker.settle.consumer import Consumer
+from tombola.producers.brokers.redis_clients import open_redis
+from tombola.producers.brokers.streams import BODY_FIELD, GROUP, QUEUE, open_broker
+from tombola.producers.domain.errors import ServiceUnavailable
+from tombola.worker.deliveries import Delivery
+from tombola.worker.deliveries.streams import HEADERS_KEPT_BYTES_MAX, TAGS_PER_COMMAND, StreamDeliveries
+from tombola.worker.settle.consumer import Consumer
 
 CLAIM_AFTER_S = 0.4
 NEVER_S = 3600.0
@@ -381,7 +381,7 @@ def fetch_until(consumer: StreamDeliveries, *, wait_s: float = 0.1) -> list[Deli
 
 _READ_ALL = """
 import sys
-from worker.deliveries.streams import StreamDeliveries
+from tombola.worker.deliveries.streams import StreamDeliveries
 
 def peak_mib():
     return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -7,13 +7,13 @@ from typing import Any, NoReturn
 
 import pytest
 
-from producers.domain.errors import ServiceUnavailable
-from producers.results import ResultStore
 from tests.processes import House, draws
-from worker.dead_letters import parking
-from worker.deliveries import Delivery
-from worker.settle import batch
-from worker.settle.consumer import Consumer, Stopping
+from tombola.producers.domain.errors import ServiceUnavailable
+from tombola.producers.results import ResultStore
+from tombola.worker.dead_letters import parking
+from tombola.worker.deliveries import Delivery
+from tombola.worker.settle import batch
+from tombola.worker.settle.consumer import Consumer, Stopping
 
 
 class Handed:

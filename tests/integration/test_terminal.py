@@ -12,19 +12,19 @@ from typing import NamedTuple
 import pytest
 from rich.cells import cell_len
 
-from producers.domain.causes import Cause
-from producers.domain.contract import DrawRequest
-from producers.storage import api_keys
 from tests import gateways
 from tests.consoles import PASSWORD
 from tests.processes import PROJECT, House, environment
-from worker import cli
-from worker.cli import terminal
-from worker.dead_letters import parking
-from worker.dead_letters.parking import Parking
-from worker.deliveries import Delivery
-from worker.operators import actions
-from worker.operators import users as operators
+from tombola.producers.domain.causes import Cause
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.storage import api_keys
+from tombola.worker import cli
+from tombola.worker.cli import terminal
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.deliveries import Delivery
+from tombola.worker.operators import actions
+from tombola.worker.operators import users as operators
 
 LONG_KEY = "lottery_req_1795424054123_1c80fef5_694"
 LONGEST_KEY = "x" * 64
@@ -137,7 +137,7 @@ def test_a_process_on_a_terminal_in_ascii(module_house: House) -> None:
     """As the shell sees it, with Python's own way of choosing an encoding."""
     for encoding, arguments in (("ascii", ["dead-letters", "show", "1"]), ("latin-1", ["doctor"])):
         done = subprocess.run(
-            [sys.executable, "-m", "worker", *arguments],
+            [sys.executable, "-m", "tombola.worker", *arguments],
             cwd=PROJECT,
             env=environment(module_house.env) | {"PYTHONIOENCODING": encoding, "LANG": "C", "PYTHONUTF8": "0"},
             capture_output=True,

@@ -16,14 +16,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis import Redis
 
-from producers.brokers.streams import QUEUE, open_broker
-from producers.client import DrawClient
-from producers.domain.contract import DrawRequest
-from producers.telemetry import tracing
 from tests import gateways, processes
 from tests.processes import House, draws, wait_for
-from worker.deliveries import Delivery, open_deliveries
-from worker.settle.consumer import Consumer
+from tombola.producers.brokers.streams import QUEUE, open_broker
+from tombola.producers.client import DrawClient
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.telemetry import tracing
+from tombola.worker.deliveries import Delivery, open_deliveries
+from tombola.worker.settle.consumer import Consumer
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
@@ -208,9 +208,9 @@ def test_without_the_extra_all_of_it_does_nothing() -> None:
 import sys
 sys.modules["opentelemetry"] = None
 import logging
-from producers import client, tracing
-from producers.gateway import intake
-from worker import consumer
+from tombola.producers import client, tracing
+from tombola.producers.gateway import intake
+from tombola.worker import consumer
 assert not tracing.HAS_API and not tracing.is_on()
 assert tracing.headers() is None and tracing.ids() == {}
 with tracing.serving("POST /v1/draws", [(b"traceparent", b"x")]) as span, tracing.publishing(1) as beside:

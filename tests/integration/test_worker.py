@@ -1,7 +1,9 @@
-"""`celery -A worker worker` as operators start it: real processes, real servers, good draws and bad input."""
+"""`celery -A tombola.worker worker` as operators start it: real processes, real servers, good draws and bad input."""
 
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from producers.domain.contract import DrawRequest, DrawResult, parse_result
-from producers.results import KEY_PREFIX, ResultStore
 from tests import processes, servers
 from tests.processes import House, draws, wait_for
+from tombola.producers.domain.contract import DrawRequest, DrawResult, parse_result
+from tombola.producers.results import KEY_PREFIX, ResultStore
 
 SETTLED_WITHIN_S = 60.0
 COMBINATIONS = ["mariadb-redis", "mariadb-rabbitmq", "sqlite-redis"]
@@ -156,6 +158,26 @@ def test_a_warm_shutdown_in_full_swing_loses_nothing(house: House) -> None:
     assert {key: after[key] for key in done} == done
     assert house.dead() == 0
     assert house.violations() == []
+
+
+def test_in_a_checkout_the_folders_name_is_enough(tmp_path: Path, redis_url: str) -> None:
+    """`celery -A worker`, as the owner types it: the same app, and nothing is loaded twice under two names."""
+    with House(f"sqlite:///{tmp_path}/ledger.db", redis_url, redis_url) as house:
+        command = ["worker" if word == "tombola.worker" else word for word in processes.CELERY]
+        assert command.count("worker") == 2
+        house.enqueue(draws(house.accounts(1), 1))
+        with processes.worker(house.env, command=command) as worker:
+            house.wait_settled(1, within_s=SETTLED_WITHIN_S, log=worker.log)
+            assert worker.stop() == 0
+        script = (
+            "import sys, worker\nworker.app\nprint([it for it in sys.modules if it.split('.')[0] in "
+            "('worker', 'producers', 'migrations')], worker.app is sys.modules['tombola.worker.celery'].app)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=processes.environment(house.env), cwd=processes.PROJECT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert done.stdout == "['worker'] True\n"
 
 
 class TestRefusesToStart:

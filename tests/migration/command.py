@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typer.testing import CliRunner
 
-from worker.cli import app
+from tombola.worker.cli import app
 
 
 def tombola(*arguments: str, code: int = 0) -> str:

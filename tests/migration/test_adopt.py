@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-import migrations
-from migrations.legacy import (
+from tests import legacy
+from tests.migration.command import tombola
+from tombola import migrations
+from tombola.migrations.legacy import (
     backfill,
     checksums,
     contract,
@@ -30,16 +32,14 @@ from migrations.legacy import (
     tables,
     verify,
 )
-from migrations.legacy.session import open_session
-from producers.domain.contract import DrawRequest
-from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.domain.errors import ConfigurationError
-from producers.storage.ledger import get_lottery_session_transactions
-from tests import legacy
-from tests.migration.command import tombola
-from worker.audit.audit import audit
-from worker.settle import batch
-from worker.settle.batch import Effort
+from tombola.migrations.legacy.session import open_session
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.storage.ledger import get_lottery_session_transactions
+from tombola.worker.audit.audit import audit
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Effort
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, bytes.fromhex("5eed" * 16))}
 DRAWS = 90

@@ -19,21 +19,21 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-import migrations
-from migrations.legacy import backfill, contract, expand, inspection, record, rollback, status, tables, verify
-from migrations.legacy.session import open_session
-from producers.domain.contract import DrawRequest
-from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.domain.errors import ConfigurationError
-from producers.storage.database import open_engine
-from producers.storage.ledger import get_lottery_session_transactions
 from tests import legacy
 from tests.migration.command import tombola
 from tests.processes import House, failed_start
-from worker.audit.audit import audit
-from worker.ledger.post import holds_old_rows, recharge
-from worker.settle import batch
-from worker.settle.batch import Effort
+from tombola import migrations
+from tombola.migrations.legacy import backfill, contract, expand, inspection, record, rollback, status, tables, verify
+from tombola.migrations.legacy.session import open_session
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.ledger import get_lottery_session_transactions
+from tombola.worker.audit.audit import audit
+from tombola.worker.ledger.post import holds_old_rows, recharge
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Effort
 
 ROWS = 20_000
 WAIT_S_MAX = 1.5  # of the writers; a second is for the table's lock, the rest for two busy cores
@@ -189,7 +189,7 @@ def test_it_goes_back_from_every_step(url: str, engine: Engine, steps: list[str]
 
 
 def each(engine: Engine) -> Any:
-    from migrations.legacy.session import each_by_itself
+    from tombola.migrations.legacy.session import each_by_itself
 
     return each_by_itself(engine)
 

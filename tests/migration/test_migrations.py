@@ -23,14 +23,15 @@ from alembic.util import CommandError
 from sqlalchemy import Engine, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-import migrations
-from producers.domain.contract import DrawRequest, DrawResult, LedgerRow
-from producers.domain.errors import ConfigurationError
-from producers.storage import api_keys
-from producers.storage.database import Fault, fault_of, open_engine, utc_now
-from producers.storage.ledger import completed, rejected
-from producers.storage.requests import state_of_session
-from producers.storage.schema import (
+from tests import servers
+from tombola import migrations
+from tombola.producers.domain.contract import DrawRequest, DrawResult, LedgerRow
+from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.storage import api_keys
+from tombola.producers.storage.database import Fault, fault_of, open_engine, utc_now
+from tombola.producers.storage.ledger import completed, rejected
+from tombola.producers.storage.requests import state_of_session
+from tombola.producers.storage.schema import (
     account_asset_balances,
     api_idempotency_requests,
     asset_transactions,
@@ -40,9 +41,8 @@ from producers.storage.schema import (
     operators,
     replays,
 )
-from tests import servers
-from worker.ledger.post import open_account
-from worker.relay.outbox import archive_once
+from tombola.worker.ledger.post import open_account
+from tombola.worker.relay.outbox import archive_once
 
 PROJECT = Path(__file__).parents[2]
 TABLES_BY_REVISION = {

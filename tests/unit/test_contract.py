@@ -15,13 +15,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import producers.domain.contract
-from producers.domain import errors
-from producers.domain.contract import BODY_BYTES_MAX, DrawRequest, DrawResult, LedgerRow, parse_request, parse_result
-from producers.domain.errors import DrawError, InvalidKey, InvalidRequest, UnknownVersion
+import tombola.producers.domain.contract
+from tombola.producers.domain import errors
+from tombola.producers.domain.contract import (
+    BODY_BYTES_MAX,
+    DrawRequest,
+    DrawResult,
+    LedgerRow,
+    parse_request,
+    parse_result,
+)
+from tombola.producers.domain.errors import DrawError, InvalidKey, InvalidRequest, UnknownVersion
 
 GOLDEN = Path(__file__).parent / "golden"
-SCHEMA = json.loads((Path(producers.domain.contract.__file__).parent / "draw_request.v1.json").read_bytes())
+SCHEMA = json.loads((Path(tombola.producers.domain.contract.__file__).parent / "draw_request.v1.json").read_bytes())
 K = "lottery_req_1700000000000_0123abcd_007"
 
 
@@ -173,9 +180,9 @@ def test_golden_invalid_bodies_do_not_fit_the_schema(case: dict[str, str]) -> No
 def test_the_schema_is_one_and_names_the_parsers_limits() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert str(BODY_BYTES_MAX) in SCHEMA["description"]
-    assert SCHEMA["properties"]["account_id"]["maximum"] == producers.domain.contract.ACCOUNT_ID_MAX
-    assert SCHEMA["properties"]["campaign"]["default"] == producers.domain.contract.CAMPAIGN_DEFAULT
-    assert SCHEMA["properties"]["v"]["const"] == producers.domain.contract.VERSION
+    assert SCHEMA["properties"]["account_id"]["maximum"] == tombola.producers.domain.contract.ACCOUNT_ID_MAX
+    assert SCHEMA["properties"]["campaign"]["default"] == tombola.producers.domain.contract.CAMPAIGN_DEFAULT
+    assert SCHEMA["properties"]["v"]["const"] == tombola.producers.domain.contract.VERSION
 
 
 # ---- round trips -----------------------------------------------------------------------------------------------------

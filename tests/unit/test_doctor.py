@@ -6,12 +6,12 @@ from datetime import timedelta
 import pytest
 from rich.console import Console
 
-from producers.settings import Settings
-from producers.storage.database import utc_now
-from worker.doctor import Check, show
-from worker.doctor.checks import attempt, clock_ahead, clock_verdict, numbers_of, release_verdict
-from worker.doctor.configuration import examine_settings
-from worker.doctor.database import VERSIONS_MIN, key_columns, product_and_version
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import utc_now
+from tombola.worker.doctor import Check, show
+from tombola.worker.doctor.checks import attempt, clock_ahead, clock_verdict, numbers_of, release_verdict
+from tombola.worker.doctor.configuration import examine_settings
+from tombola.worker.doctor.database import VERSIONS_MIN, key_columns, product_and_version
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from producers.domain.draw import DEFAULT_CAMPAIGN, Campaign, Prize, Wheel
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Campaign, Prize, Wheel
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "draws.json").read_bytes())
 SEED = bytes(range(32))
@@ -228,7 +228,7 @@ def test_the_same_request_draws_the_same_prize_for_ever() -> None:
 def test_another_process_draws_the_same() -> None:
     """With another hash seed, as sets and dicts would show if they had a hand in it."""
     script = (
-        "from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel\n"
+        "from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel\n"
         "wheel = Wheel(DEFAULT_CAMPAIGN, bytes(range(32)))\n"
         "print(*[wheel.draw(6, f'k{number}').amount for number in range(50)])\n"
     )

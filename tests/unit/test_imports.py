@@ -19,7 +19,7 @@ MIGRATIONS = sorted((PROJECT / "migrations").rglob("*.py"))
 BEHIND_THE_BROKER = {"worker", "celery", "billiard", "migrations", "alembic", "tests"}
 # Whoever opens a socket, a file or a database: neither a key nor a draw may hang on one.
 OUTWARD = {
-    *("sqlalchemy", "redis", "pymysql", "kombu", "amqp", "celery", "pydantic", "alembic", "worker.ledger.post"),
+    *("sqlalchemy", "redis", "pymysql", "kombu", "amqp", "celery", "pydantic", "alembic", "tombola.worker.ledger.post"),
     *("socket", "ssl", "asyncio", "http", "urllib.request", "subprocess", "sqlite3", "multiprocessing"),
 }
 
@@ -40,6 +40,11 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, ast.literal_eval(node.args[0])
 
 
+def top(name: str) -> str:
+    """`worker` of tombola.worker.settle, `celery` of celery.app."""
+    return name.removeprefix("tombola.").partition(".")[0]
+
+
 def python(script: str) -> list[str]:
     """The words that `script` prints in an interpreter of its own."""
     done = subprocess.run(
@@ -57,14 +62,13 @@ def test_there_is_something_to_look_at() -> None:
 
 @pytest.mark.parametrize("path", PRODUCERS, ids=lambda path: str(path.relative_to(PROJECT)))
 def test_producers_import_nothing_from_behind_the_broker(path: Path) -> None:
-    wrong = [(line, name) for line, name in imported(path) if name.partition(".")[0] in BEHIND_THE_BROKER]
+    wrong = [(line, name) for line, name in imported(path) if top(name) in BEHIND_THE_BROKER]
     assert wrong == []
 
 
 def test_a_web_process_loads_no_celery() -> None:
     """Nor does any library that producers use bring it along. One interpreter, which says what each module loads."""
-    names = (".".join(path.relative_to(PROJECT).with_suffix("").parts) for path in PRODUCERS)
-    modules = sorted({name.removesuffix(".__init__") for name in names})
+    modules = sorted(file_name(path) for path in PRODUCERS)
     script = (
         "import importlib, sys\n"
         f"for module in {modules}:\n"
@@ -73,13 +77,13 @@ def test_a_web_process_loads_no_celery() -> None:
         "    for name in set(sys.modules) - before: print(module + '>' + name)\n"
     )
     loaded = [word.split(">") for word in python(script)]
-    assert {name for _, name in loaded} >= {"producers", *modules}
+    assert {name for _, name in loaded} >= set(modules)
     # billiard comes with kombu, which imports it where it is installed
-    assert [it for it in loaded if it[1].partition(".")[0] in BEHIND_THE_BROKER - {"billiard"}] == []
+    assert [it for it in loaded if top(it[1]) in BEHIND_THE_BROKER - {"billiard"}] == []
 
 
 DOMAIN = sorted((PROJECT / "producers" / "domain").glob("[a-z]*.py"))
-PURE = ["producers.domain", *(f"producers.domain.{path.stem}" for path in DOMAIN)]
+PURE = ["tombola.producers.domain", *(f"tombola.producers.domain.{path.stem}" for path in DOMAIN)]
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -88,7 +92,7 @@ def test_the_pure_modules_load_nothing_that_reaches_outside(module: str) -> None
     assert module in loaded
     assert {name for name in loaded if name in OUTWARD or name.partition(".")[0] in OUTWARD} == set()
     # of the project just the other pure ones
-    assert {name for name in loaded if name.startswith(("producers.", "worker."))} <= set(PURE)
+    assert {name for name in loaded if name.startswith("tombola.")} <= {"tombola.producers", *PURE}
 
 
 def test_no_import_runs_upwards_nor_in_a_circle() -> None:
@@ -97,27 +101,32 @@ def test_no_import_runs_upwards_nor_in_a_circle() -> None:
     above: dict[str, set[str]] = {}
     for name, path in files.items():
         for _, other in imported(path):
-            if other in files and room(other) != room(name):
+            # What tombola.worker and tombola.producers offer under their own names is for those outside.
+            if other in files and room(other) != room(name) and other.count(".") > 1 and name.count(".") > 1:
                 above.setdefault(room(name), set()).add(room(other))
     order = list(graphlib.TopologicalSorter(above).static_order())  # raises CycleError
-    assert order.index("producers.domain") < order.index("producers.storage") < order.index("worker.settle")
+    low, middle, high = (
+        order.index(f"tombola.{it}") for it in ("producers.domain", "producers.storage", "worker.settle")
+    )
+    assert low < middle < high
     for lower, upper in (("producers", ("worker", "migrations")), ("migrations", ("worker",))):
-        wrong = {(a, b) for a, below in above.items() if a.startswith(lower) for b in below if b.startswith(upper)}
+        wrong = {(a, b) for a, below in above.items() if top(a) == lower for b in below if top(b) in upper}
         assert wrong == set()
 
 
 def file_name(path: Path) -> str:
-    return ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
+    """The name that a file is imported by."""
+    return ".".join(("tombola", *path.relative_to(PROJECT).with_suffix("").parts)).removesuffix(".__init__")
 
 
 def room(name: str) -> str:
-    """`producers.domain.keys` lies in producers.domain, `producers.entry` is a room of its own."""
+    """That of tombola.producers.domain.keys is tombola.producers.domain; tombola.producers.entry is one by itself."""
     parts = name.split(".")
-    return name if len(parts) < 3 else ".".join(parts[:2])
+    return name if len(parts) < 4 else ".".join(parts[:3])
 
 
 def test_what_reaches_outside_would_be_noticed() -> None:
-    loaded = python("import sys\nimport producers.storage.database\nprint(*sys.modules)")
+    loaded = python("import sys\nimport tombola.producers.storage.database\nprint(*sys.modules)")
     assert {"sqlalchemy", "pymysql", "socket"} <= set(loaded)
 
 
@@ -137,14 +146,20 @@ LARGE = {"sqlalchemy", "alembic", "redis", "kombu", "celery", "litestar", "starl
 def test_a_command_imports_what_it_uses(command: str, needed: set[str]) -> None:
     """All of it together takes two seconds, each time that somebody looks for something."""
     words = [command] if command.startswith("-") else [command, "--help"]
-    script = f"import sys\nfrom worker.cli import app\ntry: app({words})\nexcept SystemExit: print('', *sys.modules)"
+    script = (
+        f"import sys\nfrom tombola.worker.cli import app\ntry: app({words})\nexcept SystemExit: print('', *sys.modules)"
+    )
     loaded = python(script)
     assert {name for name in loaded if name in LARGE} == needed
 
 
 def test_every_public_name_is_there() -> None:
-    assert python("import producers\nprint(*[getattr(producers, name).__name__ for name in producers.__all__])") == (
-        python("import producers\nprint(*producers.__all__)")
+    names = python("from tombola import producers\nprint(*producers.__all__)")
+    assert (
+        python(
+            "from tombola import producers\nprint(*[getattr(producers, name).__name__ for name in producers.__all__])"
+        )
+        == names
     )
 
 
@@ -152,7 +167,7 @@ def test_nobody_imports_the_command_line() -> None:
     """It stands on top of everything else: whoever needs something from it wants it moved."""
     for path in [*PRODUCERS, *WORKER]:
         if path.parent.name != "cli" and path.name != "__main__.py":
-            assert [name for _, name in imported(path) if name.startswith("worker.cli")] == [], path
+            assert [name for _, name in imported(path) if name.startswith("tombola.worker.cli")] == [], path
 
 
 @pytest.mark.parametrize("path", [*PRODUCERS, *WORKER], ids=lambda path: str(path.relative_to(PROJECT)))

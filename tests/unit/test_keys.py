@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.domain import keys
-from producers.domain.errors import DrawError, InvalidKey, InvalidRequest
+from tombola.producers.domain import keys
+from tombola.producers.domain.errors import DrawError, InvalidKey, InvalidRequest
 
 # SPEC, Identifiers; a timestamp has 13 digits from 2001 to 2286.
 REQUEST_KEY = re.compile(r"lottery_req_(?P<ms>[0-9]{13})_(?P<hex>[0-9a-f]{8})_(?P<seq>[0-9]{3})")

@@ -17,12 +17,12 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.domain.contract import DrawRequest
-from producers.telemetry.logs import FIELD_LENGTH_MAX, TRACEBACK_LENGTH_MAX, LogFormat, about, set_up_logging
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.telemetry.logs import FIELD_LENGTH_MAX, TRACEBACK_LENGTH_MAX, LogFormat, about, set_up_logging
 
 DRAW = DrawRequest(account_id=6, request_key="key_1", lottery_session_id="session_1")
 LINE = re.compile(r"^(\x1b\[\d+m)?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
-log = logging.getLogger("producers.somewhere")
+log = logging.getLogger("tombola.producers.somewhere")
 
 
 class Stream(io.StringIO):
@@ -73,7 +73,7 @@ def test_a_line_of_json_has_the_fields_of_its_draw(stream: Stream) -> None:
     assert line == {
         "level": "warning",
         "event": "draw key_1 is late",
-        "logger": "producers.somewhere",
+        "logger": "tombola.producers.somewhere",
         "cause": "outage",
         "tries": 3,
         "request_key": "key_1",
@@ -89,7 +89,7 @@ def test_a_terminal_gets_text_with_the_fields_behind_it(stream: Stream) -> None:
     assert LINE.match(written)
     assert "\x1b[" in written, "it is coloured"
     plain = re.sub(r"\x1b\[\d+m", "", written)
-    assert plain.endswith("draws 7 [producers.somewhere] request_key=key_1 lottery_session_id=session_1\n")
+    assert plain.endswith("draws 7 [tombola.producers.somewhere] request_key=key_1 lottery_session_id=session_1\n")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_json_cannot_be_forged(stream: Stream, where: str) -> None:
             log.info("a field", extra={"request_key": evil})
     line = fields(stream)  # one line, and it is JSON
     assert evil in line.values()
-    assert line["logger"] == "producers.somewhere"
+    assert line["logger"] == "tombola.producers.somewhere"
     assert stream.getvalue().rstrip("\n").isascii()
 
 
@@ -216,7 +216,7 @@ def test_no_extra_stands_in_for_what_the_record_says(stream: Stream) -> None:
     forged = {"event": "forged", "level": "info", "logger": "forged", "timestamp": "forged", "exception": "forged"}
     log.error("true", extra=forged)
     line = fields(stream)
-    assert (line["event"], line["level"], line["logger"]) == ("true", "error", "producers.somewhere")
+    assert (line["event"], line["level"], line["logger"]) == ("true", "error", "tombola.producers.somewhere")
     assert "forged" not in stream.getvalue()
 
 

@@ -14,15 +14,15 @@ import typer.main
 import yaml
 from prometheus_client import REGISTRY
 
-import producers.gateway.app
-import producers.telemetry.metrics
-import producers.web.protocol
-import worker.metrics
-from producers.domain.causes import Cause, DeadReason, LetterState
-from producers.settings import PREFIX, Settings
-from worker.cli import app
+import tombola.producers.gateway.app
+import tombola.producers.telemetry.metrics
+import tombola.producers.web.protocol
+import tombola.worker.metrics
+from tombola.producers.domain.causes import Cause, DeadReason, LetterState
+from tombola.producers.settings import PREFIX, Settings
+from tombola.worker.cli import app
 
-MONITORING = Path(worker.metrics.__file__).parent / "monitoring"
+MONITORING = Path(tombola.worker.metrics.__file__).parent / "monitoring"
 ALERTS, DASHBOARD, SCRAPING = (MONITORING / name for name in ("alerts.yml", "grafana.json", "prometheus.yml"))
 OTHERS = {"up"}  # Prometheus's own
 WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "bool", "offset"}
@@ -35,7 +35,7 @@ SAMPLES = {
 VALUES: dict[str, set[str]] = {
     "state": set(LetterState),
     "cause": set(Cause),
-    "role": set(producers.telemetry.metrics.ROLES),
+    "role": set(tombola.producers.telemetry.metrics.ROLES),
     "reason": {DeadReason.NEVER_SETTLED, DeadReason.TIMED_OUT},
     "outcome": {"settled", "rejected", "repeat", "parked_again", "refused", "accepted", "replayed", "conflict"},
 }
@@ -43,8 +43,8 @@ VALUES: dict[str, set[str]] = {
 
 def exported() -> dict[str, set[str]]:
     """Every name under which the code exports samples, with the labels they have."""
-    assert producers.gateway.app  # imported for the names that they register
-    assert producers.web.protocol
+    assert tombola.producers.gateway.app  # imported for the names that they register
+    assert tombola.producers.web.protocol
     found: dict[str, set[str]] = {}
     for collector, names in list(REGISTRY._collector_to_names.items()):
         labels = set(getattr(collector, "_labelnames", ()))
@@ -245,7 +245,9 @@ def test_no_panel_lies_on_another() -> None:
 
 def test_the_example_scrapes_every_kind_and_finds_the_rules() -> None:
     config = yaml.safe_load(SCRAPING.read_text())
-    scraped = set(producers.telemetry.metrics.ROLES) - {"beat"}  # which only sends tasks: its pulse says that it does
+    scraped = set(tombola.producers.telemetry.metrics.ROLES) - {
+        "beat"
+    }  # which only sends tasks: its pulse says that it does
     assert {job["job_name"] for job in config["scrape_configs"]} == {f"tombola-{it}" for it in scraped}
     assert [(MONITORING / name).is_file() for name in config["rule_files"]] == [True]
     compose = yaml.safe_load((MONITORING.parents[1] / "docker-compose.yml").read_text())
@@ -258,4 +260,4 @@ def test_the_example_scrapes_every_kind_and_finds_the_rules() -> None:
 
 def test_the_wheel_holds_them() -> None:
     packaged = (MONITORING.parents[1] / "pyproject.toml").read_text()
-    assert 'worker = ["monitoring/*"' in packaged
+    assert '"tombola.worker" = ["monitoring/*"' in packaged

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from producers.storage.database import open_engine
-from producers.storage.mysql_connections import SoonOpened
+from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.mysql_connections import SoonOpened
 
 URL = "mysql+pymysql://nobody@127.0.0.1:1/nothing"
 

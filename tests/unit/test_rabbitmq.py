@@ -8,7 +8,7 @@ from amqp import spec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from producers.brokers.rabbitmq import UNDECODABLE, Channel, Connection, _frame_handler
+from tombola.producers.brokers.rabbitmq import UNDECODABLE, Channel, Connection, _frame_handler
 
 METHOD, HEADER, BODY = 1, 2, 3
 GARBAGE = st.binary(max_size=200)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from worker.cli import app
+from tombola.worker.cli import app
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from producers.domain.errors import ConfigurationError
-from producers.settings import HOME_VARIABLE, PREFIX, Settings
+from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.settings import HOME_VARIABLE, PREFIX, Settings
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from producers.domain.contract import DrawRequest, parse_request
-from producers.domain.errors import ConfigurationError, NotSigned
-from producers.domain.signatures import SIGNATURE_LENGTH, Keyring
-from producers.settings import Settings
+from tombola.producers.domain.contract import DrawRequest, parse_request
+from tombola.producers.domain.errors import ConfigurationError, NotSigned
+from tombola.producers.domain.signatures import SIGNATURE_LENGTH, Keyring
+from tombola.producers.settings import Settings
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "signatures.json").read_bytes())
 OLD, NEW, OTHER = (bytes([number]) * 32 for number in (1, 2, 3))

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from producers.domain.errors import InvalidRequest, WrongHost, WrongOrigin
-from producers.web import budget
-from producers.web.budget import Budget
-from producers.web.headers import once
-from producers.web.hosts import Hosts
-from producers.web.proxies import Proxies, subscriber
+from tombola.producers.domain.errors import InvalidRequest, WrongHost, WrongOrigin
+from tombola.producers.web import budget
+from tombola.producers.web.budget import Budget
+from tombola.producers.web.headers import once
+from tombola.producers.web.hosts import Hosts
+from tombola.producers.web.proxies import Proxies, subscriber
 
 # ---- budgets ---------------------------------------------------------------------------------------------------------
 

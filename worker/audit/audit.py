@@ -25,19 +25,19 @@ from sqlalchemy import Column, ColumnElement, Connection, Engine, func, null, se
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.types import NullType
 
-from producers.domain.contract import parse_result
-from producers.domain.draw import Prize
-from producers.domain.errors import DrawError
-from producers.storage.database import explain
-from producers.storage.ledger import CONSUME, REWARD, completed, rejected, shown
-from producers.storage.requests import request_of
-from producers.storage.schema import account_asset_balances as accounts
-from producers.storage.schema import api_idempotency_requests as requests
-from producers.storage.schema import asset_transactions as transactions
-from worker.audit import record as audit_record
-from worker.ledger.old_rows import OldRows
-from worker.ledger.post import old_accounts_until
-from worker.settle.batch import Wheels
+from tombola.producers.domain.contract import parse_result
+from tombola.producers.domain.draw import Prize
+from tombola.producers.domain.errors import DrawError
+from tombola.producers.storage.database import explain
+from tombola.producers.storage.ledger import CONSUME, REWARD, completed, rejected, shown
+from tombola.producers.storage.requests import request_of
+from tombola.producers.storage.schema import account_asset_balances as accounts
+from tombola.producers.storage.schema import api_idempotency_requests as requests
+from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.audit import record as audit_record
+from tombola.worker.ledger.old_rows import OldRows
+from tombola.worker.ledger.post import old_accounts_until
+from tombola.worker.settle.batch import Wheels
 
 INVARIANTS: Final = {
     "I1": "one charge per completed request, none for the others",

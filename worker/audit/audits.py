@@ -9,12 +9,12 @@ import msgspec
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.storage.database import explain
-from producers.storage.schema import operator_actions as table
-from worker.operators import actions
+from tombola.producers.storage.database import explain
+from tombola.producers.storage.schema import operator_actions as table
+from tombola.worker.operators import actions
 
 if TYPE_CHECKING:  # the metrics read these, and the audit itself needs the metrics
-    from worker.audit.audit import Report
+    from tombola.worker.audit.audit import Report
 
 AUDIT: Final = "audit"
 COUNT_MAX: Final = 2**31 - 1  # the column's

@@ -13,10 +13,10 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, select
 
-from producers.storage.database import CENT
-from producers.storage.schema import api_keys, dead_letters, operator_actions, replays
-from producers.storage.schema import asset_transactions as transactions
-from worker.ledger.accounts import ACCOUNT_ADD, ACCOUNT_RECHARGE, ON_RECORD
+from tombola.producers.storage.database import CENT
+from tombola.producers.storage.schema import api_keys, dead_letters, operator_actions, replays
+from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.ledger.accounts import ACCOUNT_ADD, ACCOUNT_RECHARGE, ON_RECORD
 
 API_KEY_ADD: Final = "api-key add"
 API_KEY_REVOKE: Final = "api-key revoke"

@@ -10,48 +10,48 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from producers.domain.errors import DrawError
-from worker.cli.terminal import out, plain_streams
+from tombola.producers.domain.errors import DrawError
+from tombola.worker.cli.terminal import out, plain_streams
 
 
 def _draws() -> typer.Typer:
-    from worker.cli import draws
+    from tombola.worker.cli import draws
 
     return draws.app
 
 
 def _processes() -> typer.Typer:
-    from worker.cli import processes
+    from tombola.worker.cli import processes
 
     return processes.app
 
 
 def _books() -> typer.Typer:
-    from worker.cli import books
+    from tombola.worker.cli import books
 
     return books.app
 
 
 def _dead_letters() -> typer.Typer:
-    from worker.cli import dead_letters
+    from tombola.worker.cli import dead_letters
 
     return dead_letters.app
 
 
 def _doctor() -> typer.Typer:
-    from worker.cli import doctor
+    from tombola.worker.cli import doctor
 
     return doctor.app
 
 
 def _access() -> typer.Typer:
-    from worker.cli import access
+    from tombola.worker.cli import access
 
     return access.app
 
 
 def _legacy() -> typer.Typer:
-    from worker.cli import legacy
+    from tombola.worker.cli import legacy
 
     return legacy.app
 
@@ -123,7 +123,7 @@ def main() -> None:
         # What raised it has imported this already.
         from sqlalchemy.exc import SQLAlchemyError
 
-        from producers.storage.database import explain
+        from tombola.producers.storage.database import explain
 
         if not isinstance(error, SQLAlchemyError):
             raise

@@ -9,13 +9,13 @@ import msgspec
 import typer
 from sqlalchemy import Connection
 
-from producers.domain.errors import InvalidRequest
-from producers.storage import api_keys
-from worker.audit.record import API_KEY_ADD, API_KEY_REVOKE
-from worker.cli.base import JsonOption, WhyOption, engine_of, out, print_json, print_table
-from worker.operators import actions
-from worker.operators import users as operators
-from worker.operators.actions import shell_operator
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.storage import api_keys
+from tombola.worker.audit.record import API_KEY_ADD, API_KEY_REVOKE
+from tombola.worker.cli.base import JsonOption, WhyOption, engine_of, out, print_json, print_table
+from tombola.worker.operators import actions
+from tombola.worker.operators import users as operators
+from tombola.worker.operators.actions import shell_operator
 
 app = typer.Typer()
 api_key_app = typer.Typer(help="Say who may call the gateway.", no_args_is_help=True)

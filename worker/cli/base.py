@@ -13,11 +13,11 @@ from typing import Annotated
 import typer
 from sqlalchemy import Engine
 
-from producers.domain.errors import ConfigurationError
-from producers.settings import Settings
-from producers.storage.database import open_engine
-from worker.cli.terminal import out, print_json, print_table, shown
-from worker.embedded import running as embedded
+from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import open_engine
+from tombola.worker.cli.terminal import out, print_json, print_table, shown
+from tombola.worker.embedded import running as embedded
 
 __all__ = ["out", "print_json", "print_table", "shown"]
 

@@ -10,17 +10,26 @@ import msgspec
 import typer
 from sqlalchemy import select
 
-from producers.domain import keys
-from producers.domain.draw import DEFAULT_CAMPAIGN, wheels
-from producers.domain.errors import DrawError, ServiceUnavailable
-from producers.storage.ledger import RECHARGE
-from producers.storage.schema import account_asset_balances as accounts
-from worker.audit import audits
-from worker.audit.audit import audit as audit_of
-from worker.cli.base import AccountOption, JsonOption, WhyOption, amount_of, engine_of, out, print_json, settings_with
-from worker.embedded import sample
-from worker.ledger import accounts as acts
-from worker.operators.actions import checked_reason, shell_operator
+from tombola.producers.domain import keys
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, wheels
+from tombola.producers.domain.errors import DrawError, ServiceUnavailable
+from tombola.producers.storage.ledger import RECHARGE
+from tombola.producers.storage.schema import account_asset_balances as accounts
+from tombola.worker.audit import audits
+from tombola.worker.audit.audit import audit as audit_of
+from tombola.worker.cli.base import (
+    AccountOption,
+    JsonOption,
+    WhyOption,
+    amount_of,
+    engine_of,
+    out,
+    print_json,
+    settings_with,
+)
+from tombola.worker.embedded import sample
+from tombola.worker.ledger import accounts as acts
+from tombola.worker.operators.actions import checked_reason, shell_operator
 
 app = typer.Typer()
 account_app = typer.Typer(help="Open accounts, recharge them, look at them.", no_args_is_help=True)

@@ -20,19 +20,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from sqlalchemy import Connection, Engine
 
-from producers.brokers.streams import broker_of
-from producers.domain.causes import OPEN_STATES, Cause, LetterState
-from producers.domain.draw import wheels
-from producers.domain.errors import InvalidRequest
-from producers.settings import Settings
-from worker.cli.base import JsonOption, engine_of, out, print_json, print_table, settings_with, shown
-from worker.dead_letters import letters
-from worker.dead_letters.letters import DeadLetter, Selection
-from worker.operators.actions import shell_operator
-from worker.replays import replay as replays
-from worker.replays.forecast import OUTCOMES, REFUSALS, Forecast, forecast
-from worker.replays.replay import Options, Replay, Replayer
-from worker.replays.vouching import Vouching
+from tombola.producers.brokers.streams import broker_of
+from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState
+from tombola.producers.domain.draw import wheels
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.settings import Settings
+from tombola.worker.cli.base import JsonOption, engine_of, out, print_json, print_table, settings_with, shown
+from tombola.worker.dead_letters import letters
+from tombola.worker.dead_letters.letters import DeadLetter, Selection
+from tombola.worker.operators.actions import shell_operator
+from tombola.worker.replays import replay as replays
+from tombola.worker.replays.forecast import OUTCOMES, REFUSALS, Forecast, forecast
+from tombola.worker.replays.replay import Options, Replay, Replayer
+from tombola.worker.replays.vouching import Vouching
 
 app = typer.Typer()
 group = typer.Typer(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import typer
 
-from worker import doctor as doctors
-from worker.cli.base import JsonOption, out, print_json, settings_with
+from tombola.worker import doctor as doctors
+from tombola.worker.cli.base import JsonOption, out, print_json, settings_with
 
 app = typer.Typer()
 

@@ -10,13 +10,13 @@ import msgspec
 import typer
 from sqlalchemy import select
 
-from producers.client import DrawClient
-from producers.domain.contract import CAMPAIGN_DEFAULT, DrawRequest, DrawResult
-from producers.domain.errors import DrawDead, DrawError, ResultNotReady
-from producers.settings import Settings
-from producers.storage.ledger import get_lottery_session_transactions
-from producers.storage.schema import dead_letters as letters
-from worker.cli.base import AccountOption, JsonOption, engine_of, out, print_json, print_table, settings_with
+from tombola.producers.client import DrawClient
+from tombola.producers.domain.contract import CAMPAIGN_DEFAULT, DrawRequest, DrawResult
+from tombola.producers.domain.errors import DrawDead, DrawError, ResultNotReady
+from tombola.producers.settings import Settings
+from tombola.producers.storage.ledger import get_lottery_session_transactions
+from tombola.producers.storage.schema import dead_letters as letters
+from tombola.worker.cli.base import AccountOption, JsonOption, engine_of, out, print_json, print_table, settings_with
 
 app = typer.Typer()
 

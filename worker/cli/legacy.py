@@ -16,15 +16,15 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Engine
 
-from migrations.legacy import backfill as backfilling
-from migrations.legacy import contract as contracting
-from migrations.legacy import expand as expanding
-from migrations.legacy import inspection
-from migrations.legacy import rollback as rolling
-from migrations.legacy import status as standing
-from migrations.legacy import verify as verifying
-from migrations.legacy.session import Tell, open_session
-from worker.cli.base import JsonOption, out, settings_with
+from tombola.migrations.legacy import backfill as backfilling
+from tombola.migrations.legacy import contract as contracting
+from tombola.migrations.legacy import expand as expanding
+from tombola.migrations.legacy import inspection
+from tombola.migrations.legacy import rollback as rolling
+from tombola.migrations.legacy import status as standing
+from tombola.migrations.legacy import verify as verifying
+from tombola.migrations.legacy.session import Tell, open_session
+from tombola.worker.cli.base import JsonOption, out, settings_with
 
 app = typer.Typer()
 group = typer.Typer(

@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from producers.domain.errors import DrawError
-from producers.storage.database import open_engine
-from worker.cli.base import out, settings_with, until_interrupted
-from worker.embedded import running as embedded
-from worker.embedded.running import CONSOLE_PORT, CONSOLE_USER, GATEWAY_PORT
+from tombola.producers.domain.errors import DrawError
+from tombola.producers.storage.database import open_engine
+from tombola.worker.cli.base import out, settings_with, until_interrupted
+from tombola.worker.embedded import running as embedded
+from tombola.worker.embedded.running import CONSOLE_PORT, CONSOLE_USER, GATEWAY_PORT
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ def up(
 
     Needs no server and no setting. State is kept in the user's data folder (or TOMBOLA_HOME).
     """
-    from producers.client import DrawClient
-    from producers.domain.draw import wheels
-    from worker.embedded import sample
+    from tombola.producers.client import DrawClient
+    from tombola.producers.domain.draw import wheels
+    from tombola.worker.embedded import sample
 
     home = embedded.Home.find()
     with until_interrupted() as interrupted, embedded.run(home, port=port) as running:
@@ -76,9 +76,9 @@ def relay(
     once: Annotated[bool, typer.Option("--once", help="Publish what is overdue now, and end.")] = False,
 ) -> None:
     """Publish accepted draws again that never came through. Any number of relays may run."""
-    from producers.brokers.redis_clients import refuse_unsupported
-    from producers.telemetry.logs import set_up_logging
-    from worker.relay.relay import open_relay
+    from tombola.producers.brokers.redis_clients import refuse_unsupported
+    from tombola.producers.telemetry.logs import set_up_logging
+    from tombola.worker.relay.relay import open_relay
 
     settings = settings_with("database_url", "broker_url")
     refuse_unsupported(settings.need("broker_url"))
@@ -104,8 +104,8 @@ def gateway(
     processes: Annotated[int, typer.Option(help="How many processes share the port.", min=1, max=64)] = 1,
 ) -> None:
     """Serve the HTTP API for web frontends."""
-    from producers.brokers.redis_clients import refuse_unsupported
-    from producers.gateway.serve import serve
+    from tombola.producers.brokers.redis_clients import refuse_unsupported
+    from tombola.producers.gateway.serve import serve
 
     # One line now, rather than a traceback in each process.
     settings = settings_with("database_url", "broker_url", "result_url")
@@ -119,6 +119,6 @@ def console(
     port: Annotated[int, typer.Option(help="The port to listen on.", min=0, max=65535)] = CONSOLE_PORT,
 ) -> None:
     """Serve the operators' pages: what died, what a replay would do, the story of a draw. `tombola user add` first."""
-    from worker.console.serve import serve
+    from tombola.worker.console.serve import serve
 
     serve(settings_with("database_url", "broker_url", "result_url"), host=host, port=port)

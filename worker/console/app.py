@@ -18,20 +18,20 @@ from starlette.staticfiles import StaticFiles
 from starlette_admin.base import BaseAdmin
 from starlette_admin.theme import DefaultTheme, TablerSettings
 
-from producers.brokers.redis_clients import open_redis
-from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.domain.errors import DrawError
-from producers.settings import Settings
-from producers.storage.database import explain, open_engine
-from worker.console import shown
-from worker.console.jobs import Forecasts, Replays
-from worker.console.letters import Letters
-from worker.console.overview import Overview
-from worker.console.pages import Desk
-from worker.console.records import Actions, Stories, Users
-from worker.console.replaying import Replays as ReplayPages
-from worker.console.security import Guard, Login, Nonces, status_of
-from worker.replays.vouching import Vouching
+from tombola.producers.brokers.redis_clients import open_redis
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.domain.errors import DrawError
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import explain, open_engine
+from tombola.worker.console import shown
+from tombola.worker.console.jobs import Forecasts, Replays
+from tombola.worker.console.letters import Letters
+from tombola.worker.console.overview import Overview
+from tombola.worker.console.pages import Desk
+from tombola.worker.console.records import Actions, Stories, Users
+from tombola.worker.console.replaying import Replays as ReplayPages
+from tombola.worker.console.security import Guard, Login, Nonces, status_of
+from tombola.worker.replays.vouching import Vouching
 
 HERE: Final = Path(__file__).parent
 REDIS_TIMEOUT_S: Final = 1.0  # a page waits for it

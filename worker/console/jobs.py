@@ -19,15 +19,15 @@ from typing import Final
 from cachetools import TTLCache
 from sqlalchemy import Engine
 
-from producers.brokers.streams import Broker, broker_of
-from producers.domain.draw import Wheel
-from producers.domain.errors import DrawError, ServiceUnavailable
-from producers.settings import Settings
-from producers.storage.database import utc_now
-from worker.dead_letters.letters import Selection
-from worker.replays.forecast import Forecast, forecast
-from worker.replays.replay import Replayer
-from worker.replays.vouching import NOTHING_ASKED, Vouching
+from tombola.producers.brokers.streams import Broker, broker_of
+from tombola.producers.domain.draw import Wheel
+from tombola.producers.domain.errors import DrawError, ServiceUnavailable
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import utc_now
+from tombola.worker.dead_letters.letters import Selection
+from tombola.worker.replays.forecast import Forecast, forecast
+from tombola.worker.replays.replay import Replayer
+from tombola.worker.replays.vouching import NOTHING_ASKED, Vouching
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette_admin.flash import flash
 
-from producers.domain.causes import OPEN_STATES, Cause, LetterState
-from producers.domain.errors import InvalidRequest
-from producers.storage import clock
-from producers.storage.schema import dead_letters as table
-from worker.console import shown
-from worker.console.pages import AGES, ALL, OPEN, Page, act, address, fields_of, page, selection_of, whole
-from worker.console.security import must_act, operator_of
-from worker.dead_letters import letters as dead_letters
-from worker.dead_letters.letters import Selection
+from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.storage import clock
+from tombola.producers.storage.schema import dead_letters as table
+from tombola.worker.console import shown
+from tombola.worker.console.pages import AGES, ALL, OPEN, Page, act, address, fields_of, page, selection_of, whole
+from tombola.worker.console.security import must_act, operator_of
+from tombola.worker.dead_letters import letters as dead_letters
+from tombola.worker.dead_letters.letters import Selection
 
 ROWS: Final = 100
 # What a list shows: neither bodies nor tracebacks, of which a hundred are megabytes.

@@ -12,19 +12,19 @@ from sqlalchemy import Connection, func, select
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from producers.brokers.streams import open_broker
-from producers.domain.causes import OPEN_STATES, Status
-from producers.domain.errors import ConfigurationError, DrawError
-from producers.storage import clock, requests
-from producers.storage.database import utc_now
-from producers.storage.schema import api_idempotency_requests as table
-from producers.telemetry import pulse
-from worker.audit import audits
-from worker.console import shown
-from worker.console.pages import Desk, Page, page
-from worker.console.security import in_thread
-from worker.dead_letters import letters as dead_letters
-from worker.host import housekeeping
+from tombola.producers.brokers.streams import open_broker
+from tombola.producers.domain.causes import OPEN_STATES, Status
+from tombola.producers.domain.errors import ConfigurationError, DrawError
+from tombola.producers.storage import clock, requests
+from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.schema import api_idempotency_requests as table
+from tombola.producers.telemetry import pulse
+from tombola.worker.audit import audits
+from tombola.worker.console import shown
+from tombola.worker.console.pages import Desk, Page, page
+from tombola.worker.console.security import in_thread
+from tombola.worker.dead_letters import letters as dead_letters
+from tombola.worker.host import housekeeping
 
 MINUTES: Final = 60
 SNAPSHOT_KEPT_S: Final = 1.0  # however many pages are open

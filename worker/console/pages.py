@@ -17,15 +17,15 @@ from starlette_admin.flash import flash
 from starlette_admin.routing import route
 from starlette_admin.views import CustomView
 
-from producers.domain.causes import LetterState
-from producers.domain.draw import Wheel
-from producers.domain.errors import InvalidRequest
-from producers.settings import Settings
-from producers.storage.database import explain
-from worker.console.jobs import Forecasts, Replays
-from worker.console.security import in_thread, must_act
-from worker.dead_letters.letters import Selection
-from worker.operators.users import Operator
+from tombola.producers.domain.causes import LetterState
+from tombola.producers.domain.draw import Wheel
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import explain
+from tombola.worker.console.jobs import Forecasts, Replays
+from tombola.worker.console.security import in_thread, must_act
+from tombola.worker.dead_letters.letters import Selection
+from tombola.worker.operators.users import Operator
 
 P = ParamSpec("P")
 T = TypeVar("T")

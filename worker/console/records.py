@@ -8,12 +8,12 @@ import redis
 from starlette.requests import Request
 from starlette.responses import Response
 
-from producers.results import KEY_PREFIX
-from worker.console import shown, story
-from worker.console.pages import Page, page, whole
-from worker.console.security import in_thread, operator_of
-from worker.operators import actions
-from worker.operators import users as operators
+from tombola.producers.results import KEY_PREFIX
+from tombola.worker.console import shown, story
+from tombola.worker.console.pages import Page, page, whole
+from tombola.worker.console.security import in_thread, operator_of
+from tombola.worker.operators import actions
+from tombola.worker.operators import users as operators
 
 ROWS: Final = 100
 QUERY_LENGTH_MAX: Final = 200

@@ -12,17 +12,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette_admin.flash import flash
 
-from producers.domain.causes import OPEN_STATES
-from producers.domain.errors import DrawError, InvalidRequest
-from worker.console import shown
-from worker.console.jobs import Job
-from worker.console.pages import AGES, OPEN, Page, act, address, fields_of, page, selection_of, whole
-from worker.console.security import must_act, operator_of
-from worker.dead_letters import letters as dead_letters
-from worker.dead_letters.letters import Selection
-from worker.operators import actions
-from worker.replays import forecast, replay
-from worker.replays.replay import Options, Replay
+from tombola.producers.domain.causes import OPEN_STATES
+from tombola.producers.domain.errors import DrawError, InvalidRequest
+from tombola.worker.console import shown
+from tombola.worker.console.jobs import Job
+from tombola.worker.console.pages import AGES, OPEN, Page, act, address, fields_of, page, selection_of, whole
+from tombola.worker.console.security import must_act, operator_of
+from tombola.worker.dead_letters import letters as dead_letters
+from tombola.worker.dead_letters.letters import Selection
+from tombola.worker.operators import actions
+from tombola.worker.replays import forecast, replay
+from tombola.worker.replays.replay import Options, Replay
 
 ROWS: Final = 100
 LINES: Final = 100

@@ -38,7 +38,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette_admin.auth import AdminUser, AuthProvider
 from starlette_admin.helpers import safe_redirect_url
 
-from producers.domain.errors import (
+from tombola.producers.domain.errors import (
     DeadLetterNotFound,
     DrawError,
     InvalidRequest,
@@ -47,13 +47,13 @@ from producers.domain.errors import (
     WrongHost,
     WrongOrigin,
 )
-from producers.settings import Settings
-from producers.storage.database import explain
-from producers.web.headers import once
-from producers.web.hosts import Hosts
-from producers.web.proxies import Proxies, subscriber
-from worker.operators import users as operators
-from worker.operators.users import Operator
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import explain
+from tombola.producers.web.headers import once
+from tombola.producers.web.hosts import Hosts
+from tombola.producers.web.proxies import Proxies, subscriber
+from tombola.worker.operators import users as operators
+from tombola.worker.operators.users import Operator
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from typing import Final
 
 import uvicorn
 
-from producers.settings import Settings
-from producers.telemetry.logs import set_up_logging
-from producers.web import serving
-from producers.web.protocol import Protocol
-from worker.console.app import create_app
-from worker.console.security import FORM_BYTES_MAX
+from tombola.producers.settings import Settings
+from tombola.producers.telemetry.logs import set_up_logging
+from tombola.producers.web import serving
+from tombola.producers.web.protocol import Protocol
+from tombola.worker.console.app import create_app
+from tombola.worker.console.security import FORM_BYTES_MAX
 
 CONNECTIONS_MAX: Final = 500
 
@@ -29,7 +29,7 @@ def configured(settings: Settings, host: str, port: int) -> uvicorn.Config:
         create_app(settings),
         host=host,
         port=port,
-        **serving.options(protocol="worker.console.serve:Connection", connections_max=CONNECTIONS_MAX),
+        **serving.options(protocol="tombola.worker.console.serve:Connection", connections_max=CONNECTIONS_MAX),
     )
 
 

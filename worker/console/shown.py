@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, Final
 
-from producers.domain.causes import LetterState
-from worker.dead_letters.letters import Group
+from tombola.producers.domain.causes import LetterState
+from tombola.worker.dead_letters.letters import Group
 
 HEX_WIDTH: Final = 16
 DUMPED_BYTES_MAX: Final = 4096  # of a body that is no text

@@ -14,18 +14,18 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 from sqlalchemy import ColumnElement, Connection, or_, select
 
-from producers.domain.causes import OPEN_STATES, LetterState, Status
-from producers.storage import ledger, requests
-from producers.storage.ledger import Account
-from producers.storage.schema import (
+from tombola.producers.domain.causes import OPEN_STATES, LetterState, Status
+from tombola.producers.storage import ledger, requests
+from tombola.producers.storage.ledger import Account
+from tombola.producers.storage.schema import (
     api_idempotency_requests,
     asset_transactions,
     dead_letters,
     operator_actions,
     replays,
 )
-from worker.audit.audits import AUDIT
-from worker.operators.actions import Action
+from tombola.worker.audit.audits import AUDIT
+from tombola.worker.operators.actions import Action
 
 # What happened, and how much it matters to somebody who looks for what went wrong.
 Tone = Literal["plain", "good", "bad", "busy"]

@@ -20,15 +20,15 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, and_, false, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.domain.causes import OPEN_STATES, Cause, LetterState, Status
-from producers.domain.contract import DrawRequest, parse_request
-from producers.domain.errors import DeadLetterNotFound, InvalidRequest
-from producers.storage import clock
-from producers.storage.database import explain, is_duplicate_key
-from producers.storage.schema import api_idempotency_requests
-from producers.storage.schema import dead_letters as table
-from worker.dead_letters.parking import ROWS_MAX, VERSION
-from worker.operators import actions
+from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState, Status
+from tombola.producers.domain.contract import DrawRequest, parse_request
+from tombola.producers.domain.errors import DeadLetterNotFound, InvalidRequest
+from tombola.producers.storage import clock
+from tombola.producers.storage.database import explain, is_duplicate_key
+from tombola.producers.storage.schema import api_idempotency_requests
+from tombola.producers.storage.schema import dead_letters as table
+from tombola.worker.dead_letters.parking import ROWS_MAX, VERSION
+from tombola.worker.operators import actions
 
 __all__ = ["DeadLetter", "Group", "Selection"]
 

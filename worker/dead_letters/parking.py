@@ -25,15 +25,15 @@ import msgspec
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.brokers.streams import QUEUE
-from producers.domain.causes import OPEN_STATES, STRANGERS, Cause, DeadReason, LetterState, Status, why_dead
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import DrawError
-from producers.storage import clock, requests
-from producers.storage.database import Fault, explain, fault_of
-from producers.storage.schema import api_idempotency_requests
-from producers.storage.schema import dead_letters as table
-from worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
+from tombola.producers.brokers.streams import QUEUE
+from tombola.producers.domain.causes import OPEN_STATES, STRANGERS, Cause, DeadReason, LetterState, Status, why_dead
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import DrawError
+from tombola.producers.storage import clock, requests
+from tombola.producers.storage.database import Fault, explain, fault_of
+from tombola.producers.storage.schema import api_idempotency_requests
+from tombola.producers.storage.schema import dead_letters as table
+from tombola.worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
 
 log = logging.getLogger(__name__)
 

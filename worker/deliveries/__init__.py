@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from producers.domain.contract import BODY_BYTES_MAX, DrawRequest, parse_request
-from producers.domain.errors import InvalidRequest
+from tombola.producers.domain.contract import BODY_BYTES_MAX, DrawRequest, parse_request
+from tombola.producers.domain.errors import InvalidRequest
 
 NO_HEADERS: Final[Mapping[str, Any]] = MappingProxyType({})
 BODY_KEPT_BYTES_MAX: Final = 64 * 1024  # of a body that is too large to be a draw: as much as a dead letter keeps
@@ -107,9 +107,9 @@ class Deliveries(Protocol):
 def open_deliveries(url: str, *, claim_after_s: float, prefetch: int) -> Deliveries:
     """The source behind a broker URL; it connects at first use."""
     if url.startswith("redis"):
-        from worker.deliveries.streams import StreamDeliveries
+        from tombola.worker.deliveries.streams import StreamDeliveries
 
         return StreamDeliveries(url, claim_after_s=claim_after_s)
-    from worker.deliveries.queues import QueueDeliveries
+    from tombola.worker.deliveries.queues import QueueDeliveries
 
     return QueueDeliveries(url, prefetch=prefetch)

@@ -14,13 +14,13 @@ from typing import Final
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.domain.causes import Status
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import InvalidRequest
-from producers.storage.database import explain
-from producers.storage.schema import api_idempotency_requests as table
-from worker.deliveries import Delivery
-from worker.metrics import BROKER_LOST, LOST_REASONS
+from tombola.producers.domain.causes import Status
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.storage.database import explain
+from tombola.producers.storage.schema import api_idempotency_requests as table
+from tombola.worker.deliveries import Delivery
+from tombola.worker.metrics import BROKER_LOST, LOST_REASONS
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ import kombu
 from amqp import spec
 from amqp.serialization import dumps
 
-from producers.brokers.quorum_queues import QueueBroker, declare_queues
-from producers.brokers.rabbitmq import AMQP_ERRORS, ANSWER_TIMEOUT_S, UNDECODABLE, Connection, open_amqp, said
-from producers.brokers.streams import DEAD_QUEUE, QUEUE
-from producers.domain.errors import ServiceUnavailable
-from worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
+from tombola.producers.brokers.quorum_queues import QueueBroker, declare_queues
+from tombola.producers.brokers.rabbitmq import AMQP_ERRORS, ANSWER_TIMEOUT_S, UNDECODABLE, Connection, open_amqp, said
+from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE
+from tombola.producers.domain.errors import ServiceUnavailable
+from tombola.worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
 
 COUNT_HEADER: Final = "x-delivery-count"  # the broker's: what a publisher writes there is overwritten
 HEADERS_BYTES_MAX: Final = 64 * 1024  # that a copy takes along; a frame holds twice as much

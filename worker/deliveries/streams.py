@@ -20,11 +20,11 @@ from typing import Any, Final
 
 import redis
 
-from producers.brokers.redis_clients import open_redis
-from producers.brokers.streams import BODY_FIELD, GROUP, QUEUE, declare_group, told_of_stream
-from producers.domain.errors import ServiceUnavailable
-from producers.domain.signatures import SIGNATURE, SIGNATURE_LENGTH
-from worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
+from tombola.producers.brokers.redis_clients import open_redis
+from tombola.producers.brokers.streams import BODY_FIELD, GROUP, QUEUE, declare_group, told_of_stream
+from tombola.producers.domain.errors import ServiceUnavailable
+from tombola.producers.domain.signatures import SIGNATURE, SIGNATURE_LENGTH
+from tombola.worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
 
 READ_TIMEOUT_S: Final = 10.0
 NO_BLOCK_PAUSE_S: Final = 0.01  # for a server that does not know how to BLOCK (fakeredis): do not spin

@@ -15,14 +15,14 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
-from producers.settings import Settings
-from worker.doctor.checks import Check, Findings, skipped
-from worker.doctor.configuration import examine_settings
-from worker.doctor.database import examine_database, reading
-from worker.doctor.draws import examine_draws, examine_workers
-from worker.doctor.members import examine_members, examine_release
-from worker.doctor.queues import examine_queues
-from worker.doctor.streams import examine_consumers, examine_results, examine_stream
+from tombola.producers.settings import Settings
+from tombola.worker.doctor.checks import Check, Findings, skipped
+from tombola.worker.doctor.configuration import examine_settings
+from tombola.worker.doctor.database import examine_database, reading
+from tombola.worker.doctor.draws import examine_draws, examine_workers
+from tombola.worker.doctor.members import examine_members, examine_release
+from tombola.worker.doctor.queues import examine_queues
+from tombola.worker.doctor.streams import examine_consumers, examine_results, examine_stream
 
 __all__ = ["Check", "examine", "show"]
 

@@ -12,9 +12,9 @@ import amqp
 import redis
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from producers.brokers.rabbitmq import AMQP_ERRORS
-from producers.domain.errors import ConfigurationError, DrawError
-from producers.storage.database import explain, utc_now
+from tombola.producers.brokers.rabbitmq import AMQP_ERRORS
+from tombola.producers.domain.errors import ConfigurationError, DrawError
+from tombola.producers.storage.database import explain, utc_now
 
 Status = Literal["ok", "warn", "fail", "skip"]
 Verdict = tuple[Status, str, str]

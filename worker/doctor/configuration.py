@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from producers.settings import Settings
-from worker.doctor.checks import Check, Verdict, attempt, fail, ok, skip, warn
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.settings import Settings
+from tombola.worker.doctor.checks import Check, Verdict, attempt, fail, ok, skip, warn
 
 MARGIN_WARN_S: Final = 1.0
 

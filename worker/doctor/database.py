@@ -14,11 +14,11 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-import migrations
-from migrations.legacy import status as legacy
-from producers.storage.database import open_engine
-from producers.storage.schema import metadata
-from worker.doctor.checks import (
+from tombola import migrations
+from tombola.migrations.legacy import status as legacy
+from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.schema import metadata
+from tombola.worker.doctor.checks import (
     ANSWER_TIMEOUT_S,
     MIGRATE,
     CannotLook,

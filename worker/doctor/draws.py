@@ -8,17 +8,17 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, func, select
 
-from producers.domain.causes import OPEN_STATES, Status
-from producers.domain.draw import wheels
-from producers.settings import Settings
-from producers.storage import clock, requests
-from producers.storage.ledger import CONSUME
-from producers.storage.schema import account_asset_balances as accounts
-from producers.storage.schema import api_idempotency_requests as requests_table
-from producers.storage.schema import asset_transactions as transactions
-from producers.storage.schema import dead_letters
-from worker.audit import audits
-from worker.doctor.checks import (
+from tombola.producers.domain.causes import OPEN_STATES, Status
+from tombola.producers.domain.draw import wheels
+from tombola.producers.settings import Settings
+from tombola.producers.storage import clock, requests
+from tombola.producers.storage.ledger import CONSUME
+from tombola.producers.storage.schema import account_asset_balances as accounts
+from tombola.producers.storage.schema import api_idempotency_requests as requests_table
+from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.producers.storage.schema import dead_letters
+from tombola.worker.audit import audits
+from tombola.worker.doctor.checks import (
     MIGRATE,
     CannotLook,
     Check,
@@ -30,8 +30,8 @@ from worker.doctor.checks import (
     skipped,
     warn,
 )
-from worker.doctor.database import is_migrated
-from worker.host import housekeeping
+from tombola.worker.doctor.database import is_migrated
+from tombola.worker.host import housekeeping
 
 WAITING_WARN_S: Final = 60.0
 OVERDUE_FAIL_S: Final = 60.0
@@ -41,7 +41,7 @@ LAST_ROWS: Final = 1000
 CAUSES_MAX: Final = 5
 
 START_RELAY: Final = "start `tombola relay`"
-START_WORKER: Final = "start one: celery -A worker worker"
+START_WORKER: Final = "start one: celery -A tombola.worker worker"
 
 Look = Callable[[Connection, Settings, Findings], Verdict]
 

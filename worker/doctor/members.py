@@ -9,8 +9,8 @@ from contextlib import closing
 from importlib.metadata import version
 from typing import Final
 
-from producers.telemetry.pulse import Member, members
-from worker.doctor.checks import (
+from tombola.producers.telemetry.pulse import Member, members
+from tombola.worker.doctor.checks import (
     CLOCK_FAIL_S,
     CLOCK_WARN_S,
     Check,
@@ -22,8 +22,8 @@ from worker.doctor.checks import (
     skipped,
     warn,
 )
-from worker.doctor.streams import open_impatient
-from worker.host import housekeeping
+from tombola.worker.doctor.streams import open_impatient
+from tombola.worker.host import housekeeping
 
 NAMED_MAX: Final = 5
 

@@ -9,10 +9,10 @@ from typing import Any, Final
 import amqp
 import kombu
 
-from producers.brokers.quorum_queues import DEAD_QUORUM_QUEUE, QUORUM_QUEUE
-from producers.brokers.rabbitmq import Connection, blocked_words, unopened
-from producers.brokers.streams import DEAD_QUEUE, QUEUE
-from worker.doctor.checks import (
+from tombola.producers.brokers.quorum_queues import DEAD_QUORUM_QUEUE, QUORUM_QUEUE
+from tombola.producers.brokers.rabbitmq import Connection, blocked_words, unopened
+from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE
+from tombola.worker.doctor.checks import (
     ANSWER_TIMEOUT_S,
     NO_ANSWER,
     Check,

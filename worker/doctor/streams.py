@@ -11,10 +11,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from producers.brokers.redis_clients import NotPrimary, UnsupportedRedis, open_redis
-from producers.brokers.streams import GROUP, QUEUE
-from producers.domain.contract import BODY_BYTES_MAX
-from worker.doctor.checks import (
+from tombola.producers.brokers.redis_clients import NotPrimary, UnsupportedRedis, open_redis
+from tombola.producers.brokers.streams import GROUP, QUEUE
+from tombola.producers.domain.contract import BODY_BYTES_MAX
+from tombola.worker.doctor.checks import (
     ANSWER_TIMEOUT_S,
     CannotLook,
     Check,

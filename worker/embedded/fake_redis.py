@@ -1,5 +1,6 @@
-"""The last resort of embedded mode: `python -m worker.embedded.fake_redis PORT`, a fakeredis server. Slow, forgets at
-exit.
+"""The last resort of embedded mode, a fakeredis server: `python -m tombola.worker.embedded.fake_redis PORT`.
+
+It is slow, and forgets at exit.
 
 Its TCP handler gives up a connection when a reply does not fit the socket's buffer at once, and after every error reply
 (a group that exists already, a script not loaded yet), which are part of a normal day: mended here.

@@ -29,10 +29,10 @@ from typing import IO, Final, NamedTuple
 import platformdirs
 import redis
 
-import migrations
-from producers.domain.errors import ConfigurationError, ServiceUnavailable
-from producers.settings import HOME_VARIABLE, PREFIX, Settings, settings_in
-from producers.storage.database import open_engine
+from tombola import migrations
+from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
+from tombola.producers.settings import HOME_VARIABLE, PREFIX, Settings, settings_in
+from tombola.producers.storage.database import open_engine
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 20.0
@@ -135,7 +135,7 @@ def find_redis() -> list[RedisKind]:
         found.append(
             RedisKind(
                 "fakeredis, a slow stand-in that forgets at exit",
-                [sys.executable, "-m", "worker.embedded.fake_redis"],
+                [sys.executable, "-m", "tombola.worker.embedded.fake_redis"],
                 True,
             )
         )
@@ -193,13 +193,13 @@ def run(home: Home, *, port: int = GATEWAY_PORT) -> Iterator[Embedded]:
         settings = home.settings()
         # All at once, for most of a start is imports; whoever is entered last is stopped first.
         worker = stack.enter_context(_part(home, settings, "worker", *_WORKER))
-        relay = stack.enter_context(_part(home, settings, "relay", "-m", "worker", "relay"))
+        relay = stack.enter_context(_part(home, settings, "relay", "-m", "tombola.worker", "relay"))
         gateway = stack.enter_context(
             _part(
                 home,
                 settings,
                 "gateway",
-                *("-m", "worker", "gateway", "--port", gateway_url.rpartition(":")[2]),
+                *("-m", "tombola.worker", "gateway", "--port", gateway_url.rpartition(":")[2]),
                 TOMBOLA_GATEWAY_AUTH="none",  # it listens on loopback alone
                 TOMBOLA_GATEWAY_PAGE="true",
                 TOMBOLA_ALLOWED_HOSTS=ALLOWED_HOSTS,
@@ -210,7 +210,7 @@ def run(home: Home, *, port: int = GATEWAY_PORT) -> Iterator[Embedded]:
                 home,
                 settings,
                 "console",
-                *("-m", "worker", "console", "--port", str(console_port)),
+                *("-m", "tombola.worker", "console", "--port", str(console_port)),
                 TOMBOLA_ALLOWED_HOSTS=ALLOWED_HOSTS,
             )
         )
@@ -228,7 +228,7 @@ def _first_user(settings: Settings) -> str | None:
     """Make the console's first user, and return the password, which nobody can read again; None if there is one."""
     engine = open_engine(settings.need("database_url"))
     try:
-        from worker.operators import users as operators  # hashing passwords takes a library of its own
+        from tombola.worker.operators import users as operators  # hashing passwords takes a library of its own
 
         if operators.list_all(engine):
             return None
@@ -317,7 +317,7 @@ def _redis(home: Home, kind: RedisKind) -> Iterator[str]:
 
 
 _WORKER: Final = (
-    *("-m", "celery", "-A", "worker", "worker", "--pool=solo", "--loglevel=INFO"),
+    *("-m", "celery", "-A", "tombola.worker", "worker", "--pool=solo", "--loglevel=INFO"),
     "--hostname=tombola@%h",
 )
 

@@ -16,18 +16,18 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Connection, Engine, func, select
 
-from producers.client import DrawClient
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import ServiceUnavailable
-from producers.storage.ledger import CONSUME, REWARD
-from producers.storage.schema import account_asset_balances as accounts
-from producers.storage.schema import api_idempotency_requests as requests
-from producers.storage.schema import asset_transactions as transactions
-from worker.audit import audit, audits
-from worker.dead_letters import letters as dead_letters
-from worker.ledger import accounts as acts
-from worker.operators.actions import shell_operator
-from worker.settle.batch import Wheels
+from tombola.producers.client import DrawClient
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import ServiceUnavailable
+from tombola.producers.storage.ledger import CONSUME, REWARD
+from tombola.producers.storage.schema import account_asset_balances as accounts
+from tombola.producers.storage.schema import api_idempotency_requests as requests
+from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.audit import audit, audits
+from tombola.worker.dead_letters import letters as dead_letters
+from tombola.worker.ledger import accounts as acts
+from tombola.worker.operators.actions import shell_operator
+from tombola.worker.settle.batch import Wheels
 
 ACCOUNTS: Final = 10
 BALANCE: Final = Decimal("100.00")

@@ -25,7 +25,7 @@ from celery.worker.consumer import Consumer
 from celery.worker.state import active_requests, maybe_shutdown, reserved_requests, task_ready
 from click.core import ParameterSource
 
-from worker.host.task_queues import SHOP_QUEUE, SHOPS, DeadTasks, ListChannel, shown
+from tombola.worker.host.task_queues import SHOP_QUEUE, SHOPS, DeadTasks, ListChannel, shown
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class ShopQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
     A classic queue is gone while its node is: then it is tried again every few seconds, and ours is consumed meanwhile.
     """
 
-    requires = ("celery.worker.settle.consumer.tasks:Tasks",)
+    requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         self._tasks: Any = None

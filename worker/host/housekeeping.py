@@ -9,7 +9,7 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from worker.audit.audits import Audited
+from tombola.worker.audit.audits import Audited
 
 AUDIT_AGE_S_MAX: Final = 26 * 3600.0  # one a night, and two hours for it
 
@@ -37,7 +37,7 @@ def of_beat(roles: Collection[str]) -> Lapse | None:
         return None
     return Lapse(
         "beat shows no pulse: there is no nightly audit, and nothing is archived",
-        "start one: celery -A worker beat",
+        "start one: celery -A tombola.worker beat",
     )
 
 

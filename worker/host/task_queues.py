@@ -25,7 +25,7 @@ from celery.exceptions import InvalidTaskError
 from kombu.transport import pyamqp, virtual
 from kombu.transport import redis as lists
 
-from producers.brokers import rabbitmq, redis_clients
+from tombola.producers.brokers import rabbitmq, redis_clients
 
 log = logging.getLogger(__name__)
 

@@ -16,21 +16,21 @@ from typing import Any, Final, TypeVar
 from celery import Celery, Task
 from sqlalchemy import Engine
 
-from producers.brokers.redis_clients import open_redis
-from producers.domain.contract import DrawRequest
-from producers.domain.draw import wheels
-from producers.domain.errors import DrawError, InvalidRequest, ServiceUnavailable
-from producers.domain.keys import check_request_key
-from producers.domain.signatures import SIGNATURE
-from producers.results import ResultStore, StoredResult
-from producers.settings import Settings
-from producers.storage.database import open_engine
-from worker.deliveries.streams import forget_consumers
-from worker.ledger.post import holds_old_rows
-from worker.relay.outbox import archive_once
-from worker.relay.relay import open_relay
-from worker.settle import batch
-from worker.settle.batch import Deferred, Effort, Refused, Settled
+from tombola.producers.brokers.redis_clients import open_redis
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import wheels
+from tombola.producers.domain.errors import DrawError, InvalidRequest, ServiceUnavailable
+from tombola.producers.domain.keys import check_request_key
+from tombola.producers.domain.signatures import SIGNATURE
+from tombola.producers.results import ResultStore, StoredResult
+from tombola.producers.settings import Settings
+from tombola.producers.storage.database import open_engine
+from tombola.worker.deliveries.streams import forget_consumers
+from tombola.worker.ledger.post import holds_old_rows
+from tombola.worker.relay.outbox import archive_once
+from tombola.worker.relay.relay import open_relay
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Deferred, Effort, Refused, Settled
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def run_audit(task: Task) -> dict[str, Any]:
 
     How each stands, violations and what was not looked at are logged as well.
     """
-    from worker.audit import audit, audits
+    from tombola.worker.audit import audit, audits
 
     settings: Settings = task.app.draw_settings
     report = audit.audit(_engine(settings), wheels(settings.seed_bytes))

@@ -15,14 +15,14 @@ from typing import Any, Final, NamedTuple, TypeVar
 from sqlalchemy import Connection, Engine, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.domain import keys
-from producers.domain.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest
-from producers.storage import clock
-from producers.storage.database import CENT, Fault, explain, fault_of
-from producers.storage.ledger import RECHARGE
-from producers.storage.schema import account_asset_balances as accounts
-from producers.storage.schema import asset_transactions as transactions
-from worker.operators import actions
+from tombola.producers.domain import keys
+from tombola.producers.domain.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest
+from tombola.producers.storage import clock
+from tombola.producers.storage.database import CENT, Fault, explain, fault_of
+from tombola.producers.storage.ledger import RECHARGE
+from tombola.producers.storage.schema import account_asset_balances as accounts
+from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.operators import actions
 
 AMOUNT_MAX: Final = Decimal("99999999.99")  # decimal(10,2)
 TRIES_MAX: Final = 5

@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, true
 
-from producers.domain.draw import NOTES_PREFIX
-from producers.storage.schema import asset_transactions as transactions
-from worker.ledger.post import holds_old_rows, is_adopted
+from tombola.producers.domain.draw import NOTES_PREFIX
+from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.ledger.post import holds_old_rows, is_adopted
 
 
 class OldRows(enum.Enum):

@@ -11,12 +11,12 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, inspect, text
 
-from producers.domain.contract import LedgerRow
-from producers.storage.database import Transaction, WhenHeld, time_text
-from producers.storage.ledger import CONSUME
-from worker.ledger.accounts import AMOUNT_MAX as AMOUNT_MAX
-from worker.ledger.accounts import open_account as open_account
-from worker.ledger.accounts import recharge as recharge
+from tombola.producers.domain.contract import LedgerRow
+from tombola.producers.storage.database import Transaction, WhenHeld, time_text
+from tombola.producers.storage.ledger import CONSUME
+from tombola.worker.ledger.accounts import AMOUNT_MAX as AMOUNT_MAX
+from tombola.worker.ledger.accounts import open_account as open_account
+from tombola.worker.ledger.accounts import recharge as recharge
 
 # What a draw's rows are called in their derived keys.
 CONSUME_TYPE: Final = "consume"

@@ -12,9 +12,9 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, insert, select
 
-from producers.domain.errors import InvalidRequest
-from producers.storage import clock
-from producers.storage.schema import operator_actions as table
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.storage import clock
+from tombola.producers.storage.schema import operator_actions as table
 
 REASON_LENGTH_MAX: Final = 1000
 

@@ -18,11 +18,11 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.domain.errors import InvalidRequest
-from producers.storage import clock
-from producers.storage.database import explain, is_duplicate_key
-from producers.storage.schema import operator_sessions, operators
-from worker.operators import actions
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.storage import clock
+from tombola.producers.storage.database import explain, is_duplicate_key
+from tombola.producers.storage.schema import operator_sessions, operators
+from tombola.worker.operators import actions
 
 Role = Literal["viewer", "operator"]
 

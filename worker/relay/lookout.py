@@ -7,11 +7,11 @@ import logging
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.storage.database import explain
-from producers.storage.schema import dead_letters, replays
-from producers.telemetry.metrics import Throttle
-from worker.audit import audits
-from worker.metrics import AUDIT_VIOLATIONS, DEAD_LETTERS, LAST_AUDIT, OUTCOMES, REPLAYED
+from tombola.producers.storage.database import explain
+from tombola.producers.storage.schema import dead_letters, replays
+from tombola.producers.telemetry.metrics import Throttle
+from tombola.worker.audit import audits
+from tombola.worker.metrics import AUDIT_VIOLATIONS, DEAD_LETTERS, LAST_AUDIT, OUTCOMES, REPLAYED
 
 log = logging.getLogger(__name__)
 

@@ -21,18 +21,18 @@ from typing import Final
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.brokers.streams import Broker, broker_of
-from producers.domain.causes import DeadReason
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import ConfigurationError, PublishFailed, ServiceUnavailable
-from producers.results import ResultStore
-from producers.settings import Settings
-from producers.storage import clock, requests
-from producers.storage.database import explain, open_engine
-from producers.storage.requests import Lease
-from producers.telemetry import metrics
-from producers.telemetry.logs import about
-from producers.telemetry.pulse import Pulse
+from tombola.producers.brokers.streams import Broker, broker_of
+from tombola.producers.domain.causes import DeadReason
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import ConfigurationError, PublishFailed, ServiceUnavailable
+from tombola.producers.results import ResultStore
+from tombola.producers.settings import Settings
+from tombola.producers.storage import clock, requests
+from tombola.producers.storage.database import explain, open_engine
+from tombola.producers.storage.requests import Lease
+from tombola.producers.telemetry import metrics
+from tombola.producers.telemetry.logs import about
+from tombola.producers.telemetry.pulse import Pulse
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import Final
 
 from sqlalchemy import Engine
 
-from producers.settings import Settings
-from producers.telemetry.metrics import are_wanted
-from worker.dead_letters import parking
-from worker.relay.lookout import OperatorsLookout
-from worker.relay.outbox import Relay
+from tombola.producers.settings import Settings
+from tombola.producers.telemetry.metrics import are_wanted
+from tombola.worker.dead_letters import parking
+from tombola.worker.relay.lookout import OperatorsLookout
+from tombola.worker.relay.outbox import Relay
 
 LOOK_FOR_UNSEEN_EVERY_S: Final = 600.0
 

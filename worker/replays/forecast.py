@@ -14,19 +14,19 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, select
 
-from producers.domain.causes import LetterState
-from producers.domain.contract import DrawRequest, parse_result
-from producers.domain.draw import blind_wheels
-from producers.domain.errors import DrawError, InvalidRequest
-from producers.storage import clock
-from producers.storage.database import Fault, explain, fault_of, transaction
-from producers.storage.requests import look_up
-from producers.storage.schema import dead_letters as table
-from worker.dead_letters.letters import Selection, request_in
-from worker.dead_letters.parking import ROWS_MAX, normalised
-from worker.ledger.post import holds_old_rows
-from worker.replays.vouching import NOTHING_ASKED, Vouching
-from worker.settle.batch import Answer, Refused, Rehearsal, Settled, Wheels
+from tombola.producers.domain.causes import LetterState
+from tombola.producers.domain.contract import DrawRequest, parse_result
+from tombola.producers.domain.draw import blind_wheels
+from tombola.producers.domain.errors import DrawError, InvalidRequest
+from tombola.producers.storage import clock
+from tombola.producers.storage.database import Fault, explain, fault_of, transaction
+from tombola.producers.storage.requests import look_up
+from tombola.producers.storage.schema import dead_letters as table
+from tombola.worker.dead_letters.letters import Selection, request_in
+from tombola.worker.dead_letters.parking import ROWS_MAX, normalised
+from tombola.worker.ledger.post import holds_old_rows
+from tombola.worker.replays.vouching import NOTHING_ASKED, Vouching
+from tombola.worker.settle.batch import Answer, Refused, Rehearsal, Settled, Wheels
 
 ALREADY_SETTLED: Final = "already settled"
 WOULD_CHARGE: Final = "would charge"

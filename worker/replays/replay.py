@@ -23,23 +23,23 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.brokers.streams import Broker
-from producers.domain.causes import OPEN_STATES, Cause, LetterState, Status
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import DrawError, InvalidRequest, PublishFailed, ReplayNotFound
-from producers.results import LOOK_TIMEOUT_S, ResultStore
-from producers.settings import Settings
-from producers.storage import clock, requests
-from producers.storage.database import Fault, RowsChanged, Transaction, explain, fault_of
-from producers.storage.requests import Asked, Known
-from producers.storage.schema import dead_letters
-from producers.storage.schema import replays as table
-from worker.dead_letters import parking
-from worker.dead_letters.letters import Selection
-from worker.dead_letters.parking import ROWS_MAX
-from worker.operators import actions
-from worker.replays.forecast import letters_of, originals_settled, selected_ids
-from worker.replays.vouching import Vouching
+from tombola.producers.brokers.streams import Broker
+from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState, Status
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import DrawError, InvalidRequest, PublishFailed, ReplayNotFound
+from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
+from tombola.producers.settings import Settings
+from tombola.producers.storage import clock, requests
+from tombola.producers.storage.database import Fault, RowsChanged, Transaction, explain, fault_of
+from tombola.producers.storage.requests import Asked, Known
+from tombola.producers.storage.schema import dead_letters
+from tombola.producers.storage.schema import replays as table
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.letters import Selection
+from tombola.worker.dead_letters.parking import ROWS_MAX
+from tombola.worker.operators import actions
+from tombola.worker.replays.forecast import letters_of, originals_settled, selected_ids
+from tombola.worker.replays.vouching import Vouching
 
 log = logging.getLogger(__name__)
 

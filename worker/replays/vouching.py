@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from producers.domain.causes import Cause
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import NotSigned
-from producers.domain.keys import is_alias
-from producers.domain.signatures import NO_KEYS, SIGNATURE, Keyring
-from producers.settings import Settings
+from tombola.producers.domain.causes import Cause
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import NotSigned
+from tombola.producers.domain.keys import is_alias
+from tombola.producers.domain.signatures import NO_KEYS, SIGNATURE, Keyring
+from tombola.producers.settings import Settings
 
 
 class Vouching(NamedTuple):

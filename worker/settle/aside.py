@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from worker.deliveries import Delivery
+from tombola.worker.deliveries import Delivery
 
 WAIT_S_MIN: Final = 0.1
 WAIT_S_MAX: Final = 2.0

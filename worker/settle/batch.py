@@ -22,18 +22,18 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Engine
 
-from producers.domain import keys
-from producers.domain.causes import Cause, Status
-from producers.domain.contract import (
+from tombola.producers.domain import keys
+from tombola.producers.domain.causes import Cause, Status
+from tombola.producers.domain.contract import (
     ACCOUNT_NOT_FOUND,
     DUPLICATE_REQUEST_IDEMPOTENT,
     INSUFFICIENT_BALANCE,
     DrawRequest,
     DrawResult,
 )
-from producers.domain.draw import Wheel
-from producers.storage import clock, requests
-from producers.storage.database import (
+from tombola.producers.domain.draw import Wheel
+from tombola.producers.storage import clock, requests
+from tombola.producers.storage.database import (
     Fault,
     Transaction,
     explain,
@@ -44,12 +44,12 @@ from producers.storage.database import (
     transaction,
     utc_now,
 )
-from producers.storage.ledger import CONSUME, REWARD, completed, rejected
-from producers.storage.requests import Finished, Known
-from producers.telemetry.logs import about
-from worker import metrics
-from worker.ledger import post as ledger
-from worker.ledger.post import CONSUME_TYPE, REWARD_TYPE, Entry
+from tombola.producers.storage.ledger import CONSUME, REWARD, completed, rejected
+from tombola.producers.storage.requests import Finished, Known
+from tombola.producers.telemetry.logs import about
+from tombola.worker import metrics
+from tombola.worker.ledger import post as ledger
+from tombola.worker.ledger.post import CONSUME_TYPE, REWARD_TYPE, Entry
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from typing import Final, NamedTuple, Self, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.domain.causes import Cause
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import (
+from tombola.producers.domain.causes import Cause
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import (
     ConfigurationError,
     InvalidRequest,
     NotSigned,
@@ -30,22 +30,22 @@ from producers.domain.errors import (
     UnknownVersion,
     Unparsable,
 )
-from producers.domain.signatures import SIGNATURE
-from producers.results import ResultStore, StoredResult
-from producers.settings import Settings
-from producers.storage import requests
-from producers.telemetry.metrics import are_wanted
-from producers.telemetry.pulse import Pulse
-from worker import metrics
-from worker.dead_letters import parking
-from worker.dead_letters.parking import Parking, Unparkable
-from worker.deliveries import Deliveries, Delivery, open_deliveries
-from worker.deliveries.losses import left_to_relay
-from worker.settle.aside import Aside, Held
-from worker.settle.batch import Deferred, Effort, Handling, Refused, Settled, Wheels
-from worker.settle.lanes import Lanes
-from worker.settle.putting import Putting, tell_dead
-from worker.settle.watch import Watch
+from tombola.producers.domain.signatures import SIGNATURE
+from tombola.producers.results import ResultStore, StoredResult
+from tombola.producers.settings import Settings
+from tombola.producers.storage import requests
+from tombola.producers.telemetry.metrics import are_wanted
+from tombola.producers.telemetry.pulse import Pulse
+from tombola.worker import metrics
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.parking import Parking, Unparkable
+from tombola.worker.deliveries import Deliveries, Delivery, open_deliveries
+from tombola.worker.deliveries.losses import left_to_relay
+from tombola.worker.settle.aside import Aside, Held
+from tombola.worker.settle.batch import Deferred, Effort, Handling, Refused, Settled, Wheels
+from tombola.worker.settle.lanes import Lanes
+from tombola.worker.settle.putting import Putting, tell_dead
+from tombola.worker.settle.watch import Watch
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from typing import Final
 
 from sqlalchemy import Engine
 
-from producers.domain.contract import DrawRequest
-from worker.settle import batch
-from worker.settle.batch import Answer, Effort, Handling, Wheels
+from tombola.producers.domain.contract import DrawRequest
+from tombola.worker.settle import batch
+from tombola.worker.settle.batch import Answer, Effort, Handling, Wheels
 
 SPLIT_SIZE_MIN: Final = 64  # a smaller batch is sooner done in one transaction
 

@@ -16,14 +16,14 @@ from typing import Final
 from sqlalchemy import Engine, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from producers.domain.causes import DeadReason, Status
-from producers.domain.contract import DrawRequest
-from producers.domain.errors import ServiceUnavailable
-from producers.results import ResultStore, StoredResult
-from producers.storage.database import explain
-from producers.storage.schema import api_idempotency_requests
-from worker import metrics
-from worker.dead_letters.parking import ROWS_MAX, Parking
+from tombola.producers.domain.causes import DeadReason, Status
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import ServiceUnavailable
+from tombola.producers.results import ResultStore, StoredResult
+from tombola.producers.storage.database import explain
+from tombola.producers.storage.schema import api_idempotency_requests
+from tombola.worker import metrics
+from tombola.worker.dead_letters.parking import ROWS_MAX, Parking
 
 log = logging.getLogger(__name__)
 

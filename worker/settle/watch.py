@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from producers.telemetry import tracing
-from producers.telemetry.pulse import Pulse
-from worker import metrics
-from worker.deliveries import Delivery
-from worker.settle.batch import Settled
+from tombola.producers.telemetry import tracing
+from tombola.producers.telemetry.pulse import Pulse
+from tombola.worker import metrics
+from tombola.worker.deliveries import Delivery
+from tombola.worker.settle.batch import Settled
 
 
 class Watch:
