@@ -140,10 +140,10 @@ def test_a_draw_by_task_and_by_message_is_one_draw(house: House, redis_url: str,
 @pytest.mark.parametrize("house", ["mariadb-redis", "mariadb-rabbitmq"], indirect=True)
 def test_a_warm_shutdown_in_full_swing_loses_nothing(house: House) -> None:
     accounts = house.accounts(50)
-    total = 6000
+    total = 1500
     queued = draws(accounts, total)
     house.enqueue(queued)
-    house.env["TOMBOLA_BATCH_SIZE_MAX"] = "20"  # many batches, so that the signal falls between two
+    house.env["TOMBOLA_BATCH_SIZE_MAX"] = "5"  # many batches, so that the signal falls between two
     with processes.worker(house.env) as worker:
         house.wait_settled(100, within_s=SETTLED_WITHIN_S, log=worker.log)
         assert worker.stop() == 0
