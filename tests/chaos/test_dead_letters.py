@@ -29,7 +29,7 @@ from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.host.task_queues import SHOPS
-from tombola.worker.relay.relay import open_relay
+from tombola.worker.relay.relay import Relay
 from tombola.worker.replays import replay
 from tombola.worker.replays.forecast import WOULD_CHARGE, forecast
 from tombola.worker.replays.replay import Options, Replayer
@@ -174,7 +174,7 @@ def test_a_replay_that_is_killed_again_and_again_settles_each_once(house: House)
     asked = fill(house, MANY)
     moments = random.Random()
     command = [sys.executable, "-m", "tombola.worker", "dead-letters", "replay", "--yes", "--json", "--reason", "again"]
-    relay = open_relay(house.settings)
+    relay = Relay.from_settings(house.settings)
     killed_while_running = 0
     with processes.worker(house.env) as worker:
         for number in range(KILLS + 1):

@@ -35,7 +35,8 @@ from tombola.producers.storage.ledger import rejected
 from tombola.worker.cli import app
 from tombola.worker.dead_letters.parking import bury
 from tombola.worker.deliveries import Delivery, open_deliveries
-from tombola.worker.relay.outbox import archive_once, time_out_once
+from tombola.worker.relay.given_up import time_out_once
+from tombola.worker.relay.retention import archive_once
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Effort, Settled
 

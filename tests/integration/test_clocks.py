@@ -35,7 +35,9 @@ from tombola.worker.doctor.checks import Findings
 from tombola.worker.ledger import accounts
 from tombola.worker.operators import actions
 from tombola.worker.operators import users as operators
-from tombola.worker.relay import outbox
+from tombola.worker.relay.given_up import time_out_once
+from tombola.worker.relay.overdue import relay_once
+from tombola.worker.relay.retention import archive_once
 from tombola.worker.replays import replay
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Effort
@@ -119,10 +121,10 @@ def test_a_process_whose_clock_is_off_accepts_relays_and_settles_as_others_do(
     assert all(is_true(fresh[it]) for it in ("created_at", "accepted_at", "published_at"))
     assert fresh["publish_at"] - fresh["accepted_at"] == timedelta(seconds=AFTER_S)
     # One that waits to be published is; one that was just published is neither overdue nor timed out.
-    assert outbox.relay_once(engine, broker, after_s=AFTER_S, tries_max=1) == 1
+    assert relay_once(engine, broker, after_s=AFTER_S, tries_max=1) == 1
     assert broker.published == ["joined"]
-    assert outbox.relay_once(engine, broker, after_s=AFTER_S, tries_max=1) == 0
-    assert outbox.time_out_once(engine) == 0
+    assert relay_once(engine, broker, after_s=AFTER_S, tries_max=1) == 0
+    assert time_out_once(engine) == 0
     assert {row(engine, key)["status"] for key in ("fresh", "joined")} == {"accepted"}
 
     answers = batch.settle(
@@ -133,17 +135,17 @@ def test_a_process_whose_clock_is_off_accepts_relays_and_settles_as_others_do(
     )
     assert all(isinstance(it, batch.Settled) and is_true(it.settled_at) for it in answers)
     assert all(is_true(row(engine, key)["settled_at"]) for key in ("fresh", "new"))
-    assert outbox.archive_once(engine, older_than_s=3600) == 0
+    assert archive_once(engine, older_than_s=3600) == 0
     assert all(is_true(it["created_at"]) for it in rows_of(engine, "asset_transactions"))
 
     # What is old is, whatever this process thinks.
     age(engine, timedelta(hours=24, minutes=5), "accepted_at", "publish_at", "settled_at")
-    assert outbox.archive_once(engine, older_than_s=24 * 3600) == 2
-    assert outbox.time_out_once(engine) == 1
+    assert archive_once(engine, older_than_s=24 * 3600) == 2
+    assert time_out_once(engine) == 1
     assert row(engine, "joined")["reason"] == "TIMED_OUT"
     with engine.begin() as connection:
         assert requests.revive(connection, ["joined"], clock.now(connection)) == 1
-    assert outbox.time_out_once(engine) == 0
+    assert time_out_once(engine) == 0
     entry.close()
 
 
@@ -245,8 +247,8 @@ def test_a_database_that_does_not_answer_has_no_clock() -> None:
     acts: list[Callable[[], object]] = [
         lambda: entry.accept([Asked(draw("k"))]),
         lambda: batch.settle(away, [draw("k")], WHEELS, effort=Effort(tries_max=2)),
-        lambda: outbox.relay_once(away, Keeps()),
-        lambda: outbox.time_out_once(away),
+        lambda: relay_once(away, Keeps()),
+        lambda: time_out_once(away),
     ]
     for act in acts:
         with pytest.raises(ServiceUnavailable):

@@ -20,7 +20,7 @@ from tombola.producers.storage.schema import account_asset_balances as balances
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.ledger import accounts
-from tombola.worker.relay import outbox
+from tombola.worker.relay.overdue import relay_once
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Effort
 
@@ -132,7 +132,7 @@ def test_every_writer_goes_on_with_the_new_server(pair: Pair) -> None:
     pair.fail_over()
     published: list[int] = []
     # One answer of the old server is enough for the whole pool: relay and batch fail once at most.
-    assert until_done(lambda: published.append(outbox.relay_once(relaying, Takes()))) <= 1
+    assert until_done(lambda: published.append(relay_once(relaying, Takes()))) <= 1
     assert published == [1]
     draw = DrawRequest(account_id=1, request_key="settled")
     assert until_done(lambda: batch.settle(settling, [draw], WHEELS, effort=Effort(tries_max=3))) <= 1

@@ -40,7 +40,9 @@ from tombola.producers.settings import Settings
 from tombola.producers.storage import api_keys
 from tombola.producers.storage.database import utc_now
 from tombola.producers.storage.requests import Asked
-from tombola.worker.relay.outbox import archive_once, relay_once, time_out_once
+from tombola.worker.relay.given_up import time_out_once
+from tombola.worker.relay.overdue import relay_once
+from tombola.worker.relay.retention import archive_once
 
 BODY_BYTES_MAX = 16 * 1024
 WAITS = 1000

@@ -20,7 +20,7 @@ from tombola.producers.entry import Entry
 from tombola.producers.storage.database import open_engine
 from tombola.producers.storage.requests import Asked
 from tombola.worker.ledger.post import open_account
-from tombola.worker.relay.outbox import Relay
+from tombola.worker.relay.relay import Relay
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Answer, Deferred, Effort, Refused, Settled
 from tombola.worker.settle.consumer import Consumer

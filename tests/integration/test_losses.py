@@ -21,7 +21,7 @@ from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import PublishFailed
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.worker.deliveries.losses import PUBLISHED_MAX
-from tombola.worker.relay.relay import open_relay
+from tombola.worker.relay.relay import Relay
 
 ALL_QUEUES = ".*"
 OURS_ALONE = "^draws$"
@@ -52,7 +52,7 @@ def wait_left(url: str, name: str, count: int) -> None:
 def relayed_and_settled(house: House, asked: Sequence[DrawRequest]) -> None:
     """As ever: what was lost is published again, settles, and nothing is a dead letter."""
     age(house.engine)
-    with closing(open_relay(house.settings)) as relay:
+    with closing(Relay.from_settings(house.settings)) as relay:
         assert relay.run_once() == len(asked)
     consume_all(house)
     assert set(statuses(house.engine).values()) == {"completed"}
@@ -162,7 +162,7 @@ def test_a_queue_of_limited_length_refuses_and_loses_nothing(
     pending = [key for key, status in statuses(house.engine).items() if status == "accepted"]
     assert pending
     age(house.engine)
-    with closing(open_relay(house.settings)) as relay:
+    with closing(Relay.from_settings(house.settings)) as relay:
         assert relay.run_once() == len(pending)
     consume_all(house)
     assert set(statuses(house.engine).values()) == {"completed"}

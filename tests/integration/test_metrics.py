@@ -38,9 +38,9 @@ from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit
 from tombola.worker.deliveries import Delivery
 from tombola.worker.ledger import post as ledger
-from tombola.worker.relay import outbox
+from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
-from tombola.worker.relay.relay import open_relay
+from tombola.worker.relay.relay import Relay
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Effort
 from tombola.worker.settle.watch import Watch
@@ -286,7 +286,7 @@ def test_what_is_given_up_is_counted_by_its_reason(house: House) -> None:
             with house.engine.begin() as connection:
                 client.enqueue(draw, connection=connection)
     before = now("relay_given_up_total", reason="TIMED_OUT")
-    assert outbox.time_out_once(house.engine, timeout_s=0) == 3
+    assert time_out_once(house.engine, timeout_s=0) == 3
     assert now("relay_given_up_total", reason="TIMED_OUT") == before + 3
 
 
@@ -294,7 +294,7 @@ def test_failed_passes_are_counted_and_the_next_one_is_told(tmp_path: Path, redi
     """Against a database that is not migrated, until it is."""
     url = f"sqlite:///{tmp_path}/ledger.db"
     settings = Settings.from_env({"TOMBOLA_DATABASE_URL": url, "TOMBOLA_BROKER_URL": redis_url})
-    relay, stopping = open_relay(settings), threading.Event()
+    relay, stopping = Relay.from_settings(settings), threading.Event()
     failures, passed = now("relay_failures_total"), now("relay_last_pass_timestamp_seconds")
     thread = threading.Thread(target=relay.run, args=[stopping])
     thread.start()

@@ -29,8 +29,10 @@ from tombola.producers.storage import requests
 from tombola.producers.storage.database import utc_now
 from tombola.producers.storage.requests import Asked
 from tombola.producers.storage.schema import api_idempotency_requests
-from tombola.worker.relay import outbox
-from tombola.worker.relay.outbox import DELAY_S_MAX, Relay, relay_once, time_out_once
+from tombola.worker.relay import relay as loop
+from tombola.worker.relay.given_up import time_out_once
+from tombola.worker.relay.overdue import DELAY_S_MAX, relay_once
+from tombola.worker.relay.relay import Relay
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Effort, Refused, Settled
 
@@ -560,9 +562,9 @@ def test_what_was_accepted_too_long_ago_is_given_up_in_steps(house: House, caplo
 def test_the_loop_outlives_an_outage_and_ends_when_told(
     house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "IDLE_WAIT_S", 0.01)
-    monkeypatch.setattr(outbox, "BACKOFF_S_MAX", 0.01)
-    monkeypatch.setattr(outbox, "TIME_OUT_EVERY_S", 0.0)
+    monkeypatch.setattr(loop, "IDLE_WAIT_S", 0.01)
+    monkeypatch.setattr(loop, "BACKOFF_S_MAX", 0.01)
+    monkeypatch.setattr(loop, "TIME_OUT_EVERY_S", 0.0)
     first, second, old = draws(house.accounts(1), 3)
     accept(house.engine, first)
     accept(house.engine, old)

@@ -28,7 +28,7 @@ from tombola.worker.dead_letters.letters import DeadLetter, Selection, some
 from tombola.worker.dead_letters.parking import HEADERS_KEPT_LENGTH_MAX, Parking
 from tombola.worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
 from tombola.worker.deliveries.losses import PUBLISHED_MAX
-from tombola.worker.relay.relay import open_relay
+from tombola.worker.relay.relay import Relay
 from tombola.worker.settle.consumer import Consumer
 
 DRAW = DrawRequest(account_id=6, request_key="k1")
@@ -219,7 +219,7 @@ def test_what_the_relay_gives_up_is_parked_with_it(house: House) -> None:
             (old, {"accepted_at": func.coalesce(requests.c.settled_at, "2020-01-01 00:00:00")}),
         ):
             connection.execute(update(requests).where(requests.c.request_key == draw.request_key).values(**values))
-    relay = open_relay(house.settings)
+    relay = Relay.from_settings(house.settings)
     relay.run_once()
     relay.run_once()
     relay.close()

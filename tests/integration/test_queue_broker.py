@@ -27,7 +27,7 @@ from tombola.producers.brokers.streams import QUEUE
 from tombola.producers.client import DrawClient
 from tombola.producers.domain.errors import BrokerBlocked, PublishFailed
 from tombola.worker.deliveries.queues import QueueDeliveries
-from tombola.worker.relay.relay import open_relay
+from tombola.worker.relay.relay import Relay
 
 TIMEOUT_S = 2.0
 MARGIN_S = 1.5
@@ -298,7 +298,7 @@ def test_a_draw_is_accepted_during_an_alarm_and_left_to_the_relay(
     house: House, rabbitmq_server: servers.RabbitMQ
 ) -> None:
     asked = draws(house.accounts(1), 3)
-    with DrawClient.from_settings(house.settings) as client, closing(open_relay(house.settings)) as relay:
+    with DrawClient.from_settings(house.settings) as client, closing(Relay.from_settings(house.settings)) as relay:
         with rabbitmq_server.alarm():
             for draw in asked:
                 with quickly(TIMEOUT_S + MARGIN_S):

@@ -35,7 +35,7 @@ from tombola.worker.dead_letters.parking import Parking
 from tombola.worker.deliveries import Delivery
 from tombola.worker.ledger import post as ledger
 from tombola.worker.operators import actions
-from tombola.worker.relay.relay import open_relay
+from tombola.worker.relay.relay import Relay
 from tombola.worker.replays import replay
 from tombola.worker.replays.forecast import Forecast, forecast
 from tombola.worker.replays.replay import Options, Replay, Replayer
@@ -223,7 +223,7 @@ def test_what_had_happened_after_all_answers_with_its_first_result(house: House,
 def test_a_dead_request_is_accepted_again_and_dies_again_as_the_same_dead_letter(house: House, desk: Desk) -> None:
     (draw,) = draws(house.accounts(1), 1)
     client = desk_accept(house, draw)
-    relay = open_relay(house.settings)
+    relay = Relay.from_settings(house.settings)
     with house.engine.begin() as connection:
         connection.execute(update(requests).values(publish_attempts=99, publish_at=OVERDUE))
     relay.run_once()
@@ -358,7 +358,7 @@ def test_what_a_killed_replay_had_sent_settles_through_the_relay(house: House, d
         connection.execute(update(replays).values(seen_at=func.coalesce(replays.c.ended_at, "2020-01-01 00:00:00")))
         connection.execute(update(requests).values(publish_at=OVERDUE))
     desk.work()
-    relay = open_relay(house.settings)
+    relay = Relay.from_settings(house.settings)
     relay.run_once()
     house.wait_settled(20, within_s=15)
     relay.run_once()
@@ -460,7 +460,7 @@ def test_a_request_that_died_unseen_is_parked_by_the_next_relay(house: House, de
     desk_accept(house, draw)
     with house.engine.begin() as connection:
         connection.execute(update(requests).values(status="dead", reason="TIMED_OUT"))
-    relay = open_relay(house.settings)
+    relay = Relay.from_settings(house.settings)
     relay.run_once()
     (letter,) = desk.letters()
     assert (letter.cause, letter.request_key) == ("never settled", draw.request_key)

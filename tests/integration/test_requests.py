@@ -35,7 +35,8 @@ from tombola.producers.storage.requests import Acceptance, Asked, Known, State
 from tombola.worker.audit.audit import audit
 from tombola.worker.ledger import post as ledger
 from tombola.worker.ledger.post import open_account, recharge
-from tombola.worker.relay.outbox import archive_once, time_out_once
+from tombola.worker.relay.given_up import time_out_once
+from tombola.worker.relay.retention import archive_once
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Answer, Effort, Refused, Settled
 

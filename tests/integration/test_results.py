@@ -22,7 +22,7 @@ from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult, _de
 from tombola.producers.storage.database import utc_now
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.producers.storage.requests import Asked
-from tombola.worker.relay.outbox import time_out_once
+from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Effort, Settled
 

@@ -27,8 +27,8 @@ from tombola.worker.dead_letters.letters import DeadLetter, Selection, edit, som
 from tombola.worker.deliveries import Delivery
 from tombola.worker.doctor.configuration import examine_settings
 from tombola.worker.host import tasks
-from tombola.worker.relay import outbox
-from tombola.worker.relay.relay import open_relay
+from tombola.worker.relay.given_up import time_out_once
+from tombola.worker.relay.relay import Relay
 from tombola.worker.replays import replay
 from tombola.worker.replays.forecast import Forecast, forecast
 from tombola.worker.replays.replay import Options, Replayer
@@ -143,7 +143,7 @@ def test_what_our_publishers_send_is_signed(house: House) -> None:
         client.enqueue_many([DrawRequest(account_id=account_id, request_key=key) for key in ("many-1", "many-2")])
         with house.engine.begin() as connection:
             client.enqueue(DrawRequest(account_id=account_id, request_key="joined"), connection=connection)
-    with closing(open_relay(house.settings)) as relay:
+    with closing(Relay.from_settings(house.settings)) as relay:
         # Nothing has been overtaken yet, but this one was never published.
         assert relay.run_once() == 1
     work(house)
@@ -335,7 +335,7 @@ def test_a_replay_signs_nothing_that_nobody_vouches_for(house: House) -> None:
     work(house)
     assert house.causes() == ["not signed", "not signed", "unknown campaign"]
     Entry(house.engine, relay_after_s=60).accept([Asked(known, "shop")])
-    outbox.time_out_once(house.engine, timeout_s=-60)
+    time_out_once(house.engine, timeout_s=-60)
     assert statuses(house) == {"on-record": "dead"}
 
     assert foretell(house).counts == {"not vouched for": 1, "unknown campaign": 1, "would charge": 1}

@@ -42,7 +42,7 @@ from tombola.producers.storage.schema import (
     replays,
 )
 from tombola.worker.ledger.post import open_account
-from tombola.worker.relay.outbox import archive_once
+from tombola.worker.relay.retention import archive_once
 
 PROJECT = Path(__file__).parents[2]
 TABLES_BY_REVISION = {

@@ -78,11 +78,11 @@ def relay(
     """Publish accepted draws again that never came through. Any number of relays may run."""
     from tombola.producers.brokers.redis_clients import refuse_unsupported
     from tombola.producers.telemetry.logs import set_up_logging
-    from tombola.worker.relay.relay import open_relay
+    from tombola.worker.relay.relay import Relay
 
     settings = settings_with("database_url", "broker_url")
     refuse_unsupported(settings.need("broker_url"))
-    relaying = open_relay(settings)
+    relaying = Relay.from_settings(settings)
     try:
         if once:
             out.print(f"{relaying.run_once():,} overdue requests published")

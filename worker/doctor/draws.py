@@ -32,6 +32,7 @@ from tombola.worker.doctor.checks import (
 )
 from tombola.worker.doctor.database import is_migrated
 from tombola.worker.host import housekeeping
+from tombola.worker.relay.overdue import overtaken_before
 
 WAITING_WARN_S: Final = 60.0
 OVERDUE_FAIL_S: Final = 60.0
@@ -109,20 +110,15 @@ def _oldest(connection: Connection, _settings: Settings, _found: Findings) -> Ve
 
 
 def _relay(connection: Connection, settings: Settings, found: Findings) -> Verdict:
-    """Overdue for long, although a relay would have published it: by its own rule, see worker.relay.outbox."""
+    """Overdue for long, although a relay would have published it: by its own rule, see worker.relay.overdue."""
     conditions = [
         requests_table.c.status == Status.ACCEPTED,
         requests_table.c.publish_at <= clock.now(connection) - timedelta(seconds=OVERDUE_FAIL_S),
     ]
     if found.queued:
         # Most may just be queued: a relay leaves alone what no other has overtaken.
-        settled_up_to = requests.last_settled_publish(connection)
-        published = requests_table.c.published_at
-        if settled_up_to is None:
-            conditions.append(published.is_(None))
-        else:
-            overtaken = settled_up_to - timedelta(seconds=settings.relay_after_s)
-            conditions.append(published.is_(None) | (published < overtaken))
+        published, overtaken = requests_table.c.published_at, overtaken_before(connection, settings.relay_after_s)
+        conditions.append(published.is_(None) if overtaken is None else published.is_(None) | (published < overtaken))
     some = select(requests_table.c.request_key).where(*conditions).limit(OVERDUE_COUNTED_MAX).subquery()
     overdue = connection.execute(select(func.count()).select_from(some)).scalar_one()
     if not overdue:

@@ -27,8 +27,8 @@ from tombola.producers.settings import Settings
 from tombola.producers.storage.database import open_engine
 from tombola.worker.deliveries.streams import forget_consumers
 from tombola.worker.ledger.post import holds_old_rows
-from tombola.worker.relay.outbox import archive_once
-from tombola.worker.relay.relay import open_relay
+from tombola.worker.relay.relay import Relay
+from tombola.worker.relay.retention import archive_once
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Deferred, Effort, Refused, Settled
 
@@ -169,7 +169,7 @@ def run_audit(task: Task) -> dict[str, Any]:
 
 def run_relay(task: Task) -> int:
     """`tombola.relay`: publish what was accepted and never came through; the same as `tombola relay --once`."""
-    relay = open_relay(task.app.draw_settings)
+    relay = Relay.from_settings(task.app.draw_settings)
     try:
         return relay.run_once()
     finally:

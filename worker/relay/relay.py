@@ -1,40 +1,128 @@
-"""The relay as it is run behind the broker: what it gives up is a dead letter, what was replayed is followed up."""
+"""The relay as a loop: it publishes what is overdue, gives up what never settles, and keeps watch."""
 
 from __future__ import annotations
 
-import functools
+import logging
+import random
+import threading
 import time
 from typing import Final
 
 from sqlalchemy import Engine
 
+from tombola.producers.brokers.streams import Broker, broker_of
+from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
+from tombola.producers.results import ResultStore
 from tombola.producers.settings import Settings
-from tombola.producers.telemetry.metrics import are_wanted
+from tombola.producers.storage.database import open_engine
+from tombola.producers.telemetry import metrics
+from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.dead_letters import parking
+from tombola.worker.relay.given_up import ROWS_MAX, here, next_time_out_s, time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
-from tombola.worker.relay.outbox import Relay
+from tombola.worker.relay.overdue import relay_once
 
+log = logging.getLogger(__name__)
+
+IDLE_WAIT_S: Final = 1.0
+TIME_OUT_EVERY_S: Final = 60.0  # at most: it is looked at when the oldest is due
 LOOK_FOR_UNSEEN_EVERY_S: Final = 600.0
+BACKOFF_S_MAX: Final = 10.0
 
 
-def open_relay(settings: Settings) -> Relay:
-    """A relay for `settings`; it connects at first use."""
-    lookout = OperatorsLookout()
-    worker = f"relay@{parking.here()}"
-    next_look = 0.0
+class Relay:
+    """`relay_once` whenever there may be something, and `time_out_once` when the oldest is due."""
 
-    def afterwards(engine: Engine) -> None:
-        nonlocal next_look
-        parking.follow_up_once(engine)
-        if time.monotonic() >= next_look:
-            while parking.bury_unseen_once(engine, worker=worker) == parking.ROWS_MAX:
+    def __init__(self, engine: Engine, broker: Broker, settings: Settings) -> None:
+        self._results = ResultStore.from_settings(settings) if settings.has("result_url") else None
+        self._engine = engine
+        self._broker = broker
+        self._settings = settings
+        self._next_time_out = 0.0
+        self._next_look_for_unseen = 0.0
+        self._operators = OperatorsLookout()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Relay:
+        """A relay for `settings`; it connects at first use."""
+        engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
+        return cls(engine, broker_of(settings), settings)
+
+    def run_once(self) -> int:
+        """Time out what is due for it, and publish all that is overdue; return how many were published.
+
+        What was replayed and has settled meanwhile is followed up, and a dead request without a dead letter gets one.
+        """
+        self._time_out()  # first: it needs no broker, and a broker that is away ends this here
+        published = relay_once(
+            self._engine,
+            self._broker,
+            after_s=self._settings.relay_after_s,
+            tries_max=self._settings.relay_tries_max,
+            results=self._results,
+        )
+        parking.follow_up_once(self._engine)
+        self._bury_unseen()
+        if metrics.are_wanted(self._settings):
+            self._operators.look(self._engine)
+        metrics.LAST_PASS.set_to_current_time()
+        return published
+
+    def _time_out(self) -> None:
+        if time.monotonic() < self._next_time_out:
+            return
+        timeout_s = self._settings.request_timeout_s
+        due_in_s = next_time_out_s(self._engine, timeout_s=timeout_s)
+        if due_in_s <= 0:
+            while time_out_once(self._engine, timeout_s=timeout_s, results=self._results) == ROWS_MAX:
                 pass
-            next_look = time.monotonic() + LOOK_FOR_UNSEEN_EVERY_S
-        if are_wanted(settings):
-            lookout.look(engine)
+            due_in_s = next_time_out_s(self._engine, timeout_s=timeout_s)
+        # One that another transaction holds is overdue still: it is looked at in the next pass.
+        self._next_time_out = time.monotonic() + min(TIME_OUT_EVERY_S, max(0.0, due_in_s))
 
-    return Relay.from_settings(
-        settings,
-        bury=functools.partial(parking.bury, worker=worker),
-        afterwards=afterwards,
-    )
+    def _bury_unseen(self) -> None:
+        if time.monotonic() < self._next_look_for_unseen:
+            return
+        while parking.bury_unseen_once(self._engine, worker=here()) == parking.ROWS_MAX:
+            pass
+        self._next_look_for_unseen = time.monotonic() + LOOK_FOR_UNSEEN_EVERY_S
+
+    def run(self, stopping: threading.Event) -> None:
+        """Relay until told to stop. No error ends this loop: it backs off, says so, and goes on.
+
+        The relay keeps watch as well: it has a pulse, and looks up the state that its metrics tell.
+        """
+        pulse = Pulse.open(self._settings, "relay")
+        metrics.serve(self._settings)
+        lookout = metrics.Lookout(self._settings, self._engine, self._broker)
+        try:
+            self._run(stopping, lookout if metrics.are_wanted(self._settings) else None)
+        finally:
+            lookout.close()
+            if pulse is not None:
+                pulse.stop()
+
+    def _run(self, stopping: threading.Event, lookout: metrics.Lookout | None) -> None:
+        failures = 0
+        while not stopping.is_set():
+            if lookout is not None:
+                lookout.look()
+            try:
+                published = self.run_once()
+                failures = 0
+                if published:
+                    log.info("published %d overdue requests again", published)
+                stopping.wait(IDLE_WAIT_S)
+            except Exception as error:  # a mistake of ours as well: without a relay nothing that was lost comes back
+                failures += 1
+                metrics.RELAY_FAILURES.inc()
+                mistake = None if isinstance(error, ServiceUnavailable | ConfigurationError) else error
+                log.warning("%s; the relay tries again (%d)", error, failures, exc_info=mistake)
+                stopping.wait(min(BACKOFF_S_MAX, 0.1 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._broker.close()
+        self._engine.dispose()
+        if self._results is not None:
+            self._results.close()

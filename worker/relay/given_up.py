@@ -1,0 +1,72 @@
+"""Requests that were accepted too long ago are given up: each is a dead letter, and those who wait for it are told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from tombola.producers.domain.causes import DeadReason
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.errors import ServiceUnavailable
+from tombola.producers.results import ResultStore
+from tombola.producers.storage import clock, requests
+from tombola.producers.storage.database import explain
+from tombola.producers.telemetry import metrics
+from tombola.producers.telemetry.logs import about
+from tombola.worker.dead_letters import parking
+
+log = logging.getLogger(__name__)
+
+ROWS_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
+TIMEOUT_S: Final = 86_400.0
+
+
+def here() -> str:
+    """What this process signs dead letters with."""
+    return f"relay@{parking.here()}"
+
+
+def tell_dead(results: ResultStore | None, dead: Sequence[DrawRequest], reason: DeadReason) -> None:
+    """Count these requests as given up, and tell those who wait for their results."""
+    metrics.GIVEN_UP.labels(reason).inc(len(dead))
+    if dead and results is not None:
+        try:
+            results.put_dead(dead, reason)
+        except ServiceUnavailable as error:  # those who wait ask the database in the end
+            log.warning("%s", error)
+
+
+def time_out_once(
+    engine: Engine, *, rows_max: int = ROWS_MAX, timeout_s: float = TIMEOUT_S, results: ResultStore | None = None
+) -> int:
+    """Give up to rows_max requests up that were accepted more than `timeout_s` ago; return how many."""
+    try:
+        with engine.begin() as connection:
+            accepted_before = clock.now(connection) - timedelta(seconds=timeout_s)
+            dead = requests.time_out(connection, accepted_before, rows_max=rows_max)
+            parking.bury(connection, dead, DeadReason.TIMED_OUT, worker=here())
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+    tell_dead(results, dead, DeadReason.TIMED_OUT)
+    for request in dead:
+        log.error("request %s is dead: not settled within %g s", request.request_key, timeout_s, extra=about(request))
+    return len(dead)
+
+
+def next_time_out_s(engine: Engine, *, timeout_s: float = TIMEOUT_S) -> float:
+    """In how many seconds the oldest of the accepted requests is to be given up: 0 or less if that is due.
+
+    Raises as time_out_once does. What is accepted from here on is due later.
+    """
+    try:
+        with engine.connect().execution_options(read_only=True) as connection:
+            oldest = requests.oldest_accepted(connection)
+            age_s = 0.0 if oldest is None else (clock.now(connection) - oldest).total_seconds()
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+    return timeout_s - age_s

@@ -1,0 +1,129 @@
+"""Overdue requests: published again until they settle, and given up in the end.
+
+A broker can lose what it was given (FLUSHALL, a failover, a disk), and a frontend can die between its two writes. The
+request's row is the promise; a message is only how a worker hears of it quickly. Publishing twice does no harm.
+
+A request is *overdue* when it has not settled `after_s` after its last publish; the wait doubles with each attempt, up
+to DELAY_S_MAX. But when much is queued, overdue is not lost: while the queue holds anything, only requests are
+published again that others have overtaken, that is, published well before what is being settled now.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from tombola.producers.brokers.streams import Broker
+from tombola.producers.domain.causes import DeadReason
+from tombola.producers.domain.errors import PublishFailed
+from tombola.producers.results import ResultStore
+from tombola.producers.storage import clock, requests
+from tombola.producers.storage.database import explain
+from tombola.producers.storage.requests import Lease
+from tombola.producers.telemetry import metrics
+from tombola.producers.telemetry.logs import about
+from tombola.worker.dead_letters import parking
+from tombola.worker.relay.given_up import here, tell_dead
+
+log = logging.getLogger(__name__)
+
+ROWS_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
+RELAYED_MAX: Final = 1_000_000
+AFTER_S: Final = 10.0
+TRIES_MAX: Final = 10
+DELAY_S_MAX: Final = 300.0
+
+
+class Patience(NamedTuple):
+    """How long a request may be under way, and how often it is published before it is given up."""
+
+    after_s: float = AFTER_S
+    tries_max: int = TRIES_MAX
+
+    def delay_after(self, attempts: int) -> timedelta:
+        """When to look again, after so many attempts."""
+        return timedelta(seconds=min(DELAY_S_MAX, self.after_s * 2.0 ** (attempts - 1)))
+
+
+def overtaken_before(connection: Connection, after_s: float) -> datetime | None:
+    """A request published before this moment, and not settled, is in no queue; None: that cannot be told of any."""
+    settled_up_to = requests.last_settled_publish(connection)
+    return None if settled_up_to is None else settled_up_to - timedelta(seconds=after_s)
+
+
+def relay_once(
+    engine: Engine,
+    broker: Broker,
+    *,
+    rows_max: int = RELAYED_MAX,
+    after_s: float = AFTER_S,
+    tries_max: int = TRIES_MAX,
+    results: ResultStore | None = None,
+) -> int:
+    """Republish up to rows_max accepted requests that are overdue, ROWS_MAX in a transaction; return how many.
+
+    Requests that were published `tries_max` times before are dead from here on (NEVER_SETTLED): each is a dead letter,
+    and `results` tells those who wait for it. Any number of relays may run at once: rows that another relay has in hand
+    are skipped. Raises PublishFailed when the broker does not take them, which is no attempt, and ServiceUnavailable or
+    ConfigurationError when the database cannot be used.
+    """
+    patience = Patience(after_s, tries_max)
+    try:
+        with engine.connect().execution_options(read_only=True) as connection:
+            now = clock.now(connection)
+            if not requests.is_any_overdue(connection, now):
+                return 0
+            overtaken = overtaken_before(connection, after_s)
+        published_before = None
+        # Looked at once: what is queued from here on are our own, and say nothing of those that are still to come.
+        if broker.backlog():
+            published_before = now - timedelta(days=36500) if overtaken is None else overtaken
+    except SQLAlchemyError as error:
+        raise explain(error) from error
+    published = 0
+    while published < rows_max:
+        try:
+            with engine.begin() as connection:
+                lease = requests.lease(
+                    connection,
+                    now,
+                    rows_max=min(ROWS_MAX, rows_max - published),
+                    tries_max=tries_max,
+                    delay_after=patience.delay_after,
+                    published_before=published_before,
+                )
+                parking.bury(connection, lease.dead, DeadReason.NEVER_SETTLED, worker=here())
+        except SQLAlchemyError as error:
+            raise explain(error) from error
+        _tell_of_dead(lease, tries_max, results)
+        if lease.due:
+            _publish(engine, broker, lease, patience)
+        elif not lease.dead:
+            break
+        published += len(lease.due)
+    return published
+
+
+def _tell_of_dead(lease: Lease, tries_max: int, results: ResultStore | None) -> None:
+    tell_dead(results, lease.dead, DeadReason.NEVER_SETTLED)
+    for request in lease.dead:
+        key = request.request_key
+        log.error("request %s is dead: published %d times and never settled", key, tries_max, extra=about(request))
+
+
+def _publish(engine: Engine, broker: Broker, lease: Lease, patience: Patience) -> None:
+    try:
+        broker.publish([request.encode() for request in lease.due])
+    except PublishFailed as error:
+        try:
+            with engine.begin() as connection:
+                keys = [request.request_key for request in lease.due]
+                requests.put_off(connection, keys, str(error), clock.now(connection) + patience.delay_after(1))
+        except SQLAlchemyError:
+            log.warning("the relay could not take %d attempts back", len(lease.due))
+        raise
+    metrics.PUBLISHED_AGAIN.inc(len(lease.due))

@@ -1,0 +1,24 @@
+"""Retention: requests that settled long ago are archived; a repeat still gets its first result, from the ledger."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from tombola.producers.storage import clock, requests
+from tombola.producers.storage.database import explain
+
+ROWS_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
+
+
+def archive_once(engine: Engine, *, older_than_s: float, rows_max: int = ROWS_MAX) -> int:
+    """Archive up to rows_max requests that settled more than `older_than_s` ago; return how many."""
+    try:
+        with engine.begin() as connection:
+            settled_before = clock.now(connection) - timedelta(seconds=older_than_s)
+            return requests.archive(connection, settled_before, rows_max=rows_max)
+    except SQLAlchemyError as error:
+        raise explain(error) from error
