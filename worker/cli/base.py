@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from types import FrameType
 from typing import Annotated
@@ -13,7 +15,7 @@ from typing import Annotated
 import typer
 from sqlalchemy import Engine
 
-from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.domain.errors import ConfigurationError, InvalidRequest
 from tombola.producers.settings import Settings
 from tombola.producers.storage.database import open_engine
 from tombola.worker.cli.terminal import out, print_json, print_table, shown
@@ -23,6 +25,9 @@ __all__ = ["out", "print_json", "print_table", "shown"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 AccountOption = Annotated[int, typer.Option("--account", help="The account that pays.", metavar="ID")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why: it is put on record.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask: for scripts.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest first.")]
 WhyOption = Annotated[str, typer.Option("--reason", help="Why, for the record of operators' actions.")]
 
 
@@ -73,3 +78,17 @@ def until_interrupted() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def confirm(question: str) -> None:
+    """Go on after a yes. Raises InvalidRequest where nobody can be asked, and typer.Exit after a no."""
+    if not sys.stdin.isatty():
+        raise InvalidRequest("nobody to ask here: add --yes")
+    if not typer.confirm(question):
+        out.print("Nothing was done.")
+        raise typer.Exit(1)
+
+
+def when(moment: datetime) -> str:
+    """A moment in UTC, as tables show it."""
+    return f"{moment:%Y-%m-%d %H:%M:%S}"

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import base64
-import re
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import click
 import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
-from tombola.producers.brokers.streams import broker_of
-from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState
-from tombola.producers.domain.draw import wheels
+from tombola.producers.domain.causes import LetterState
 from tombola.producers.domain.errors import InvalidRequest
-from tombola.producers.settings import Settings
-from tombola.worker.cli.base import JsonOption, engine_of, out, print_json, print_table, settings_with, shown
+from tombola.worker.cli import replaying
+from tombola.worker.cli.base import (
+    JsonOption,
+    ReasonOption,
+    YesOption,
+    confirm,
+    engine_of,
+    out,
+    print_json,
+    print_table,
+    shown,
+    when,
+)
+from tombola.worker.cli.selecting import CHOSEN, LISTED, selecting
 from tombola.worker.dead_letters import letters
 from tombola.worker.dead_letters.letters import DeadLetter, Selection
 from tombola.worker.operators.actions import shell_operator
-from tombola.worker.replays import replay as replays
-from tombola.worker.replays.forecast import OUTCOMES, REFUSALS, Forecast, forecast
-from tombola.worker.replays.replay import Options, Replay, Replayer
-from tombola.worker.replays.vouching import Vouching
 
 app = typer.Typer()
 group = typer.Typer(
@@ -51,60 +50,6 @@ group = typer.Typer(
 )
 app.add_typer(group, name="dead-letters")
 
-LINES_SHOWN_MAX: Final = 20
-REASON_WIDTH_MAX: Final = 140
-_AGE: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
-_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-IdsArgument = Annotated[list[int] | None, typer.Argument(help="Their ids; default: all that the filters leave.")]
-CauseOption = Annotated[str | None, typer.Option(help=f"Only this cause: {', '.join(tuple(Cause))}.")]
-GroupOption = Annotated[str | None, typer.Option("--group", help="Only this group, as `groups` lists it.")]
-AccountOption = Annotated[int | None, typer.Option("--account", help="Only this account's.", metavar="ID")]
-KeyOption = Annotated[str | None, typer.Option("--key", help="Only this request key.")]
-OlderOption = Annotated[str | None, typer.Option("--older", help="Parked longer ago than this: 90s, 15m, 2h, 3d.")]
-NewerOption = Annotated[str | None, typer.Option("--newer", help="Parked within the last: 90s, 15m, 2h, 3d.")]
-StateOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--state", help=f"{', '.join(LetterState)}, or all; may be repeated. Default: {' and '.join(OPEN_STATES)}."
-    ),
-]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why: it is put on record.")]
-YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask: for scripts.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest first.")]
-
-
-def _selection(
-    ids: Sequence[int] | None,
-    cause: str | None,
-    group_id: str | None,
-    account: int | None,
-    key: str | None,
-    older: str | None,
-    newer: str | None,
-    states: Sequence[str] | None = None,
-) -> Selection:
-    chosen = OPEN_STATES if not states else tuple(LetterState) if "all" in states else tuple(states)
-    return Selection(
-        ids=tuple(ids or ()),
-        states=chosen,
-        cause=cause,
-        group_id=group_id,
-        account_id=account,
-        request_key=key,
-        older_than_s=_age_s(older),
-        newer_than_s=_age_s(newer),
-    )
-
-
-def _age_s(text: str | None) -> float | None:
-    if text is None:
-        return None
-    match = _AGE.fullmatch(text)
-    if match is None:
-        raise typer.BadParameter(f"an age is a number and s, m, h or d, such as 15m: {text}")
-    return float(match[1]) * _UNITS[match[2]]
-
 
 def _read(read: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     with engine_of().connect().execution_options(read_only=True) as connection:
@@ -115,19 +60,13 @@ def _read(read: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 @group.command("list")
+@selecting(*LISTED)
 def list_letters(
-    cause: CauseOption = None,
-    group_id: GroupOption = None,
-    account: AccountOption = None,
-    key: KeyOption = None,
-    older: OlderOption = None,
-    newer: NewerOption = None,
-    state: StateOption = None,
+    selection: Selection,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many to list, the latest first.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """List dead letters, the latest first."""
-    selection = _selection(None, cause, group_id, account, key, older, newer, state)
 
     def read(connection: Connection) -> tuple[list[DeadLetter], int]:
         return letters.some(connection, selection, rows_max=limit), letters.count(connection, selection)
@@ -144,7 +83,7 @@ def list_letters(
             it.cause,
             it.account_id,
             it.request_key,
-            _when(it.last_parked_at),
+            when(it.last_parked_at),
             it.times_parked,
             it.error,
         )
@@ -155,18 +94,13 @@ def list_letters(
 
 
 @group.command("groups")
+@selecting("cause", "account", "older", "newer", "state")
 def list_groups(
-    cause: CauseOption = None,
-    account: AccountOption = None,
-    older: OlderOption = None,
-    newer: NewerOption = None,
-    state: StateOption = None,
+    selection: Selection,
     as_json: JsonOption = False,
 ) -> None:
     """Count dead letters by what they died of: like errors at the same place are one group."""
-    found: list[letters.Group] = _read(
-        letters.groups, _selection(None, cause, None, account, None, older, newer, state)
-    )
+    found: list[letters.Group] = _read(letters.groups, selection)
     if as_json:
         print_json(msgspec.json.encode(found))
         return
@@ -175,8 +109,8 @@ def list_groups(
             it.group_id,
             f"{it.count:,}",
             it.cause,
-            _when(it.first_parked_at),
-            _when(it.last_parked_at),
+            when(it.first_parked_at),
+            when(it.last_parked_at),
             it.sample_id,
             it.title,
         )
@@ -200,7 +134,7 @@ def show(
         print_json(_json(it))
         return
     rows: list[tuple[str, Any]] = [
-        ("state", f"{it.state}" + (f" since {_when(it.state_at)}" if it.state_at else "")),
+        ("state", f"{it.state}" + (f" since {when(it.state_at)}" if it.state_at else "")),
         ("cause", it.cause),
         ("error", it.error),
         ("group", it.group_id),
@@ -209,7 +143,7 @@ def show(
         ("account", it.account_id),
         ("queue", it.queue),
         ("deliveries", it.deliveries),
-        ("parked", f"{it.times_parked} times, {_when(it.first_parked_at)} to {_when(it.last_parked_at)}"),
+        ("parked", f"{it.times_parked} times, {when(it.first_parked_at)} to {when(it.last_parked_at)}"),
         ("by", f"{it.worker or '?'}, release {it.version or '?'}"),
         ("headers", it.headers),
         ("replay", it.replay_id),
@@ -227,18 +161,12 @@ def show(
 
 
 @group.command("export")
+@selecting(*LISTED)
 def export(
-    cause: CauseOption = None,
-    group_id: GroupOption = None,
-    account: AccountOption = None,
-    key: KeyOption = None,
-    older: OlderOption = None,
-    newer: NewerOption = None,
-    state: StateOption = None,
+    selection: Selection,
     to: Annotated[Path | None, typer.Option("--to", help="A file; default: the standard output.")] = None,
 ) -> None:
     """Write dead letters as JSON, one a line, the latest first; bodies in base64 as well as in text."""
-    selection = _selection(None, cause, group_id, account, key, older, newer, state)
     engine = engine_of()
 
     def lines() -> Iterator[str]:
@@ -266,203 +194,10 @@ def export(
     out.print(f"{number:,} dead letters written to {to}")
 
 
-# ---- foretell and replay ---------------------------------------------------------------------------------------------
+# ---- replay ----------------------------------------------------------------------------------------------------------
 
-
-@group.command("forecast")
-def foretell(
-    ids: IdsArgument = None,
-    cause: CauseOption = None,
-    group_id: GroupOption = None,
-    account: AccountOption = None,
-    key: KeyOption = None,
-    older: OlderOption = None,
-    newer: NewerOption = None,
-    limit: LimitOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what a replay would do, message by message and in sum. Writes nothing."""
-    settings = settings_with("database_url")
-    selection = _selection(ids, cause, group_id, account, key, older, newer)
-    said = _foretell(settings, engine_of(settings), selection, limit, quiet=as_json)
-    if as_json:
-        sums = {"counts": said.counts, "reasons": said.reasons, "charged": said.charged, "is_exact": said.is_exact}
-        print_json(msgspec.json.encode({**sums, "lines": [it._asdict() for it in said.lines]}))
-        return
-    lines = [(it.id, it.account_id, it.request_key, it.outcome, it.why) for it in said.lines[:LINES_SHOWN_MAX]]
-    print_table(["id", "account", "request key", "outcome", "why"], lines, is_prose=True)
-    if said.total > LINES_SHOWN_MAX:
-        out.print(f"… and {said.total - LINES_SHOWN_MAX:,} more: --json lists them all")
-    _show_sums(said)
-
-
-@group.command(
-    "replay",
-    epilog=(
-        "\b\nExamples:\n"
-        "  tombola dead-letters replay 17 18 --reason 'account 6 was locked'\n"
-        "  tombola dead-letters replay --cause 'unknown campaign' --canary 10 --reason 'rolled back'\n"
-        "  tombola dead-letters replay --newer 2h --rate 500 --yes --json --reason 'after the outage'\n"
-    ),
-)
-def replay(
-    reason: ReasonOption,
-    ids: IdsArgument = None,
-    cause: CauseOption = None,
-    group_id: GroupOption = None,
-    account: AccountOption = None,
-    key: KeyOption = None,
-    older: OlderOption = None,
-    newer: NewerOption = None,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="At most so many a second.")] = None,
-    limit: LimitOption = None,
-    canary: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Send so many first and wait for their outcome, then twice as many, …; stop if the cause is back.",
-        ),
-    ] = None,
-    vouch: Annotated[
-        bool,
-        typer.Option(
-            "--vouch", help="Send as well what is not signed, or nobody is on record for: you know what asked for it."
-        ),
-    ] = False,
-    yes: YesOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Send dead letters again, each under its own request key: what had happened after all is not charged again.
-
-    Prints the forecast and asks. Ctrl-C stops: what is sent is sent, the rest stays parked. Exit code 1 unless all that
-    was selected has settled.
-    """
-    settings = settings_with("database_url", "broker_url")
-    engine = engine_of(settings)
-    selection = _selection(ids, cause, group_id, account, key, older, newer)
-    if as_json and not yes:
-        raise InvalidRequest("--json asks nothing: add --yes")
-    if not yes or not as_json:
-        said = _foretell(settings, engine, selection, limit, vouch=vouch, quiet=as_json)
-        _show_sums(said)
-        if not yes:
-            if said.is_hopeless and canary is None:
-                canary = replays.CANARY
-                out.print(f"The first {canary} are tried before the others: --canary says another number.")
-            _confirm("Replay them?")
-            if said.is_hopeless:
-                _confirm(f"{said.hopeless:,} of {said.total:,} would be parked still, or again. Replay all the same?")
-    options = Options(rate=rate, limit=limit, canary=canary, vouch=vouch)
-    replay_id = replays.begin(engine, selection, options, operator=shell_operator(), reason=reason)
-    broker = broker_of(settings)
-    try:
-        done = _run(Replayer(engine, broker, settings), engine, replay_id, quiet=as_json)
-    finally:
-        broker.close()
-    if as_json:
-        print_json(msgspec.json.encode(done._asdict()))
-    else:
-        _show_end(done)
-    raise typer.Exit(0 if done.status == replays.DONE and done.settled == done.selected else 1)
-
-
-def _run(replayer: Replayer, engine: Engine, replay_id: int, *, quiet: bool) -> Replay:
-    with engine.connect().execution_options(read_only=True) as connection:
-        total = replays.find(connection, replay_id).selected
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TextColumn("{task.fields[outcomes]}"),
-        TimeElapsedColumn(),
-        console=out,
-        disable=quiet,
-    )
-    with progress, _stopped_by_ctrl_c(replayer):
-        bar = progress.add_task(f"replay {replay_id}", total=total, speed="", outcomes="")
-
-        def tell(it: Replay) -> None:
-            seconds = max(0.001, (it.seen_at - it.started_at).total_seconds())
-            outcomes = f"{it.settled:,} settled, {it.parked_again:,} parked again"
-            progress.update(bar, completed=it.sent + it.refused, speed=f"{it.sent / seconds:,.0f}/s", outcomes=outcomes)
-
-        return replayer.run(replay_id, tell)
-
-
-@contextmanager
-def _stopped_by_ctrl_c(replayer: Replayer) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the replay between two steps."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        replayer.stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _foretell(
-    settings: Settings, engine: Engine, selection: Selection, limit: int | None, *, vouch: bool = False, quiet: bool
-) -> Forecast:
-    known = wheels(settings.seed_bytes) if settings.has("seed") else None
-    with engine.connect().execution_options(read_only=True) as connection:
-        total = letters.count(connection, selection)
-    with Progress(console=out, transient=True, disable=quiet or total < 2000) as progress:
-        bar = progress.add_task("forecast", total=min(total, limit or total))
-        vouching = Vouching.of(settings, by_operator=vouch)
-
-        def tell(done: int) -> None:
-            progress.update(bar, completed=done)
-
-        return forecast(engine, selection, known, limit=limit, vouching=vouching, tell=tell)
-
-
-def _show_sums(said: Forecast) -> None:
-    out.print(f"Of {said.total:,} selected dead letters a replay now")
-    words = {
-        "already settled": "have settled already: nothing happens",
-        "would charge": "would be charged: " + (", ".join(f"{sum_:,} {code}" for code, sum_ in said.charged.items())),
-        "would be rejected": "would be told no",
-        "conflict": "conflict with what was accepted under their key: left parked",
-        "cannot be parsed": "still cannot be parsed: left parked",
-        "not vouched for": "are not signed, or nobody is on record for them: left parked, without --vouch",
-        "unknown campaign": "name a campaign that is not known here: parked again",
-    }
-    for outcome in OUTCOMES:
-        if said.counts[outcome]:
-            out.print(f"{said.counts[outcome]:>9,}  {words[outcome]}")
-            for why, number in said.reasons.most_common():
-                if why.startswith((f"{outcome}: ", f"{outcome}, such as: ")):
-                    said_why = why.removeprefix(outcome).lstrip(":, ")
-                    line = shown(f"{'':>9}    {number:,} × {said_why}")
-                    line.truncate(min(out.width, REASON_WIDTH_MAX), overflow="ellipsis")
-                    out.print(line)
-    if not said.is_exact:
-        out.print("TOMBOLA_SEED is not set here: what would be won is left out of the balances.")
-    if said.total and all(outcome in REFUSALS for outcome in said.counts):
-        out.print("None of them can be replayed as it is.")
-
-
-def _show_end(done: Replay) -> None:
-    out.print(
-        f"replay {done.id} {done.status}: {done.sent:,} sent, {done.settled:,} settled, "
-        f"{done.parked_again:,} parked again, {done.refused:,} left parked"
-        + (f", {done.under_way:,} under way" if done.under_way else "")
-    )
-    if done.stopped_because:
-        out.print(shown(done.stopped_because))
-
-
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise InvalidRequest("nobody to ask here: add --yes")
-    if not typer.confirm(question):
-        out.print("Nothing was done.")
-        raise typer.Exit(1)
+group.command("forecast")(replaying.foretell)
+group.command("replay", epilog=replaying.EXAMPLES)(replaying.replay)
 
 
 # ---- edit, discard, restore ------------------------------------------------------------------------------------------
@@ -490,35 +225,25 @@ def edit(
 
 
 @group.command("discard")
+@selecting(*CHOSEN)
 def discard(
+    selection: Selection,
     reason: ReasonOption,
-    ids: IdsArgument = None,
-    cause: CauseOption = None,
-    group_id: GroupOption = None,
-    account: AccountOption = None,
-    key: KeyOption = None,
-    older: OlderOption = None,
-    newer: NewerOption = None,
     yes: YesOption = False,
 ) -> None:
     """Put dead letters away, to be replayed no more. Nothing is deleted: `restore` brings them back."""
-    _act(letters.discard, "discarded", _selection(ids, cause, group_id, account, key, older, newer), reason, yes)
+    _act(letters.discard, "discarded", selection, reason, yes)
 
 
 @group.command("restore")
+@selecting(*CHOSEN)
 def restore(
+    selection: Selection,
     reason: ReasonOption,
-    ids: IdsArgument = None,
-    cause: CauseOption = None,
-    group_id: GroupOption = None,
-    account: AccountOption = None,
-    key: KeyOption = None,
-    older: OlderOption = None,
-    newer: NewerOption = None,
     yes: YesOption = False,
 ) -> None:
     """Bring back what was discarded."""
-    selection = _selection(ids, cause, group_id, account, key, older, newer, ["discarded"])
+    selection = msgspec.structs.replace(selection, states=(LetterState.DISCARDED,))
     _act(letters.restore, "restored", selection, reason, yes)
 
 
@@ -527,7 +252,7 @@ def _act(act: Callable[..., int], done: str, selection: Selection, reason: str, 
     with engine.connect().execution_options(read_only=True) as connection:
         number = letters.count(connection, selection)
     if number and not yes:
-        _confirm(f"{number:,} dead letters will be {done}. Go on?")
+        confirm(f"{number:,} dead letters will be {done}. Go on?")
     out.print(f"{act(engine, selection, operator=shell_operator(), reason=reason):,} dead letters {done}")
 
 
@@ -544,7 +269,3 @@ def _json(letter: DeadLetter) -> str:
 
 def _readable(body: bytes) -> str:
     return body.decode(errors="backslashreplace")
-
-
-def _when(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S}"
