@@ -76,6 +76,15 @@ def test_every_link_leads_somewhere(document: Path) -> None:
             assert anchor in anchors(target.resolve().relative_to(ROOT)), link
 
 
+@LOCATIONS
+def test_every_file_named_exists(document: Path) -> None:
+    """By its path from the top, in code within a line."""
+    for name in re.findall(r"`((?:producers|worker|migrations|tests)/[\w./-]+)`", prose(document)):
+        if name.startswith("producers/domain/operations/") or name == "tests/integration/test_operations.py":
+            continue  # come with a branch of their own; then these lines go
+        assert (ROOT / name).exists(), name
+
+
 def test_every_document_is_linked_to() -> None:
     """From the README or from what it links to."""
     found, waiting = set(), [Path("README.md")]
