@@ -4,16 +4,19 @@ ARGS ?=
 # The tests start workers and gateways by the dozen: what they import is compiled once, also where the environment says no.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test bench chaos lint audit-deps lock clean
+.PHONY: run check test bench chaos lint audit-deps lock clean help
 .DEFAULT_GOAL := run
 
 run: .venv/run  ## draws from end to end on an embedded default: no server, no root
 	@$(BIN)/tombola up $(ARGS)
 
+check: .venv/dev lint  ## lint, types and the quick unit tests: an answer within a minute
+	$(BIN)/python -m pytest tests/unit -m 'not chaos and not slow' -n auto -q $(ARGS)
+
 test: .venv/dev lint  ## everything; finds or starts the servers it needs
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
-lint: .venv/dev
+lint: .venv/dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -59,5 +62,8 @@ lock:  ## resolve the dependencies anew, with hashes; needs uv
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-clean:
+clean:  ## remove what was built and installed here
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+help:  ## this list
+	@sed -n 's/^\([a-z][a-z-]*\):.*##  *\(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'

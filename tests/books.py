@@ -15,7 +15,7 @@ BUSINESS_TYPES = {"consume": "lottery_consume", "reward": "lottery_reward"}
 
 
 def assert_books(engine: Engine) -> None:
-    """The ledger's invariants (FAULTS.md), for however many draws have been settled.
+    """The ledger's invariants (ARCHITECTURE, Invariants), for however many draws have been settled.
 
     Requests whose row was archived leave their ledger rows behind; nothing else may be there without the other.
     """

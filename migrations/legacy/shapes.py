@@ -28,7 +28,7 @@ CAN_BE_FILLED: Final = f"({SESSION} IS NOT NULL OR {IS_USABLE})"
 
 
 class Shape(Enum):
-    """In which state the owner's guide has left the ledger (SPEC, The legacy table's migration)."""
+    """In which state the owner's guide has left the ledger (migrations/README.md)."""
 
     OLD = "a"
     HALF_WAY = "b"

@@ -22,7 +22,7 @@ BODY_BYTES_MAX: Final = 16 * 1024
 ACCOUNT_ID_MAX: Final = 2**63 - 1
 CAMPAIGN_DEFAULT: Final = "default"
 
-# Why a draw was rejected, or what a repeat is told (SPEC, One draw). A rejection is an outcome: it never changes.
+# Why a draw was rejected, or what a repeat is told (ARCHITECTURE, One draw). A rejection is final.
 INSUFFICIENT_BALANCE: Final = "INSUFFICIENT_BALANCE"
 ACCOUNT_NOT_FOUND: Final = "ACCOUNT_NOT_FOUND"
 DUPLICATE_REQUEST_IDEMPOTENT: Final = "DUPLICATE_REQUEST_IDEMPOTENT"

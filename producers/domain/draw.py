@@ -1,7 +1,7 @@
 """The draw: odds, a secret seed and a request in, a prize out. Pure and deterministic, no I/O.
 
 A crash before the commit, a redelivery or a replay draws the same prize again: nobody can re-roll by crashing us.
-The construction is FAULTS.md's (Fairness): HMAC-SHA256 under the seed over length-prefixed fields; the first 64 bits,
+The construction (ARCHITECTURE, Fairness): HMAC-SHA256 under the seed over length-prefixed fields; the first 64 bits,
 rejected and drawn again with a higher counter where they would favour some outcomes; cumulative integer weights.
 """
 

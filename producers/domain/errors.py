@@ -9,6 +9,7 @@
     │   ├── NotSigned            a message that no secret of ours has signed
     │   └── UnknownCampaign      there are no odds of that name to draw by
     ├── IdempotencyKeyReused     the key is known, with another request behind it
+    ├── SessionNotFound          no such lottery session, or another caller's
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
     ├── DeadLetterNotFound       no such dead letter (operators' commands)
     ├── ReplayNotFound           no such replay (operators' commands)
@@ -25,16 +26,25 @@
         └── PublishFailed        the broker did not confirm: the draw may or may not be queued
             └── BrokerBlocked    the broker says that it takes no messages now: low on memory or on disk
 
-A docstring is the default message, so that every one of them says something when it reaches a terminal.
+A docstring is the default message, so that every one of them says something when it reaches a terminal. Programs know
+an error by its `code`, the class's name in kebab-case. Over HTTP the code is part of the interface.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
+from typing import Any, ClassVar
 
 
 class DrawError(Exception):
     """The draw could not be handled."""
+
+    code: ClassVar[str] = "draw-error"
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls.code = re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or inspect.getdoc(type(self)) or "")
@@ -70,6 +80,10 @@ class UnknownCampaign(InvalidRequest):
 
 class IdempotencyKeyReused(DrawError):
     """This idempotency key was already used with a different request."""
+
+
+class SessionNotFound(DrawError):
+    """There is no such lottery session."""
 
 
 class AccountNotFound(DrawError):

@@ -1,6 +1,6 @@
 """Request keys, session ids and the derived keys that make redelivery harmless. Pure: no I/O.
 
-The formats are the owner's (SPEC, Identifiers):
+The formats are the owner's (ARCHITECTURE, Identifiers):
 
     request key      lottery_req_{timestamp ms}_{8 hex}_{3-digit seq}
     session id       lottery_tx_{timestamp ms}_{6 hex}_{3-digit seq}

@@ -6,7 +6,7 @@ GET  /v1/draws/{session}                200 the result, 202 not yet, 404; ?wait=
 GET  /v1/draws/{session}/events         the same as server-sent events
 GET  /v1/draws/{session}/transactions   its ledger rows
 GET  /v1/accounts/{id}                  an account
-GET  /healthz /readyz /docs /openapi.json
+GET  /healthz /readyz /docs /docs/errors /openapi.json
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import msgspec
 from cachetools import LRUCache
 from litestar import Litestar, Request, Response, asgi, get, post
 from litestar.datastructures import ResponseHeader
-from litestar.exceptions import ClientException, MethodNotAllowedException, NotFoundException
+from litestar.exceptions import ClientException, MethodNotAllowedException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.middleware import DefineMiddleware
 from litestar.openapi import ResponseSpec
@@ -37,7 +37,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from tombola.producers.brokers.streams import broker_of
 from tombola.producers.domain.causes import Status, dead_because
 from tombola.producers.domain.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult
-from tombola.producers.domain.errors import DrawError, IdempotencyKeyReused, InvalidRequest, OutOfBounds
+from tombola.producers.domain.errors import (
+    AccountNotFound,
+    DrawError,
+    IdempotencyKeyReused,
+    InvalidRequest,
+    OutOfBounds,
+    SessionNotFound,
+)
 from tombola.producers.domain.keys import make_request_key
 from tombola.producers.entry import Entry
 from tombola.producers.gateway.document import document
@@ -57,7 +64,7 @@ from tombola.producers.gateway.messages import (
     SessionRow,
 )
 from tombola.producers.gateway.pages import static_routes
-from tombola.producers.gateway.problems import PROBLEM_TYPE, Problem, problem_handlers
+from tombola.producers.gateway.problems import codes_of, problem_handlers, problem_of, show_kinds
 from tombola.producers.gateway.readers import Readers
 from tombola.producers.gateway.results import Results
 from tombola.producers.settings import Settings
@@ -67,6 +74,7 @@ from tombola.producers.storage.database import SHORT_READ_TIMEOUT_S, explain, op
 from tombola.producers.storage.requests import Acceptance, Asked, State
 from tombola.producers.telemetry import tracing
 from tombola.producers.telemetry.pulse import Pulse
+from tombola.producers.web.problems import PROBLEM_TYPE, Problem
 from tombola.producers.web.whole import Whole, send_in_parts
 
 T = TypeVar("T")
@@ -193,11 +201,11 @@ class Gateway:
     async def state(self, session_id: str, holder: Holder) -> State:
         """How the session stands in the database.
 
-        Raises NotFoundException for one that is not the caller's, OutOfBounds where his key is not for its account.
+        Raises SessionNotFound for one that is not the caller's, OutOfBounds where his key is not for its account.
         """
         state: State | None = await self.read(requests.state_of_session, session_id)
         if state is None or state.caller != holder.caller:
-            raise NotFoundException("no such lottery session")
+            raise SessionNotFound
         self._owners[session_id] = state.caller, state.request.account_id
         await self.must_be_within_bounds(holder, state.request.account_id)
         return state
@@ -259,18 +267,8 @@ def _holder(request: Request[Any, Any, Any]) -> Holder:
 
 
 _PROBLEMS: Final = {
-    status: ResponseSpec(Problem, description=text, media_type=PROBLEM_TYPE, generate_examples=False)
-    for status, text in {
-        400: "The request is not valid.",
-        401: "No API key, or not a valid one.",
-        403: "The API key is not for this account.",
-        404: "Not known, or not yours.",
-        413: "The body is larger than 16 KiB.",
-        422: "There is no such campaign, or this idempotency key was already used with a different request.",
-        429: "Too many requests, or too many draws under way. Nothing was written.",
-        500: "A mistake of ours met this draw. Sending it again does not help until it is mended.",
-        503: "The database does not answer, or another transaction holds this key. Send the same request again.",
-    }.items()
+    status: ResponseSpec(Problem, description=codes_of(status), media_type=PROBLEM_TYPE, generate_examples=False)
+    for status in (400, 401, 403, 404, 413, 422, 429, 500, 503)
 }
 READ_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 403, 404, 429, 503)}
 WRITE_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 403, 413, 422, 429, 500, 503)}
@@ -341,6 +339,7 @@ async def other_than_draws(scope: Scope, receive: Receive, send: Send) -> None:
 @post(
     "/v1/draws",
     status_code=202,
+    operation_id="makeDraw",
     summary="Make a draw",
     description="Accepted means that it will happen. A repeat of the key gets the same answer, and is never charged.",
     responses=WRITE_PROBLEMS,
@@ -380,7 +379,7 @@ async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
     for it in asked:
         answer = OutOfBounds() if it.request.account_id in outside else next(accepted)
         if isinstance(answer, DrawError) or answer.is_conflict:
-            problem = Problem.of(answer if isinstance(answer, DrawError) else IdempotencyKeyReused())
+            problem = problem_of(answer if isinstance(answer, DrawError) else IdempotencyKeyReused())
             answers.append(BatchAnswer(problem.status, replayed=False, ticket=None, problem=problem))
         else:
             gateway.remember(answer, holder.caller)
@@ -392,6 +391,7 @@ async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
 @post(
     "/v1/draws/batch",
     status_code=207,
+    operation_id="makeDraws",
     summary="Make up to 100 draws",
     description="Each for itself, with an answer each: one that is refused does not keep the others from happening.",
     responses={status: spec for status, spec in WRITE_PROBLEMS.items() if status != 422},
@@ -403,6 +403,7 @@ async def make_draws_described(data: NewDraws) -> BatchAnswers:
 
 @get(
     "/v1/draws/{session_id:str}",
+    operation_id="getDraw",
     summary="The result of a draw",
     responses=READ_PROBLEMS | {202: NOT_YET},
 )
@@ -424,6 +425,7 @@ async def show_draw(
 
 @get(
     "/v1/draws/{session_id:str}/events",
+    operation_id="watchDraw",
     summary="The result of a draw, as server-sent events",
     description="`accepted` at once if it has not settled, then `result` (or `dead`), then the stream ends.",
     responses=READ_PROBLEMS,
@@ -455,7 +457,12 @@ async def watch_draw(request: Request[Any, Any, Any], session_id: SessionId) -> 
     return ServerSentEvent(events())
 
 
-@get("/v1/draws/{session_id:str}/transactions", summary="The ledger rows of a draw", responses=READ_PROBLEMS)
+@get(
+    "/v1/draws/{session_id:str}/transactions",
+    operation_id="listTransactions",
+    summary="The ledger rows of a draw",
+    responses=READ_PROBLEMS,
+)
 async def list_transactions(request: Request[Any, Any, Any], session_id: SessionId) -> list[SessionRow]:
     gateway = _gateway(request)
     await gateway.state(session_id, _holder(request))
@@ -471,7 +478,7 @@ async def list_transactions(request: Request[Any, Any, Any], session_id: Session
     ]
 
 
-@get("/v1/accounts/{account_id:str}", summary="An account", responses=READ_PROBLEMS)
+@get("/v1/accounts/{account_id:str}", operation_id="getAccount", summary="An account", responses=READ_PROBLEMS)
 async def show_account(
     request: Request[Any, Any, Any], account_id: Annotated[str, Parameter(pattern="^[1-9][0-9]{0,18}$")]
 ) -> AccountView:
@@ -479,7 +486,7 @@ async def show_account(
     await _gateway(request).must_be_within_bounds(_holder(request), number)
     found = await _gateway(request).read(ledger.find_account, number) if number <= ACCOUNT_ID_MAX else None
     if found is None:
-        raise NotFoundException(f"there is no account {account_id}")
+        raise AccountNotFound(f"there is no account {account_id}")
     return AccountView(found.account_id, found.user_id, found.asset_code, f"{found.balance:.2f}")
 
 
@@ -539,13 +546,20 @@ def _dead(state: State) -> DeadDraw:
 # ---- operations ------------------------------------------------------------------------------------------------------
 
 
-@get("/healthz", summary="Whether this process is alive", security=[{}], media_type="text/plain")
+@get(
+    "/healthz",
+    operation_id="getHealth",
+    summary="Whether this process is alive",
+    security=[{}],
+    media_type="text/plain",
+)
 async def healthz() -> str:
     return "ok"
 
 
 @get(
     "/readyz",
+    operation_id="getReadiness",
     summary="Whether this gateway can accept draws, and what is missing",
     security=[{}],
     responses={503: ResponseSpec(Readiness, description="The database is missing.", generate_examples=False)},
@@ -574,7 +588,7 @@ def create_app(settings: Settings) -> Front:
         return Response(told, media_type="application/json")
 
     app = Litestar(
-        [other_than_draws, *ROUTES, openapi, *static_routes(with_page=settings.gateway_page)],
+        [other_than_draws, *ROUTES, openapi, show_kinds, *static_routes(with_page=settings.gateway_page)],
         lifespan=[gateway.running],
         middleware=[DefineMiddleware(Door, keeper=gateway.keeper)],
         exception_handlers=problem_handlers(),

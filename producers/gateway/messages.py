@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from tombola.producers.domain.contract import ACCOUNT_ID_MAX, CAMPAIGN_DEFAULT, LedgerRow
-from tombola.producers.gateway.problems import Problem
+from tombola.producers.web.problems import Problem
 
 BATCH_SIZE_MAX: Final = 100
 KEY_PATTERN: Final = "^[A-Za-z0-9._-]+$"

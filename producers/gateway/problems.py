@@ -1,13 +1,14 @@
-"""Errors as problem+json (RFC 9457): one clear message that says what to do, and never a trace of what is inside."""
+"""Errors as problem+json: one clear message that says what to do, and never a trace of what is inside."""
 
 from __future__ import annotations
 
+import html
+import inspect
 import logging
-from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
-from litestar import Request, Response
+from litestar import Request, Response, get
 from litestar.exceptions import HTTPException, ValidationException
 
 from tombola.producers.domain.errors import (
@@ -15,78 +16,109 @@ from tombola.producers.domain.errors import (
     ConfigurationError,
     DrawError,
     IdempotencyKeyReused,
+    InternalError,
+    InvalidKey,
     InvalidRequest,
     NotAllowed,
     OutOfBounds,
     RequestBusy,
     ServiceUnavailable,
+    SessionNotFound,
     TooManyRequests,
     UnknownCampaign,
     WrongHost,
     WrongOrigin,
 )
+from tombola.producers.web.problems import (
+    BEFORE_ANY_APPLICATION,
+    BODY_TOO_LARGE,
+    KINDS_PATH,
+    PROBLEM_TYPE,
+    Kind,
+    Problem,
+)
 
 log = logging.getLogger(__name__)
 
-PROBLEM_TYPE: Final = "application/problem+json"
+
+def _kind(error: type[DrawError], status: int, remedy: str) -> Kind:
+    return Kind(error.code, status, inspect.getdoc(error) or "", remedy)
+
+
+_AGAIN: Final = "Send the same request again, after `Retry-After`."
+_NOT_AGAIN: Final = "Do not repeat it: the gateway's log says what to mend."
+
+_INVALID: Final = _kind(InvalidRequest, 400, "Change the request: `detail` names the field or the header.")
+_INTERNAL: Final = _kind(InternalError, 500, _NOT_AGAIN)
+_UNAVAILABLE: Final = _kind(ServiceUnavailable, 503, _AGAIN)
 
 # The first that fits; whatever else has a name is our own mistake.
-_STATUS: Final = (
-    (UnknownCampaign, 422),
-    (InvalidRequest, 400),
-    (NotAllowed, 401),
-    (OutOfBounds, 403),
-    (WrongHost, 421),
-    (WrongOrigin, 403),
-    (AccountNotFound, 404),
-    (IdempotencyKeyReused, 422),
-    (TooManyRequests, 429),
-    (ServiceUnavailable, 503),
-    (ConfigurationError, 503),
-)
-_HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
+_KINDS: Final[dict[type[DrawError], Kind]] = {
+    UnknownCampaign: _kind(UnknownCampaign, 422, "Ask for a campaign that the gateway's release knows."),
+    InvalidKey: _kind(InvalidKey, 400, "Make a key of those characters."),
+    InvalidRequest: _INVALID,
+    NotAllowed: _kind(NotAllowed, 401, "Send a valid API key, then the same request again."),
+    OutOfBounds: _kind(OutOfBounds, 403, "Use an API key that is for this account."),
+    WrongHost: _kind(WrongHost, 421, "Ask under a name that the gateway serves."),
+    WrongOrigin: _kind(WrongOrigin, 403, "Add the page's origin to `TOMBOLA_CORS_ORIGINS`."),
+    SessionNotFound: _kind(
+        SessionNotFound, 404, "Check the session's name, and that its draw was made under your API key's caller."
+    ),
+    AccountNotFound: _kind(AccountNotFound, 404, "Check the account's id."),
+    IdempotencyKeyReused: _kind(IdempotencyKeyReused, 422, "Use a new key for a new draw; repeat only what you sent."),
+    TooManyRequests: _kind(TooManyRequests, 429, _AGAIN),
+    RequestBusy: _kind(RequestBusy, 503, _AGAIN),
+    ServiceUnavailable: _UNAVAILABLE,
+    # A caller can do nothing about our settings: what is wrong with them is for the log.
+    ConfigurationError: _UNAVAILABLE,
+}
+# What the framework raises.
+_NOT_FOUND: Final = Kind("not-found", 404, "There is nothing at this path.", "See the routes in `/openapi.json`.")
+_METHOD: Final = Kind("method-not-allowed", 405, "This path does not take this method.", "See the header `Allow`.")
+_OF_FRAMEWORK: Final = {404: _NOT_FOUND, 405: _METHOD, 413: BODY_TOO_LARGE}
 
+KINDS: Final = tuple(
+    sorted(
+        {*_KINDS.values(), *_OF_FRAMEWORK.values(), _INTERNAL, *BEFORE_ANY_APPLICATION},
+        key=lambda it: (it.status, it.code),
+    )
+)
+
+_HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
 _INSIDE: Final = {
     500: "This is our mistake; it is in the log. Sending the same request again does not help until it is mended.",
     503: "The service is not available now. Send the same request again.",
 }
 
 
-class Problem(msgspec.Struct, frozen=True):
-    """What went wrong: `detail` says what to do about it."""
+def problem_of(error: DrawError) -> Problem:
+    """The problem that an error of ours is."""
+    kind = next((kind for error_type, kind in _KINDS.items() if isinstance(error, error_type)), _INTERNAL)
+    # What keeps the database from answering is for the log, not for a caller.
+    is_for_caller = kind.status not in _INSIDE or isinstance(error, RequestBusy)
+    return Problem.of(kind, str(error) if is_for_caller else _INSIDE[kind.status])
 
-    title: str
-    status: int
-    detail: str
-    type: str = "about:blank"
 
-    @classmethod
-    def of(cls, error: DrawError) -> Problem:
-        """The problem that an error of ours is."""
-        status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-        # What keeps the database from answering is for the log, not for a caller.
-        detail = _INSIDE.get(status, str(error)) if not isinstance(error, RequestBusy) else str(error)
-        return cls(HTTPStatus(status).phrase, status, detail)
+def codes_of(status: int) -> str:
+    """Which kinds of problem have this status, for the OpenAPI document."""
+    return " ".join(f"`{it.code}`: {it.means}" for it in KINDS if it.status == status)
 
 
 def _told(error: Exception) -> tuple[Problem, dict[str, str]]:
     """The problem that an error is, and the headers that go with it. What is not the caller's to know is logged."""
     if isinstance(error, DrawError):
-        problem = Problem.of(error)
+        problem = problem_of(error)
         if problem.status >= 500:
             log.error("%s", error)
         return problem, _HEADERS.get(problem.status, {})
-    if isinstance(error, HTTPException):
-        status = error.status_code
-        problem = Problem(HTTPStatus(status).phrase, status, _detail(error))
-        return problem, {**_HEADERS.get(status, {}), **(error.headers or {})}
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        kind = _OF_FRAMEWORK.get(error.status_code, _INVALID)
+        return Problem.of(kind, _detail(error)), {**_HEADERS.get(kind.status, {}), **(error.headers or {})}
     log.exception("unexpected error in the gateway", exc_info=error)
-    return Problem(HTTPStatus(500).phrase, 500, _INSIDE[500]), {}
+    return Problem.of(_INTERNAL, _INSIDE[500]), {}
 
 
 def _detail(error: HTTPException) -> str:
-    if error.status_code >= 500:
-        return HTTPStatus(error.status_code).phrase
     if isinstance(error, ValidationException) and isinstance(error.extra, list):
         said = [f"{it.get('key', 'body')}: {it.get('message', '')}" for it in error.extra if isinstance(it, dict)]
         return "; ".join(said) or error.detail
@@ -113,3 +145,25 @@ async def send_problem(send: Any, error: Exception) -> None:
     headers += [(name.lower().encode(), value.encode()) for name, value in more.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _page() -> bytes:
+    """Every kind at the place where its `type` leads."""
+    rows = "".join(
+        f'<tr id="{it.code}"><td><code>{it.code}</code><td>{it.status}<td>{html.escape(it.means)}'
+        f"<td>{html.escape(it.remedy)}"
+        for it in KINDS
+    )
+    head = "<tr><th>code<th>status<th>what it means<th>what to do"
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Errors · tombola</title>'
+        f"<h1>Errors</h1><table><thead>{head}</thead><tbody>{rows}</tbody></table></html>"
+    ).encode()
+
+
+_PAGE: Final = _page()
+
+
+@get(KINDS_PATH, include_in_schema=False)
+async def show_kinds() -> Response[bytes]:
+    return Response(_PAGE, media_type="text/html; charset=utf-8")

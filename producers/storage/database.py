@@ -138,7 +138,7 @@ def open_engine(
     after it. Whoever uses it must bear that the first statement after an outage fails.
 
     READ COMMITTED is a rule, not a taste: at REPEATABLE READ batched inserts deadlock, and a repeat would not see
-    what another worker has just settled (DESIGN, The transaction).
+    what another worker has just settled (ARCHITECTURE, The transaction).
     """
     if url.startswith("sqlite"):
         engine = create_engine(url, connect_args={"timeout": lock_wait_s * 5, "check_same_thread": False})

@@ -1,6 +1,6 @@
-"""All tables: the owner's ledger (SPEC, Tables), the requests and who may make them, dead letters, operators.
+"""All tables: the owner's ledger (ARCHITECTURE, Tables), the requests and who may make them, dead letters, operators.
 
-Frontends read the ledger, workers write it. `api_idempotency_requests` is the first of the three layers (SPEC, plan A).
+Frontends read the ledger, workers write it. `api_idempotency_requests` is the first layer (ARCHITECTURE, Three layers).
 """
 
 from __future__ import annotations

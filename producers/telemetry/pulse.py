@@ -46,7 +46,7 @@ VERSION: Final = version("tombola")
 
 
 class Minute(NamedTuple):
-    """What was done in the minute that began at `at`: `settled` were charged, `rejected` were told no."""
+    """What was done in the minute that began at `at`: `settled` were charged, `rejected` were not."""
 
     at: datetime
     accepted: int = 0

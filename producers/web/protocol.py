@@ -10,7 +10,6 @@ Answers of this file are problem+json, as the gateway's are: the request never r
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import time
@@ -20,11 +19,13 @@ from typing import Any, ClassVar, Final
 from weakref import WeakKeyDictionary
 
 import httptools
+import msgspec
 from prometheus_client import Counter
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from tombola.producers.web import problems
 from tombola.producers.web.budget import Budget
 from tombola.producers.web.headers import SAFETY
 from tombola.producers.web.proxies import subscriber
@@ -47,12 +48,13 @@ REFUSED: Final = Counter(
     "tombola_http_refused", "requests refused before any application saw them, by the answer's status", ["status"]
 )
 
-_WHY: Final = {
-    400: "This is not HTTP/1.1.",
-    408: "The request was not whole in time.",
-    413: "The body is larger than it may be.",
-    431: f"A request's head has at most {HEAD_BYTES_MAX:,} bytes and {HEADERS_MAX} headers.",
-    503: "Too many connections are open here: come back in a second.",
+_WHY: Final = {kind.status: problems.Problem.of(kind) for kind in problems.BEFORE_ANY_APPLICATION} | {
+    431: problems.Problem.of(
+        problems.HEAD_TOO_LARGE, f"A request's head has at most {HEAD_BYTES_MAX:,} bytes and {HEADERS_MAX} headers."
+    ),
+    503: problems.Problem.of(
+        problems.TOO_MANY_CONNECTIONS, "Too many connections are open here: come back in a second."
+    ),
 }
 
 
@@ -310,9 +312,8 @@ class _Lingering:
 
 def _answer_of(status: int) -> bytes:
     phrase = HTTPStatus(status).phrase
-    problem = {"title": phrase, "status": status, "detail": _WHY[status], "type": "about:blank"}
-    body = json.dumps(problem, separators=(",", ":")).encode()
-    headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body)), *SAFETY]
+    body = msgspec.json.encode(_WHY[status])
+    headers = [(b"content-type", problems.PROBLEM_TYPE.encode()), (b"content-length", b"%d" % len(body)), *SAFETY]
     if status == 503:
         headers.append((b"retry-after", b"1"))
     lines = [b"HTTP/1.1 %d %b" % (status, phrase.encode()), b"connection: close"]
@@ -346,7 +347,9 @@ class _Mistakes:
         self._count += 1
         if self._now() < self._told_at + TELL_EVERY_S:
             return
-        log.warning("%d requests refused, the last one (%d) from %s: %s", self._count, status, address, _WHY[status])
+        log.warning(
+            "%d requests refused, the last one (%d) from %s: %s", self._count, status, address, _WHY[status].detail
+        )
         self._count, self._told_at = 0, self._now()
 
 

@@ -127,7 +127,7 @@ def archive(engine: Engine) -> None:
         connection.execute(delete(api_idempotency_requests))
 
 
-# ---- the owner's list (SPEC, Tests the owner listed) -----------------------------------------------------------------
+# ---- the owner's list -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wins", [True, False])

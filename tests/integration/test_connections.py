@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import socket
 import threading
@@ -17,6 +18,7 @@ import uvicorn
 from tests import servers
 from tests.processes import wait_for
 from tombola.producers.web import protocol, serving
+from tombola.producers.web.problems import BEFORE_ANY_APPLICATION
 from tombola.producers.web.protocol import HEAD_BYTES_MAX, HEADERS_MAX, Protocol
 
 PATIENCE_S = 0.5
@@ -126,6 +128,8 @@ def is_problem(told: bytes, status: int) -> None:
         b"content-length: %d" % len(body),
     ):
         assert line in head
+    kind = next(it for it in BEFORE_ANY_APPLICATION if it.status == status)
+    assert (json.loads(body)["code"], json.loads(body)["type"]) == (kind.code, kind.type)
 
 
 # ---- size ------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from tombola.producers.domain.causes import dead_because
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.entry import Entry
 from tombola.producers.gateway.app import create_app
+from tombola.producers.gateway.problems import KINDS
 from tombola.producers.gateway.results import Results
 from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tombola.producers.settings import Settings
@@ -81,13 +82,16 @@ def open_gateway(house: House, account: int) -> Iterator[Gateway]:
         yield started
 
 
-def problem(response: httpx.Response, status: int) -> str:
-    """What a problem says; that it is one."""
+def problem(response: httpx.Response, status: int, code: str | None = None) -> str:
+    """What a problem says; that it is one, and of a kind that is documented."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     told = response.json()
-    assert told.keys() == {"title", "status", "detail", "type"}
+    assert told.keys() == {"title", "status", "detail", "code", "type"}
     assert told["status"] == status
+    assert (told["code"], status) in {(kind.code, kind.status) for kind in KINDS}
+    assert told["code"] == (code or told["code"])
+    assert told["type"] == f"/docs/errors#{told['code']}"
     return str(told["detail"])
 
 
@@ -136,7 +140,7 @@ def test_a_repeat_gets_the_same_answer(open_gateway: Gateway, house: House, acco
 )
 def test_a_key_with_other_content_is_refused(open_gateway: Gateway, account: int, other: dict[str, Any]) -> None:
     open_gateway.draw({"account_id": account}, "taken")
-    told = problem(open_gateway.draw({"account_id": account} | other, "taken"), 422)
+    told = problem(open_gateway.draw({"account_id": account} | other, "taken"), 422, "idempotency-key-reused")
     assert "different request" in told
     # a session of another request's, too
     problem(open_gateway.draw({"account_id": account, "lottery_session_id": "taken"}, "not-taken"), 422)
@@ -202,7 +206,7 @@ def test_a_body_is_not_read_beyond_16_kib(open_gateway: Gateway, path: str) -> N
         for start in range(0, len(giant), 4096):
             yield giant[start : start + 4096]
 
-    problem(open_gateway.client.post(path, content=giant, headers=headers), 413)
+    problem(open_gateway.client.post(path, content=giant, headers=headers), 413, "body-too-large")
     problem(open_gateway.client.post(path, content=in_chunks(), headers=headers), 413)
     problem(open_gateway.client.post(path, content=b" " * (BODY_BYTES_MAX + 1), headers=headers), 413)
     problem(open_gateway.client.post(path, content=b" " * BODY_BYTES_MAX, headers=headers), 400)
@@ -240,13 +244,13 @@ def test_an_unknown_campaign_is_refused_before_anything_is_written(
     open_gateway: Gateway, house: House, account: int
 ) -> None:
     stranger = {"account_id": account, "campaign": "spring"}
-    assert "'spring'" in problem(open_gateway.draw(stranger, "u-1"), 422)
+    assert "'spring'" in problem(open_gateway.draw(stranger, "u-1"), 422, "unknown-campaign")
     asked = [{"account_id": account, "request_key": "u-2"}, stranger | {"request_key": "u-3"}]
     answer = open_gateway.client.post("/v1/draws/batch", json={"draws": asked})
     assert [it["status"] for it in answer.json()["answers"]] == [202, 422]
     assert "'spring'" in answer.json()["answers"][1]["problem"]["detail"]
     assert [bool(rows(house, key)) for key in ("u-1", "u-2", "u-3")] == [False, True, False]
-    problem(open_gateway.show("u-1"), 404)
+    problem(open_gateway.show("u-1"), 404, "session-not-found")
 
 
 def test_a_batch_has_a_limit(open_gateway: Gateway, account: int) -> None:
@@ -365,7 +369,7 @@ def test_an_account_is_shown_with_its_balance(open_gateway: Gateway, house: Hous
         "balance": f"{row['balance'] // 100}.{row['balance'] % 100:02d}",
     }
     for unknown in ("4711", "9223372036854775808"):
-        problem(open_gateway.client.get(f"/v1/accounts/{unknown}"), 404)
+        problem(open_gateway.client.get(f"/v1/accounts/{unknown}"), 404, "account-not-found")
     for wrong in ("0", "-1", "x", "1e3"):
         problem(open_gateway.client.get(f"/v1/accounts/{wrong}"), 400)
 
@@ -377,9 +381,9 @@ def test_what_the_framework_refuses_is_a_problem_too(open_gateway: Gateway) -> N
     client = open_gateway.client
     for method, path in (("GET", "/v1/draws"), ("DELETE", "/v1/draws/x"), ("PUT", "/v1/draws/batch")):
         refused = client.request(method, path)
-        problem(refused, 405)
+        problem(refused, 405, "method-not-allowed")
         assert refused.headers["allow"]
-    problem(client.get("/nowhere"), 404)
+    problem(client.get("/nowhere"), 404, "not-found")
     problem(client.get("/v1/draws/a%2Fb"), 404)
     problem(client.get("/v1/draws/a%00"), 400)
 
@@ -409,6 +413,22 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         "/healthz",
         "/readyz",
     }
+    # Generated clients have methods of these names.
+    assert {operation["operationId"] for path in document["paths"].values() for operation in path.values()} == {
+        *("makeDraw", "makeDraws", "getDraw", "watchDraw", "listTransactions", "getAccount"),
+        *("getHealth", "getReadiness"),
+    }
+
+
+def test_the_type_of_a_problem_leads_to_what_it_means(open_gateway: Gateway) -> None:
+    """Also of those that no other test meets."""
+    page = open_gateway.client.get("/docs/errors")
+    assert page.headers["content-type"].startswith("text/html")
+    assert len({kind.code for kind in KINDS}) == len(KINDS) > 15
+    for kind in KINDS:
+        path, _, place = kind.type.partition("#")
+        assert path == "/docs/errors"
+        assert page.text.count(f'id="{place}"') == 1
 
 
 def test_metrics_count_requests_by_route(open_gateway: Gateway) -> None:
@@ -438,7 +458,7 @@ def test_a_gateway_says_what_is_missing_and_nothing_more(tmp_path: Path) -> None
         ready = started.client.get("/readyz")
         assert (ready.status_code, ready.json()["missing"]) == (503, ["database", "broker", "results"])
         refused = started.draw({"account_id": 1}, "k")
-        told = problem(refused, 503) + problem(started.show("k"), 503) + ready.text
+        told = problem(refused, 503, "service-unavailable") + problem(started.show("k"), 503) + ready.text
         assert refused.headers["retry-after"]
         for inside in ("sqlite", "migrated", "hunter2", "table"):
             assert inside not in told
@@ -636,7 +656,7 @@ def test_a_key_that_another_transaction_holds_waits_alone(mariadb_url: str, redi
 
         entry.accept_with(other, Asked(DrawRequest(account_id=account, request_key="held")))
         for answer in asyncio.run(all_at_once(5, lambda: None)):
-            assert "request key" in problem(answer, 503)
+            assert "request key" in problem(answer, 503, "request-busy")
             assert answer.headers["retry-after"] == "1"
         told = asyncio.run(all_at_once(2, other.rollback))
         assert [answer.status_code for answer in told] == [202, 202]

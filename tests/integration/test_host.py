@@ -30,7 +30,9 @@ from tombola.worker.host.task_queues import DEAD, SHOPS, TASKS
 from tombola.worker.settle import batch
 
 WITHIN_S = 60.0
-QUORUM = {"task_create_missing_queue_type": "quorum"}  # what the README tells shops to set for tombola.tasks
+QUORUM = {
+    "task_create_missing_queue_type": "quorum"
+}  # what producers/docs/celery.md tells shops to set for tombola.tasks
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])
@@ -441,7 +443,7 @@ def test_a_pool_process_that_is_killed_after_the_commit_charges_once(house: Hous
 
 
 def test_two_workers_on_one_host(house: House) -> None:
-    """As the README says it, with remote control as well, which once cost one of them its life on RabbitMQ."""
+    """As the documents say it, with remote control as well, which once cost one of them its life on RabbitMQ."""
     accounts = house.accounts(3)
     env = house.env | {"TOMBOLA_REMOTE_CONTROL": "true"}
     with (

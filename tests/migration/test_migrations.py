@@ -1,4 +1,4 @@
-"""The migrations build what the code declares, on both databases, and what SPEC.md asks for besides.
+"""The migrations build what the code declares, on both databases, and what the owner asked for besides.
 
 Alembic's own comparison sees neither CHECK constraints nor character sets nor a table's options: the databases' own
 words for their tables are compared as well.
@@ -52,7 +52,7 @@ TABLES_BY_REVISION = {
 }
 TABLES = set().union(*TABLES_BY_REVISION.values())
 
-# SPEC, Tables: name, type, nullable. `text` and `datetime` without the precision that we may choose.
+# ARCHITECTURE, Tables: name, type, nullable. `text` and `datetime` without the precision that we may choose.
 OWNERS_LEDGER = [
     ("transaction_id", "bigint", "NO"),
     ("account_id", "bigint", "NO"),

@@ -1,6 +1,6 @@
 """The draw: computed by hand, told apart by every input, and as likely as it says.
 
-The construction is FAULTS.md's (Fairness). Whoever verifies a draw writes it anew from there, as this file does.
+The construction: ARCHITECTURE, Fairness. Whoever verifies a draw writes it anew from there, as this file does.
 """
 
 import hashlib

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tombola.producers.domain import keys
 from tombola.producers.domain.errors import DrawError, InvalidKey, InvalidRequest
 
-# SPEC, Identifiers; a timestamp has 13 digits from 2001 to 2286.
+# ARCHITECTURE, Identifiers: a timestamp has 13 digits from 2001 to 2286.
 REQUEST_KEY = re.compile(r"lottery_req_(?P<ms>[0-9]{13})_(?P<hex>[0-9a-f]{8})_(?P<seq>[0-9]{3})")
 SESSION_ID = re.compile(r"lottery_tx_(?P<ms>[0-9]{13})_(?P<hex>[0-9a-f]{6})_(?P<seq>[0-9]{3})")
 STANDALONE_KEY = re.compile(r"recharge_42_(?P<ms>[0-9]{13})_(?P<hex>[0-9a-f]{6})")
@@ -82,6 +82,7 @@ def test_keys_sort_in_the_order_they_were_made(make: Callable[[], str], form: re
     assert all(before < after for before, after in itertools.pairwise(made))
 
 
+@pytest.mark.slow
 def test_a_million_keys_of_eight_threads_hold_no_duplicate() -> None:
     each = KEYS // THREADS
     barrier = threading.Barrier(THREADS)
@@ -103,6 +104,7 @@ def _make_many(count: int) -> list[str]:
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.slow
 def test_a_million_keys_of_eight_processes_hold_no_duplicate() -> None:
     keys.make_request_key()  # so that the children have a state to inherit
     with multiprocessing.get_context("fork").Pool(PROCESSES) as pool:

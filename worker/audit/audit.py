@@ -1,4 +1,4 @@
-"""The audit: prove the invariants of FAULTS.md from the database. Each check yields what violates it.
+"""The audit: prove the invariants (ARCHITECTURE, Invariants) from the database. Each check yields what violates it.
 
     I1   one consume row per completed request, none for the others
     I2   a reward if and only if the draw says so: every draw is recomputed

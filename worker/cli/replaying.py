@@ -184,7 +184,7 @@ def _show_sums(said: Forecast) -> None:
     words = {
         "already settled": "have settled already: nothing happens",
         "would charge": "would be charged: " + (", ".join(f"{sum_:,} {code}" for code, sum_ in said.charged.items())),
-        "would be rejected": "would be told no",
+        "would be rejected": "would be rejected",
         "conflict": "conflict with what was accepted under their key: left parked",
         "cannot be parsed": "still cannot be parsed: left parked",
         "not vouched for": "are not signed, or nobody is on record for them: left parked, without --vouch",

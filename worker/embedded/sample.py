@@ -155,7 +155,7 @@ def show(summary: Summary, engine: Engine, wheels: Wheels, console: Console) -> 
     with engine.connect().execution_options(read_only=True) as connection:
         parked = dead_letters.count(connection, dead_letters.Selection())
     rows = (
-        (f"{summary.draws:,}", f"draws settled, {summary.rejected:,} of them told no (INSUFFICIENT_BALANCE)"),
+        (f"{summary.draws:,}", f"draws settled, {summary.rejected:,} of them rejected (INSUFFICIENT_BALANCE)"),
         (f"{summary.wins:,}", f"wins, {summary.wins / settled:.1%} of those paid for" if settled else "wins"),
         (f"{summary.charged:,.2f}", "POINT charged"),
         (f"{summary.paid:,.2f}", "POINT paid out"),

@@ -1,4 +1,4 @@
-"""What operators did: who, when, what, why and how many. Rows are only ever added (FAULTS, I12)."""
+"""What operators did: who, when, what, why and how many. Rows are only ever added (ARCHITECTURE, Invariants: I12)."""
 
 from __future__ import annotations
 
