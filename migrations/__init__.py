@@ -68,9 +68,7 @@ def downgrade(engine_or_url: Engine | str, revision: str, *, say: Say | None = N
     except ConfigurationError as error:
         if "not a valid downgrade target" not in str(error):
             raise
-        raise ConfigurationError(
-            f"the database is at a revision before {revision}: `tombola migrate` goes up"
-        ) from None
+        raise ConfigurationError(f"the database is at a revision before {revision}, or at none") from None
 
 
 def upgrade_script(url: str, *, start: str = BASE) -> str:

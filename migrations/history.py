@@ -62,8 +62,8 @@ def take_over(connection: Connection) -> str | None:
 def refuse_namesakes(connection: Connection) -> None:
     """Raises ConfigurationError where a table that is still to be made is there already, and not by our revisions."""
     at = migrations.current_revision(connection)
-    if at == migrations.head_revision():
-        return
+    if at == migrations.head_revision() or (at is not None and not migrations.knows(at)):
+        return  # nothing is to be made
     tables = inspect(connection)
     views = set(tables.get_view_names())
     there = metadata.tables.keys() & {*tables.get_table_names(), *views}

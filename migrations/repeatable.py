@@ -50,6 +50,15 @@ def drop_check(table: str, name: str) -> None:
         op.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
 
 
+def comment_column(table: str, name: str, kind: sa.types.TypeEngine[Any], *, nullable: bool, text: str) -> None:
+    """Set a column's comment; SQLite keeps none."""
+    if op.get_context().dialect.name == "sqlite":
+        return
+    there = _look()
+    if there is None or all(it["comment"] != text for it in there.get_columns(table) if it["name"] == name):
+        op.alter_column(table, name, existing_type=kind, existing_nullable=nullable, comment=text)
+
+
 def has_table(name: str) -> bool:
     """Whether the table is there, or may be, as for a script."""
     return (there := _look()) is None or there.has_table(name)

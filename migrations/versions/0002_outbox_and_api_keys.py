@@ -159,18 +159,8 @@ def _altering(before: sa.Table) -> Iterator[Any]:
 
 
 def _comment(*, after: bool) -> None:
-    if op.get_context().dialect.name == "sqlite":
-        return  # it keeps no comments
     for column, kind, nullable, before, now in COMMENTS:
-        texts = (now, before) if after else (before, now)
-        op.alter_column(
-            REQUESTS,
-            column,
-            existing_type=kind,
-            existing_nullable=nullable,
-            comment=texts[0],
-            existing_comment=texts[1],
-        )
+        repeatable.comment_column(REQUESTS, column, kind, nullable=nullable, text=now if after else before)
 
 
 def _refuse_to_lose_what_only_this_revision_can_say(connection: sa.Connection) -> None:

@@ -84,7 +84,7 @@ def upgrade() -> None:
         repeatable.add_column(REQUESTS, column)
     for column in _dead_letter_columns():
         repeatable.add_column(DEAD_LETTERS, column)
-    _comment(before=SHA_BEFORE, now=SHA_NOW)
+    _comment(SHA_NOW)
     for name, columns in INDEXES.items():
         repeatable.create_index(name, DEAD_LETTERS, columns)
     repeatable.create_table(
@@ -163,24 +163,16 @@ def downgrade() -> None:
         repeatable.drop_table(table)
     for name in INDEXES:
         repeatable.drop_index(name, DEAD_LETTERS)
-    _comment(before=SHA_NOW, now=SHA_BEFORE)
+    _comment(SHA_BEFORE)
     for column in reversed(_dead_letter_columns()):
         repeatable.drop_column(DEAD_LETTERS, column.name)
     for column in reversed(_request_columns()):
         repeatable.drop_column(REQUESTS, column.name)
 
 
-def _comment(*, before: str, now: str) -> None:
-    if op.get_context().dialect.name == "sqlite":
-        return  # it keeps no comments
-    op.alter_column(
-        DEAD_LETTERS,
-        "body_sha256",
-        existing_type=mysql.VARCHAR(64, charset="ascii", collation="ascii_bin"),
-        existing_nullable=False,
-        comment=now,
-        existing_comment=before,
-    )
+def _comment(text: str) -> None:
+    kind = mysql.VARCHAR(64, charset="ascii", collation="ascii_bin")
+    repeatable.comment_column(DEAD_LETTERS, "body_sha256", kind, nullable=False, text=text)
 
 
 def _refuse_to_lose_what_operators_did(connection: sa.Connection) -> None:
