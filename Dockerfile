@@ -11,6 +11,6 @@ FROM python:3.13-slim
 RUN useradd --system --no-create-home tombola
 COPY --from=build /opt/tombola /opt/tombola
 ENV PATH=/opt/tombola/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-WORKDIR /tmp
+WORKDIR /app
 USER tombola
 CMD ["celery", "-A", "tombola.worker", "worker", "--loglevel=INFO"]

@@ -21,6 +21,8 @@ FORMER_VERSION_TABLE: Final = "alembic_version"
 # Old code has these two of our tables itself (`tombola legacy`): they prove nothing.
 OLD_CODES: Final = frozenset({"account_asset_balances", "asset_transactions"})
 
+RENAME: Final = f"ALTER TABLE {FORMER_VERSION_TABLE} RENAME TO {migrations.VERSION_TABLE}"
+
 Columns = dict[str, frozenset[str]]  # by table
 
 
@@ -45,18 +47,23 @@ def take_over(connection: Connection) -> str | None:
     revision = former_revision(connection)
     if revision is None:
         return None
+    refuse_doubtful(connection, revision)
+    if inspect(connection).has_table(migrations.VERSION_TABLE):  # an empty one: current_revision found no row
+        connection.execute(text(f"DROP TABLE {migrations.VERSION_TABLE}"))
+    # One statement: there is no moment with both, or with none.
+    connection.execute(text(RENAME))
+    connection.commit()
+    return revision
+
+
+def refuse_doubtful(connection: Connection, revision: str) -> None:
+    """Raises ConfigurationError where the tables are not those of `revision`, which `alembic_version` names."""
     if doubts := list(_doubts(connection, revision)):
         raise ConfigurationError(
             f"{FORMER_VERSION_TABLE} is at {revision}, which may be tombola's history or another application's: "
             f"{'; '.join(doubts)}. If it is another's, rename the tables that are called like tombola's, or give "
             "tombola a database of its own; if it is tombola's, restore what is missing"
         )
-    if inspect(connection).has_table(migrations.VERSION_TABLE):  # an empty one: current_revision found no row
-        connection.execute(text(f"DROP TABLE {migrations.VERSION_TABLE}"))
-    # One statement: there is no moment with both, or with none.
-    connection.execute(text(f"ALTER TABLE {FORMER_VERSION_TABLE} RENAME TO {migrations.VERSION_TABLE}"))
-    connection.commit()
-    return revision
 
 
 def refuse_namesakes(connection: Connection) -> None:

@@ -300,6 +300,13 @@ def test_revisions_behind_ahead_and_none_at_all(mariadb_url: str, tmp_path: Path
         with house.engine.begin() as connection:
             connection.execute(text("UPDATE tombola_version SET version_num = '9999'"))
         assert statuses(look(house), "migrations") == ["warn"]
+        with house.engine.begin() as connection:
+            connection.execute(text("UPDATE tombola_version SET version_num = '0004'"))
+            connection.execute(text("ALTER TABLE tombola_version RENAME TO alembic_version"))
+        by_an_earlier_release = look(house)["migrations"]
+        assert by_an_earlier_release.status == "fail"
+        assert "at 0004 by alembic_version" in by_an_earlier_release.found
+        assert "tombola migrate" in by_an_earlier_release.cure
         house.engine.dispose()
 
 

@@ -102,18 +102,48 @@ def test_it_goes_back_when_asked_twice(engine: Engine) -> None:
     assert set(inspect(engine).get_table_names()) == {migrations.VERSION_TABLE}
 
 
+def test_nobody_imports_alembic_before_it_is_needed() -> None:
+    """It takes longer than all of ours; workers and the doctor only ask for the revision."""
+    rooms = ("migrations.legacy.status", "worker.doctor.database", "worker.cli.migrate", "worker.embedded.running")
+    script = "import sys\n" + "".join(f"import tombola.{room}\n" for room in rooms) + "print('alembic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
 def test_scripts_are_written_without_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOMBOLA_DATABASE_URL", NOWHERE)
-    whole = migrate("--sql").output
+    whole = migrate("--sql", "--from", "base").output
     assert whole == migrations.upgrade_script(NOWHERE)
     assert whole.index("CREATE TABLE tombola_version") < whole.index("CREATE TABLE account_asset_balances")
     assert "alembic_version" not in whole
     rest = migrate("--sql", "--from", "0003").output
     assert "ALTER TABLE api_keys ADD COLUMN accounts" in rest
     assert "CREATE TABLE" not in rest
-    assert "DROP TABLE api_keys" in migrate("downgrade", "0001", "--sql").output
+    assert "DROP TABLE api_keys" in migrate("downgrade", "0001", "--sql", "--from", "0004").output
     assert migrate("downgrade", "0002", "--sql", "--from", "0002").output.count("DROP") == 0
     assert refused("--sql", "--from", "0009").startswith("there is no revision 0009")
+
+
+def test_a_script_is_what_would_be_run(engine: Engine, database_url: str) -> None:
+    with engine.connect():  # SQLite makes its file
+        pass
+    assert migrate("--sql").output == migrations.upgrade_script(database_url)
+    assert inspect(engine).get_table_names() == []
+    migrations.upgrade(engine, "0003")
+    assert migrate("--sql").output == migrations.upgrade_script(database_url, start="0003")
+    back = migrations.downgrade_script(database_url, "0002", start="0003")
+    assert migrate("downgrade", "0002", "--sql").output == back
+    with engine.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {migrations.VERSION_TABLE} RENAME TO alembic_version"))
+    taken_over = "ALTER TABLE alembic_version RENAME TO tombola_version;\n\n"
+    assert migrate("--sql").output == taken_over + migrations.upgrade_script(database_url, start="0003")
+    migrate()
+    migrations.downgrade(engine, "base")
+    assert "run `tombola migrate` itself" in refused("--sql")
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP TABLE {migrations.VERSION_TABLE}"))
+        connection.execute(text("CREATE TABLE operators (id INTEGER PRIMARY KEY)"))
+    assert "did not make: operators" in refused("--sql")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.markup import escape
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 
 from tombola import migrations
 from tombola.migrations import history
@@ -23,16 +23,27 @@ group = typer.Typer(
     epilog=(
         "\b\nExamples:\n"
         "  tombola migrate                        to the newest revision; safe to run again\n"
-        "  tombola migrate --sql > script.sql     for an empty database, to be run by somebody else\n"
-        "  tombola migrate --sql --from 0003      for one at revision 0003\n"
+        "  tombola migrate --sql > script.sql     what it would run, for somebody who runs it by hand\n"
+        "  tombola migrate --sql --from base      for an empty database, without connecting to one\n"
         "  tombola migrate status --json\n"
         "  tombola migrate downgrade 0003\n"
     ),
 )
 app.add_typer(group, name="migrate")
 
-SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements, and connect to nothing.")]
-START_HELP = "With --sql: the revision that the database is at."
+SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements, and run none.")]
+StartOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="REVISION",
+        help="With --sql: where the database is, or `base` if it is empty. Then nothing is connected to.",
+        show_default="the database is asked",
+    ),
+]
+
+
+LEGACY = "asset_transactions is old code's: start with `tombola legacy inspect`"
 
 
 def _url() -> str:
@@ -61,9 +72,7 @@ def _tell_each(run: Callable[[migrations.Say], None], *, of_none: str) -> None:
 def migrate(
     context: typer.Context,
     sql: SqlOption = False,
-    start: Annotated[
-        str | None, typer.Option("--from", metavar="REVISION", help=START_HELP, show_default="base")
-    ] = None,
+    start: StartOption = None,
 ) -> None:
     """Bring the database to this release's newest revision; what an earlier run left half-made is finished."""
     if context.invoked_subcommand is not None:
@@ -71,7 +80,9 @@ def migrate(
             raise typer.BadParameter(f"--sql and --from go behind {context.invoked_subcommand}")
         return
     if sql:
-        typer.echo(migrations.upgrade_script(_url(), start=start or migrations.BASE), nl=False)
+        url = _url()
+        before, start = ("", start) if start else _start(url)
+        typer.echo(before + migrations.upgrade_script(url, start=start), nl=False)
         return
     if start is not None:
         raise typer.BadParameter("--from goes with --sql: without it the database itself says where it is")
@@ -106,10 +117,30 @@ def status(as_json: JsonOption = False) -> None:
     raise typer.Exit(1 if at.pending or must_wait else 0)
 
 
+def _start(url: str) -> tuple[str, str]:
+    """Where a script begins that is for the database as it is: what comes before it, and the revision.
+
+    Raises ConfigurationError where no script can say what would be run.
+    """
+    with reading(url) as engine, engine.connect() as connection:
+        at, former = migrations.current_revision(connection), history.former_revision(connection)
+        if former is not None:
+            history.refuse_doubtful(connection, former)
+            return f"{history.RENAME};\n\n", former
+        if at is not None:
+            return "", at
+        if inspect(connection).has_table(migrations.VERSION_TABLE):
+            raise ConfigurationError("an upgrade broke off here: run `tombola migrate` itself, which sees what is left")
+        if legacy.is_legacy(connection):
+            raise ConfigurationError(LEGACY)
+        history.refuse_namesakes(connection)
+        return "", migrations.BASE
+
+
 def _must_wait(connection: Connection) -> str | None:
     """What is to be done before, or instead of, `tombola migrate`."""
     if legacy.is_legacy(connection):
-        return "asset_transactions is old code's: start with `tombola legacy inspect`"
+        return LEGACY
     if (former := history.former_revision(connection)) is not None:
         return f"the history, at {former}, is in alembic_version: `tombola migrate` takes it over"
     try:
@@ -123,12 +154,14 @@ def _must_wait(connection: Connection) -> str | None:
 def downgrade(
     revision: Annotated[str, typer.Argument(help="Where to go back to, or `base`: no tables at all.")],
     sql: SqlOption = False,
-    start: Annotated[str | None, typer.Option("--from", metavar="REVISION", help=START_HELP)] = None,
+    start: StartOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask: for scripts.")] = False,
 ) -> None:
     """Take the schema back, for an older release. Tables and columns that it does not know are dropped."""
     if sql:
-        typer.echo(migrations.downgrade_script(_url(), revision, start=start or migrations.head_revision()), nl=False)
+        url = _url()
+        before, start = ("", start) if start else _start(url)
+        typer.echo(before + migrations.downgrade_script(url, revision, start=start), nl=False)
         return
     if start is not None:
         raise typer.BadParameter("--from goes with --sql: without it the database itself says where it is")
