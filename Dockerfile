@@ -10,9 +10,6 @@ RUN /opt/tombola/bin/pip install --no-cache-dir --no-deps /src
 FROM python:3.13-slim
 RUN useradd --system --no-create-home tombola
 COPY --from=build /opt/tombola /opt/tombola
-# Alembic reads where the migrations are from here.
-COPY pyproject.toml /app/
-COPY migrations /app/migrations
 ENV PATH=/opt/tombola/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 USER tombola

@@ -11,8 +11,9 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
 from tombola import migrations
+from tombola.migrations import history
 from tombola.migrations.legacy import status as legacy
-from tombola.producers.domain.errors import DrawError
+from tombola.producers.domain.errors import ConfigurationError, DrawError
 from tombola.producers.settings import Settings
 from tombola.producers.storage.database import SQL_MODE, explain, open_engine
 from tombola.producers.storage.schema import metadata
@@ -25,6 +26,7 @@ TURN_WAIT_S = 60
 
 OPTIONS: dict[str, Any] = {
     "target_metadata": metadata,
+    "version_table": migrations.VERSION_TABLE,
     "compare_server_default": True,
 }
 
@@ -68,7 +70,7 @@ def _run_offline(url: str) -> None:
 def _run_online(connection: Connection) -> None:
     connection.detach()  # what is set here must not go back to the pool of an engine that we were given
     _take_turn(connection)
-    _refuse_a_legacy_ledger(connection)
+    _look_around(connection)
     connection.rollback()  # alembic commits only what it began itself
     context.configure(
         connection=connection,
@@ -92,24 +94,37 @@ def _take_turn(connection: Connection) -> None:
 
 
 def _report(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
-    # cmd_opts: only to somebody who typed the command.
-    if context.config.cmd_opts is not None and not getattr(context.config.cmd_opts, "quiet", False):
-        verb = "upgraded to" if step.is_upgrade else "downgraded from"
-        context.config.print_stdout(f"{verb} {step.up_revision_id}: {step.up_revision.doc}")
+    verb = "upgraded to" if step.is_upgrade else "downgraded from"
+    _say(f"{verb} {step.up_revision_id}: {step.up_revision.doc}")
 
 
-def _refuse_a_legacy_ledger(connection: Connection) -> None:
-    """Old code's tables have our names, and go another way."""
+def _say(line: str) -> None:
+    if (say := context.config.attributes.get("say")) is not None:
+        say(line)
+    # cmd_opts: to somebody who typed `alembic`, and to nobody who called a function.
+    elif context.config.cmd_opts is not None and not getattr(context.config.cmd_opts, "quiet", False):
+        context.config.print_stdout(line)
+
+
+def _look_around(connection: Connection) -> None:
+    """Whose tables are here: before the first statement, everything that is not ours is refused by its name."""
+    at = migrations.current_revision(connection)
+    if at is not None and not migrations.knows(at):
+        raise CommandError(f"the database is at {at}, which a newer release made: upgrade tombola here, too")
+    # Old code's tables have our names, and go another way.
     if legacy.is_legacy(connection):
         raise CommandError("asset_transactions is old code's, with rows to keep: start with `tombola legacy inspect`")
+    try:
+        if taken_over := history.take_over(connection):
+            _say(
+                f"{history.FORMER_VERSION_TABLE}, at {taken_over}, was tombola's: it is {migrations.VERSION_TABLE} now"
+            )
+        history.refuse_namesakes(connection)
+    except ConfigurationError as error:
+        raise CommandError(str(error)) from None
 
 
 def _refuse(error: DBAPIError) -> NoReturn:
-    code, text = (error.orig.args[0], str(error.orig.args[-1])) if error.orig and error.orig.args else (None, "")
-    if code == 1050 or "already exists" in text:
-        raise CommandError(
-            f"{text}: these tables were not made by this history, or an earlier upgrade broke off half-way"
-        ) from error
     raise CommandError(str(explain(error))) from error
 
 

@@ -72,5 +72,4 @@ def _copy_tables(engine: Engine) -> None:
 def _statements_of(connection: Connection) -> list[str]:
     tables = [str(row[0]) for row in connection.exec_driver_sql("SHOW TABLES")]
     made = [str(connection.exec_driver_sql(f"SHOW CREATE TABLE {it}").one()[1]) for it in tables]
-    revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
-    return [*made, f"INSERT INTO alembic_version VALUES ('{revision}')"]
+    return [*made, f"INSERT INTO {migrations.VERSION_TABLE} VALUES ('{migrations.current_revision(connection)}')"]

@@ -151,7 +151,7 @@ def check(settings: Settings, engine: Engine) -> None:
                 raise ConfigurationError("asset_transactions is old code's: start with `tombola legacy inspect`")
             if at is None or (at != head and migrations.knows(at)):
                 raise ConfigurationError(
-                    f"the database is at revision {at or 'none'}, this release needs {head}: run `alembic upgrade head`"
+                    f"the database is at revision {at or 'none'}, this release needs {head}: run `tombola migrate`"
                 )
             if why := legacy.why_workers_must_wait(connection):
                 raise ConfigurationError(why)

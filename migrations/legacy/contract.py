@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from tombola import migrations
+from tombola.migrations import history
 from tombola.migrations.legacy import backfill, checksums, record, tables
 from tombola.migrations.legacy.session import CANNOT, Say, Tell, alter, code_of, each_by_itself, turn
 from tombola.migrations.legacy.tables import ACCOUNTS, BUSINESS_UNIQUE, FOREIGN_KEY, KEY, LEDGER, SESSION, Definition
@@ -114,6 +115,8 @@ def _check_readiness(connection: Connection) -> None:
     if backfill.index_statement(tables.ledger(connection)) is not None:
         raise ConfigurationError("the indexes are not there: run `tombola legacy backfill`, which builds them")
     if migrations.current_revision(connection) is None:
+        if history.former_revision(connection) is not None:
+            raise ConfigurationError("the history is an earlier release's: run `tombola migrate`, which takes it over")
         raise ConfigurationError(f"the database has no revision: run `{known['expand'].shape.command}` again")
     verified = known.get("verify")
     if verified is None or verified.status != record.DONE or verified.details["problems"]:

@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
 from tombola import migrations
+from tombola.migrations import history
 from tombola.migrations.legacy import checksums, record, shapes, tables
 from tombola.migrations.legacy.inspection import namesakes, obstacles
 from tombola.migrations.legacy.session import Say, Tell, alter, each_by_itself, turn
@@ -113,7 +114,7 @@ def _run(connection: Connection, say: Say, tell: Tell) -> None:
 
 
 def _refuse_what_is_ours(connection: Connection) -> None:
-    revision = migrations.current_revision(connection)
+    revision = migrations.current_revision(connection) or history.former_revision(connection)
     if revision is not None:
         raise ConfigurationError(f"the database is at revision {revision}: it is migrated, and not a legacy one")
 
@@ -158,6 +159,6 @@ def _create(connection: Connection, name: str) -> None:
 
 def stamp(connection: Connection) -> None:
     """Tell alembic that the database is at this release's revision."""
-    MigrationContext.configure(connection).stamp(
+    MigrationContext.configure(connection, opts={"version_table": migrations.VERSION_TABLE}).stamp(
         ScriptDirectory.from_config(migrations.alembic_config()), migrations.head_revision()
     )

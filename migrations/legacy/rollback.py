@@ -14,6 +14,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from tombola import migrations
+from tombola.migrations import history
 from tombola.migrations.legacy import record, restore, tables
 from tombola.migrations.legacy.backfill import DUPLICATE
 from tombola.migrations.legacy.session import Say, alter, code_of, each_by_itself, turn
@@ -62,12 +64,20 @@ def _is_our_foreign_key_there(ledger: Definition, details: dict[str, Any]) -> bo
     return FOREIGN_KEY in ledger.foreign_keys and FOREIGN_KEY not in details["definitions"][LEDGER]
 
 
+def _drop_history(connection: Connection) -> list[str]:
+    """Without our history no worker starts; another application's stays."""
+    names = [migrations.VERSION_TABLE]
+    if history.former_revision(connection) is not None:
+        names.append(history.FORMER_VERSION_TABLE)
+    return [f"DROP TABLE IF EXISTS {name}" for name in names]
+
+
 def statements(engine: Engine) -> list[str]:
     """What is left of this step, for somebody who runs it by hand."""
     with each_by_itself(engine) as connection:
         expanded, ledger = record.recorded(connection), tables.ledger(connection)
         details = expanded.details
-        found = ["DROP TABLE IF EXISTS alembic_version"]
+        found = _drop_history(connection)
         found += [f"ALTER TABLE {LEDGER} ADD {it}, ALGORITHM=INPLACE, LOCK=NONE" for it in _add_back(ledger, details)]
         if _is_our_foreign_key_there(ledger, details):
             found.append(f"ALTER TABLE {LEDGER} DROP FOREIGN KEY {FOREIGN_KEY}, ALGORITHM=INPLACE, LOCK=NONE")
@@ -103,7 +113,8 @@ def rollback(engine: Engine, *, keep_new_rows: bool, say: Say, writers_wait: boo
             restore.change_types(connection, details, say, writers_wait=writers_wait, keep_new_rows=keep_new_rows)
         record.begin(connection, "rollback", {})
         # Workers that start from here on are told that the database is not migrated.
-        alter(connection, ["DROP TABLE IF EXISTS alembic_version"], say)
+        for statement in _drop_history(connection):
+            alter(connection, [statement], say)
         kept_out = _put_indexes_back(connection, details, keep_new_rows, say)
         _drop_foreign_key(connection, details, say)
         if expanded.shape.has_columns:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from tombola import migrations
+from tombola.migrations import history
 from tombola.migrations.legacy import record, tables
 from tombola.migrations.legacy.backfill import index_statement, without_key
 from tombola.migrations.legacy.contract import business_unique
@@ -93,10 +94,10 @@ def _stage(
 
 def is_legacy(connection: Connection) -> bool:
     """Whether the ledger here is old code's, in whichever shape: none of our revisions made it or took it over."""
-    if connection.dialect.name == "sqlite" or tables.has_table(connection, "alembic_version"):
+    if connection.dialect.name == "sqlite" or tables.has_table(connection, migrations.VERSION_TABLE):
         return False
     found = tables.read(connection, tables.LEDGER)
-    return found is not None and "business_id" in found.columns
+    return found is not None and "business_id" in found.columns and history.former_revision(connection) is None
 
 
 def why_workers_must_wait(connection: Connection) -> str | None:

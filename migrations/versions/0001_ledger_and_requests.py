@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from alembic.util import CommandError
 from sqlalchemy.dialects import mysql
+
+from tombola.migrations import repeatable
 
 revision = "0001"
 down_revision = None
@@ -30,7 +32,7 @@ def key(length: int) -> sa.types.TypeEngine[str]:
 
 
 def upgrade() -> None:
-    op.create_table(
+    repeatable.create_table(
         "account_asset_balances",
         sa.Column("id", IDENTITY, autoincrement=True, nullable=False),
         sa.Column("user_id", sa.BigInteger(), nullable=False),
@@ -48,7 +50,7 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
         **TABLE_OPTIONS,
     )
-    op.create_table(
+    repeatable.create_table(
         "asset_transactions",
         sa.Column("transaction_id", IDENTITY, autoincrement=True, nullable=False),
         sa.Column("account_id", sa.BigInteger(), nullable=False),
@@ -71,10 +73,10 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
         **TABLE_OPTIONS,
     )
-    op.create_index("uk_idempotency_key", "asset_transactions", ["idempotency_key"], unique=True)
-    op.create_index("idx_lottery_session_id", "asset_transactions", ["lottery_session_id"])
-    op.create_index("idx_account_created", "asset_transactions", ["account_id", "created_at"])
-    op.create_table(
+    repeatable.create_index("uk_idempotency_key", "asset_transactions", ["idempotency_key"], unique=True)
+    repeatable.create_index("idx_lottery_session_id", "asset_transactions", ["lottery_session_id"])
+    repeatable.create_index("idx_account_created", "asset_transactions", ["account_id", "created_at"])
+    repeatable.create_table(
         "api_idempotency_requests",
         sa.Column("request_key", key(64), nullable=False),
         sa.Column("lottery_session_id", key(100), nullable=False),
@@ -99,7 +101,7 @@ def upgrade() -> None:
         sa.CheckConstraint("(status = 'accepted') = (result IS NULL)", name=op.f("ck_api_idempotency_requests_result")),
         **TABLE_OPTIONS,
     )
-    op.create_table(
+    repeatable.create_table(
         "dead_letters",
         sa.Column("id", IDENTITY, autoincrement=True, nullable=False),
         sa.Column("body_sha256", key(64), nullable=False, comment="the same message parked twice is one row"),
@@ -118,16 +120,16 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
         **TABLE_OPTIONS,
     )
-    op.create_index("uk_body_sha256", "dead_letters", ["body_sha256"], unique=True)
+    repeatable.create_index("uk_body_sha256", "dead_letters", ["body_sha256"], unique=True)
 
 
 def downgrade() -> None:
-    if not context.is_offline_mode():
+    if not op.get_context().as_sql and repeatable.has_table("asset_transactions"):
         _refuse_to_drop_a_ledger_in_use(op.get_bind())
-    op.drop_table("dead_letters")
-    op.drop_table("api_idempotency_requests")
-    op.drop_table("asset_transactions")
-    op.drop_table("account_asset_balances")
+    repeatable.drop_table("dead_letters")
+    repeatable.drop_table("api_idempotency_requests")
+    repeatable.drop_table("asset_transactions")
+    repeatable.drop_table("account_asset_balances")
 
 
 def _refuse_to_drop_a_ledger_in_use(connection: sa.Connection) -> None:

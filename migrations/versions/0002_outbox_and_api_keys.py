@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from alembic.util import CommandError
 from sqlalchemy.dialects import mysql
+
+from tombola.migrations import repeatable
 
 revision = "0002"
 down_revision = "0001"
@@ -108,14 +110,15 @@ def upgrade() -> None:
     before = _requests(statuses=STATUSES_BEFORE, has_result=HAS_RESULT_BEFORE)
     with _altering(before) as table:
         for column in _added():
-            table.add_column(column)
+            if repeatable.is_to_be_added(REQUESTS, column.name):
+                table.add_column(column)
         table.create_check_constraint(op.f(STATUS), sa.text(STATUSES))
         table.create_check_constraint(op.f(RESULT), sa.text(HAS_RESULT))
     _comment(after=True)
     # Retention finds the settled ones by it.
     op.execute(f"UPDATE {REQUESTS} SET publish_at = created_at WHERE publish_at IS NULL")
-    op.create_index("idx_status_publish_at", REQUESTS, ["status", "publish_at"])
-    op.create_table(
+    repeatable.create_index("idx_status_publish_at", REQUESTS, ["status", "publish_at"])
+    repeatable.create_table(
         "api_keys",
         sa.Column("key_id", key(16), nullable=False, comment="the part of the key that may be shown"),
         sa.Column("caller", key(64), nullable=False, comment="who holds it; several keys may be one caller's"),
@@ -125,17 +128,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key_id", name=op.f("pk_api_keys")),
         **TABLE_OPTIONS,
     )
-    op.create_index("idx_caller", "api_keys", ["caller"])
+    repeatable.create_index("idx_caller", "api_keys", ["caller"])
 
 
 def downgrade() -> None:
-    if not context.is_offline_mode():
+    if not op.get_context().as_sql:
         _refuse_to_lose_what_only_this_revision_can_say(op.get_bind())
-    op.drop_table("api_keys")
-    op.drop_index("idx_status_publish_at", REQUESTS)
+    repeatable.drop_table("api_keys")
+    repeatable.drop_index("idx_status_publish_at", REQUESTS)
     with _altering(_requests(*_added(), statuses=STATUSES, has_result=HAS_RESULT)) as table:
         for column in _added():
-            table.drop_column(column.name)
+            if repeatable.has_column(REQUESTS, column.name):
+                table.drop_column(column.name)
         table.create_check_constraint(op.f(STATUS), sa.text(STATUSES_BEFORE))
         table.create_check_constraint(op.f(RESULT), sa.text(HAS_RESULT_BEFORE))
     _comment(after=False)
@@ -145,28 +149,18 @@ def downgrade() -> None:
 def _altering(before: sa.Table) -> Iterator[Any]:
     """Alter the requests table, its two checks dropped first. SQLite cannot alter: it copies the table."""
     with op.batch_alter_table(REQUESTS, copy_from=before) as table:
-        if context.get_context().dialect.name == "sqlite":
+        if op.get_context().dialect.name == "sqlite":
             table.drop_constraint(op.f(STATUS), type_="check")
             table.drop_constraint(op.f(RESULT), type_="check")
-        else:  # a form that MySQL and MariaDB both know, which a script made without a connection needs
+        else:
             for name in (STATUS, RESULT):
-                op.execute(f"ALTER TABLE {REQUESTS} DROP CONSTRAINT {name}")
+                repeatable.drop_check(REQUESTS, name)
         yield table
 
 
 def _comment(*, after: bool) -> None:
-    if context.get_context().dialect.name == "sqlite":
-        return  # it keeps no comments
     for column, kind, nullable, before, now in COMMENTS:
-        texts = (now, before) if after else (before, now)
-        op.alter_column(
-            REQUESTS,
-            column,
-            existing_type=kind,
-            existing_nullable=nullable,
-            comment=texts[0],
-            existing_comment=texts[1],
-        )
+        repeatable.comment_column(REQUESTS, column, kind, nullable=nullable, text=now if after else before)
 
 
 def _refuse_to_lose_what_only_this_revision_can_say(connection: sa.Connection) -> None:

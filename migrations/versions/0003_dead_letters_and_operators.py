@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from alembic.util import CommandError
 from sqlalchemy.dialects import mysql
+
+from tombola.migrations import repeatable
 
 revision = "0003"
 down_revision = "0002"
@@ -79,13 +81,13 @@ def _dead_letter_columns() -> list[sa.Column[Any]]:
 
 def upgrade() -> None:
     for column in _request_columns():
-        op.add_column(REQUESTS, column)
+        repeatable.add_column(REQUESTS, column)
     for column in _dead_letter_columns():
-        op.add_column(DEAD_LETTERS, column)
-    _comment(before=SHA_BEFORE, now=SHA_NOW)
+        repeatable.add_column(DEAD_LETTERS, column)
+    _comment(SHA_NOW)
     for name, columns in INDEXES.items():
-        op.create_index(name, DEAD_LETTERS, columns)
-    op.create_table(
+        repeatable.create_index(name, DEAD_LETTERS, columns)
+    repeatable.create_table(
         "replays",
         sa.Column("id", IDENTITY, autoincrement=True, nullable=False),
         sa.Column("operator", sa.String(100), nullable=False, comment="who"),
@@ -115,8 +117,8 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
         **TABLE_OPTIONS,
     )
-    op.create_index("idx_replay_status", "replays", ["status"])
-    op.create_table(
+    repeatable.create_index("idx_replay_status", "replays", ["status"])
+    repeatable.create_table(
         "operators",
         sa.Column("name", key(64), nullable=False),
         sa.Column("role", key(16), nullable=False, comment="viewer or operator"),
@@ -126,7 +128,7 @@ def upgrade() -> None:
         sa.CheckConstraint("role IN ('viewer', 'operator')", name=op.f("ck_operators_role")),
         **TABLE_OPTIONS,
     )
-    op.create_table(
+    repeatable.create_table(
         "operator_sessions",
         sa.Column("token_sha256", key(64), nullable=False),
         sa.Column("operator", key(64), nullable=False),
@@ -136,8 +138,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("token_sha256", name=op.f("pk_operator_sessions")),
         **TABLE_OPTIONS,
     )
-    op.create_index("idx_operator_session_operator", "operator_sessions", ["operator"])
-    op.create_table(
+    repeatable.create_index("idx_operator_session_operator", "operator_sessions", ["operator"])
+    repeatable.create_table(
         "operator_actions",
         sa.Column("id", IDENTITY, autoincrement=True, nullable=False),
         sa.Column("at", TIME, nullable=False),
@@ -151,34 +153,26 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
         **TABLE_OPTIONS,
     )
-    op.create_index("idx_action_replay", "operator_actions", ["replay_id"])
+    repeatable.create_index("idx_action_replay", "operator_actions", ["replay_id"])
 
 
 def downgrade() -> None:
-    if not context.is_offline_mode():
+    if not op.get_context().as_sql and repeatable.has_table("operator_actions"):
         _refuse_to_lose_what_operators_did(op.get_bind())
     for table in ("operator_actions", "operator_sessions", "operators", "replays"):
-        op.drop_table(table)
+        repeatable.drop_table(table)
     for name in INDEXES:
-        op.drop_index(name, DEAD_LETTERS)
-    _comment(before=SHA_NOW, now=SHA_BEFORE)
+        repeatable.drop_index(name, DEAD_LETTERS)
+    _comment(SHA_BEFORE)
     for column in reversed(_dead_letter_columns()):
-        op.drop_column(DEAD_LETTERS, column.name)
+        repeatable.drop_column(DEAD_LETTERS, column.name)
     for column in reversed(_request_columns()):
-        op.drop_column(REQUESTS, column.name)
+        repeatable.drop_column(REQUESTS, column.name)
 
 
-def _comment(*, before: str, now: str) -> None:
-    if context.get_context().dialect.name == "sqlite":
-        return  # it keeps no comments
-    op.alter_column(
-        DEAD_LETTERS,
-        "body_sha256",
-        existing_type=mysql.VARCHAR(64, charset="ascii", collation="ascii_bin"),
-        existing_nullable=False,
-        comment=now,
-        existing_comment=before,
-    )
+def _comment(text: str) -> None:
+    kind = mysql.VARCHAR(64, charset="ascii", collation="ascii_bin")
+    repeatable.comment_column(DEAD_LETTERS, "body_sha256", kind, nullable=False, text=text)
 
 
 def _refuse_to_lose_what_operators_did(connection: sa.Connection) -> None:

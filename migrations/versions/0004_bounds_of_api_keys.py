@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from alembic.util import CommandError
 from sqlalchemy.dialects import mysql
+
+from tombola.migrations import repeatable
 
 revision = "0004"
 down_revision = "0003"
@@ -40,14 +42,14 @@ def _columns() -> list[sa.Column[Any]]:
 
 def upgrade() -> None:
     for column in _columns():
-        op.add_column(API_KEYS, column)
+        repeatable.add_column(API_KEYS, column)
 
 
 def downgrade() -> None:
-    if not context.is_offline_mode():
+    if not op.get_context().as_sql and repeatable.has_column(API_KEYS, "user_prefix"):
         _refuse_to_widen_keys(op.get_bind())
     for column in reversed(_columns()):
-        op.drop_column(API_KEYS, column.name)
+        repeatable.drop_column(API_KEYS, column.name)
 
 
 def _refuse_to_widen_keys(connection: sa.Connection) -> None:

@@ -559,7 +559,7 @@ def explain(error: BaseException) -> ServiceUnavailable | ConfigurationError | I
     code = error.args[0] if error.args else None
     text = " ".join(str(error.args[-1] if error.args else error).split())
     if code == 1146 or "no such table" in text or code == 1054 or "no such column" in text:
-        return ConfigurationError(f"the database is not migrated ({text}): run `alembic upgrade head`")
+        return ConfigurationError(f"the database is not migrated ({text}): run `tombola migrate`")
     if code in (1044, 1045, 1049):
         return ConfigurationError(f"the database refuses us ({text}): check TOMBOLA_DATABASE_URL")
     if code in (CR.CR_AUTH_PLUGIN_CANNOT_LOAD, CR.CR_AUTH_PLUGIN_ERR):

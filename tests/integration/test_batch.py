@@ -626,7 +626,7 @@ def test_what_ends_after_a_statement_leaves_nothing(
 
 def test_a_database_without_tables_says_what_to_do(database_url: str) -> None:
     engine = open_engine(database_url)
-    with pytest.raises(ConfigurationError, match="alembic upgrade head"):
+    with pytest.raises(ConfigurationError, match="tombola migrate"):
         settle(engine, DrawRequest(account_id=1, request_key="k"))
     engine.dispose()
 

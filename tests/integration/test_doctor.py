@@ -202,7 +202,7 @@ def test_whoever_may_only_read_can_ask_the_doctor(house: House, mariadb_url: str
         # Without the requests it still tells of all the rest.
         with house.engine.begin() as connection:
             connection.execute(text(f"REVOKE SELECT ON {database}.* FROM {name}@'%'"))
-            for table in ("alembic_version", "account_asset_balances"):
+            for table in ("tombola_version", "account_asset_balances"):
                 connection.execute(text(f"GRANT SELECT ON {table} TO {name}@'%'"))
         as_eye = look(house, TOMBOLA_DATABASE_URL=mariadb_url.replace("root@", f"{name}:eye@"))
         assert statuses(as_eye, "migrations", "relay", "dead letters", "balances") == ["ok", "skip", "skip", "ok"]
@@ -291,15 +291,22 @@ def test_revisions_behind_ahead_and_none_at_all(mariadb_url: str, tmp_path: Path
             pass
         checks = look(house)
         assert statuses(checks, "database", "migrations", *OF_THE_DRAWS) == ["ok", "fail", *["skip"] * 6]
-        assert "alembic upgrade head" in checks["migrations"].cure
+        assert "tombola migrate" in checks["migrations"].cure
         migrations.upgrade(house.engine, "0002")
         checks = look(house)
         assert statuses(checks, "migrations", "dead letters", "balances") == ["fail", "skip", "ok"]
         assert "this release needs" in checks["migrations"].found
         migrations.upgrade(house.engine)
         with house.engine.begin() as connection:
-            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+            connection.execute(text("UPDATE tombola_version SET version_num = '9999'"))
         assert statuses(look(house), "migrations") == ["warn"]
+        with house.engine.begin() as connection:
+            connection.execute(text("UPDATE tombola_version SET version_num = '0004'"))
+            connection.execute(text("ALTER TABLE tombola_version RENAME TO alembic_version"))
+        by_an_earlier_release = look(house)["migrations"]
+        assert by_an_earlier_release.status == "fail"
+        assert "at 0004 by alembic_version" in by_an_earlier_release.found
+        assert "tombola migrate" in by_an_earlier_release.cure
         house.engine.dispose()
 
 

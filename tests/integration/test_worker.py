@@ -198,11 +198,11 @@ class TestRefusesToStart:
 
     def test_an_unmigrated_database(self, env: dict[str, str], tmp_path: Path) -> None:
         env["TOMBOLA_DATABASE_URL"] = f"sqlite:///{tmp_path}/empty.db"
-        assert "alembic upgrade head" in self.refusal(env)
+        assert "tombola migrate" in self.refusal(env)
 
     def test_an_unmigrated_mariadb(self, env: dict[str, str], mariadb_url: str) -> None:
         env["TOMBOLA_DATABASE_URL"] = mariadb_url
-        assert "alembic upgrade head" in self.refusal(env)
+        assert "tombola migrate" in self.refusal(env)
 
     @pytest.mark.parametrize("name", ["TOMBOLA_DATABASE_URL", "TOMBOLA_BROKER_URL", "TOMBOLA_RESULT_URL"])
     def test_a_server_that_is_not_there(self, env: dict[str, str], name: str) -> None:

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from tombola.worker.cli import ROOMS
+
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 
@@ -78,6 +80,22 @@ def test_what_stands_before_the_broker_has_no_seed(compose: dict[str, Any], name
 
 def test_the_image_holds_what_the_wheel_needs() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
+    build, _, image = dockerfile.partition("\nFROM ")
     for folder in ("producers", "worker", "migrations"):
-        assert f"COPY {folder} " in dockerfile
-    assert "--require-hashes" in dockerfile
+        assert f"COPY {folder} " in build
+    assert "--require-hashes" in build
+    # What runs is what is installed: there is no second copy of it beside.
+    assert [line for line in image.splitlines() if line.startswith("COPY")] == [
+        "COPY --from=build /opt/tombola /opt/tombola"
+    ]
+
+
+def test_every_command_is_one_that_the_image_has(compose: dict[str, Any]) -> None:
+    ours = {name: it["command"] for name, it in compose["services"].items() if it.get("image") == "tombola"}
+    assert ours["migrate"] == ["tombola", "migrate"]
+    for command in ours.values():
+        if command[0] == "celery":
+            assert command[1:3] == ["-A", "tombola.worker"]
+        else:
+            assert command[0] == "tombola"
+            assert command[1] in ROOMS

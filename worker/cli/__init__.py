@@ -50,6 +50,12 @@ def _access() -> typer.Typer:
     return access.app
 
 
+def _migrate() -> typer.Typer:
+    from tombola.worker.cli import migrate
+
+    return migrate.app
+
+
 def _legacy() -> typer.Typer:
     from tombola.worker.cli import legacy
 
@@ -71,6 +77,7 @@ ROOMS: Final[dict[str, Callable[[], typer.Typer]]] = {
     "doctor": _doctor,
     "api-key": _access,
     "user": _access,
+    "migrate": _migrate,
     "legacy": _legacy,
 }
 PLAIN: Final[dict[str, Any]] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}

@@ -20,7 +20,7 @@ Status = Literal["ok", "warn", "fail", "skip"]
 Verdict = tuple[Status, str, str]
 
 ANSWER_TIMEOUT_S: Final = 5.0
-MIGRATE: Final = "run `alembic upgrade head`"
+MIGRATE: Final = "run `tombola migrate`"
 NO_ANSWER: Final = "see that it runs, that this machine may reach it, and what its log says"
 CLOCK_WARN_S: Final = 0.5
 CLOCK_FAIL_S: Final = 5.0

@@ -15,6 +15,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola import migrations
+from tombola.migrations import history
 from tombola.migrations.legacy import status as legacy
 from tombola.producers.storage.database import open_engine
 from tombola.producers.storage.schema import metadata
@@ -132,6 +133,8 @@ def _migrations(connection: Connection) -> Verdict:
         return fail(why, "see `tombola legacy status`")
     if at == head:
         return ok(f"at {head}, the newest")
+    if at is None and (former := history.former_revision(connection)) is not None:
+        return fail(f"at {former} by {history.FORMER_VERSION_TABLE}, where an earlier release kept it", MIGRATE)
     if at is None:
         return fail("there are no tables yet", MIGRATE)
     if migrations.knows(at):

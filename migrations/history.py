@@ -1,0 +1,162 @@
+"""Whose tables are here: ours by our history, ours by the history of an earlier release, or another application's.
+
+A shop may keep tombola's tables in its own database. There `alembic_version` is the shop's history, and a table that is
+called like one of ours may be the shop's, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Final
+
+from sqlalchemy import Connection, Inspector, create_engine, inspect, text
+
+from tombola import migrations
+from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.storage.schema import metadata
+
+# Where the history stood before it had a table of its own name; also the name that a shop's own Alembic uses.
+FORMER_VERSION_TABLE: Final = "alembic_version"
+# Old code has these two of our tables itself (`tombola legacy`): they prove nothing.
+OLD_CODES: Final = frozenset({"account_asset_balances", "asset_transactions"})
+
+RENAME: Final = f"ALTER TABLE {FORMER_VERSION_TABLE} RENAME TO {migrations.VERSION_TABLE}"
+
+Columns = dict[str, frozenset[str]]  # by table
+
+
+def former_revision(connection: Connection) -> str | None:
+    """The revision of ours that `alembic_version` names; None where that table is not there, or another application's.
+
+    A revision called like one of ours is another's history where no table is ours alone.
+    """
+    if migrations.current_revision(connection) is not None:
+        return None
+    tables = set(inspect(connection).get_table_names())
+    if FORMER_VERSION_TABLE not in tables or not tables & (metadata.tables.keys() - OLD_CODES):
+        return None
+    return next((it for it in _former_rows(connection) if migrations.knows(it)), None)
+
+
+def take_over(connection: Connection) -> str | None:
+    """Make `alembic_version` our history's table where it is ours; the revision, None if there was nothing to do.
+
+    Raises ConfigurationError where the tables are not those of the revision that it names.
+    """
+    revision = former_revision(connection)
+    if revision is None:
+        return None
+    refuse_doubtful(connection, revision)
+    if inspect(connection).has_table(migrations.VERSION_TABLE):  # an empty one: current_revision found no row
+        connection.execute(text(f"DROP TABLE {migrations.VERSION_TABLE}"))
+    # One statement: there is no moment with both, or with none.
+    connection.execute(text(RENAME))
+    connection.commit()
+    return revision
+
+
+def refuse_doubtful(connection: Connection, revision: str) -> None:
+    """Raises ConfigurationError where the tables are not those of `revision`, which `alembic_version` names."""
+    if doubts := list(_doubts(connection, revision)):
+        raise ConfigurationError(
+            f"{FORMER_VERSION_TABLE} is at {revision}, which may be tombola's history or another application's: "
+            f"{'; '.join(doubts)}. If it is another's, rename the tables that are called like tombola's, or give "
+            "tombola a database of its own; if it is tombola's, restore what is missing"
+        )
+
+
+def refuse_namesakes(connection: Connection) -> None:
+    """Raises ConfigurationError where a table that is still to be made is there already, and not by our revisions."""
+    at = migrations.current_revision(connection)
+    if at == migrations.head_revision() or (at is not None and not migrations.knows(at)):
+        return  # nothing is to be made
+    tables = inspect(connection)
+    views = set(tables.get_view_names())
+    there = metadata.tables.keys() & {*tables.get_table_names(), *views}
+    if not there:
+        return
+    made = made_by_revision()
+    foreign = sorted(
+        name
+        for name in there - (made[at].keys() if at else set())
+        if name in views or not _is_half_made(connection, tables, name, made)
+    )
+    if foreign:
+        raise ConfigurationError(
+            f"there are tables with names of tombola's that tombola did not make: {', '.join(foreign)}. Nothing has "
+            "changed. Rename them, or give tombola a database of its own; if they are from a backup of tombola's, "
+            f"restore its {migrations.VERSION_TABLE} as well"
+        )
+
+
+@cache
+def made_by_revision() -> dict[str, Columns]:
+    """The tables, with their columns, that each revision leaves: by running all of them on a database in memory."""
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(migrations.alembic_config())
+    made: dict[str, Columns] = {}
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection, Operations.context(MigrationContext.configure(connection)):
+        for script in reversed(list(scripts.walk_revisions())):
+            script.module.upgrade()
+            tables = inspect(connection)
+            made[script.revision] = {name: _columns(tables, name) for name in tables.get_table_names()}
+    engine.dispose()
+    return made
+
+
+def _former_rows(connection: Connection) -> list[str]:
+    return [str(it) for it in connection.execute(text(f"SELECT version_num FROM {FORMER_VERSION_TABLE}")).scalars()]
+
+
+def _columns(tables: Inspector, name: str) -> frozenset[str]:
+    return frozenset(str(column["name"]) for column in tables.get_columns(name))
+
+
+def _doubts(connection: Connection, revision: str) -> Iterator[str]:
+    """What speaks against this database being at `revision` of ours, or half-way to the next one."""
+    made, tables = made_by_revision(), inspect(connection)
+    order = list(made)
+    now, newest = made[revision], made[order[-1]]
+    following = made[order[min(order.index(revision) + 1, len(order) - 1)]]
+    there = {name: _columns(tables, name) for name in tables.get_table_names() if name in newest}
+    if len(_former_rows(connection)) > 1:
+        yield "it has more than one row"
+    for name, columns in now.items():
+        if missing := columns - there.get(name, frozenset()):
+            yield f"{name} lacks {', '.join(sorted(missing))}" if name in there else f"there is no {name}"
+    for name, columns in there.items():
+        if name not in following:
+            yield f"{name} is there, which a later revision makes"
+        elif later := columns & (newest[name] - following[name]):
+            yield f"{name} has {', '.join(sorted(later))}, which a later revision makes"
+    if tables.has_table("legacy_migration"):
+        expanded = connection.execute(text("SELECT status FROM legacy_migration WHERE step = 'expand'")).scalar()
+        if expanded != "done":
+            yield "`tombola legacy` is half-way"
+
+
+def _is_half_made(connection: Connection, tables: Inspector, name: str, made: dict[str, Columns]) -> bool:
+    """Whether our own revisions made this table, and broke off before they were on record."""
+    from alembic.migration import MigrationContext
+
+    if connection.dialect.name == "sqlite":
+        return False  # a revision there happens whole or not at all
+    found = {str(column["name"]): column for column in tables.get_columns(name)}
+    first = next(columns[name] for columns in made.values() if name in columns)
+    newest = list(made.values())[-1]
+    if not first <= found.keys() <= newest[name]:
+        return False
+    ours, impl = metadata.tables[name], MigrationContext.configure(connection).impl
+    for column in ours.columns:
+        if column.name in found:
+            there = found[column.name]
+            reflected = column._copy()
+            reflected.type = there["type"]
+            if impl.compare_type(reflected, column):
+                return False
+    return True
