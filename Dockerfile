@@ -1,6 +1,6 @@
 FROM python:3.13-slim AS build
 COPY requirements.lock /src/
-RUN python -m venv /opt/tombola && /opt/tombola/bin/pip install --no-cache-dir --require-hashes -r /src/requirements.lock
+RUN python -m venv /opt/tombola && /opt/tombola/bin/pip install --no-cache-dir --no-deps --require-hashes -r /src/requirements.lock
 COPY pyproject.toml README.md LICENSE /src/
 COPY producers /src/producers
 COPY worker /src/worker

@@ -49,7 +49,7 @@ lock:  ## resolve the dependencies anew, with hashes; needs uv
 
 # Hashes cannot be checked for a folder: the project itself comes second, without dependencies of its own.
 .venv/run: .venv/bin/python requirements.lock pyproject.toml
-	@test -e .venv/dev || $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@test -e .venv/dev || $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
@@ -58,7 +58,7 @@ lock:  ## resolve the dependencies anew, with hashes; needs uv
 	@mkdir -p $@/tombola && for folder in producers worker migrations; do ln -sfn ../../../$$folder $@/tombola/$$folder; done
 
 .venv/dev: .venv/bin/python .venv/links requirements-dev.lock pyproject.toml
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --editable .
 	@touch $@
 

@@ -6,9 +6,9 @@ Each is read once and kept: what strangers can ask for costs no more than sendin
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from collections.abc import AsyncIterator
 from functools import cache
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,5 +93,10 @@ def _content(path: Path) -> bytes:
 
 @cache
 def _swagger_folder() -> Path | None:
-    spec = importlib.util.find_spec("flask_swagger_ui")  # for its files alone: it is not imported
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "dist"
+    """Where the package lies that brings Swagger UI; None where it is not installed."""
+    try:
+        # As its own list names them: a second package, of Swagger UI's version 4, goes by the same name when imported.
+        found = files("swagger-ui-bundle-v2") or []
+    except PackageNotFoundError:
+        return None
+    return next((Path(str(it.locate())).parent for it in found if it.name == "swagger-ui-bundle.js"), None)

@@ -98,6 +98,20 @@ def test_users_install_none_of_these_tools(tool: str) -> None:
     assert tool not in locked("requirements.lock")
 
 
+@pytest.mark.parametrize("package", ["flask", "django", "fastapi", "faker", "polyfactory"])
+def test_no_framework_comes_along_for_a_file_of_javascript_and_no_maker_of_examples(package: str) -> None:
+    assert package not in locked("requirements.lock")
+    assert package not in locked("requirements-dev.lock")
+
+
+@pytest.mark.parametrize("file", ["Makefile", "Dockerfile"])
+def test_what_a_lock_leaves_out_is_not_asked_for(file: str) -> None:
+    """Litestar asks for polyfactory, which the locks leave out: pip takes a lock as it stands, or not at all."""
+    lines = [it for it in (ROOT / file).read_text().splitlines() if re.search(r"pip install .*\.lock", it)]
+    assert lines
+    assert all("--no-deps --require-hashes" in it for it in lines)
+
+
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_locked_file_has_its_hash(name: str) -> None:
     blocks = re.split(r"\n(?=[a-z0-9])", (ROOT / name).read_text())
