@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.brokers.redis_clients import UnsupportedRedis, open_redis
 from tombola.producers.domain.causes import Status, dead_because
-from tombola.producers.domain.contract import DrawRequest, DrawResult, parse_result
+from tombola.producers.domain.contract import DrawResult, Request, parse_result
 from tombola.producers.domain.errors import ConfigurationError, DrawDead, DrawError, ResultNotReady, ServiceUnavailable
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
@@ -159,7 +159,7 @@ class ResultStore:
         except redis.RedisError as error:
             raise ServiceUnavailable(f"the result store does not answer: {error}") from error
 
-    def put_dead(self, dead: Sequence[DrawRequest], reason: str) -> None:
+    def put_dead(self, dead: Sequence[Request], reason: str) -> None:
         """Tell who waits, and any Celery shop, that these draws were given up. Call it when that has committed.
 
         Only a word for those who look here: the database decides. Raises ServiceUnavailable when Redis does not
@@ -178,7 +178,7 @@ class ResultStore:
                     f"the result store was not told of {len(sessions)} dead draws: {error}"
                 ) from error
 
-    def forget_dead(self, revived: Sequence[DrawRequest]) -> None:
+    def forget_dead(self, revived: Sequence[Request]) -> None:
         """Take back what `put_dead` has told of these draws, which are accepted again; as far as Redis answers."""
         for start in range(0, len(revived), TOLD_SIZE_MAX):
             keys = [KEY_PREFIX + it.lottery_session_id for it in revived[start : start + TOLD_SIZE_MAX]]

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.brokers.streams import Broker, broker_of
 from tombola.producers.domain.causes import DeadReason
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import ConfigurationError, PublishFailed, ServiceUnavailable
 from tombola.producers.results import ResultStore
 from tombola.producers.settings import Settings
@@ -47,10 +47,10 @@ TIME_OUT_EVERY_S: Final = 60.0  # at most: it is looked at when the oldest is du
 BACKOFF_S_MAX: Final = 10.0
 
 # What is told, in the same transaction, of requests that are given up: which, and why.
-Bury = Callable[[Connection, Sequence[DrawRequest], str], None]
+Bury = Callable[[Connection, Sequence[Request], str], None]
 
 
-def _forget(_connection: Connection, _dead: Sequence[DrawRequest], _reason: str) -> None:
+def _forget(_connection: Connection, _dead: Sequence[Request], _reason: str) -> None:
     """Nobody is told."""
 
 
@@ -157,7 +157,7 @@ def _relay_some(
     return lease
 
 
-def _tell_dead(results: ResultStore | None, dead: Sequence[DrawRequest], reason: str) -> None:
+def _tell_dead(results: ResultStore | None, dead: Sequence[Request], reason: str) -> None:
     metrics.GIVEN_UP.labels(reason).inc(len(dead))
     if dead and results is not None:
         try:

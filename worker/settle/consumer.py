@@ -21,7 +21,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.causes import Cause
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import Request
+from tombola.producers.domain.draw import Wheels
 from tombola.producers.domain.errors import (
     ConfigurationError,
     InvalidRequest,
@@ -42,7 +43,7 @@ from tombola.worker.dead_letters.parking import Parking, Unparkable
 from tombola.worker.deliveries import Deliveries, Delivery, open_deliveries
 from tombola.worker.deliveries.losses import left_to_relay
 from tombola.worker.settle.aside import Aside, Held
-from tombola.worker.settle.batch import Deferred, Effort, Handling, Refused, Settled, Wheels
+from tombola.worker.settle.batch import Deferred, Effort, Handling, Refused, Settled
 from tombola.worker.settle.lanes import Lanes
 from tombola.worker.settle.putting import Putting, tell_dead
 from tombola.worker.settle.watch import Watch
@@ -300,7 +301,7 @@ class Consumer:
 
     def _handle(self, fetched: Sequence[Delivery], *, has_patience: bool = True) -> tuple[Report, list[_Later]]:
         """Park, settle and answer; return what was done, and the deliveries to try again later."""
-        parsed: list[tuple[Delivery, DrawRequest]] = []
+        parsed: list[tuple[Delivery, Request]] = []
         parkings: list[Parking] = []
         later: list[_Later] = []
         for delivery in fetched:
@@ -345,7 +346,7 @@ class Consumer:
         strangers = sum(it.is_strangers for it in parkings)
         return Report(len(settled), repeats, len(parkings) - len(unparked), len(later), strangers), later
 
-    def _read(self, delivery: Delivery) -> DrawRequest:
+    def _read(self, delivery: Delivery) -> Request:
         """The draw that a message asks for; raises InvalidRequest, and NotSigned for what may be anybody's."""
         request = delivery.request()
         if self._keyring.secrets:

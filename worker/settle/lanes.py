@@ -11,9 +11,10 @@ from typing import Final
 
 from sqlalchemy import Engine
 
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import Request
+from tombola.producers.domain.draw import Wheels
 from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Answer, Effort, Handling, Wheels
+from tombola.worker.settle.batch import Answer, Effort, Handling
 
 SPLIT_SIZE_MIN: Final = 64  # a smaller batch is sooner done in one transaction
 
@@ -32,7 +33,7 @@ class Lanes:
         self._count = 1 if engine.dialect.name == "sqlite" else count
         self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="lane")
 
-    def settle(self, draws: Sequence[DrawRequest], handling: Handling, effort: Effort) -> list[Answer]:
+    def settle(self, draws: Sequence[Request], handling: Handling, effort: Effort) -> list[Answer]:
         """An answer for each draw, in their order; raises what batch.settle raises, when all lanes are done."""
         if self._count == 1 or len(draws) < SPLIT_SIZE_MIN:
             return self._settle(draws, handling, effort)
@@ -49,7 +50,7 @@ class Lanes:
             answers.update(zip(positions, future.result(), strict=True))
         return [answers[position] for position in range(len(draws))]
 
-    def _settle(self, draws: Sequence[DrawRequest], handling: Handling, effort: Effort) -> list[Answer]:
+    def _settle(self, draws: Sequence[Request], handling: Handling, effort: Effort) -> list[Answer]:
         return batch.settle(
             self._engine,
             draws,
