@@ -378,7 +378,7 @@ class _Session:
             asked = request_of(self.request)
         except Exception as error:
             yield "I10", iter([_cannot_be_told(error)])
-            yield "I11", self._whole({self.request.account_id})
+            yield "I11", self._whole(None)
             return
         operation = operations.operation_of(asked)
         for invariant, wrong in operation.check(asked, self.written).items():
@@ -387,14 +387,17 @@ class _Session:
         yield "I10", self._answered(asked)
         yield "I11", self._whole(operation.needs(asked, self.written.wheels).accounts)
 
-    def _whole(self, accounts: Collection[int]) -> Iterator[str]:
-        """What holds for requests of all kinds; the rest is for the operation to check."""
+    def _whole(self, accounts: Collection[int] | None) -> Iterator[str]:
+        """What holds for requests of all kinds; the rest is for the operation to check.
+
+        `accounts` are those that it may touch, None where its request cannot be read.
+        """
         rows = self.written.rows
         if not self.written.is_completed:
             if rows:
                 yield f"is {self.request.status} and has {len(rows)} ledger rows"
             return
-        if any(row.account_id not in accounts for row in rows):
+        if accounts is not None and any(row.account_id not in accounts for row in rows):
             yield "its session moves another account"
         keys = [row.idempotency_key for row in rows]
         if not self.is_old and any(key is None or not key.startswith(f"{self.request.request_key}:") for key in keys):

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.draw import Wheels
+from tombola.producers.domain.operations import operation_of
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Answer, Effort, Handling
 
@@ -38,8 +39,14 @@ class Lanes:
         if self._count == 1 or len(draws) < SPLIT_SIZE_MIN:
             return self._settle(draws, handling, effort)
         by_lane: dict[int, list[int]] = {}
+        across: list[int] = []
         for position, draw in enumerate(draws):
-            by_lane.setdefault(_lane_of(draw.account_id, self._count), []).append(position)
+            accounts = operation_of(draw).needs(draw, self._wheels).accounts
+            lane = _lane_of(accounts[0], self._count)
+            if len(accounts) > 1 and any(_lane_of(it, self._count) != lane for it in accounts):
+                across.append(position)
+            else:
+                by_lane.setdefault(lane, []).append(position)
         under_way = [
             (positions, self._pool.submit(self._settle, [draws[i] for i in positions], handling, effort))
             for positions in by_lane.values()
@@ -48,6 +55,8 @@ class Lanes:
         answers: dict[int, Answer] = {}
         for positions, future in under_way:
             answers.update(zip(positions, future.result(), strict=True))
+        # What needs accounts of several lanes comes when these are empty.
+        answers.update(zip(across, self._settle([draws[i] for i in across], handling, effort), strict=True))
         return [answers[position] for position in range(len(draws))]
 
     def _settle(self, draws: Sequence[Request], handling: Handling, effort: Effort) -> list[Answer]:

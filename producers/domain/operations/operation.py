@@ -27,7 +27,7 @@ class LockedAccount(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a request may touch: ids of accounts, existing or not."""
+    """What a request may touch: ids of accounts, existing or not, one at least."""
 
     accounts: tuple[int, ...]
 
