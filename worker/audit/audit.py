@@ -37,8 +37,7 @@ from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.audit import record as audit_record
-from tombola.worker.ledger.old_rows import OldRows
-from tombola.worker.ledger.post import old_accounts_until
+from tombola.worker.ledger.old_rows import OldRows, old_accounts_until
 
 INVARIANTS: Final = {
     "I1": "one charge per completed request, none for the others",

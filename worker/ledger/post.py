@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
-from operator import itemgetter
 from typing import Any, Final, NamedTuple
-
-from sqlalchemy import Connection, Engine, inspect, text
 
 from tombola.producers.domain import operations
 from tombola.producers.domain.contract import Request
-from tombola.producers.domain.operations.draw import CONSUME
 from tombola.producers.domain.operations.operation import LockedAccount
 from tombola.producers.storage.database import Transaction, WhenHeld, time_text
 from tombola.producers.storage.ledger import Posting
@@ -69,14 +64,14 @@ class Charged(NamedTuple):
     rows: list[Posting]
 
 
-_POSTING: Final = (
+POSTING_COLUMNS: Final = (
     "account_id, lottery_session_id, idempotency_key, business_type, asset_code, delta_amount, balance_before, "
     "balance_after"
 )
 
 
-def _posting(transaction: Transaction, row: Sequence[Any]) -> Posting:
-    """The ledger row behind these values of _POSTING; without its notes."""
+def read_posting(transaction: Transaction, row: Sequence[Any]) -> Posting:
+    """The ledger row behind these values of POSTING_COLUMNS; without its notes."""
     account_id, session_id, key, business_type, asset_code, *amounts = row
     delta, before, after = map(transaction.amount, amounts)
     return Posting(account_id, session_id, key, business_type, asset_code, delta, before, after, "")
@@ -96,10 +91,10 @@ def charged(transaction: Transaction, requests: Sequence[Request]) -> dict[str, 
         proof_key.partition(":")[0]: Charged(account_id, session_id, []) for proof_key, account_id, session_id in found
     }
     for row in transaction.select(
-        f"SELECT {_POSTING} FROM asset_transactions WHERE lottery_session_id IN (??) ORDER BY transaction_id",
+        f"SELECT {POSTING_COLUMNS} FROM asset_transactions WHERE lottery_session_id IN (??) ORDER BY transaction_id",
         sorted({session_id for _, _, session_id in found}),
     ):
-        posting = _posting(transaction, row)
+        posting = read_posting(transaction, row)
         it = charged.get(posting.request_key)
         if it is not None:  # else a row of that session under another key
             it.rows.append(posting)
@@ -111,80 +106,6 @@ def busy(transaction: Transaction, requests: Sequence[Request]) -> set[str]:
     keys = [key for request in requests for key in operations.ledger_keys(request)]
     held = transaction.held("asset_transactions", "uk_idempotency_key", "idempotency_key", keys)
     return {key.partition(":")[0] for key in held}
-
-
-# ---- rows of old code, where a legacy ledger became ours ------------------------------------------------------------
-
-
-def holds_old_rows(database: Engine | Connection) -> bool:
-    """Whether this ledger was old code's before (`tombola legacy`): then its draws are known by their session alone."""
-    # Only MySQL and MariaDB have them.
-    return database.dialect.name != "sqlite" and inspect(database).has_table("legacy_migration")
-
-
-def is_adopted(connection: Connection) -> bool:
-    """Whether a legacy ledger had keys already when it was taken over: then its rows have keys of any form, and code of
-    the owner's may go on writing them (`tombola legacy adopt`)."""
-    found = connection.execute(text("SELECT details FROM legacy_migration WHERE step = 'expand'")).scalar()
-    return found is not None and json.loads(found).get("shape", "a") != "a"
-
-
-def old_accounts_until(connection: Connection) -> datetime | None:
-    """Until when old code may have opened accounts in a legacy ledger; None: it may still do so.
-
-    That is until the contract, after which old code cannot write, unless it gives keys. It had clocks of any time zone:
-    hence a day more.
-    """
-    if is_adopted(connection):
-        return None
-    ended_at: datetime | None = connection.execute(
-        text("SELECT ended_at FROM legacy_migration WHERE step = 'contract' AND status = 'done'")
-    ).scalar()
-    return None if ended_at is None else ended_at.replace(tzinfo=UTC) + timedelta(days=1)
-
-
-def old_draws(transaction: Transaction, names: Sequence[str], *, adopt: bool) -> dict[str, Charged]:
-    """Charged draws whose session is among `names`, by session, with all of its rows in their order.
-
-    A draw is known by its session and its `lottery_consume` row, whatever the form of its keys: old code had one name
-    for request key and session. Rows that have no key or no session yet are read as the backfill will leave them, and
-    with `adopt` get both here and now.
-    """
-    if not names:
-        return {}
-    wanted = frozenset(names)
-    columns = (
-        "SELECT transaction_id, account_id, {session}, idempotency_key, business_type, asset_code, delta_amount, "
-        "balance_before, balance_after, lottery_session_id, created_at, updated_at FROM asset_transactions WHERE "
-    )
-    found = [
-        *transaction.select(f"{columns.format(session='lottery_session_id')} lottery_session_id IN (??)", names),
-        # After the contract no row is without a session, and the server knows that without looking.
-        *transaction.select(
-            f"{columns.format(session='business_id')} business_id IN (??) AND lottery_session_id IS NULL", names
-        ),
-    ]
-    rows = sorted(
-        (row for row in found if row[2] in wanted), key=itemgetter(0)
-    )  # old columns may hold `ABC` and `abc` for equal
-    to_fill = [row for row in rows if row[3] is None or row[9] is None]
-    if to_fill and adopt:
-        transaction.update(
-            "asset_transactions",
-            "transaction_id",
-            # The times, as some servers set them by themselves.
-            ("idempotency_key", "lottery_session_id", "created_at", "updated_at"),
-            [(row[0], row[3] or f"tx_{row[0]}", row[2], str(row[10]), str(row[11])) for row in to_fill],
-        )
-    sessions: dict[str, list[Posting]] = {}
-    draws: dict[str, Charged] = {}
-    for transaction_id, account_id, session_id, key, *others in (row[:9] for row in rows):
-        posting = _posting(transaction, (account_id, session_id, key or f"tx_{transaction_id}", *others))
-        postings = sessions.setdefault(session_id, [])
-        postings.append(posting)
-        if posting.business_type == CONSUME:
-            draws.setdefault(session_id, Charged(account_id, session_id, postings))
-    return draws
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

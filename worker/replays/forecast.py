@@ -24,7 +24,7 @@ from tombola.producers.storage.requests import look_up
 from tombola.producers.storage.schema import dead_letters as table
 from tombola.worker.dead_letters.letters import Selection, request_in
 from tombola.worker.dead_letters.parking import ROWS_MAX, normalised
-from tombola.worker.ledger.post import holds_old_rows
+from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.replays.vouching import NOTHING_ASKED, Vouching
 from tombola.worker.settle.batch import Answer, Refused, Rehearsal, Settled
 
@@ -131,7 +131,7 @@ def forecast(
     book = blind_wheels() if wheels is None else wheels
     said = Forecast(is_exact=wheels is not None)
     try:
-        rehearsal = Rehearsal(book, is_legacy=holds_old_rows(engine))
+        rehearsal = Rehearsal(book, old_draws=OldDraws.of(engine, adopts=False))
         for letters in _in_order(engine, selection, limit):
             for line in _lines(engine, rehearsal, letters, vouching):
                 said.add(line)

@@ -27,7 +27,6 @@ from tombola.producers.domain import keys, operations
 from tombola.producers.domain.causes import Cause, Status
 from tombola.producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, Request
 from tombola.producers.domain.draw import Wheels
-from tombola.producers.domain.operations.draw import CONSUME_TYPE
 from tombola.producers.domain.operations.operation import (
     Locked,
     LockedAccount,
@@ -53,6 +52,7 @@ from tombola.producers.storage.requests import Finished, Known
 from tombola.producers.telemetry.logs import about
 from tombola.worker import metrics
 from tombola.worker.ledger import post as ledger
+from tombola.worker.ledger.old_rows import OldDraws
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def settle(
     effort: Effort = Effort(),  # noqa: B008 - immutable
     handling: Handling = UNTOLD,
     sleep: Callable[[float], None] = time.sleep,
-    is_legacy: bool = False,
+    old_draws: OldDraws | None = None,
     accepted_only: bool = False,
 ) -> list[Answer]:
     """Settle `draws` in one transaction; return an answer for each, in their order.
@@ -140,12 +140,12 @@ def settle(
     Raises ServiceUnavailable or ConfigurationError when the database cannot be used: then nothing is known to be
     settled, and the same call later finds out.
 
-    A legacy ledger holds draws by old code as well (worker.ledger.post.holds_old_rows): they are not charged again
-    either. With `accepted_only` nothing is charged that is not on record as accepted, with the same content.
+    A legacy ledger holds draws by old code as well, `old_draws`: they are not charged again. With `accepted_only`
+    nothing is charged that is not on record as accepted, with the same content.
     """
     if not draws:
         return []
-    run = _Run(engine, wheels, effort, handling, sleep, is_legacy, accepted_only)
+    run = _Run(engine, wheels, effort, handling, sleep, old_draws, accepted_only)
     if not effort.has_patience:
         run.wait_no_more(draws)
     return run.settle(draws)
@@ -160,7 +160,7 @@ class _Run:
     effort: Effort
     handling: Handling
     sleep: Callable[[float], None]
-    is_legacy: bool
+    old_draws: OldDraws | None
     accepted_only: bool
     has_patience: bool = True
     is_careful: bool = False
@@ -230,7 +230,7 @@ class _Run:
                     self.handling,
                     lock_wait_s=self.effort.lock_wait_s if self.has_patience else None,
                     is_careful=self.is_careful,
-                    is_legacy=self.is_legacy,
+                    old_draws=self.old_draws,
                     accepted_only=self.accepted_only,
                 )
             if free is draws:
@@ -259,7 +259,7 @@ def settle_in(
     *,
     lock_wait_s: float | None = None,
     is_careful: bool = False,
-    is_legacy: bool = False,
+    old_draws: OldDraws | None = None,
     accepted_only: bool = False,
 ) -> list[Answer]:
     """Settle `draws` inside `open_transaction`, which the caller commits; nothing is visible before that.
@@ -293,8 +293,8 @@ def settle_in(
         book.owners = requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in free])
     # The ledger's keys never expire: a request whose own row is gone is not charged again.
     book.charged = ledger.charged(open_transaction, [draw for draw in free if book.needs_ledger(draw.request_key)])
-    if is_legacy:
-        book.meet_old_draws(open_transaction, free, adopt=True)
+    if old_draws is not None:
+        book.meet_old_draws(open_transaction, old_draws, free)
     answers = [
         book.settle(draw, fingerprint) if held.isdisjoint(need.accounts) else _account_held(draw)
         for draw, need, fingerprint in zip(draws, needs, fingerprints, strict=True)
@@ -324,9 +324,9 @@ class Rehearsal:
     A request that was given up counts as accepted, as it is once it is replayed.
     """
 
-    def __init__(self, wheels: Wheels, *, is_legacy: bool = False) -> None:
+    def __init__(self, wheels: Wheels, *, old_draws: OldDraws | None = None) -> None:
         self._wheels = wheels
-        self._is_legacy = is_legacy
+        self._old_draws = old_draws
         self._accounts: dict[int, LockedAccount] = {}
         self._seen: dict[str, Known] = {}
         self._owners: dict[str, str] = {}
@@ -353,8 +353,8 @@ class Rehearsal:
             owners=self._owners,
         )
         book.charged = ledger.charged(open_transaction, [it for it in draws if book.needs_ledger(it.request_key)])
-        if self._is_legacy:
-            book.meet_old_draws(open_transaction, draws, adopt=False)
+        if self._old_draws is not None:
+            book.meet_old_draws(open_transaction, self._old_draws, draws)
         answers = [book.settle(draw, draw.fingerprint()) for draw in draws]
         self._charged = {}
         for it in book.postings:
@@ -395,25 +395,12 @@ class _Book:
         known = self.known.get(request_key)
         return known is None or (known.result is None and known.status in (Status.ACCEPTED, Status.COMPLETED))
 
-    def meet_old_draws(self, open_transaction: Transaction, draws: Sequence[Request], *, adopt: bool) -> None:
+    def meet_old_draws(self, open_transaction: Transaction, old_draws: OldDraws, draws: Sequence[Request]) -> None:
         """Draws by old code are charged already, and their sessions are theirs."""
-        asking = [it for it in draws if self.needs_ledger(it.request_key)]
-        names = sorted({name for it in asking for name in (it.request_key, it.lottery_session_id)})
-        old = ledger.old_draws(open_transaction, names, adopt=adopt)
-        if not old:
-            return
-        # A session in which one of our own requests was drawn is that request's, whatever its name.
-        ours = {
-            session_id: key
-            for session_id, key in requests.owners_of_sessions(open_transaction, list(old)).items()
-            if any(row.idempotency_key == keys.derive(key, CONSUME_TYPE) for row in old[session_id].rows)
-        }
-        self.owners = (self.owners or {}) | {session_id: session_id for session_id in old} | ours
-        self.charged |= {
-            it.request_key: old[it.request_key]
-            for it in asking
-            if it.request_key in old and self.owners[it.request_key] == it.request_key
-        }
+        met = old_draws.meet(open_transaction, [it for it in draws if self.needs_ledger(it.request_key)])
+        if met.owners:
+            self.owners = (self.owners or {}) | met.owners
+            self.charged |= met.charged
 
     def settle(self, draw: Request, fingerprint: str) -> Answer:
         known = self.known.get(draw.request_key)

@@ -42,6 +42,7 @@ from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.parking import Parking, Unparkable
 from tombola.worker.deliveries import Deliveries, Delivery, open_deliveries
 from tombola.worker.deliveries.losses import left_to_relay
+from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.settle.aside import Aside, Held
 from tombola.worker.settle.batch import Deferred, Effort, Handling, Refused, Settled
 from tombola.worker.settle.lanes import Lanes
@@ -105,14 +106,14 @@ class Consumer:
         settings: Settings,
         pulse: Pulse | None = None,
         *,
-        is_legacy: bool = False,
+        old_draws: OldDraws | None = None,
     ):
         self.deliveries = deliveries
         self.engine = engine
         self.results = Putting(results)
         self.settings = settings
         self._keyring = settings.keyring
-        self._lanes = Lanes(engine, wheels, settings.lanes, is_legacy=is_legacy, accepted_only=settings.accepted_only)
+        self._lanes = Lanes(engine, wheels, settings.lanes, old_draws=old_draws, accepted_only=settings.accepted_only)
         self._name = parking.here()
         self._watch = Watch(pulse, with_latency=are_wanted(settings))
         self._aside = Aside(settings.batch_size_max)
@@ -131,14 +132,14 @@ class Consumer:
         wheels: Wheels,
         pulse: Pulse | None = None,
         *,
-        is_legacy: bool = False,
+        old_draws: OldDraws | None = None,
     ) -> Self:
-        """A consumer for `settings`, on a ledger that was old code's or not; it connects when it starts."""
+        """A consumer for `settings`, on a ledger with `old_draws` or without; it connects when it starts."""
         deliveries = open_deliveries(
             settings.need("broker_url"), claim_after_s=settings.claim_after_s, prefetch=3 * settings.batch_size_max
         )
         results = ResultStore.from_settings(settings, timeout_s=RESULT_TIMEOUT_S)
-        return cls(deliveries, engine, results, wheels, settings, pulse, is_legacy=is_legacy)
+        return cls(deliveries, engine, results, wheels, settings, pulse, old_draws=old_draws)
 
     def start(self) -> None:
         """Consume in a thread of its own, so that a transaction never blocks the caller's event loop."""

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.draw import Wheels
 from tombola.producers.domain.operations import operation_of
+from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Answer, Effort, Handling
 
@@ -24,11 +25,17 @@ class Lanes:
     """Settles batches on one ledger, in up to `count` transactions at once."""
 
     def __init__(
-        self, engine: Engine, wheels: Wheels, count: int, *, is_legacy: bool = False, accepted_only: bool = False
+        self,
+        engine: Engine,
+        wheels: Wheels,
+        count: int,
+        *,
+        old_draws: OldDraws | None = None,
+        accepted_only: bool = False,
     ) -> None:
         self._engine = engine
         self._wheels = wheels
-        self._is_legacy = is_legacy
+        self._old_draws = old_draws
         self._accepted_only = accepted_only
         # SQLite has one writer at a time.
         self._count = 1 if engine.dialect.name == "sqlite" else count
@@ -66,7 +73,7 @@ class Lanes:
             self._wheels,
             effort=effort,
             handling=handling,
-            is_legacy=self._is_legacy,
+            old_draws=self._old_draws,
             accepted_only=self._accepted_only,
         )
 
