@@ -11,7 +11,13 @@ from typing import Final, NamedTuple, Self
 from sqlalchemy import Connection
 
 from tombola.producers.brokers.streams import Broker, broker_of
-from tombola.producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, DrawResult, parse_result
+from tombola.producers.domain.contract import (
+    DUPLICATE_REQUEST_IDEMPOTENT,
+    DrawRequest,
+    DrawResult,
+    Request,
+    parse_result,
+)
 from tombola.producers.domain.errors import (
     DrawError,
     IdempotencyKeyReused,
@@ -112,12 +118,12 @@ class DrawClient:
             answer = self._entry.recall(asked) or self._entry.accept([asked])[0]
         if answer.is_conflict:
             raise IdempotencyKeyReused
-        request = answer.request
+        accepted = answer.request
         if answer.is_new:
             if connection is None:
-                self._publish([request])
-            return Ticket(request.request_key, request.lottery_session_id)
-        return Ticket(request.request_key, request.lottery_session_id, self._first_result(answer))
+                self._publish([accepted])
+            return Ticket(accepted.request_key, accepted.lottery_session_id)
+        return Ticket(accepted.request_key, accepted.lottery_session_id, self._first_result(answer))
 
     def enqueue_many(self, requests: Iterable[DrawRequest]) -> int:
         """Accept and publish draws, PUBLISH_SIZE_MAX in a transaction, holding no more than these in memory.
@@ -174,7 +180,7 @@ class DrawClient:
             raise DrawError("this client has no result store: set TOMBOLA_RESULT_URL")
         return self._results
 
-    def _publish(self, requests: list[DrawRequest]) -> None:
+    def _publish(self, requests: list[Request]) -> None:
         """The fast path. What does not get through is accepted all the same, and the relay's to publish."""
         if not requests:
             return
@@ -203,4 +209,4 @@ class DrawClient:
         mine = answer.request
         # The caller was checked already. A result of something else was put there by somebody else.
         theirs = (result.request_key, result.account_id, result.campaign)
-        return result if theirs == (mine.request_key, mine.account_id, mine.campaign) else None
+        return result if theirs == (mine.request_key, mine.account_id, mine.terms) else None

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain import keys
 from tombola.producers.domain.causes import Status
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.draw import CAMPAIGNS
 from tombola.producers.domain.errors import DrawError, InternalError, InvalidKey, RequestBusy, UnknownCampaign
 from tombola.producers.forks import in_child
@@ -65,7 +65,7 @@ class _Remembered(NamedTuple):
     """What was answered to the request of that fingerprint, and when (in monotonic time)."""
 
     fingerprint: str
-    request: DrawRequest
+    request: Request
     known: Known
     since: float
 
@@ -184,7 +184,7 @@ class Entry:
     def _why_not(self, asked: Asked) -> DrawError | None:
         """Why this cannot be accepted anew, whatever is on record; None if it can."""
         request = asked.request
-        if request.campaign not in self._campaigns:
+        if isinstance(request, DrawRequest) and request.campaign not in self._campaigns:
             return UnknownCampaign(f"there is no campaign {request.campaign!r}: nothing was written")
         for name in (request.request_key, request.lottery_session_id):
             if keys.is_alias(name):

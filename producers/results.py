@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.brokers.redis_clients import UnsupportedRedis, open_redis
 from tombola.producers.domain.causes import Status, dead_because
-from tombola.producers.domain.contract import DrawRequest, DrawResult, parse_result
+from tombola.producers.domain.contract import DrawResult, Request, parse_result, parse_result_head
 from tombola.producers.domain.errors import ConfigurationError, DrawDead, DrawError, ResultNotReady, ServiceUnavailable
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
@@ -159,7 +159,7 @@ class ResultStore:
         except redis.RedisError as error:
             raise ServiceUnavailable(f"the result store does not answer: {error}") from error
 
-    def put_dead(self, dead: Sequence[DrawRequest], reason: str) -> None:
+    def put_dead(self, dead: Sequence[Request], reason: str) -> None:
         """Tell who waits, and any Celery shop, that these draws were given up. Call it when that has committed.
 
         Only a word for those who look here: the database decides. Raises ServiceUnavailable when Redis does not
@@ -178,7 +178,7 @@ class ResultStore:
                     f"the result store was not told of {len(sessions)} dead draws: {error}"
                 ) from error
 
-    def forget_dead(self, revived: Sequence[DrawRequest]) -> None:
+    def forget_dead(self, revived: Sequence[Request]) -> None:
         """Take back what `put_dead` has told of these draws, which are accepted again; as far as Redis answers."""
         for start in range(0, len(revived), TOLD_SIZE_MAX):
             keys = [KEY_PREFIX + it.lottery_session_id for it in revived[start : start + TOLD_SIZE_MAX]]
@@ -207,7 +207,13 @@ class ResultStore:
         return self._from_redis(lottery_session_id)[0]
 
     def wait(self, lottery_session_id: str, *, timeout_s: float) -> DrawResult:
-        """Wait for a result; raises ResultNotReady when there is none after `timeout_s`, DrawDead once it is dead.
+        """Wait for a draw's result; raises as `wait_for_body` does."""
+        return parse_result(self.wait_for_body(lottery_session_id, timeout_s=timeout_s))
+
+    def wait_for_body(self, lottery_session_id: str, *, timeout_s: float) -> bytes:
+        """Wait for the first result's bytes, of a request of whatever kind.
+
+        Raises ResultNotReady when there is none after `timeout_s`, DrawDead once it is dead.
 
         It listens before it looks, so a result that comes in between is not missed. Redis may have forgotten what
         settled, or died, before: whoever waits long asks the database as well, once.
@@ -233,7 +239,7 @@ class ResultStore:
             raise
         except redis.RedisError:
             body = self._poll_database(lottery_session_id, deadline)
-        return parse_result(self.get(lottery_session_id) if body is None else body)
+        return self.get(lottery_session_id) if body is None else body
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -306,7 +312,7 @@ def unwrap(envelope: bytes, lottery_session_id: str, secret: bytes = b"") -> byt
         body = bytes(opened.result)
         if secret and not hmac.compare_digest(_mac(body, secret), opened.mac.encode()):
             return None
-        result = parse_result(body)
+        result = parse_result_head(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, DrawError):
         return None
     return body if result.lottery_session_id == lottery_session_id else None

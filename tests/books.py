@@ -2,20 +2,49 @@
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, text
 
 Row = dict[str, Any]
 
-# What a draw may write, by the type in its derived key; anything else in the ledger has a standalone key.
-BUSINESS_TYPES = {"consume": "lottery_consume", "reward": "lottery_reward"}
+# What the result says beside the fields that its request and its ledger rows have in common, from these rows.
+Says = Callable[[Row, list[Row]], dict[str, Any]]
 
 
-def assert_books(engine: Engine) -> None:
-    """The ledger's invariants (ARCHITECTURE, Invariants), for however many draws have been settled.
+class Shape(NamedTuple):
+    """What requests of one kind may write: `rows` raises AssertionError for other rows of a session than these."""
+
+    types: dict[str, str]  # of its derived keys, with their business types; the first one is always written
+    rows: Callable[[list[Row]], None]
+    says: Says
+
+
+def _drawn(rows: list[Row]) -> None:
+    # One charge, first; then what it won, on the same account.
+    first, *won = rows
+    assert first["business_type"] == "lottery_consume", rows
+    assert first["delta_amount"] < 0, rows
+    assert [row["business_type"] for row in won] == ["lottery_reward"] * len(won), rows
+    assert {row["account_id"] for row in rows} == {first["account_id"]}, rows
+    assert all(row["delta_amount"] > 0 for row in won), rows
+
+
+def _says_drawn(request: Row, rows: list[Row]) -> dict[str, Any]:
+    own = [row for row in rows if row["account_id"] == request["account_id"]]
+    won = sum(row["delta_amount"] for row in own if row["business_type"] == "lottery_reward")
+    said = {"prize_amount": _amount(won), "campaign": request["campaign"], "transactions": [_shown(it) for it in rows]}
+    return said | ({"balance_after": _amount(own[-1]["balance_after"])} if own else {})
+
+
+DRAW = Shape({"consume": "lottery_consume", "reward": "lottery_reward"}, _drawn, _says_drawn)
+
+
+def assert_books(engine: Engine, others: Mapping[str, Shape] = {}) -> None:
+    """The ledger's invariants (ARCHITECTURE, Invariants), for all settled requests: draws, and `others` by kind.
 
     Requests whose row was archived leave their ledger rows behind; nothing else may be there without the other.
     """
@@ -24,8 +53,9 @@ def assert_books(engine: Engine) -> None:
     requests = table(engine, "api_idempotency_requests")
     _keys_are_taken_once(ledger)
     _balances_continue(accounts, ledger)
-    _sessions_are_whole(accounts, ledger)
-    _requests_match(requests, ledger)
+    shapes = {"draw": DRAW} | dict(others)
+    _sessions_are_whole(accounts, ledger, shapes)
+    _requests_match(requests, ledger, shapes)
 
 
 def table(engine: Engine, name: str) -> list[Row]:
@@ -64,35 +94,36 @@ def _balances_continue(accounts: dict[int, Row], ledger: list[Row]) -> None:
             assert after["balance_before"] == before["balance_after"], (before, after)
 
 
-def _sessions_are_whole(accounts: dict[int, Row], ledger: list[Row]) -> None:
+def _sessions_are_whole(accounts: dict[int, Row], ledger: list[Row], shapes: Mapping[str, Shape]) -> None:
+    by_business_type = {business_type: shape for shape in shapes.values() for business_type in shape.types.values()}
     sessions: dict[str, list[Row]] = defaultdict(list)
     for row in ledger:
         assert row["business_id"] == row["lottery_session_id"], row
         assert row["asset_code"] == accounts[row["account_id"]]["asset_code"], row
         sessions[row["lottery_session_id"]].append(row)
     for rows in sessions.values():
-        types = [row["business_type"] for row in rows]
-        if len(rows) == 1 and types[0] not in BUSINESS_TYPES.values():
+        if len(rows) == 1 and rows[0]["business_type"] not in by_business_type:
             continue  # belongs to no request
-        # One charge, first; then what it won, at most once, on the same account and under the same request key.
-        assert types in (["lottery_consume"], ["lottery_consume", "lottery_reward"]), rows
-        assert len({row["account_id"] for row in rows}) == 1, rows
+        # Under one request key, and each type of a derived key once: the keys are unique.
         assert len({row["idempotency_key"].partition(":")[0] for row in rows}) == 1, rows
+        shape = by_business_type[rows[0]["business_type"]]
         for row in rows:
-            assert BUSINESS_TYPES[row["idempotency_key"].partition(":")[2]] == row["business_type"], row
-            assert (row["delta_amount"] < 0) == (row["business_type"] == "lottery_consume"), row
+            assert shape.types[row["idempotency_key"].partition(":")[2]] == row["business_type"], row
+        shape.rows(rows)
 
 
-def _requests_match(requests: list[Row], ledger: list[Row]) -> None:
+def _requests_match(requests: list[Row], ledger: list[Row], shapes: Mapping[str, Shape]) -> None:
     by_request: dict[str, list[Row]] = defaultdict(list)
     for row in ledger:
         by_request[row["idempotency_key"].partition(":")[0]].append(row)
     counted = Counter(row["request_key"] for row in requests)
     assert not counted or max(counted.values()) == 1
     for request in requests:
+        kind, is_other, _ = request["campaign"].partition(":")
+        shape = shapes[kind if is_other else "draw"]
         rows = by_request.get(request["request_key"], [])
-        consumed = [row for row in rows if row["idempotency_key"] == f"{request['request_key']}:consume"]
-        assert len(consumed) == (request["status"] == "completed"), request
+        proof = f"{request['request_key']}:{next(iter(shape.types))}"
+        assert sum(row["idempotency_key"] == proof for row in rows) == (request["status"] == "completed"), request
         assert rows == [] or request["status"] == "completed", request
         is_settled = request["status"] in ("completed", "rejected")
         assert request["result"] is not None or not is_settled or request["publish_at"] is None, request
@@ -102,15 +133,11 @@ def _requests_match(requests: list[Row], ledger: list[Row]) -> None:
             continue
         # The kept result says what the ledger says.
         result = json.loads(request["result"])
-        for name in ("request_key", "lottery_session_id", "account_id", "campaign", "status", "reason"):
+        for name in ("request_key", "lottery_session_id", "account_id", "status", "reason"):
             assert result[name] == request[name], (name, request)
-        assert [_shown(row) for row in rows] == result["transactions"], request
         assert all(row["lottery_session_id"] == request["lottery_session_id"] for row in rows), request
-        assert all(row["account_id"] == request["account_id"] for row in rows), request
-        won = sum(row["delta_amount"] for row in rows if row["business_type"] == "lottery_reward")
-        assert result["prize_amount"] == _amount(won), request
-        if rows:
-            assert result["balance_after"] == _amount(rows[-1]["balance_after"]), request
+        said = shape.says(request, rows)
+        assert {name: result[name] for name in said} == said, request
 
 
 def _shown(row: Row) -> dict[str, str]:

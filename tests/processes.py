@@ -23,14 +23,13 @@ from sqlalchemy import Engine, func, select
 from tests.ledgers import migrated
 from tombola.producers.brokers.streams import open_broker
 from tombola.producers.domain.contract import DrawRequest
-from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel, Wheels
 from tombola.producers.settings import Settings
 from tombola.producers.storage.database import open_engine
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import dead_letters
 from tombola.worker.audit.audit import audit
 from tombola.worker.ledger import post as ledger
-from tombola.worker.settle.batch import Wheels
 
 PROJECT = Path(__file__).parents[1]
 SEED = "5eed" * 16

@@ -32,7 +32,7 @@ from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.host import tasks
 from tombola.worker.host.hosting import ShopQueueStep, TaskConsumer
 from tombola.worker.host.task_queues import SHOP_QUEUE, TASK_QUEUE, TASKS, TaskAMQP
-from tombola.worker.ledger.post import holds_old_rows
+from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.settle.consumer import DATABASE_TIMEOUT_S, Consumer
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
             check(self._settings, self._engine)
         except DrawError as error:
             raise Misconfigured(str(error)) from None
-        self._is_legacy = holds_old_rows(self._engine)
+        self._old_draws = OldDraws.of(self._engine)
         # Forked children must not share a connection with us.
         self._engine.dispose()
 
@@ -128,7 +128,7 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
         metrics.serve(self._settings)
         self._pulse = Pulse.open(self._settings, "worker")
         self._consumer = Consumer.open(
-            self._settings, self._engine, wheels(self._settings.seed_bytes), self._pulse, is_legacy=self._is_legacy
+            self._settings, self._engine, wheels(self._settings.seed_bytes), self._pulse, old_draws=self._old_draws
         )
         self._consumer.start()
         log.info("consuming draws, up to %d at a time", self._settings.batch_size_max)

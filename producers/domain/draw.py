@@ -128,6 +128,10 @@ class BlindWheel(Wheel):
         return Prize(1, Decimal("0.00"))
 
 
+# The campaigns that are known here, by name.
+Wheels = Mapping[str, Wheel]
+
+
 def blind_wheels() -> dict[str, Wheel]:
     """Every campaign this release knows, without a seed."""
     return {name: BlindWheel(campaign, b"") for name, campaign in CAMPAIGNS.items()}

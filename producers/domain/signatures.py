@@ -2,7 +2,7 @@
 
     signature = lower-case hex of HMAC-SHA256(secret, canonical body)
 
-The canonical body is DrawRequest.encode()'s (tests/unit/golden/signatures.json has examples). The signature travels
+The canonical body is Request.encode()'s (tests/unit/golden/signatures.json has examples). The signature travels
 beside the body, under the name `signature`: a field of a Stream's entry, a header of an AMQP message, a keyword of the
 task `tombola.draw`. Several secrets may be valid at once, so that one can be replaced while everything runs: the first
 one signs, all of them verify.
@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import NotSigned
 
 SIGNATURE: Final = "signature"
@@ -37,7 +37,7 @@ class Keyring(NamedTuple):
         """The signature of a body, 64 hex digits."""
         return hmac.digest(self.secrets[0], canonical_body, "sha256").hex()
 
-    def check(self, request: DrawRequest, signature: Any) -> None:
+    def check(self, request: Request, signature: Any) -> None:
         """Raise NotSigned unless one of the secrets has signed this request; `signature` is what a stranger sent."""
         if not self.secrets:
             return

@@ -36,7 +36,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.brokers.streams import broker_of
 from tombola.producers.domain.causes import Status, dead_because
-from tombola.producers.domain.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult
+from tombola.producers.domain.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult, shown
 from tombola.producers.domain.errors import (
     AccountNotFound,
     DrawError,
@@ -469,7 +469,7 @@ async def list_transactions(request: Request[Any, Any, Any], session_id: Session
     rows = await gateway.read(ledger.session_rows, session_id)
     return [
         SessionRow(
-            **msgspec.structs.asdict(ledger.shown(row)),
+            **msgspec.structs.asdict(shown(ledger.posting_of(row))),
             transaction_id=row["transaction_id"],
             account_id=row["account_id"],
             created_at=row["created_at"].isoformat(),
@@ -540,7 +540,7 @@ def _asked(draw: DrawRequest, caller: str) -> Asked:
 def _dead(state: State) -> DeadDraw:
     it = state.request
     detail = dead_because(state.reason)
-    return DeadDraw(it.request_key, it.lottery_session_id, it.account_id, it.campaign, "dead", state.reason, detail)
+    return DeadDraw(it.request_key, it.lottery_session_id, it.account_id, it.terms, "dead", state.reason, detail)
 
 
 # ---- operations ------------------------------------------------------------------------------------------------------

@@ -1,24 +1,37 @@
-"""The ledger as it is read: a session's rows, an account, and the result that they amount to. Workers write it.
-
-A result is made of the ledger's rows alone, here, so that what was forgotten is rebuilt to the same bytes.
-"""
+"""The ledger as it is read: a session's rows, an account. Workers write it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, select, text
 
-from tombola.producers.domain.contract import DrawRequest, DrawResult, LedgerRow
+from tombola.producers.storage.database import CENT
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
 
-CONSUME: Final = "lottery_consume"
-REWARD: Final = "lottery_reward"
 RECHARGE: Final = "recharge"
-NO_PRIZE: Final = "0.00"
+
+
+class Posting(NamedTuple):
+    """One ledger row, read or to post."""
+
+    account_id: int
+    lottery_session_id: str
+    idempotency_key: str
+    business_type: str
+    asset_code: str
+    delta: Decimal
+    before: Decimal
+    after: Decimal
+    notes: str
+
+    @property
+    def request_key(self) -> str:
+        """The request key that the row's key is derived from."""
+        return self.idempotency_key.partition(":")[0]
 
 
 class Account(NamedTuple):
@@ -28,37 +41,6 @@ class Account(NamedTuple):
     user_id: int
     asset_code: str
     balance: Decimal
-
-
-def completed(draw: DrawRequest, rows: Sequence[LedgerRow]) -> DrawResult:
-    """The result of a draw that went through, from its ledger rows alone: the same bytes now and in ten years."""
-    rewards = [Decimal(row.delta_amount) for row in rows if row.business_type == REWARD]
-    return DrawResult(
-        request_key=draw.request_key,
-        lottery_session_id=draw.lottery_session_id,
-        account_id=draw.account_id,
-        campaign=draw.campaign,
-        status="completed",
-        reason=None,
-        prize_amount=str(sum(rewards, Decimal(NO_PRIZE))),
-        balance_after=rows[-1].balance_after,
-        transactions=list(rows),
-    )
-
-
-def rejected(draw: DrawRequest, reason: str, balance: Decimal | None) -> DrawResult:
-    """The result of a draw that was told no; `balance` is what the account held then, None without an account."""
-    return DrawResult(
-        request_key=draw.request_key,
-        lottery_session_id=draw.lottery_session_id,
-        account_id=draw.account_id,
-        campaign=draw.campaign,
-        status="rejected",
-        reason=reason,
-        prize_amount=NO_PRIZE,
-        balance_after=None if balance is None else str(balance),
-        transactions=[],
-    )
 
 
 def session_rows(connection: Connection, lottery_session_id: str) -> list[dict[str, Any]]:
@@ -100,11 +82,24 @@ def _keyed(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def shown(row: Any) -> LedgerRow:
-    """A row, by column name, as a result shows it."""
-    amounts = (row["delta_amount"], row["balance_before"], row["balance_after"])
-    return LedgerRow(
-        row["idempotency_key"], row["business_type"], row["asset_code"], *(f"{amount:.2f}" for amount in amounts)
+def postings_of_request(connection: Connection, lottery_session_id: str, request_key: str) -> list[Posting]:
+    """The request's own rows by `transaction_id`; its session may be called as a recharge's is."""
+    postings = [posting_of(row) for row in session_rows(connection, lottery_session_id)]
+    return [it for it in postings if it.request_key == request_key]
+
+
+def posting_of(row: Mapping[str, Any]) -> Posting:
+    """The row of the ledger with these values, by column name."""
+    return Posting(
+        row["account_id"],
+        row["lottery_session_id"],
+        row["idempotency_key"],
+        row["business_type"],
+        row["asset_code"],
+        row["delta_amount"].quantize(CENT),
+        row["balance_before"].quantize(CENT),
+        row["balance_after"].quantize(CENT),
+        row["notes"] or "",
     )
 
 

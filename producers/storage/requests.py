@@ -16,21 +16,19 @@ import enum
 from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from tombola.producers.domain import keys
+from tombola.producers.domain import keys, operations
 from tombola.producers.domain.causes import DeadReason, Status
-from tombola.producers.domain.contract import DrawRequest, parse_result
+from tombola.producers.domain.contract import Request, parse_result_head
+from tombola.producers.domain.operations.operation import Rejection
 from tombola.producers.storage import clock
 from tombola.producers.storage.database import RowsChanged, Transaction, explain, is_duplicate_key, time_text
-from tombola.producers.storage.ledger import completed, rejected, session_rows, shown
+from tombola.producers.storage.ledger import postings_of_request
 from tombola.producers.storage.schema import api_idempotency_requests as table
-
-# Why a request is dead.
-
 
 TAKEN_TRIES_MAX: Final = 5
 PUBLISH_ERROR_LENGTH_MAX: Final = 200
@@ -65,7 +63,7 @@ class Known(NamedTuple):
 class Asked(NamedTuple):
     """A request, and whose it is: the name behind an API key, empty for those who need none."""
 
-    request: DrawRequest
+    request: Request
     caller: str = ""
 
 
@@ -85,7 +83,7 @@ class Acceptance(NamedTuple):
     (producers.domain.keys.alias). `clash` says why it is a conflict.
     """
 
-    request: DrawRequest
+    request: Request
     known: Known | None
     is_new: bool = False
     clash: Clash | None = None
@@ -99,9 +97,9 @@ class Acceptance(NamedTuple):
 class Finished(NamedTuple):
     """A request and what became of it."""
 
-    request: DrawRequest
+    request: Request
     fingerprint: str
-    status: Literal["completed", "rejected"]
+    status: Status
     reason: str | None
     result: str
     is_accepted: bool
@@ -267,12 +265,12 @@ def _insert_accepted(
     )
 
 
-def _request_values(request: DrawRequest, fingerprint: str, moment: str) -> tuple[str | int, ...]:
+def _request_values(request: Request, fingerprint: str, moment: str) -> tuple[str | int, ...]:
     return (
         request.request_key,
         request.lottery_session_id,
         request.account_id,
-        request.campaign,
+        request.terms,
         fingerprint,
         moment,
     )
@@ -356,7 +354,7 @@ def give_up(connection: Connection, request_key: str, fingerprint: str, reason: 
     )
 
 
-def give_up_all(connection: Connection, given_up: Sequence[DrawRequest], reason: str) -> None:
+def give_up_all(connection: Connection, given_up: Sequence[Request], reason: str) -> None:
     """accepted → dead for those of these very requests that were accepted."""
     if not given_up:
         return
@@ -428,8 +426,8 @@ def last_settled_publish(connection: Connection) -> datetime | None:
 class Lease(NamedTuple):
     """What one pass of the relay took: `due` is to be published, `dead` was given up."""
 
-    due: list[DrawRequest]
-    dead: list[DrawRequest]
+    due: list[Request]
+    dead: list[Request]
 
 
 def lease(
@@ -524,7 +522,7 @@ def postpone(engine: Engine, request_keys: Sequence[str], delay: timedelta) -> N
         )
 
 
-def time_out(connection: Connection, accepted_before: datetime, *, rows_max: int) -> list[DrawRequest]:
+def time_out(connection: Connection, accepted_before: datetime, *, rows_max: int) -> list[Request]:
     """accepted → dead for what was accepted too long ago, whatever the reason; return them."""
     rows = connection.execute(
         select(table.c.request_key, table.c.lottery_session_id, table.c.account_id, table.c.campaign)
@@ -589,7 +587,7 @@ def _is_overdue(now: datetime) -> ColumnElement[bool]:
     return and_(table.c.status == Status.ACCEPTED, table.c.publish_at <= now)
 
 
-def _mark_dead(connection: Connection, dead: Sequence[DrawRequest], reason: str) -> None:
+def _mark_dead(connection: Connection, dead: Sequence[Request], reason: str) -> None:
     if dead:
         keys = [request.request_key for request in dead]
         connection.execute(update(table).where(table.c.request_key.in_(keys)).values(status=Status.DEAD, reason=reason))
@@ -601,7 +599,7 @@ def _mark_dead(connection: Connection, dead: Sequence[DrawRequest], reason: str)
 class State(NamedTuple):
     """A session as it stands: `result` are the first result's bytes, None while there is none."""
 
-    request: DrawRequest
+    request: Request
     caller: str
     status: str
     reason: str | None
@@ -615,18 +613,12 @@ def state_of_session(connection: Connection, lottery_session_id: str) -> State |
     if row is None:
         return None
     request = request_of(row)
-    result: str | bytes | None = row.result
-    if result is None and row.status == Status.COMPLETED:
-        # Its own rows: a session may be called as a recharge's is.
-        mine = [
-            shown(it)
-            for it in session_rows(connection, lottery_session_id)
-            if it["idempotency_key"].partition(":")[0] == request.request_key
-        ]
-        result = completed(request, mine).encode()
-    elif result is None and row.status == Status.REJECTED:
-        result = rejected(request, row.reason, row.balance_told).encode()
-    body = result.encode() if isinstance(result, str) else result
+    body = None if row.result is None else row.result.encode()
+    if body is None and row.status == Status.COMPLETED:
+        rows = postings_of_request(connection, lottery_session_id, request.request_key)
+        body = operations.operation_of(request).result(request, rows)
+    elif body is None and row.status == Status.REJECTED:
+        body = operations.operation_of(request).result(request, Rejection(row.reason, row.balance_told))
     return State(request, row.caller, row.status, row.reason, body, row.settled_at)
 
 
@@ -647,7 +639,7 @@ def archive(connection: Connection, settled_before: datetime, *, rows_max: int) 
         .with_for_update(skip_locked=True)
     ).all()
     kept = {
-        row.request_key: parse_result(row.result.encode()).balance_after
+        row.request_key: parse_result_head(row.result.encode()).balance_after
         for row in rows
         if row.status == Status.REJECTED
     }
@@ -664,11 +656,6 @@ def archive(connection: Connection, settled_before: datetime, *, rows_max: int) 
     return len(rows)
 
 
-def request_of(row: Any) -> DrawRequest:
+def request_of(row: Any) -> Request:
     """The request that a row of the table stands for."""
-    return DrawRequest(
-        account_id=row.account_id,
-        request_key=row.request_key,
-        lottery_session_id=row.lottery_session_id,
-        campaign=row.campaign,
-    )
+    return operations.restore(row.request_key, row.lottery_session_id, row.account_id, row.campaign)

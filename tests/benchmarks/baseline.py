@@ -21,13 +21,13 @@ from sqlalchemy.orm import Session
 from tombola.producers.domain import keys
 from tombola.producers.domain.contract import INSUFFICIENT_BALANCE, DrawRequest
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.domain.operations import draw as operation
+from tombola.producers.domain.operations.draw import CONSUME, CONSUME_TYPE, REWARD, REWARD_TYPE
 from tombola.producers.storage.database import open_engine, utc_now
-from tombola.producers.storage.ledger import CONSUME, REWARD, completed
+from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import asset_transactions as transactions
-from tombola.worker.ledger import post as ledger
-from tombola.worker.ledger.post import CONSUME_TYPE, REWARD_TYPE, Entry
 
 TASK: Final = "baseline.draw"
 
@@ -89,18 +89,18 @@ def settle(session: Session, request: DrawRequest) -> str:
     if balance < wheel.campaign.cost:
         raise ValueError(INSUFFICIENT_BALANCE)  # the benchmark's accounts never run dry
     prize = wheel.draw(request.account_id, request.request_key)
-    entries: list[Entry] = []
+    entries: list[Posting] = []
     for entry_type, kind, delta in ((CONSUME_TYPE, CONSUME, -wheel.campaign.cost), (REWARD_TYPE, REWARD, prize.amount)):
         if delta:
             key, after = keys.derive(request.request_key, entry_type), balance + delta
             session_id, asset_code = request.lottery_session_id, wheel.campaign.asset_code
             entries.append(
-                Entry(request.account_id, session_id, key, kind, asset_code, delta, balance, after, wheel.notes)
+                Posting(request.account_id, session_id, key, kind, asset_code, delta, balance, after, wheel.notes)
             )
             balance = after
     session.execute(insert(transactions), [_row(entry) | {"created_at": now, "updated_at": now} for entry in entries])
     session.execute(update(accounts).where(accounts.c.id == request.account_id).values(balance=balance, updated_at=now))
-    text = completed(request, [entry.shown() for entry in entries]).encode().decode()
+    text = operation.result(request, entries).decode()
     session.execute(
         insert(requests).values(
             request_key=request.request_key,
@@ -117,7 +117,7 @@ def settle(session: Session, request: DrawRequest) -> str:
     return text
 
 
-def _row(entry: ledger.Entry) -> dict[str, Any]:
+def _row(entry: Posting) -> dict[str, Any]:
     return {
         "account_id": entry.account_id,
         "business_id": entry.lottery_session_id,

@@ -388,7 +388,7 @@ def test_the_nightly_audit_says_the_same(
     by_hand = json.loads(tombola_audit("--json")[1])
     assert told == {name: value for name, value in by_hand.items() if name != "violations"}
     assert (told["is_clean"], told["states"]["I3"], told["states"]["I12"]) == (False, "violated", "not looked at")
-    logged = [it.getMessage() for it in caplog.records if it.name.startswith("worker")]
+    logged = [it.getMessage() for it in caplog.records if it.name.startswith("tombola.worker")]
     assert any("account 3: holds 9999.00, and has no rows" in it for it in logged)
     assert any("I12 is not looked at" in it for it in logged)
     assert not any("I1 is" in it for it in logged)

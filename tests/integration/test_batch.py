@@ -594,7 +594,7 @@ class Died(BaseException):
 STEPS: list[tuple[Any, str]] = [
     (ledger, "lock_accounts"),
     (requests, "look_up"),
-    (ledger, "charged_draws"),
+    (ledger, "charged"),
     (ledger, "post"),
     (ledger, "move"),
     (requests, "finish"),

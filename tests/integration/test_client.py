@@ -29,9 +29,10 @@ from tombola.producers import (
 )
 from tombola.producers.domain.contract import parse_request, parse_result
 from tombola.producers.domain.keys import alias
+from tombola.producers.domain.operations import draw as operation
+from tombola.producers.domain.operations.operation import Rejection
 from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tombola.producers.storage.database import utc_now
-from tombola.producers.storage.ledger import rejected
 from tombola.worker.cli import app
 from tombola.worker.dead_letters.parking import bury
 from tombola.worker.deliveries import Delivery, open_deliveries
@@ -189,7 +190,9 @@ def test_a_storm_of_foreign_repeats_does_not_reach_the_database(house: House, cl
 def forged(session_id: str) -> bytes:
     """A stranger's result in an envelope of ours, under the key that is asked for."""
     draw = DrawRequest(account_id=4712, request_key="k", lottery_session_id=session_id)
-    return StoredResult(session_id, rejected(draw, "INSUFFICIENT_BALANCE", Decimal(0)).encode(), utc_now()).envelope()
+    return StoredResult(
+        session_id, operation.result(draw, Rejection("INSUFFICIENT_BALANCE", Decimal(0))), utc_now()
+    ).envelope()
 
 
 HELD = {

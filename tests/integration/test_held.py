@@ -14,7 +14,7 @@ from tests import servers
 from tests.books import assert_books
 from tests.ledgers import migrated
 from tests.processes import SEED, House, draws, wait_for
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.entry import Entry
 from tombola.producers.storage.database import open_engine
@@ -46,7 +46,7 @@ def draws_on(account_ids: Sequence[int]) -> list[DrawRequest]:
     return [DrawRequest(account_id=it, request_key=f"draw_{n:04d}") for n, it in enumerate(account_ids)]
 
 
-def settle(engine: Engine, draws: Sequence[DrawRequest], effort: Effort = Effort()) -> list[Answer]:  # noqa: B008
+def settle(engine: Engine, draws: Sequence[Request], effort: Effort = Effort()) -> list[Answer]:  # noqa: B008
     return batch.settle(engine, draws, WHEELS, effort=effort)
 
 

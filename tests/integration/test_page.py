@@ -25,7 +25,7 @@ from sqlalchemy import select
 from tests import processes, servers
 from tests.books import assert_books
 from tombola.producers.domain.contract import DrawRequest
-from tombola.producers.storage.ledger import CONSUME, REWARD
+from tombola.producers.domain.operations.draw import CONSUME, REWARD
 from tombola.producers.storage.schema import account_asset_balances, asset_transactions
 from tombola.worker.ledger import post as ledger
 

@@ -24,7 +24,7 @@ from tests.books import Row, assert_books, table
 from tests.ledgers import migrated
 from tombola.producers.domain import keys
 from tombola.producers.domain.causes import DeadReason, Status
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.draw import wheels
 from tombola.producers.domain.errors import InternalError, InvalidKey, RequestBusy, UnknownCampaign
 from tombola.producers.entry import Entry
@@ -270,7 +270,7 @@ def test_one_key_and_session_for_many_callers_in_parallel_is_each_ones_own(maria
     barrier = threading.Barrier(8, timeout=60)
     draw = DrawRequest(account_id=1, request_key="order-17", lottery_session_id="visit-17")
 
-    def click(number: int) -> list[DrawRequest]:
+    def click(number: int) -> list[Request]:
         barrier.wait()
         return [ask(mariadb, draw, f"caller-{number}").request for _ in range(2)]
 
@@ -640,7 +640,7 @@ def test_a_session_that_also_names_other_rows_is_rebuilt_to_the_same_bytes(engin
 class Expected:
     """What must be on record of one key."""
 
-    request: DrawRequest
+    request: Request
     caller: str
     status: str
     reason: str | None = None
@@ -675,7 +675,7 @@ class Requests(RuleBasedStateMachine):
         self.engine = open_engine(f"sqlite:///{path}")
         self.entry = entry_of(self.engine)
         self.expected: dict[str, Expected] = {}
-        self.given: dict[Asked, DrawRequest] = {}  # what stands on record for what was asked
+        self.given: dict[Asked, Request] = {}  # what stands on record for what was asked
         self.refused: list[Asked] = []
 
     def teardown(self) -> None:
@@ -692,7 +692,7 @@ class Requests(RuleBasedStateMachine):
     def _that_are(self, *statuses: str) -> dict[str, Expected]:
         return {key: it for key, it in self.expected.items() if it.status in statuses}
 
-    def _check_renamed(self, it: Asked, given: DrawRequest, known: list[Expected]) -> None:
+    def _check_renamed(self, it: Asked, given: Request, known: list[Expected]) -> None:
         """Who gets an alias has asked for what another caller held, and it is an alias for that."""
         theirs = [one.request for one in known if one.caller != it.caller]
         for name in ("request_key", "lottery_session_id"):
@@ -700,12 +700,12 @@ class Requests(RuleBasedStateMachine):
             if given_name != asked_name:
                 assert given_name == keys.alias(it.caller, asked_name)
                 assert asked_name in {getattr(other, other_name) for other in theirs for other_name in NAMES}
-        assert (given.account_id, given.campaign) == (it.request.account_id, it.request.campaign)
+        assert (given.account_id, given.terms) == (it.request.account_id, it.request.terms)
 
     @rule(asked=st.lists(st.builds(Asked, draws_, callers_), min_size=1, max_size=4))
     def ask(self, asked: list[Asked]) -> None:
         recalled = [self.entry.recall(it) for it in asked]
-        new: list[tuple[Asked, DrawRequest]] = []
+        new: list[tuple[Asked, Request]] = []
         at_first = list(self.expected.values())
         for it, answer, recall in zip(asked, self.entry.accept(asked), recalled, strict=True):
             given, before = answer.request, self.given.get(it)

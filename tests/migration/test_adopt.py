@@ -38,6 +38,7 @@ from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.worker.audit.audit import audit
+from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Effort
 
@@ -130,7 +131,7 @@ def ask(engine: Engine, session_id: str, **fields: Any) -> batch.Answer:
     """Ask for the draw that old code called `session_id`, as a retry or a redelivery does."""
     account = f"SELECT account_id FROM asset_transactions WHERE business_id = '{session_id}' LIMIT 1"
     request = DrawRequest(**{"account_id": scalar(engine, account), "request_key": session_id} | fields)
-    (answer,) = batch.settle(engine, [request], WHEELS, effort=Effort(tries_max=2), is_legacy=True)
+    (answer,) = batch.settle(engine, [request], WHEELS, effort=Effort(tries_max=2), old_draws=OldDraws())
     return answer
 
 
@@ -255,7 +256,7 @@ def test_whatever_collation_the_columns_have(url: str, engine: Engine, collation
     # Workers run from here on, also one that waits for no lock.
     (impatient,) = batch.settle(
         engine, [DrawRequest(account_id=1, request_key="impatient")], WHEELS,
-        effort=Effort(tries_max=2, has_patience=False), is_legacy=True,
+        effort=Effort(tries_max=2, has_patience=False), old_draws=OldDraws(),
     )  # fmt: skip
     assert isinstance(impatient, batch.Settled)
     assert audit(engine, WHEELS).violations == []

@@ -31,7 +31,8 @@ from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.storage.database import open_engine
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.worker.audit.audit import audit
-from tombola.worker.ledger.post import holds_old_rows, recharge
+from tombola.worker.ledger.old_rows import OldDraws, holds_old_rows
+from tombola.worker.ledger.post import recharge
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Effort
 
@@ -209,7 +210,9 @@ def test_whatever_the_old_tables_look_like(engine: Engine, collation: str, id_ty
     run(engine, "expand", "backfill", "verify", "contract", "verify")
     assert_migrated(engine)
     assert rows_of(engine) == before
-    (settled,) = batch.settle(engine, [DrawRequest(account_id=6)], WHEELS, effort=Effort(tries_max=2), is_legacy=True)
+    (settled,) = batch.settle(
+        engine, [DrawRequest(account_id=6)], WHEELS, effort=Effort(tries_max=2), old_draws=OldDraws()
+    )
     assert isinstance(settled, batch.Settled)
     assert audit(engine, WHEELS).is_clean
     rollback.rollback(engine, keep_new_rows=True, say=quiet)
@@ -349,7 +352,7 @@ def test_old_and_new_code_charge_the_same_accounts_and_no_chain_breaks(url: str,
                 DrawRequest(account_id=chance.randint(1, legacy.ACCOUNTS), request_key=f"new_{lane}_{number}_{i}")
                 for i in range(10)
             ]
-            answers.extend(batch.settle(mine, draws, WHEELS, effort=Effort(tries_max=10), is_legacy=True))
+            answers.extend(batch.settle(mine, draws, WHEELS, effort=Effort(tries_max=10), old_draws=OldDraws()))
 
     with legacy.writers(url, 3, rate=100) as old:
         following.start()
@@ -378,7 +381,7 @@ def test_old_and_new_code_charge_the_same_accounts_and_no_chain_breaks(url: str,
     assert rows_of(engine) == kept
     assert audit(engine, WHEELS).violations == []
     asked = [answer.request for answer in answers[:20]]
-    again = batch.settle(engine, asked, WHEELS, effort=Effort(tries_max=2), is_legacy=True)
+    again = batch.settle(engine, asked, WHEELS, effort=Effort(tries_max=2), old_draws=OldDraws())
     assert [answer.result for answer in again if isinstance(answer, batch.Settled) and answer.is_repeat] == [
         answer.result for answer in answers[:20] if isinstance(answer, batch.Settled)
     ]
@@ -403,7 +406,9 @@ def test_a_draw_by_old_code_is_not_charged_again(url: str, engine: Engine, is_la
     ]
 
     def settle(**fields: Any) -> batch.Answer:
-        (answer,) = batch.settle(engine, [DrawRequest(**fields)], WHEELS, effort=Effort(tries_max=2), is_legacy=True)
+        (answer,) = batch.settle(
+            engine, [DrawRequest(**fields)], WHEELS, effort=Effort(tries_max=2), old_draws=OldDraws()
+        )
         return answer
 
     stranger = settle(account_id=7, request_key="old_key")
@@ -575,7 +580,7 @@ def test_new_code_goes_on_while_the_table_is_rebuilt(url: str, engine: Engine) -
         while not stopping.is_set():
             begin = time.perf_counter()
             draws = [DrawRequest(account_id=account_id) for account_id in range(1, 6)]
-            answers.extend(batch.settle(mine, draws, WHEELS, effort=Effort(tries_max=3), is_legacy=True))
+            answers.extend(batch.settle(mine, draws, WHEELS, effort=Effort(tries_max=3), old_draws=OldDraws()))
             waits_s.append(time.perf_counter() - begin)
 
     worker = threading.Thread(target=settle)

@@ -25,11 +25,13 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from tests import servers
 from tombola import migrations
-from tombola.producers.domain.contract import DrawRequest, DrawResult, LedgerRow
+from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.domain.operations import draw as operation
+from tombola.producers.domain.operations.operation import Rejection
 from tombola.producers.storage import api_keys
 from tombola.producers.storage.database import Fault, fault_of, open_engine, utc_now
-from tombola.producers.storage.ledger import completed, rejected
+from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.requests import state_of_session
 from tombola.producers.storage.schema import (
     account_asset_balances,
@@ -383,10 +385,14 @@ def test_a_ledger_in_use_is_not_dropped(engine: Engine, account_id: int) -> None
 # ---- with requests in it ---------------------------------------------------------------------------------------------
 
 LONG_AGO = "2020-02-03 04:05:06.000007"
-ROWS = [
-    LedgerRow("won:consume", "lottery_consume", "POINT", "-1.00", "7.00", "6.00"),
-    LedgerRow("won:reward", "lottery_reward", "POINT", "5.00", "6.00", "11.00"),
-]
+
+
+def posted(entry_type: str, delta: str, before: str, after: str) -> Posting:
+    amounts = Decimal(delta), Decimal(before), Decimal(after)
+    return Posting(0, "s_won", f"won:{entry_type}", f"lottery_{entry_type}", "POINT", *amounts, "")
+
+
+ROWS = [posted("consume", "-1.00", "7.00", "6.00"), posted("reward", "5.00", "6.00", "11.00")]
 
 
 def requests_at_0001(account_id: int) -> list[dict[str, Any]]:
@@ -395,11 +401,13 @@ def requests_at_0001(account_id: int) -> list[dict[str, Any]]:
         DrawRequest(account_id=number, request_key=key, lottery_session_id=f"s_{key}")
         for key, number in {"won": account_id, "poor": account_id, "nobody": 4711, "waiting": account_id}.items()
     )
-    outcomes: list[tuple[DrawRequest, str, str | None, DrawResult | None]] = [
-        (nobody, "rejected", "ACCOUNT_NOT_FOUND", rejected(nobody, "ACCOUNT_NOT_FOUND", None)),
-        (poor, "rejected", "INSUFFICIENT_BALANCE", rejected(poor, "INSUFFICIENT_BALANCE", Decimal("0.30"))),
+    rows = [it._replace(account_id=account_id) for it in ROWS]
+    unknown, short = Rejection("ACCOUNT_NOT_FOUND", None), Rejection("INSUFFICIENT_BALANCE", Decimal("0.30"))
+    outcomes: list[tuple[DrawRequest, str, str | None, bytes | None]] = [
+        (nobody, "rejected", "ACCOUNT_NOT_FOUND", operation.result(nobody, unknown)),
+        (poor, "rejected", "INSUFFICIENT_BALANCE", operation.result(poor, short)),
         (waiting, "accepted", None, None),
-        (won, "completed", None, completed(won, ROWS)),
+        (won, "completed", None, operation.result(won, rows)),
     ]
     return [
         {
@@ -410,7 +418,7 @@ def requests_at_0001(account_id: int) -> list[dict[str, Any]]:
             "fingerprint": draw.fingerprint(),
             "status": status,
             "reason": reason,
-            "result": None if result is None else result.encode().decode(),
+            "result": None if result is None else result.decode(),
             "created_at": LONG_AGO,
             "settled_at": None if result is None else LONG_AGO,
         }
@@ -468,9 +476,9 @@ def test_requests_from_before_the_outbox_are_archived_like_all_others(engine: En
     before = requests_at_0001(account_id)
     add_requests(engine, *before)
     migrations.upgrade(engine)
-    for posted in ROWS:
-        amounts = {name: Decimal(getattr(posted, name)) for name in ("delta_amount", "balance_before", "balance_after")}
-        names = {"idempotency_key": posted.idempotency_key, "business_type": posted.business_type}
+    for it in ROWS:
+        amounts = {"delta_amount": it.delta, "balance_before": it.before, "balance_after": it.after}
+        names = {"idempotency_key": it.idempotency_key, "business_type": it.business_type}
         post(engine, ledger_row(account_id, lottery_session_id="s_won", business_id="s_won", **names, **amounts))
     assert [archive_once(engine, older_than_s=86_400) for _ in range(2)] == [3, 0]
     for row in before:

@@ -80,8 +80,6 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 def test_every_file_named_exists(document: Path) -> None:
     """By its path from the top, in code within a line."""
     for name in re.findall(r"`((?:producers|worker|migrations|tests)/[\w./-]+)`", prose(document)):
-        if name.startswith("producers/domain/operations/") or name == "tests/integration/test_operations.py":
-            continue  # come with a branch of their own; then these lines go
         assert (ROOT / name).exists(), name
 
 
@@ -153,8 +151,6 @@ def typed_in(document: Path) -> Iterator[list[str]]:
 @LOCATIONS
 def test_every_command_shown_exists(document: Path) -> None:
     for words in typed_in(document):
-        if words[:1] == ["migrate"] and ("migrate",) not in COMMANDS:
-            continue  # comes with its own branch; then this line goes
         known: tuple[str, ...] = ()
         while len(known) < len(words) and (*known, words[len(known)]) in COMMANDS:
             known = (*known, words[len(known)])

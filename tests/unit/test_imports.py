@@ -54,6 +54,11 @@ def python(script: str) -> list[str]:
     return done.stdout.split()
 
 
+def file_name(path: Path) -> str:
+    """The name that a file is imported by."""
+    return ".".join(("tombola", *path.relative_to(PROJECT).with_suffix("").parts)).removesuffix(".__init__")
+
+
 def test_there_is_something_to_look_at() -> None:
     assert {path.name for path in PRODUCERS} >= {"keys.py", "contract.py", "requests.py", "draw.py"}
     assert {path.name for path in WORKER} >= {"batch.py", "consumer.py"}
@@ -82,8 +87,7 @@ def test_a_web_process_loads_no_celery() -> None:
     assert [it for it in loaded if top(it[1]) in BEHIND_THE_BROKER - {"billiard"}] == []
 
 
-DOMAIN = sorted((PROJECT / "producers" / "domain").glob("[a-z]*.py"))
-PURE = ["tombola.producers.domain", *(f"tombola.producers.domain.{path.stem}" for path in DOMAIN)]
+PURE = sorted(file_name(path) for path in (PROJECT / "producers" / "domain").rglob("*.py"))
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -112,11 +116,6 @@ def test_no_import_runs_upwards_nor_in_a_circle() -> None:
     for lower, upper in (("producers", ("worker", "migrations")), ("migrations", ("worker",))):
         wrong = {(a, b) for a, below in above.items() if top(a) == lower for b in below if top(b) in upper}
         assert wrong == set()
-
-
-def file_name(path: Path) -> str:
-    """The name that a file is imported by."""
-    return ".".join(("tombola", *path.relative_to(PROJECT).with_suffix("").parts)).removesuffix(".__init__")
 
 
 def room(name: str) -> str:

@@ -1,7 +1,7 @@
 """The audit: prove the invariants (ARCHITECTURE, Invariants) from the database. Each check yields what violates it.
 
-    I1   one consume row per completed request, none for the others
-    I2   a reward if and only if the draw says so: every draw is recomputed
+    I1   one charge per completed request, none for the others
+    I2   what was written is what the request decides: a reward if and only if the draw, recomputed, says so
     I3   the balance of every account, with or without rows, is the sum of its deltas from zero
     I4   the chain of balances begins at zero and has no gap
     I5   no balance is negative
@@ -9,13 +9,14 @@
     I11  all rows of a session, or none
     I12  every operator action is on record: replays, and what moved money or keys (worker.audit.record)
 
+What I1, I2 and I11 ask of one request is its operation's to say (`check` in producers.domain.operations).
 Sessions are streamed in the order of their ids, so memory does not grow with the ledger. A row that cannot be read is a
 violation of what it was read for, and the audit goes on with the next one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import groupby
@@ -25,19 +26,18 @@ from sqlalchemy import Column, ColumnElement, Connection, Engine, func, null, se
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.types import NullType
 
-from tombola.producers.domain.contract import parse_result
-from tombola.producers.domain.draw import Prize
+from tombola.producers.domain import operations
+from tombola.producers.domain.contract import Request, parse_result_head
+from tombola.producers.domain.draw import Wheels
 from tombola.producers.domain.errors import DrawError
+from tombola.producers.domain.operations.operation import Rejection, Written
 from tombola.producers.storage.database import explain
-from tombola.producers.storage.ledger import CONSUME, REWARD, completed, rejected, shown
 from tombola.producers.storage.requests import request_of
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.audit import record as audit_record
-from tombola.worker.ledger.old_rows import OldRows
-from tombola.worker.ledger.post import old_accounts_until
-from tombola.worker.settle.batch import Wheels
+from tombola.worker.ledger.old_rows import OldRows, old_accounts_until
 
 INVARIANTS: Final = {
     "I1": "one charge per completed request, none for the others",
@@ -297,14 +297,57 @@ def _sessions(connection: Connection, report: Report, wheels: Wheels, old: OldRo
     for _, session in groupby(pairs, key=lambda pair: (pair.lottery_session_id, pair.request_key)):
         yield from _Session(connection, list(session), wheels, old).check()
     # Charges that no request stands for; old code had none.
+    of_requests = transactions.c.business_type.in_(sorted(operations.business_types()))
     orphans = connection.execute(
         select(transactions.c.lottery_session_id)
         .join(requests, transactions.c.lottery_session_id == requests.c.lottery_session_id, isouter=True)
-        .where(requests.c.request_key.is_(None), transactions.c.business_type.in_((CONSUME, REWARD)), old.others())
+        .where(requests.c.request_key.is_(None), of_requests, old.others())
         .distinct()
     )
     for (session_id,) in orphans:
         yield Violation("I1", f"session {session_id}", "was charged without a request")
+
+
+class _Row:
+    """The ledger's half of a pair, as operations read it. Reading an amount raises _Unreadable where it is none."""
+
+    __slots__ = ("_connection", "_pair")
+
+    def __init__(self, connection: Connection, pair: Any) -> None:
+        self._connection = connection
+        self._pair = pair
+
+    @property
+    def account_id(self) -> int:
+        return self._pair.row_account_id  # type: ignore[no-any-return]
+
+    @property
+    def idempotency_key(self) -> str:
+        return self._pair.row_idempotency_key  # type: ignore[no-any-return]
+
+    @property
+    def business_type(self) -> str:
+        return self._pair.row_business_type  # type: ignore[no-any-return]
+
+    @property
+    def asset_code(self) -> str:
+        return self._pair.row_asset_code  # type: ignore[no-any-return]
+
+    @property
+    def delta(self) -> Decimal:
+        return _amount(self._connection, self._pair.row_delta_amount)
+
+    @property
+    def before(self) -> Decimal:
+        return _amount(self._connection, self._pair.row_balance_before)
+
+    @property
+    def after(self) -> Decimal:
+        return _amount(self._connection, self._pair.row_balance_after)
+
+    @property
+    def notes(self) -> str:
+        return self._pair.row_notes  # type: ignore[no-any-return]
 
 
 class _Session:
@@ -313,108 +356,81 @@ class _Session:
     def __init__(self, connection: Connection, pairs: list[Any], wheels: Wheels, old: OldRows) -> None:
         self._connection = connection
         self.request = pairs[0]
-        self.rows = [pair for pair in pairs if pair.row_transaction_id is not None]
-        self.charges = [row for row in self.rows if row.row_business_type == CONSUME]
-        self.is_completed = self.request.status == "completed"
+        pairs = [pair for pair in pairs if pair.row_transaction_id is not None]
+        self.written = Written(self.request.status, [_Row(connection, pair) for pair in pairs], wheels)
         # A request that old code had charged: answered from its rows; how it was drawn nobody can say.
-        self.is_old = bool(self.rows) and all(
-            old.hold(row.row_transaction_id, row.row_idempotency_key, row.row_notes) for row in self.rows
+        self.is_old = bool(pairs) and all(
+            old.hold(pair.row_transaction_id, pair.row_idempotency_key, pair.row_notes) for pair in pairs
         )
-        self._wheels = wheels
 
     def check(self) -> Iterator[Violation]:
         subject = f"request {self.request.request_key}"
-        checks: dict[str, Callable[[], Iterator[str]]] = {
-            "I1": self._charged,
-            "I2": self._drawn,
-            "I10": self._answered,
-            "I11": self._whole,
-        }
-        for invariant, check in checks.items():
+        for invariant, wrong in self._checks():
             try:
-                for what in check():
+                for what in wrong:
                     yield Violation(invariant, subject, what)
             except Exception as error:  # of all that may stand in a row, nothing may keep us from looking at the next
-                yield Violation(invariant, subject, f"cannot be told: {type(error).__name__}: {error!s:.200}")
+                yield Violation(invariant, subject, _cannot_be_told(error))
 
-    def _charged(self) -> Iterator[str]:
-        if len(self.charges) != (1 if self.is_completed else 0):
-            yield f"is {self.request.status} and has {len(self.charges)} charges"
+    def _checks(self) -> Iterator[tuple[str, Iterator[str]]]:
+        try:
+            asked = request_of(self.request)
+        except Exception as error:
+            yield "I10", iter([_cannot_be_told(error)])
+            yield "I11", self._whole(None)
+            return
+        operation = operations.operation_of(asked)
+        for invariant, wrong in operation.check(asked, self.written).items():
+            if invariant == "I1" or not self.is_old:
+                yield invariant, wrong
+        yield "I10", self._answered(asked)
+        yield "I11", self._whole(operation.needs(asked, self.written.wheels).accounts)
 
-    def _drawn(self) -> Iterator[str]:
-        if self.is_old:
-            return
-        paid = sum(
-            (self._amount(row.row_delta_amount) for row in self.rows if row.row_business_type == REWARD), Decimal(0)
-        )
-        if not self.is_completed:
-            if paid:
-                yield f"is {self.request.status} and was paid {paid}"
-            return
-        if self.request.campaign not in self._wheels:
-            yield f"campaign {self.request.campaign} is not known here: it cannot be recomputed"
-        elif (prize := self._prize()) is None:
-            yield "was drawn with other odds or another seed: it cannot be recomputed"
-        elif paid != prize.amount:
-            yield f"was paid {paid}, its draw says {prize.amount}"
+    def _whole(self, accounts: Collection[int] | None) -> Iterator[str]:
+        """What holds for requests of all kinds; the rest is for the operation to check.
 
-    def _whole(self) -> Iterator[str]:
-        if not self.is_completed:
-            if self.rows:
-                yield f"is {self.request.status} and has {len(self.rows)} ledger rows"
+        `accounts` are those that it may touch, None where its request cannot be read.
+        """
+        rows = self.written.rows
+        if not self.written.is_completed:
+            if rows:
+                yield f"is {self.request.status} and has {len(rows)} ledger rows"
             return
-        if any(row.row_account_id != self.request.account_id for row in self.rows):
+        if accounts is not None and any(row.account_id not in accounts for row in rows):
             yield "its session moves another account"
-        if self.is_old:
-            return
-        keys = [row.row_idempotency_key for row in self.rows]
-        if any(key is None or not key.startswith(f"{self.request.request_key}:") for key in keys):
+        keys = [row.idempotency_key for row in rows]
+        if not self.is_old and any(key is None or not key.startswith(f"{self.request.request_key}:") for key in keys):
             yield f"its session holds foreign rows: {keys}"
-        prize = self._prize()
-        expected = (1, 2) if prize is None else (2,) if prize.amount else (1,)
-        if len(self.rows) not in expected:
-            yield f"has {len(self.rows)} ledger rows"
 
-    def _prize(self) -> Prize | None:
-        """What the draw says; None where campaign, odds or seed are not ours."""
-        wheel = self._wheels.get(self.request.campaign)
-        if wheel is None or any(row.row_notes != wheel.notes for row in self.charges):
-            return None
-        return wheel.draw(self.request.account_id, self.request.request_key)
-
-    def _answered(self) -> Iterator[str]:
+    def _answered(self, asked: Request) -> Iterator[str]:
         """What we answered is what the ledger says, and belongs to this request."""
         request = self.request
-        draw = request_of(request)
-        if draw.fingerprint() != request.fingerprint:
+        if asked.fingerprint() != request.fingerprint:
             yield "its row does not match its fingerprint"
         if request.status in ("accepted", "dead"):
             return
+        result = operations.operation_of(asked).result
         rebuilt = None
-        if self.is_completed:
-            if not self.rows:
+        if self.written.is_completed:
+            if not self.written.rows:
                 yield "its result cannot be rebuilt: the ledger has no rows of it"
                 return
-            rebuilt = completed(draw, [shown(self._ledger_row(row)) for row in self.rows]).encode().decode()
+            rebuilt = result(asked, self.written.rows).decode()
         if request.result is None and request.publish_at is None:  # archived: it is rebuilt whenever it is asked for
-            told = None if request.balance_told is None else self._amount(request.balance_told)
-            kept = rebuilt or rejected(draw, request.reason, told).encode().decode()
+            told = None if request.balance_told is None else _amount(self._connection, request.balance_told)
+            kept = rebuilt or result(asked, Rejection(request.reason, told)).decode()
         else:
             kept = request.result or ""
         if rebuilt is not None and rebuilt != kept:
             yield "its kept result is not what the ledger says"
         try:
-            result = parse_result(kept.encode())
+            said = parse_result_head(kept.encode())
         except DrawError as error:
             yield str(error)
             return
-        if (result.status, result.reason) != (request.status, request.reason):
-            yield f"is {request.status}, its kept result says {result.status}"
+        if (said.status, said.reason) != (request.status, request.reason):
+            yield f"is {request.status}, its kept result says {said.status}"
 
-    def _amount(self, stored: Any) -> Decimal:
-        return _amount(self._connection, stored)
 
-    def _ledger_row(self, pair: Any) -> dict[str, Any]:
-        """The ledger's half of a pair, by column name."""
-        row = {name.removeprefix("row_"): value for name, value in pair._mapping.items() if name.startswith("row_")}
-        return row | {name: self._amount(row[name]) for name in ("delta_amount", "balance_before", "balance_after")}
+def _cannot_be_told(error: Exception) -> str:
+    return f"cannot be told: {type(error).__name__}: {error!s:.200}"

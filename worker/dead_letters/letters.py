@@ -21,8 +21,9 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, false, func, ins
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState, Status
-from tombola.producers.domain.contract import DrawRequest, parse_request
+from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import DeadLetterNotFound, InvalidRequest
+from tombola.producers.domain.operations import parse_request
 from tombola.producers.storage import clock
 from tombola.producers.storage.database import explain, is_duplicate_key
 from tombola.producers.storage.schema import api_idempotency_requests
@@ -125,12 +126,12 @@ class DeadLetter(NamedTuple):
         """Whether the whole body was kept."""
         return len(self.body) == self.body_bytes
 
-    def request(self) -> DrawRequest:
+    def request(self) -> Request:
         """What it asks for; raises InvalidRequest if that cannot be read, or was not kept."""
         return request_in(self.body, self.body_bytes)
 
 
-def request_in(body: bytes, body_bytes: int) -> DrawRequest:
+def request_in(body: bytes, body_bytes: int) -> Request:
     """What a message that was kept asks for; raises InvalidRequest if that cannot be read, or was not kept."""
     if len(body) != body_bytes:
         raise InvalidRequest(f"only the first {len(body):,} of {body_bytes:,} bytes were kept")
@@ -320,7 +321,7 @@ def edit(engine: Engine, dead_letter_id: int, body: bytes, *, operator: str, rea
     return int(copy_id)
 
 
-def _refuse_other_claims(original: DeadLetter, request: DrawRequest) -> None:
+def _refuse_other_claims(original: DeadLetter, request: Request) -> None:
     for name in ("request_key", "account_id"):
         before, after = getattr(original, name), getattr(request, name)
         if before is not None and before != after:
@@ -329,7 +330,7 @@ def _refuse_other_claims(original: DeadLetter, request: DrawRequest) -> None:
             )
 
 
-def refuse_if_settled(connection: Connection, original: DeadLetter, request: DrawRequest) -> None:
+def refuse_if_settled(connection: Connection, original: DeadLetter, request: Request) -> None:
     """Raise InvalidRequest if the original, or the request under its key, has settled meanwhile."""
     settled = original.state == LetterState.SETTLED or bool(settled_keys(connection, [request.request_key]))
     if settled:

@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.brokers.streams import QUEUE
 from tombola.producers.domain.causes import OPEN_STATES, STRANGERS, Cause, DeadReason, LetterState, Status, why_dead
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.storage import clock, requests
 from tombola.producers.storage.database import Fault, explain, fault_of
@@ -64,7 +64,7 @@ class Parking(NamedTuple):
     delivery: Delivery
     cause: str
     error: str
-    request: DrawRequest | None = None
+    request: Request | None = None
     exception: BaseException | None = None
     # Not tried yet: what it asks for is not given up.
     is_tried: bool = True
@@ -90,7 +90,7 @@ class Parking(NamedTuple):
         return self.cause in STRANGERS
 
     @property
-    def gives_up(self) -> DrawRequest | None:
+    def gives_up(self) -> Request | None:
         """The request that is dead from here on, if it was accepted."""
         return self.request if self.is_tried and not self.is_strangers else None
 
@@ -174,7 +174,7 @@ def unpark(engine: Engine, parking: Parking) -> None:
         raise explain(error) from error
 
 
-def bury(connection: Connection, given_up: Sequence[DrawRequest], reason: str, *, worker: str) -> None:
+def bury(connection: Connection, given_up: Sequence[Request], reason: str, *, worker: str) -> None:
     """Park requests that the relay has given up, in the transaction in which it does: nothing dies unseen."""
     why = why_dead(reason) or reason
     parkings = [Parking(Delivery(it.encode(), 0, 0), Cause.NEVER_SETTLED, why, it) for it in given_up]

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from tombola.producers.domain.contract import BODY_BYTES_MAX, DrawRequest, parse_request
+from tombola.producers.domain.contract import BODY_BYTES_MAX, Request
 from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.domain.operations import parse_request
 
 NO_HEADERS: Final[Mapping[str, Any]] = MappingProxyType({})
 BODY_KEPT_BYTES_MAX: Final = 64 * 1024  # of a body that is too large to be a draw: as much as a dead letter keeps
@@ -43,7 +44,7 @@ class Delivery:
         """SHA-256 of the whole body, 64 hex digits."""
         return hashlib.sha256(self.body).hexdigest() if self.whole is None else self.whole[1]
 
-    def request(self) -> DrawRequest:
+    def request(self) -> Request:
         """The draw that it asks for; raises InvalidRequest with what is wrong."""
         if self.problem:
             raise InvalidRequest(self.problem)

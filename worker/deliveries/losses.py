@@ -15,7 +15,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.causes import Status
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.storage.database import explain
 from tombola.producers.storage.schema import api_idempotency_requests as table
@@ -62,7 +62,7 @@ def _reason(delivery: Delivery) -> str:
     return reason if isinstance(reason, str) else ""
 
 
-def _lost(delivery: Delivery) -> DrawRequest | None:
+def _lost(delivery: Delivery) -> Request | None:
     """What a message asks for that was lost, if it can be read."""
     if _reason(delivery) in LOST_REASONS:
         with suppress(InvalidRequest):
@@ -70,7 +70,7 @@ def _lost(delivery: Delivery) -> DrawRequest | None:
     return None
 
 
-def _promised(engine: Engine, requests: Sequence[DrawRequest]) -> dict[str, int]:
+def _promised(engine: Engine, requests: Sequence[Request]) -> dict[str, int]:
     """How often those were published that were accepted, or have settled already, by fingerprint."""
     keys = sorted({request.request_key for request in requests})
     try:

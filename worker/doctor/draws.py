@@ -10,9 +10,9 @@ from sqlalchemy import Connection, Engine, func, select
 
 from tombola.producers.domain.causes import OPEN_STATES, Status
 from tombola.producers.domain.draw import wheels
+from tombola.producers.domain.operations.draw import CONSUME
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.ledger import CONSUME
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests_table
 from tombola.producers.storage.schema import asset_transactions as transactions

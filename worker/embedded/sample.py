@@ -18,8 +18,9 @@ from sqlalchemy import Connection, Engine, func, select
 
 from tombola.producers.client import DrawClient
 from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import Wheels
 from tombola.producers.domain.errors import ServiceUnavailable
-from tombola.producers.storage.ledger import CONSUME, REWARD
+from tombola.producers.domain.operations.draw import CONSUME, REWARD
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import asset_transactions as transactions
@@ -27,7 +28,6 @@ from tombola.worker.audit import audit, audits
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.ledger import accounts as acts
 from tombola.worker.operators.actions import shell_operator
-from tombola.worker.settle.batch import Wheels
 
 ACCOUNTS: Final = 10
 BALANCE: Final = Decimal("100.00")

@@ -26,7 +26,7 @@ from tombola.producers.results import ResultStore, StoredResult
 from tombola.producers.settings import Settings
 from tombola.producers.storage.database import open_engine
 from tombola.worker.deliveries.streams import forget_consumers
-from tombola.worker.ledger.post import holds_old_rows
+from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.relay.relay import Relay
 from tombola.worker.relay.retention import archive_once
 from tombola.worker.settle import batch
@@ -64,8 +64,8 @@ def _engine(settings: Settings) -> Engine:
 
 
 @cache
-def _is_legacy(engine: Engine) -> bool:
-    return holds_old_rows(engine)
+def _old_draws(engine: Engine) -> OldDraws | None:
+    return OldDraws.of(engine)
 
 
 def draw(task: Task, **fields: Any) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _settle(settings: Settings, request: DrawRequest) -> Settled:
             [request],
             wheels(settings.seed_bytes),
             effort=Effort(settings.tries_max, settings.lock_wait_s),
-            is_legacy=_is_legacy(engine),
+            old_draws=_old_draws(engine),
             accepted_only=settings.accepted_only,
         )
         if isinstance(answer, Deferred):

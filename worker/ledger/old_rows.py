@@ -1,15 +1,135 @@
-"""Which rows of a legacy ledger (`tombola legacy`) old code wrote: for the audit, which cannot recompute those."""
+"""All of legacy that is left in the house: what old code wrote into a ledger that was its own (`tombola legacy`).
+
+OldDraws keeps its draws from being charged again; OldRows tells the audit which rows it cannot recompute.
+"""
 
 from __future__ import annotations
 
 import enum
-from typing import Any
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
+from typing import Any, NamedTuple, Self
 
-from sqlalchemy import ColumnElement, Connection, func, true
+from sqlalchemy import ColumnElement, Connection, Engine, func, inspect, text, true
 
+from tombola.producers.domain.contract import Request
 from tombola.producers.domain.draw import NOTES_PREFIX
+from tombola.producers.domain.operations.draw import CONSUME
+from tombola.producers.storage.database import Transaction
+from tombola.producers.storage.ledger import Posting
+from tombola.producers.storage.requests import owners_of_sessions
 from tombola.producers.storage.schema import asset_transactions as transactions
-from tombola.worker.ledger.post import holds_old_rows, is_adopted
+from tombola.worker.ledger.post import Charged, read_posting
+
+
+def holds_old_rows(database: Engine | Connection) -> bool:
+    """Whether this ledger was old code's before (`tombola legacy`): then its draws are known by their session alone."""
+    # Only MySQL and MariaDB have them.
+    return database.dialect.name != "sqlite" and inspect(database).has_table("legacy_migration")
+
+
+def is_adopted(connection: Connection) -> bool:
+    """Whether a legacy ledger had keys already when it was taken over: then its rows have keys of any form, and code of
+    the owner's may go on writing them (`tombola legacy adopt`)."""
+    found = connection.execute(text("SELECT details FROM legacy_migration WHERE step = 'expand'")).scalar()
+    return found is not None and json.loads(found).get("shape", "a") != "a"
+
+
+def old_accounts_until(connection: Connection) -> datetime | None:
+    """Until when old code may have opened accounts in a legacy ledger; None: it may still do so.
+
+    That is until the contract, after which old code cannot write, unless it gives keys. It had clocks of any time zone:
+    hence a day more.
+    """
+    if is_adopted(connection):
+        return None
+    ended_at: datetime | None = connection.execute(
+        text("SELECT ended_at FROM legacy_migration WHERE step = 'contract' AND status = 'done'")
+    ).scalar()
+    return None if ended_at is None else ended_at.replace(tzinfo=UTC) + timedelta(days=1)
+
+
+class Met(NamedTuple):
+    """What old code has to do with a batch: whose some sessions are, and which of its requests are charged already."""
+
+    owners: dict[str, str]
+    charged: dict[str, Charged]
+
+
+class OldDraws:
+    """The draws that old code has charged, and the sessions that are theirs. Made once, at start.
+
+    Unless it `adopts` them, which a forecast does not, their rows stay without a key until the backfill.
+    """
+
+    def __init__(self, *, adopts: bool = True) -> None:
+        self._adopts = adopts
+
+    @classmethod
+    def of(cls, database: Engine | Connection, *, adopts: bool = True) -> Self | None:
+        """Those of this ledger; None where no old code has ever been."""
+        return cls(adopts=adopts) if holds_old_rows(database) else None
+
+    def meet(self, transaction: Transaction, asking: Sequence[Request]) -> Met:
+        """What is theirs of what these requests ask for."""
+        names = sorted({name for it in asking for name in (it.request_key, it.lottery_session_id)})
+        old = _charged(transaction, names, adopts=self._adopts)
+        if not old:
+            return Met({}, {})
+        # A session in which one of our own requests was drawn is that request's, whatever its name.
+        owners = {session_id: session_id for session_id in old} | {
+            session_id: key
+            for session_id, key in owners_of_sessions(transaction, list(old)).items()
+            if any(row.idempotency_key.startswith(f"{key}:") for row in old[session_id].rows)
+        }
+        charged = {it.request_key: old[it.request_key] for it in asking if owners.get(it.request_key) == it.request_key}
+        return Met(owners, charged)
+
+
+def _charged(transaction: Transaction, names: Sequence[str], *, adopts: bool) -> dict[str, Charged]:
+    """Charged draws whose session is among `names`, by session, with all of its rows in their order.
+
+    A draw is known by its session and its `lottery_consume` row, whatever the form of its keys: old code had one name
+    for request key and session. Rows that have no key or no session yet are read as the backfill will leave them, and
+    with `adopts` get both here and now.
+    """
+    if not names:
+        return {}
+    wanted = frozenset(names)
+    columns = (
+        "SELECT transaction_id, account_id, {session}, idempotency_key, business_type, asset_code, delta_amount, "
+        "balance_before, balance_after, lottery_session_id, created_at, updated_at FROM asset_transactions WHERE "
+    )
+    found = [
+        *transaction.select(f"{columns.format(session='lottery_session_id')} lottery_session_id IN (??)", names),
+        # After the contract no row is without a session, and the server knows that without looking.
+        *transaction.select(
+            f"{columns.format(session='business_id')} business_id IN (??) AND lottery_session_id IS NULL", names
+        ),
+    ]
+    rows = sorted(
+        (row for row in found if row[2] in wanted), key=itemgetter(0)
+    )  # old columns may hold `ABC` and `abc` for equal
+    to_fill = [row for row in rows if row[3] is None or row[9] is None]
+    if to_fill and adopts:
+        transaction.update(
+            "asset_transactions",
+            "transaction_id",
+            # The times, as some servers set them by themselves.
+            ("idempotency_key", "lottery_session_id", "created_at", "updated_at"),
+            [(row[0], row[3] or f"tx_{row[0]}", row[2], str(row[10]), str(row[11])) for row in to_fill],
+        )
+    sessions: dict[str, list[Posting]] = {}
+    draws: dict[str, Charged] = {}
+    for transaction_id, account_id, session_id, key, *others in (row[:9] for row in rows):
+        posting = read_posting(transaction, (account_id, session_id, key or f"tx_{transaction_id}", *others))
+        postings = sessions.setdefault(session_id, [])
+        postings.append(posting)
+        if posting.business_type == CONSUME:
+            draws.setdefault(session_id, Charged(account_id, session_id, postings))
+    return draws
 
 
 class OldRows(enum.Enum):

@@ -1,26 +1,20 @@
-"""The ledger as it is written: lock accounts, post entries, move balances. Reading is producers.storage.ledger's."""
+"""The ledger as it is written: lock accounts, post rows, move balances. Reading is producers.storage.ledger's."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
-from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, inspect, text
-
-from tombola.producers.domain.contract import LedgerRow
+from tombola.producers.domain import operations
+from tombola.producers.domain.contract import Request
+from tombola.producers.domain.operations.operation import LockedAccount
 from tombola.producers.storage.database import Transaction, WhenHeld, time_text
-from tombola.producers.storage.ledger import CONSUME
+from tombola.producers.storage.ledger import Posting
 from tombola.worker.ledger.accounts import AMOUNT_MAX as AMOUNT_MAX
 from tombola.worker.ledger.accounts import open_account as open_account
 from tombola.worker.ledger.accounts import recharge as recharge
-
-# What a draw's rows are called in their derived keys.
-CONSUME_TYPE: Final = "consume"
-REWARD_TYPE: Final = "reward"
 
 _COLUMNS: Final = (
     "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code",
@@ -29,41 +23,9 @@ _COLUMNS: Final = (
 _COPIES: Final = {"business_id": "lottery_session_id", "updated_at": "created_at"}
 
 
-class Account(NamedTuple):
-    """A locked account as the batch sees it."""
-
-    asset_code: str
-    balance: Decimal
-
-
-class Entry(NamedTuple):
-    """One ledger row to post."""
-
-    account_id: int
-    lottery_session_id: str
-    idempotency_key: str
-    business_type: str
-    asset_code: str
-    delta: Decimal
-    before: Decimal
-    after: Decimal
-    notes: str
-
-    def shown(self) -> LedgerRow:
-        """The row as a result shows it."""
-        return LedgerRow(
-            self.idempotency_key,
-            self.business_type,
-            self.asset_code,
-            str(self.delta),
-            str(self.before),
-            str(self.after),
-        )
-
-
 def lock_accounts(
     transaction: Transaction, account_ids: Iterable[int], *, wait_s_max: float = 0, lock: bool = True
-) -> dict[int, Account]:
+) -> dict[int, LockedAccount]:
     """Lock these accounts in the order of their ids, so that no two batches wait for each other in a circle.
 
     Missing accounts are not in the result. One lock after the other may keep us waiting: after `wait_s_max` in all, the
@@ -73,7 +35,9 @@ def lock_accounts(
     return _accounts(transaction, transaction.select(query, sorted(account_ids), lock=lock))
 
 
-def lock_free_accounts(transaction: Transaction, account_ids: Iterable[int]) -> tuple[dict[int, Account], set[int]]:
+def lock_free_accounts(
+    transaction: Transaction, account_ids: Iterable[int]
+) -> tuple[dict[int, LockedAccount], set[int]]:
     """Lock those of these accounts that can be had at once; the others' ids are the second part of the result."""
     ids = sorted(account_ids)
     free = _accounts(transaction, transaction.select(_ACCOUNTS, ids, lock=True, when_held=WhenHeld.SKIP))
@@ -86,132 +50,69 @@ def lock_free_accounts(transaction: Transaction, account_ids: Iterable[int]) -> 
 _ACCOUNTS: Final = "SELECT id, asset_code, balance FROM account_asset_balances WHERE id IN (??) ORDER BY id"
 
 
-def _accounts(transaction: Transaction, rows: Sequence[tuple[Any, ...]]) -> dict[int, Account]:
-    return {account_id: Account(asset_code, transaction.amount(balance)) for account_id, asset_code, balance in rows}
+def _accounts(transaction: Transaction, rows: Sequence[tuple[Any, ...]]) -> dict[int, LockedAccount]:
+    return {
+        account_id: LockedAccount(asset_code, transaction.amount(balance)) for account_id, asset_code, balance in rows
+    }
 
 
 class Charged(NamedTuple):
-    """A draw that the ledger holds: whose it is, and its rows in their order."""
+    """A request that the ledger holds: whose it is, and its rows in their order."""
 
     account_id: int
     lottery_session_id: str
-    rows: list[LedgerRow]
+    rows: list[Posting]
 
 
-def charged_draws(transaction: Transaction, request_keys: Sequence[str]) -> dict[str, Charged]:
-    """Those of these requests that the ledger has charged, by request key."""
-    if not request_keys:
+POSTING_COLUMNS: Final = (
+    "account_id, lottery_session_id, idempotency_key, business_type, asset_code, delta_amount, balance_before, "
+    "balance_after"
+)
+
+
+def read_posting(transaction: Transaction, row: Sequence[Any]) -> Posting:
+    """The ledger row behind these values of POSTING_COLUMNS; without its notes."""
+    account_id, session_id, key, business_type, asset_code, *amounts = row
+    delta, before, after = map(transaction.amount, amounts)
+    return Posting(account_id, session_id, key, business_type, asset_code, delta, before, after, "")
+
+
+def charged(transaction: Transaction, requests: Sequence[Request]) -> dict[str, Charged]:
+    """Those of these requests that the ledger holds, by request key."""
+    if not requests:
         return {}
     found = transaction.select(
         "SELECT idempotency_key, account_id, lottery_session_id FROM asset_transactions WHERE idempotency_key IN (??)",
-        [f"{key}:{CONSUME_TYPE}" for key in request_keys],
+        [operations.proof_key(request) for request in requests],
     )
     if not found:
         return {}
     charged = {
-        consume_key.partition(":")[0]: Charged(account_id, session_id, [])
-        for consume_key, account_id, session_id in found
+        proof_key.partition(":")[0]: Charged(account_id, session_id, []) for proof_key, account_id, session_id in found
     }
-    for *values, delta, before, after in transaction.select(
-        "SELECT idempotency_key, business_type, asset_code, delta_amount, balance_before, balance_after "
-        "FROM asset_transactions WHERE lottery_session_id IN (??) ORDER BY transaction_id",
+    for row in transaction.select(
+        f"SELECT {POSTING_COLUMNS} FROM asset_transactions WHERE lottery_session_id IN (??) ORDER BY transaction_id",
         sorted({session_id for _, _, session_id in found}),
     ):
-        draw = charged.get(values[0].partition(":")[0])
-        if draw is not None:  # else a row of that session under another key
-            draw.rows.append(
-                LedgerRow(*values, *(str(transaction.amount(amount)) for amount in (delta, before, after)))
-            )
+        posting = read_posting(transaction, row)
+        it = charged.get(posting.request_key)
+        if it is not None:  # else a row of that session under another key
+            it.rows.append(posting)
     return charged
 
 
-def busy(transaction: Transaction, request_keys: Sequence[str]) -> set[str]:
-    """Those of these requests whose ledger rows another open transaction holds; see Transaction.held."""
-    keys = [f"{key}:{entry_type}" for key in request_keys for entry_type in (CONSUME_TYPE, REWARD_TYPE)]
+def busy(transaction: Transaction, requests: Sequence[Request]) -> set[str]:
+    """The keys of those of these requests whose ledger rows another open transaction holds; see Transaction.held."""
+    keys = [key for request in requests for key in operations.ledger_keys(request)]
     held = transaction.held("asset_transactions", "uk_idempotency_key", "idempotency_key", keys)
     return {key.partition(":")[0] for key in held}
-
-
-# ---- rows of old code, where a legacy ledger became ours ------------------------------------------------------------
-
-
-def holds_old_rows(database: Engine | Connection) -> bool:
-    """Whether this ledger was old code's before (`tombola legacy`): then its draws are known by their session alone."""
-    # Only MySQL and MariaDB have them.
-    return database.dialect.name != "sqlite" and inspect(database).has_table("legacy_migration")
-
-
-def is_adopted(connection: Connection) -> bool:
-    """Whether a legacy ledger had keys already when it was taken over: then its rows have keys of any form, and code of
-    the owner's may go on writing them (`tombola legacy adopt`)."""
-    found = connection.execute(text("SELECT details FROM legacy_migration WHERE step = 'expand'")).scalar()
-    return found is not None and json.loads(found).get("shape", "a") != "a"
-
-
-def old_accounts_until(connection: Connection) -> datetime | None:
-    """Until when old code may have opened accounts in a legacy ledger; None: it may still do so.
-
-    That is until the contract, after which old code cannot write, unless it gives keys. It had clocks of any time zone:
-    hence a day more.
-    """
-    if is_adopted(connection):
-        return None
-    ended_at: datetime | None = connection.execute(
-        text("SELECT ended_at FROM legacy_migration WHERE step = 'contract' AND status = 'done'")
-    ).scalar()
-    return None if ended_at is None else ended_at.replace(tzinfo=UTC) + timedelta(days=1)
-
-
-def old_draws(transaction: Transaction, names: Sequence[str], *, adopt: bool) -> dict[str, Charged]:
-    """Charged draws whose session is among `names`, by session, with all of its rows in their order.
-
-    A draw is known by its session and its `lottery_consume` row, whatever the form of its keys: old code had one name
-    for request key and session. Rows that have no key or no session yet are read as the backfill will leave them, and
-    with `adopt` get both here and now.
-    """
-    if not names:
-        return {}
-    wanted = frozenset(names)
-    columns = (
-        "SELECT transaction_id, account_id, {session}, idempotency_key, business_type, asset_code, delta_amount, "
-        "balance_before, balance_after, lottery_session_id, created_at, updated_at FROM asset_transactions WHERE "
-    )
-    found = [
-        *transaction.select(f"{columns.format(session='lottery_session_id')} lottery_session_id IN (??)", names),
-        # After the contract no row is without a session, and the server knows that without looking.
-        *transaction.select(
-            f"{columns.format(session='business_id')} business_id IN (??) AND lottery_session_id IS NULL", names
-        ),
-    ]
-    rows = sorted(
-        (row for row in found if row[2] in wanted), key=itemgetter(0)
-    )  # old columns may hold `ABC` and `abc` for equal
-    to_fill = [row for row in rows if row[3] is None or row[9] is None]
-    if to_fill and adopt:
-        transaction.update(
-            "asset_transactions",
-            "transaction_id",
-            # The times, as some servers set them by themselves.
-            ("idempotency_key", "lottery_session_id", "created_at", "updated_at"),
-            [(row[0], row[3] or f"tx_{row[0]}", row[2], str(row[10]), str(row[11])) for row in to_fill],
-        )
-    sessions: dict[str, list[LedgerRow]] = {}
-    draws: dict[str, Charged] = {}
-    for transaction_id, account_id, session_id, key, kind, asset, *amounts in (row[:9] for row in rows):
-        shown = sessions.setdefault(session_id, [])
-        shown.append(
-            LedgerRow(key or f"tx_{transaction_id}", kind, asset, *(str(transaction.amount(it)) for it in amounts))
-        )
-        if kind == CONSUME:
-            draws.setdefault(session_id, Charged(account_id, session_id, shown))
-    return draws
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def post(transaction: Transaction, entries: Sequence[Entry], now: datetime) -> None:
-    """Insert `entries` in one statement.
+def post(transaction: Transaction, postings: Sequence[Posting], now: datetime) -> None:
+    """Insert `postings` in one statement.
 
     In the order in which the draws were made: under an account's lock the auto-increment id is then the order of its
     chain of balances, which is what old readers and the audit go by.
@@ -222,18 +123,18 @@ def post(transaction: Transaction, entries: Sequence[Entry], now: datetime) -> N
         _COLUMNS,
         [
             (
-                entry.account_id,
-                entry.lottery_session_id,
-                entry.idempotency_key,
-                entry.business_type,
-                entry.asset_code,
-                money(entry.delta),
-                money(entry.before),
-                money(entry.after),
-                entry.notes,
+                it.account_id,
+                it.lottery_session_id,
+                it.idempotency_key,
+                it.business_type,
+                it.asset_code,
+                money(it.delta),
+                money(it.before),
+                money(it.after),
+                it.notes,
                 moment,
             )
-            for entry in entries
+            for it in postings
         ],
         copies=_COPIES,
     )

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.causes import DeadReason
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.results import ResultStore
 from tombola.producers.storage import clock, requests
@@ -31,7 +31,7 @@ def here() -> str:
     return f"relay@{parking.here()}"
 
 
-def tell_dead(results: ResultStore | None, dead: Sequence[DrawRequest], reason: DeadReason) -> None:
+def tell_dead(results: ResultStore | None, dead: Sequence[Request], reason: DeadReason) -> None:
     """Count these requests as given up, and tell those who wait for their results."""
     metrics.GIVEN_UP.labels(reason).inc(len(dead))
     if dead and results is not None:

@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, select
 
-from tombola.producers.domain.causes import LetterState
-from tombola.producers.domain.contract import DrawRequest, parse_result
-from tombola.producers.domain.draw import blind_wheels
+from tombola.producers.domain.causes import Cause, LetterState
+from tombola.producers.domain.contract import Request, parse_result_head
+from tombola.producers.domain.draw import Wheels, blind_wheels
 from tombola.producers.domain.errors import DrawError, InvalidRequest
 from tombola.producers.storage import clock
 from tombola.producers.storage.database import Fault, explain, fault_of, transaction
@@ -24,9 +24,9 @@ from tombola.producers.storage.requests import look_up
 from tombola.producers.storage.schema import dead_letters as table
 from tombola.worker.dead_letters.letters import Selection, request_in
 from tombola.worker.dead_letters.parking import ROWS_MAX, normalised
-from tombola.worker.ledger.post import holds_old_rows
+from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.replays.vouching import NOTHING_ASKED, Vouching
-from tombola.worker.settle.batch import Answer, Refused, Rehearsal, Settled, Wheels
+from tombola.worker.settle.batch import Answer, Refused, Rehearsal, Settled
 
 ALREADY_SETTLED: Final = "already settled"
 WOULD_CHARGE: Final = "would charge"
@@ -131,15 +131,13 @@ def forecast(
     book = blind_wheels() if wheels is None else wheels
     said = Forecast(is_exact=wheels is not None)
     try:
-        rehearsal = Rehearsal(book, is_legacy=holds_old_rows(engine))
+        rehearsal = Rehearsal(book, old_draws=OldDraws.of(engine, adopts=False))
         for letters in _in_order(engine, selection, limit):
-            for line, request in _lines(engine, rehearsal, letters, vouching):
+            for line in _lines(engine, rehearsal, letters, vouching):
                 said.add(line)
-                if line.outcome == WOULD_CHARGE and request is not None:
-                    campaign = book[request.campaign].campaign
-                    said.charged[campaign.asset_code] = (
-                        said.charged.get(campaign.asset_code, Decimal(0)) + campaign.cost
-                    )
+                if line.outcome == WOULD_CHARGE:
+                    for asset_code, amount in rehearsal.charged(line.request_key).items():
+                        said.charged[asset_code] = said.charged.get(asset_code, Decimal(0)) + amount
             tell(said.total)
     except DrawError:
         raise
@@ -168,7 +166,7 @@ class Letter(NamedTuple):
     edited_from: int | None
     headers: str | None
 
-    def request(self) -> DrawRequest:
+    def request(self) -> Request:
         """What it asks for; raises InvalidRequest if that cannot be read, or was not kept."""
         return request_in(self.body, self.body_bytes)
 
@@ -203,12 +201,10 @@ def _in_order(engine: Engine, selection: Selection, limit: int | None) -> Iterat
             yield letters_of(connection, ids[start : start + ROWS_MAX])
 
 
-def _lines(
-    engine: Engine, rehearsal: Rehearsal, letters: Sequence[Letter], vouching: Vouching
-) -> Iterator[tuple[Line, DrawRequest | None]]:
+def _lines(engine: Engine, rehearsal: Rehearsal, letters: Sequence[Letter], vouching: Vouching) -> Iterator[Line]:
     with engine.connect().execution_options(read_only=True) as connection:
         too_late = originals_settled(connection, letters)
-    asked: list[DrawRequest | None] = []
+    asked: list[Request | None] = []
     whys: list[str] = []
     for it in letters:
         why, request = "", None
@@ -240,7 +236,7 @@ def _lines(
         key, account_id = (
             (letter.request_key, letter.account_id) if request is None else (request.request_key, request.account_id)
         )
-        yield Line(letter.id, key, account_id, outcome, why), request
+        yield Line(letter.id, key, account_id, outcome, why)
 
 
 def _outcome(answer: Answer) -> tuple[str, str]:
@@ -248,9 +244,10 @@ def _outcome(answer: Answer) -> tuple[str, str]:
         case Settled(is_repeat=True):
             return ALREADY_SETTLED, ""
         case Settled():
-            result = parse_result(answer.result)
-            return (WOULD_CHARGE, "") if result.status == "completed" else (WOULD_BE_REJECTED, result.reason or "")
-        case Refused(cause="unknown campaign"):
+            if not answer.is_rejected:
+                return WOULD_CHARGE, ""
+            return WOULD_BE_REJECTED, parse_result_head(answer.result).reason or ""
+        case Refused(cause=Cause.UNKNOWN_CAMPAIGN):
             return UNKNOWN_CAMPAIGN, answer.error
         case _:
             return CONFLICT, answer.error

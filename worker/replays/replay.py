@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.brokers.streams import Broker
 from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState, Status
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import DrawError, InvalidRequest, PublishFailed, ReplayNotFound
 from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
 from tombola.producers.settings import Settings
@@ -238,8 +238,8 @@ class _Step:
     """What one transaction did."""
 
     sent: int
-    to_publish: list[DrawRequest]
-    revived: list[DrawRequest]
+    to_publish: list[Request]
+    revived: list[Request]
 
 
 class _Refused(Exception):
@@ -427,7 +427,7 @@ class Replayer:
         now = clock.now(connection)
         letters = [it for it in letters_of(connection, ids) if it.state in OPEN_STATES]
         too_late = originals_settled(connection, letters)
-        asked: dict[int, DrawRequest] = {}
+        asked: dict[int, Request] = {}
         for it in letters:
             if it.edited_from in too_late:
                 continue
@@ -476,7 +476,7 @@ class Replayer:
         to_publish = dead + [request for it, request in new.items() if it not in taken]
         return _Step(len(sent), to_publish, dead)
 
-    def _accept_new(self, joined: Transaction, new: Mapping[int, DrawRequest], now: datetime) -> set[int]:
+    def _accept_new(self, joined: Transaction, new: Mapping[int, Request], now: datetime) -> set[int]:
         """Accept requests that nobody knows yet; return the dead letters whose key or session is taken."""
         if not new:
             return set()

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from tombola.producers.domain.causes import Cause
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import NotSigned
 from tombola.producers.domain.keys import is_alias
 from tombola.producers.domain.signatures import NO_KEYS, SIGNATURE, Keyring
@@ -32,7 +32,7 @@ class Vouching(NamedTuple):
         """What these settings ask for. `by_operator`: the operator vouches for all of it."""
         return cls(settings.keyring, settings.accepted_only, by_operator)
 
-    def why_not(self, request: DrawRequest, headers: str | None) -> str:
+    def why_not(self, request: Request, headers: str | None) -> str:
         """Why nobody vouches for a request that is not on record; empty if somebody does.
 
         `headers` is what came beside the message, as its dead letter keeps it.

@@ -1,11 +1,12 @@
-"""THE transaction: settle a batch of draws so that each is charged once, however often it is delivered.
+"""THE transaction: settle a batch of requests so that each is charged once, however often it is delivered.
 
-    lock the accounts ─► who is settled already? ─► draw ─► post ─► move balances ─► finish requests ─► commit
+    lock the accounts ─► who is settled already? ─► decide ─► post ─► move balances ─► finish requests ─► commit
 
-Only then come results, and only then acks (worker.settle.consumer). One request key belongs to one account, so two
-deliveries of a request meet at that account's lock, and the second one finds the first one's row. The unique
-constraints on `idempotency_key` and `request_key` are the proof that this is so: where they object, the whole
-transaction runs again.
+Only then come results, and only then acks (worker.settle.consumer). What a request needs, does and answers is its
+operation's to say (producers.domain.operations); nearly all are draws, and called so below. One request key belongs to
+one account, so two deliveries of a request meet at that account's lock, and the second one finds the first one's row.
+The unique constraints on `idempotency_key` and `request_key` are the proof that this is so: where they object, the
+whole transaction runs again.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Engine
 
-from tombola.producers.domain import keys
+from tombola.producers.domain import keys, operations
 from tombola.producers.domain.causes import Cause, Status
-from tombola.producers.domain.contract import (
-    ACCOUNT_NOT_FOUND,
-    DUPLICATE_REQUEST_IDEMPOTENT,
-    INSUFFICIENT_BALANCE,
-    DrawRequest,
-    DrawResult,
+from tombola.producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, Request
+from tombola.producers.domain.draw import Wheels
+from tombola.producers.domain.operations.operation import (
+    Locked,
+    LockedAccount,
+    Movement,
+    Outcome,
+    Refusal,
+    Rejection,
 )
-from tombola.producers.domain.draw import Wheel
 from tombola.producers.storage import clock, requests
 from tombola.producers.storage.database import (
     Fault,
@@ -44,23 +47,21 @@ from tombola.producers.storage.database import (
     transaction,
     utc_now,
 )
-from tombola.producers.storage.ledger import CONSUME, REWARD, completed, rejected
+from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.requests import Finished, Known
 from tombola.producers.telemetry.logs import about
 from tombola.worker import metrics
 from tombola.worker.ledger import post as ledger
-from tombola.worker.ledger.post import CONSUME_TYPE, REWARD_TYPE, Entry
+from tombola.worker.ledger.old_rows import OldDraws
 
 log = logging.getLogger(__name__)
-
-Wheels = Mapping[str, Wheel]
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
     """The draw has an outcome, now or since earlier: `result` is the first one's bytes."""
 
-    request: DrawRequest
+    request: Request
     result: bytes
     settled_at: datetime
     is_repeat: bool = False
@@ -77,7 +78,7 @@ class Settled:
 class Refused:
     """The draw cannot be settled, now or later: a dead letter."""
 
-    request: DrawRequest
+    request: Request
     cause: Cause
     error: str
     exception: Exception | None = None
@@ -90,7 +91,7 @@ class Deferred:
     `is_account_held` says that every draw of this account would have to wait.
     """
 
-    request: DrawRequest
+    request: Request
     error: str
     is_account_held: bool = False
 
@@ -121,13 +122,13 @@ class Effort(NamedTuple):
 
 def settle(
     engine: Engine,
-    draws: Sequence[DrawRequest],
+    draws: Sequence[Request],
     wheels: Wheels,
     *,
     effort: Effort = Effort(),  # noqa: B008 - immutable
     handling: Handling = UNTOLD,
     sleep: Callable[[float], None] = time.sleep,
-    is_legacy: bool = False,
+    old_draws: OldDraws | None = None,
     accepted_only: bool = False,
 ) -> list[Answer]:
     """Settle `draws` in one transaction; return an answer for each, in their order.
@@ -139,12 +140,12 @@ def settle(
     Raises ServiceUnavailable or ConfigurationError when the database cannot be used: then nothing is known to be
     settled, and the same call later finds out.
 
-    A legacy ledger holds draws by old code as well (worker.ledger.post.holds_old_rows): they are not charged again
-    either. With `accepted_only` nothing is charged that is not on record as accepted, with the same content.
+    A legacy ledger holds draws by old code as well, `old_draws`: they are not charged again. With `accepted_only`
+    nothing is charged that is not on record as accepted, with the same content.
     """
     if not draws:
         return []
-    run = _Run(engine, wheels, effort, handling, sleep, is_legacy, accepted_only)
+    run = _Run(engine, wheels, effort, handling, sleep, old_draws, accepted_only)
     if not effort.has_patience:
         run.wait_no_more(draws)
     return run.settle(draws)
@@ -159,14 +160,14 @@ class _Run:
     effort: Effort
     handling: Handling
     sleep: Callable[[float], None]
-    is_legacy: bool
+    old_draws: OldDraws | None
     accepted_only: bool
     has_patience: bool = True
     is_careful: bool = False
     held: set[str] = field(default_factory=set)  # request keys that another transaction holds
     began_at: float = field(default_factory=time.monotonic)
 
-    def settle(self, draws: Sequence[DrawRequest], error: Exception | None = None) -> list[Answer]:
+    def settle(self, draws: Sequence[Request], error: Exception | None = None) -> list[Answer]:
         """Settle `draws`, all of the batch or a part of one that has failed with `error`."""
         is_part = error is not None
         if error is not None and is_lock_conflict(error) and self.is_late:
@@ -200,7 +201,7 @@ class _Run:
             return [Deferred(draw, _why(error))]
         return [Refused(draw, Cause.FAILED_ALONE, _why(error), error)]
 
-    def wait_no_more(self, draws: Sequence[DrawRequest]) -> None:
+    def wait_no_more(self, draws: Sequence[Request]) -> None:
         """From here on do without what another transaction holds."""
         self.has_patience = False
         try:
@@ -214,7 +215,7 @@ class _Run:
         """Whether the time is up in which locks are waited for: the first one, and one for each try."""
         return time.monotonic() - self.began_at > self.effort.lock_wait_s * (self.effort.tries_max + 1)
 
-    def _try(self, draws: Sequence[DrawRequest]) -> list[Answer]:
+    def _try(self, draws: Sequence[Request]) -> list[Answer]:
         """One transaction."""
         free = [draw for draw in draws if draw.request_key not in self.held] if self.held else draws
         settled: Iterator[Answer] = iter(())
@@ -229,7 +230,7 @@ class _Run:
                     self.handling,
                     lock_wait_s=self.effort.lock_wait_s if self.has_patience else None,
                     is_careful=self.is_careful,
-                    is_legacy=self.is_legacy,
+                    old_draws=self.old_draws,
                     accepted_only=self.accepted_only,
                 )
             if free is draws:
@@ -242,24 +243,23 @@ def _why(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _held(open_transaction: Transaction, draws: Sequence[DrawRequest]) -> set[str]:
+def _held(open_transaction: Transaction, draws: Sequence[Request]) -> set[str]:
     """The keys of those requests that another transaction holds: in their own rows, or in the ledger."""
     request_keys = [draw.request_key for draw in draws]
-    return requests.busy(open_transaction, request_keys, [draw.lottery_session_id for draw in draws]) | ledger.busy(
-        open_transaction, request_keys
-    )
+    sessions = [draw.lottery_session_id for draw in draws]
+    return requests.busy(open_transaction, request_keys, sessions) | ledger.busy(open_transaction, draws)
 
 
 def settle_in(
     open_transaction: Transaction,
-    draws: Sequence[DrawRequest],
+    draws: Sequence[Request],
     wheels: Wheels,
     now: datetime,
     handling: Handling = UNTOLD,
     *,
     lock_wait_s: float | None = None,
     is_careful: bool = False,
-    is_legacy: bool = False,
+    old_draws: OldDraws | None = None,
     accepted_only: bool = False,
 ) -> list[Answer]:
     """Settle `draws` inside `open_transaction`, which the caller commits; nothing is visible before that.
@@ -270,13 +270,14 @@ def settle_in(
     """
     # Before the locks, what needs none: nobody waits for it.
     fingerprints = [draw.fingerprint() for draw in draws]
-    account_ids = {draw.account_id for draw in draws}
+    needs = [operations.operation_of(draw).needs(draw, wheels) for draw in draws]
+    account_ids = {account_id for need in needs for account_id in need.accounts}
     held: Set[int] = frozenset()
     if lock_wait_s is None:
         accounts, held = ledger.lock_free_accounts(open_transaction, account_ids)
     else:
         accounts = ledger.lock_accounts(open_transaction, account_ids, wait_s_max=lock_wait_s)
-    free = [draw for draw in draws if draw.account_id not in held] if held else draws
+    free = [draw for draw, need in zip(draws, needs, strict=True) if held.isdisjoint(need.accounts)] if held else draws
     if not free:
         return [_account_held(draw) for draw in draws]
     book = _Book(
@@ -291,30 +292,29 @@ def settle_in(
     if is_careful:
         book.owners = requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in free])
     # The ledger's keys never expire: a request whose own row is gone is not charged again.
-    asked = [draw.request_key for draw in free if book.needs_ledger(draw.request_key)]
-    book.charged = ledger.charged_draws(open_transaction, asked)
-    if is_legacy:
-        book.meet_old_draws(open_transaction, free, adopt=True)
+    book.charged = ledger.charged(open_transaction, [draw for draw in free if book.needs_ledger(draw.request_key)])
+    if old_draws is not None:
+        book.meet_old_draws(open_transaction, old_draws, free)
     answers = [
-        _account_held(draw) if draw.account_id in held else book.settle(draw, fingerprint)
-        for draw, fingerprint in zip(draws, fingerprints, strict=True)
+        book.settle(draw, fingerprint) if held.isdisjoint(need.accounts) else _account_held(draw)
+        for draw, need, fingerprint in zip(draws, needs, fingerprints, strict=True)
     ]
-    ledger.post(open_transaction, book.entries, now)
+    ledger.post(open_transaction, book.postings, now)
     ledger.move(open_transaction, book.moved, now)
     requests.finish(open_transaction, book.finished, now, settled_by=handling.by)
     return answers
 
 
-def _has_alias(draw: DrawRequest) -> bool:
+def _has_alias(draw: Request) -> bool:
     """Whether it has a name that only accepting a request gives."""
     return keys.is_alias(draw.request_key) or keys.is_alias(draw.lottery_session_id)
 
 
-def _request_held(draw: DrawRequest) -> Deferred:
+def _request_held(draw: Request) -> Deferred:
     return Deferred(draw, "another transaction holds its request")
 
 
-def _account_held(draw: DrawRequest) -> Deferred:
+def _account_held(draw: Request) -> Deferred:
     return Deferred(draw, "another transaction holds its account", is_account_held=True)
 
 
@@ -324,18 +324,20 @@ class Rehearsal:
     A request that was given up counts as accepted, as it is once it is replayed.
     """
 
-    def __init__(self, wheels: Wheels, *, is_legacy: bool = False) -> None:
+    def __init__(self, wheels: Wheels, *, old_draws: OldDraws | None = None) -> None:
         self._wheels = wheels
-        self._is_legacy = is_legacy
-        self._accounts: dict[int, ledger.Account] = {}
+        self._old_draws = old_draws
+        self._accounts: dict[int, LockedAccount] = {}
         self._seen: dict[str, Known] = {}
         self._owners: dict[str, str] = {}
+        self._charged: dict[str, dict[str, Decimal]] = {}
 
-    def settle(self, open_transaction: Transaction, draws: Sequence[DrawRequest]) -> list[Answer]:
+    def settle(self, open_transaction: Transaction, draws: Sequence[Request]) -> list[Answer]:
         """What `settle_in` would answer; `open_transaction` may be read-only. Raises the driver's errors."""
         if not draws:
             return []
-        unread = {draw.account_id for draw in draws} - self._accounts.keys()
+        needs = [operations.operation_of(draw).needs(draw, self._wheels) for draw in draws]
+        unread = {account_id for need in needs for account_id in need.accounts} - self._accounts.keys()
         if unread:
             self._accounts |= ledger.lock_accounts(open_transaction, unread, lock=False)
         known = {
@@ -350,21 +352,29 @@ class Rehearsal:
             now=utc_now(),
             owners=self._owners,
         )
-        asked = [draw.request_key for draw in draws if book.needs_ledger(draw.request_key)]
-        book.charged = ledger.charged_draws(open_transaction, asked)
-        if self._is_legacy:
-            book.meet_old_draws(open_transaction, draws, adopt=False)
+        book.charged = ledger.charged(open_transaction, [it for it in draws if book.needs_ledger(it.request_key)])
+        if self._old_draws is not None:
+            book.meet_old_draws(open_transaction, self._old_draws, draws)
         answers = [book.settle(draw, draw.fingerprint()) for draw in draws]
+        self._charged = {}
+        for it in book.postings:
+            if it.delta < 0:
+                charged = self._charged.setdefault(it.request_key, {})
+                charged[it.asset_code] = charged.get(it.asset_code, Decimal(0)) - it.delta
         # Those that have just settled in here: another request under their key is a conflict from now on.
         self._seen |= {it.request.request_key: book.known[it.request.request_key] for it in book.finished}
         return answers
+
+    def charged(self, request_key: str | None) -> Mapping[str, Decimal]:
+        """What the request would be charged, by asset code, if it is one of the last batch's."""
+        return self._charged.get(request_key or "", {})
 
 
 @dataclass(slots=True)
 class _Book:
     """A batch in memory: what was read under the locks, and what is to be written."""
 
-    accounts: dict[int, ledger.Account]
+    accounts: dict[int, LockedAccount]
     known: dict[str, Known]
     wheels: Wheels
     now: datetime
@@ -372,36 +382,27 @@ class _Book:
     charged: dict[str, ledger.Charged] = field(default_factory=dict)
     accepted_only: bool = False
     owners: dict[str, str] | None = None  # whose the sessions are, by session, if that is looked after
-    entries: list[Entry] = field(default_factory=list)
+    postings: list[Posting] = field(default_factory=list)
     moved: dict[int, Decimal] = field(default_factory=dict)
     finished: list[Finished] = field(default_factory=list)
+    locked: Locked = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.locked = Locked(self.accounts, self.wheels)
 
     def needs_ledger(self, request_key: str) -> bool:
         """Whether the ledger must be asked if it has charged this request, and what it wrote."""
         known = self.known.get(request_key)
         return known is None or (known.result is None and known.status in (Status.ACCEPTED, Status.COMPLETED))
 
-    def meet_old_draws(self, open_transaction: Transaction, draws: Sequence[DrawRequest], *, adopt: bool) -> None:
+    def meet_old_draws(self, open_transaction: Transaction, old_draws: OldDraws, draws: Sequence[Request]) -> None:
         """Draws by old code are charged already, and their sessions are theirs."""
-        asking = [it for it in draws if self.needs_ledger(it.request_key)]
-        names = sorted({name for it in asking for name in (it.request_key, it.lottery_session_id)})
-        old = ledger.old_draws(open_transaction, names, adopt=adopt)
-        if not old:
-            return
-        # A session in which one of our own requests was drawn is that request's, whatever its name.
-        ours = {
-            session_id: key
-            for session_id, key in requests.owners_of_sessions(open_transaction, list(old)).items()
-            if any(row.idempotency_key == keys.derive(key, CONSUME_TYPE) for row in old[session_id].rows)
-        }
-        self.owners = (self.owners or {}) | {session_id: session_id for session_id in old} | ours
-        self.charged |= {
-            it.request_key: old[it.request_key]
-            for it in asking
-            if it.request_key in old and self.owners[it.request_key] == it.request_key
-        }
+        met = old_draws.meet(open_transaction, [it for it in draws if self.needs_ledger(it.request_key)])
+        if met.owners:
+            self.owners = (self.owners or {}) | met.owners
+            self.charged |= met.charged
 
-    def settle(self, draw: DrawRequest, fingerprint: str) -> Answer:
+    def settle(self, draw: Request, fingerprint: str) -> Answer:
         known = self.known.get(draw.request_key)
         if known is not None:
             if known.fingerprint != fingerprint:
@@ -410,94 +411,88 @@ class _Book:
                 return Refused(draw, Cause.NEVER_SETTLED, f"this request was given up ({known.reason}): replay it")
             if known.is_settled:
                 return self._repeat(draw, known)
+        operation = operations.operation_of(draw)
         charged = self.charged.get(draw.request_key)
-        wheel = self.wheels.get(draw.campaign)
+        outcome: Outcome
         if charged is not None:
             if (charged.account_id, charged.lottery_session_id) != (draw.account_id, draw.lottery_session_id):
                 return Refused(draw, Cause.FINGERPRINT_MISMATCH, "this request key was charged for another request")
-            result = completed(draw, charged.rows)
+            outcome = charged.rows
         elif known is None and (self.accepted_only or _has_alias(draw)):
             return Refused(draw, Cause.NOT_ACCEPTED, "nobody is on record as having asked for this draw")
-        elif wheel is None:
-            return Refused(draw, Cause.UNKNOWN_CAMPAIGN, f"there is no campaign {draw.campaign!r} here")
-        elif not self._owns_session(draw):
-            return Refused(draw, Cause.FINGERPRINT_MISMATCH, "its lottery session is another request's")
         else:
-            result = self._draw(draw, wheel)
-        body = result.encode()
+            decision = operation.decide(draw, self.locked)
+            if isinstance(decision, Refusal):
+                return Refused(draw, decision.cause, decision.error)
+            if not self._owns_session(draw):
+                return Refused(draw, Cause.FINGERPRINT_MISMATCH, "its lottery session is another request's")
+            outcome = decision if isinstance(decision, Rejection) else self._move(draw, decision)
+        is_rejected = isinstance(outcome, Rejection)
+        status = Status.REJECTED if is_rejected else Status.COMPLETED
+        body = operation.result(draw, outcome)
         text = body.decode()
         self.finished.append(
             Finished(
                 draw,
                 fingerprint,
-                result.status,
-                result.reason,
+                status,
+                outcome.reason if isinstance(outcome, Rejection) else None,
                 text,
                 is_accepted=known is not None,
                 deliveries=self.redelivered.get(draw.request_key, 1),
             )
         )
         # A key twice in one batch is the same case as a redelivery.
-        self.known[draw.request_key] = Known(fingerprint, "", result.status, text, self.now)
+        self.known[draw.request_key] = Known(fingerprint, "", status, text, self.now)
         return Settled(
             draw,
             body,
             self.now,
             is_repeat=charged is not None,
-            is_rejected=charged is None and result.status == "rejected",
+            is_rejected=is_rejected,
             accepted_at=None if known is None else known.accepted_at,
         )
 
-    def _owns_session(self, draw: DrawRequest) -> bool:
+    def _owns_session(self, draw: Request) -> bool:
         """Whether the session is this request's, or was nobody's and is its from now on."""
         if self.owners is None:
             return True
         return self.owners.setdefault(draw.lottery_session_id, draw.request_key) == draw.request_key
 
-    def _repeat(self, draw: DrawRequest, known: Known) -> Answer:
+    def _repeat(self, draw: Request, known: Known) -> Answer:
         """The first result of a settled draw: as it was kept, or rebuilt if it has been archived."""
         assert known.settled_at is not None
         if known.result is not None:
-            body = known.result.encode()
-        elif known.status == Status.REJECTED:
-            body = rejected(draw, known.reason or "", known.balance_told).encode()
+            return Settled(draw, known.result.encode(), known.settled_at, is_repeat=True)
+        outcome: Outcome
+        if known.status == Status.REJECTED:
+            outcome = Rejection(known.reason or "", known.balance_told)
+        elif (charged := self.charged.get(draw.request_key)) is not None:
+            outcome = charged.rows
         else:
-            charged = self.charged.get(draw.request_key)
-            if charged is None:
-                return Refused(draw, Cause.FAILED_ALONE, "this request is completed, and the ledger does not know it")
-            body = completed(draw, charged.rows).encode()
+            return Refused(draw, Cause.FAILED_ALONE, "this request is completed, and the ledger does not know it")
+        body = operations.operation_of(draw).result(draw, outcome)
         return Settled(draw, body, known.settled_at, is_repeat=True)
 
-    def _draw(self, draw: DrawRequest, wheel: Wheel) -> DrawResult:
-        campaign = wheel.campaign
-        account = self.accounts.get(draw.account_id)
-        if account is None or account.asset_code != campaign.asset_code:
-            return rejected(draw, ACCOUNT_NOT_FOUND, None)
-        balance = account.balance
-        if balance < campaign.cost:
-            return rejected(draw, INSUFFICIENT_BALANCE, balance)
-        shown = []
-        prize = wheel.draw(draw.account_id, draw.request_key)
-        for entry_type, business_type, delta in (
-            (CONSUME_TYPE, CONSUME, -campaign.cost),
-            (REWARD_TYPE, REWARD, prize.amount),
-        ):
-            if not delta:
-                continue
-            entry = Entry(
-                draw.account_id,
-                draw.lottery_session_id,
-                keys.derive(draw.request_key, entry_type),
+    def _move(self, request: Request, movements: Sequence[Movement]) -> list[Posting]:
+        """The ledger rows that these movements come to, each going on from where the last one left its account."""
+        postings = []
+        for account_id, entry_type, business_type, delta, notes in movements:
+            asset_code, before = self.accounts[account_id]
+            after = before + delta
+            posting = Posting(
+                account_id,
+                request.lottery_session_id,
+                f"{request.request_key}:{entry_type}",
                 business_type,
-                campaign.asset_code,
+                asset_code,
                 delta,
-                balance,
-                balance + delta,
-                wheel.notes,
+                before,
+                after,
+                notes,
             )
-            balance = entry.after
-            self.entries.append(entry)
-            shown.append(entry.shown())
-        self.accounts[draw.account_id] = account._replace(balance=balance)
-        self.moved[draw.account_id] = balance
-        return completed(draw, shown)
+            postings.append(posting)
+            self.accounts[account_id] = LockedAccount(asset_code, after)
+            self.moved[account_id] = after
+        self.postings += postings
+        return postings

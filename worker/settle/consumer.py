@@ -21,7 +21,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.causes import Cause
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import Request
+from tombola.producers.domain.draw import Wheels
 from tombola.producers.domain.errors import (
     ConfigurationError,
     InvalidRequest,
@@ -41,8 +42,9 @@ from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.parking import Parking, Unparkable
 from tombola.worker.deliveries import Deliveries, Delivery, open_deliveries
 from tombola.worker.deliveries.losses import left_to_relay
+from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.settle.aside import Aside, Held
-from tombola.worker.settle.batch import Deferred, Effort, Handling, Refused, Settled, Wheels
+from tombola.worker.settle.batch import Deferred, Effort, Handling, Refused, Settled
 from tombola.worker.settle.lanes import Lanes
 from tombola.worker.settle.putting import Putting, tell_dead
 from tombola.worker.settle.watch import Watch
@@ -104,14 +106,14 @@ class Consumer:
         settings: Settings,
         pulse: Pulse | None = None,
         *,
-        is_legacy: bool = False,
+        old_draws: OldDraws | None = None,
     ):
         self.deliveries = deliveries
         self.engine = engine
         self.results = Putting(results)
         self.settings = settings
         self._keyring = settings.keyring
-        self._lanes = Lanes(engine, wheels, settings.lanes, is_legacy=is_legacy, accepted_only=settings.accepted_only)
+        self._lanes = Lanes(engine, wheels, settings.lanes, old_draws=old_draws, accepted_only=settings.accepted_only)
         self._name = parking.here()
         self._watch = Watch(pulse, with_latency=are_wanted(settings))
         self._aside = Aside(settings.batch_size_max)
@@ -130,14 +132,14 @@ class Consumer:
         wheels: Wheels,
         pulse: Pulse | None = None,
         *,
-        is_legacy: bool = False,
+        old_draws: OldDraws | None = None,
     ) -> Self:
-        """A consumer for `settings`, on a ledger that was old code's or not; it connects when it starts."""
+        """A consumer for `settings`, on a ledger with `old_draws` or without; it connects when it starts."""
         deliveries = open_deliveries(
             settings.need("broker_url"), claim_after_s=settings.claim_after_s, prefetch=3 * settings.batch_size_max
         )
         results = ResultStore.from_settings(settings, timeout_s=RESULT_TIMEOUT_S)
-        return cls(deliveries, engine, results, wheels, settings, pulse, is_legacy=is_legacy)
+        return cls(deliveries, engine, results, wheels, settings, pulse, old_draws=old_draws)
 
     def start(self) -> None:
         """Consume in a thread of its own, so that a transaction never blocks the caller's event loop."""
@@ -300,7 +302,7 @@ class Consumer:
 
     def _handle(self, fetched: Sequence[Delivery], *, has_patience: bool = True) -> tuple[Report, list[_Later]]:
         """Park, settle and answer; return what was done, and the deliveries to try again later."""
-        parsed: list[tuple[Delivery, DrawRequest]] = []
+        parsed: list[tuple[Delivery, Request]] = []
         parkings: list[Parking] = []
         later: list[_Later] = []
         for delivery in fetched:
@@ -345,7 +347,7 @@ class Consumer:
         strangers = sum(it.is_strangers for it in parkings)
         return Report(len(settled), repeats, len(parkings) - len(unparked), len(later), strangers), later
 
-    def _read(self, delivery: Delivery) -> DrawRequest:
+    def _read(self, delivery: Delivery) -> Request:
         """The draw that a message asks for; raises InvalidRequest, and NotSigned for what may be anybody's."""
         request = delivery.request()
         if self._keyring.secrets:

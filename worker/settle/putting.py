@@ -17,7 +17,7 @@ from sqlalchemy import Engine, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.causes import DeadReason, Status
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.results import ResultStore, StoredResult
 from tombola.producers.storage.database import explain
@@ -54,7 +54,7 @@ class Putting:
         except ServiceUnavailable as error:
             self._tell_away(error, results)
 
-    def put_dead(self, dead: Sequence[DrawRequest], reason: str) -> None:
+    def put_dead(self, dead: Sequence[Request], reason: str) -> None:
         """Tell of draws that were given up, unless the store is away: then the database alone tells."""
         if self._is_away:
             return

@@ -1,0 +1,112 @@
+"""The operations, by kind: a file each. To add one is to write that file and to name it here.
+
+Batch, forecast, result store, gateway and audit know an operation only through its four functions (operation.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Any, Final
+
+import msgspec
+
+from tombola.producers.domain import contract
+from tombola.producers.domain.contract import TERMS_LENGTH_MAX, DrawRequest, Request
+from tombola.producers.domain.errors import InvalidRequest, UnknownVersion
+from tombola.producers.domain.operations import draw
+from tombola.producers.domain.operations.operation import Operation
+
+OPERATIONS: Final[dict[str, Operation[Any]]] = {DrawRequest.kind: draw}
+
+
+def operation_of(request: Request) -> Operation[Any]:
+    """The operation that `request` asks for."""
+    return OPERATIONS[request.kind]
+
+
+def proof_key(request: Request) -> str:
+    """The key of the ledger row that says that the request has happened."""
+    return f"{request.request_key}:{next(iter(OPERATIONS[request.kind].TYPES))}"
+
+
+def ledger_keys(request: Request) -> Sequence[str]:
+    """The keys of all ledger rows that the request may have."""
+    return [f"{request.request_key}:{entry_type}" for entry_type in OPERATIONS[request.kind].TYPES]
+
+
+def business_types() -> Set[str]:
+    """What stands in the ledger only for a request."""
+    return {business_type for operation in OPERATIONS.values() for business_type in operation.TYPES.values()}
+
+
+# ---- on the wire -----------------------------------------------------------------------------------------------------
+
+
+class _Head(msgspec.Struct):
+    v: int
+    kind: str
+
+
+def parse_request(body: bytes) -> Request:
+    """Parse one message body of any version and kind; raises as contract.parse_request does."""
+    try:
+        return contract.parse_request(body)
+    except UnknownVersion:
+        fields = _fields_of_kind(body)
+        if fields is None:
+            raise
+    return _made(*fields)
+
+
+def _fields_of_kind(body: bytes) -> tuple[type[Request], Any] | None:
+    """The class and the fields that a body of a known kind asks for; None if it is of none."""
+    try:
+        head = msgspec.json.decode(body, type=_Head)
+        fields = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    operation = OPERATIONS.get(head.kind)
+    if head.v != contract.VERSION_WITH_KIND or operation is None or operation.FIELDS is DrawRequest:
+        return None
+    del fields["v"], fields["kind"]
+    return operation.FIELDS, fields
+
+
+def _made(kind: type[Request], fields: Any) -> Request:
+    unknown = fields.keys() - set(kind.__struct_fields__)
+    if unknown or not fields.get("request_key"):
+        wrong = f"unknown fields: {', '.join(sorted(unknown))!r:.200}" if unknown else "it has no request_key"
+        raise InvalidRequest(f"not a {kind.kind} request: {wrong}")
+    try:
+        made = msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"not a {kind.kind} request: {error!s:.200}") from None
+    if len(made.terms) > TERMS_LENGTH_MAX or not made.terms.isascii():
+        raise InvalidRequest(f"what a {kind.kind} request says does not fit into {TERMS_LENGTH_MAX} ASCII characters")
+    return made
+
+
+# ---- in its row ------------------------------------------------------------------------------------------------------
+
+
+def restore(request_key: str, lottery_session_id: str, account_id: int, terms: str) -> Request:
+    """The request that a row stands for, whose `terms` are Request.terms.
+
+    Raises InvalidRequest, or InvalidKey, for what is none; UnknownVersion for a kind that this release does not know.
+    """
+    common: dict[str, Any] = {
+        "account_id": account_id,
+        "request_key": request_key,
+        "lottery_session_id": lottery_session_id,
+    }
+    kind, is_kind, own = terms.partition(":")
+    if not is_kind:
+        return DrawRequest(**common, campaign=terms)
+    if kind not in OPERATIONS:
+        raise UnknownVersion(f"requests of kind {kind!r:.40} are not known here: upgrade")
+    fields = OPERATIONS[kind].FIELDS
+    names = [name for name in fields.__struct_fields__ if name not in Request.__struct_fields__]
+    try:
+        return msgspec.convert(common | dict(zip(names, msgspec.json.decode(own), strict=True)), fields)
+    except (msgspec.DecodeError, ValueError, TypeError) as error:
+        raise InvalidRequest(f"not the terms of a {kind} request: {terms!r:.100}") from error

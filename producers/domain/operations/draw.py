@@ -1,0 +1,142 @@
+"""A draw: one charge in the asset of its campaign, and what was won."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Final
+
+from tombola.producers.domain.causes import Cause
+from tombola.producers.domain.contract import (
+    ACCOUNT_NOT_FOUND,
+    INSUFFICIENT_BALANCE,
+    DrawRequest,
+    DrawResult,
+    LedgerRow,
+    Row,
+    shown,
+)
+from tombola.producers.domain.draw import Wheel, Wheels
+from tombola.producers.domain.operations.operation import (
+    Decision,
+    Findings,
+    Locked,
+    Movement,
+    Needs,
+    Outcome,
+    Refusal,
+    Rejection,
+    Written,
+)
+
+FIELDS: Final = DrawRequest
+CONSUME_TYPE: Final = "consume"
+REWARD_TYPE: Final = "reward"
+CONSUME: Final = "lottery_consume"
+REWARD: Final = "lottery_reward"
+TYPES: Final = MappingProxyType({CONSUME_TYPE: CONSUME, REWARD_TYPE: REWARD})
+NO_PRIZE: Final = Decimal("0.00")
+
+
+def needs(request: DrawRequest, _wheels: Wheels) -> Needs:
+    """The account that pays, and is paid."""
+    return Needs((request.account_id,))
+
+
+def decide(request: DrawRequest, locked: Locked) -> Decision:
+    """The charge, and the prize if there is one; or why not."""
+    wheel = locked.wheels.get(request.campaign)
+    if wheel is None:
+        return Refusal(Cause.UNKNOWN_CAMPAIGN, f"there is no campaign {request.campaign!r} here")
+    campaign = wheel.campaign
+    account = locked.accounts.get(request.account_id)
+    if account is None or account.asset_code != campaign.asset_code:
+        return Rejection(ACCOUNT_NOT_FOUND, None)
+    if account.balance < campaign.cost:
+        return Rejection(INSUFFICIENT_BALANCE, account.balance)
+    return _movements(request, wheel)
+
+
+def _movements(request: DrawRequest, wheel: Wheel) -> Sequence[Movement]:
+    """All that a draw which can be paid for writes."""
+    prize = wheel.draw(request.account_id, request.request_key)
+    charge = Movement(request.account_id, CONSUME_TYPE, CONSUME, -wheel.campaign.cost, wheel.notes)
+    if not prize.amount:
+        return (charge,)
+    return charge, Movement(request.account_id, REWARD_TYPE, REWARD, prize.amount, wheel.notes)
+
+
+def result(request: DrawRequest, outcome: Outcome) -> bytes:
+    """The draw's result. `prize_amount` and `balance_after` are of the account that paid, so of one asset."""
+    if isinstance(outcome, Rejection):
+        reason, balance = outcome
+        return _result(request, reason, NO_PRIZE, balance, []).encode()
+    own = [row for row in outcome if row.account_id == request.account_id]
+    paid = sum((row.delta for row in own if row.business_type == REWARD), NO_PRIZE)
+    return _result(request, None, paid, own[-1].after, [shown(row) for row in outcome]).encode()
+
+
+def _result(
+    request: DrawRequest, reason: str | None, paid: Decimal, balance: Decimal | None, transactions: list[LedgerRow]
+) -> DrawResult:
+    return DrawResult(
+        request_key=request.request_key,
+        lottery_session_id=request.lottery_session_id,
+        account_id=request.account_id,
+        campaign=request.campaign,
+        status="completed" if reason is None else "rejected",
+        reason=reason,
+        prize_amount=str(paid),
+        balance_after=None if balance is None else str(balance),
+        transactions=transactions,
+    )
+
+
+def check(request: DrawRequest, written: Written) -> Findings:
+    """One charge (I1); paid what the draw says (I2); that many rows (I11)."""
+    return {
+        "I1": _charged(written),
+        "I2": _drawn(request, written),
+        "I11": _whole(request, written),
+    }
+
+
+def _charged(written: Written) -> Iterator[str]:
+    charges = sum(row.business_type == CONSUME for row in written.rows)
+    if charges != (1 if written.is_completed else 0):
+        yield f"is {written.status} and has {charges} charges"
+
+
+def _drawn(request: DrawRequest, written: Written) -> Iterator[str]:
+    paid = _paid(written.rows)
+    if not written.is_completed:
+        if paid:
+            yield f"is {written.status} and was paid {paid}"
+    elif request.campaign not in written.wheels:
+        yield f"campaign {request.campaign} is not known here: it cannot be recomputed"
+    elif (drawn := _recomputed(request, written)) is None:
+        yield "was drawn with other odds or another seed: it cannot be recomputed"
+    elif paid != (says := _paid(drawn)):
+        yield f"was paid {paid}, its draw says {says}"
+
+
+def _paid(rows: Sequence[Row] | Sequence[Movement]) -> Decimal:
+    return sum((row.delta for row in rows if row.business_type == REWARD), Decimal(0))
+
+
+def _whole(request: DrawRequest, written: Written) -> Iterator[str]:
+    if not written.is_completed:
+        return
+    drawn = _recomputed(request, written)
+    count = len(written.rows)
+    if count != len(drawn) if drawn is not None else not 1 <= count <= len(TYPES):
+        yield f"has {count} ledger rows"
+
+
+def _recomputed(request: DrawRequest, written: Written) -> Sequence[Movement] | None:
+    """What the draw should have written; None where campaign, odds or seed are not ours."""
+    wheel = written.wheels.get(request.campaign)
+    if wheel is None or any(row.notes != wheel.notes for row in written.rows if row.business_type == CONSUME):
+        return None
+    return _movements(request, wheel)
