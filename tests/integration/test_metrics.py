@@ -38,6 +38,7 @@ from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit
 from tombola.worker.deliveries import Delivery
 from tombola.worker.ledger import post as ledger
+from tombola.worker.relay import lookout as relay_lookout
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
 from tombola.worker.relay.relay import Relay
@@ -488,7 +489,7 @@ def test_the_outcomes_of_replays_are_counted_from_the_first_look_on(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They run in shells, which nobody scrapes: the relay tells of them."""
-    monkeypatch.setattr(metrics, "Throttle", lambda: SimpleNamespace(is_due=lambda: True, done=lambda: None))
+    monkeypatch.setattr(relay_lookout, "Throttle", lambda: SimpleNamespace(is_due=lambda: True, done=lambda: None))
     row = {"operator": "ann", "reason": "r", "selection": "{}", "options": "{}", "status": "done", "selected": 9}
     times = {"started_at": utc_now(), "seen_at": utc_now()}
     with house.engine.begin() as connection:

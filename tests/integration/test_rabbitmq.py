@@ -279,7 +279,6 @@ SHORT_OF_MEMORY = """
 import re, sys
 from pathlib import Path
 from tombola.worker.deliveries.queues import QueueDeliveries
-from tombola.worker.dead_letters.parking import INVALID
 consumer = QueueDeliveries(sys.argv[1], prefetch=200)
 good = large = 0
 while good < int(sys.argv[2]):

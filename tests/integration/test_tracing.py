@@ -208,9 +208,10 @@ def test_without_the_extra_all_of_it_does_nothing() -> None:
 import sys
 sys.modules["opentelemetry"] = None
 import logging
-from tombola.producers import client, tracing
+from tombola.producers import client
+from tombola.producers.telemetry import tracing
 from tombola.producers.gateway import intake
-from tombola.worker import consumer
+from tombola.worker.settle import consumer
 assert not tracing.HAS_API and not tracing.is_on()
 assert tracing.headers() is None and tracing.ids() == {}
 with tracing.serving("POST /v1/draws", [(b"traceparent", b"x")]) as span, tracing.publishing(1) as beside:
