@@ -29,12 +29,13 @@ Columns = dict[str, frozenset[str]]  # by table
 def former_revision(connection: Connection) -> str | None:
     """The revision of ours that `alembic_version` names; None where that table is not there, or another application's.
 
-    A revision called like one of ours is another's history where no table is ours alone.
+    It is another's where our history has its own table, if only an empty one (a first upgrade broke off), and where no
+    table is ours alone: revisions of others may be called like ours.
     """
-    if migrations.current_revision(connection) is not None:
-        return None
     tables = set(inspect(connection).get_table_names())
-    if FORMER_VERSION_TABLE not in tables or not tables & (metadata.tables.keys() - OLD_CODES):
+    if migrations.VERSION_TABLE in tables or FORMER_VERSION_TABLE not in tables:
+        return None
+    if not tables & (metadata.tables.keys() - OLD_CODES):
         return None
     return next((it for it in _former_rows(connection) if migrations.knows(it)), None)
 
@@ -48,8 +49,6 @@ def take_over(connection: Connection) -> str | None:
     if revision is None:
         return None
     refuse_doubtful(connection, revision)
-    if inspect(connection).has_table(migrations.VERSION_TABLE):  # an empty one: current_revision found no row
-        connection.execute(text(f"DROP TABLE {migrations.VERSION_TABLE}"))
     # One statement: there is no moment with both, or with none.
     connection.execute(text(RENAME))
     connection.commit()
@@ -135,8 +134,8 @@ def _doubts(connection: Connection, revision: str) -> Iterator[str]:
         elif later := columns & (newest[name] - following[name]):
             yield f"{name} has {', '.join(sorted(later))}, which a later revision makes"
     if tables.has_table("legacy_migration"):
-        expanded = connection.execute(text("SELECT status FROM legacy_migration WHERE step = 'expand'")).scalar()
-        if expanded != "done":
+        steps = {str(it[0]): it[1] for it in connection.execute(text("SELECT step, status FROM legacy_migration"))}
+        if steps.get("expand") != "done" or "rollback" in steps:
             yield "`tombola legacy` is half-way"
 
 

@@ -33,6 +33,7 @@ from tombola.migrations.legacy.tables import (
 from tombola.migrations.legacy.verify import definitions_changed
 from tombola.producers.domain.errors import ConfigurationError
 
+DROP_HISTORY: Final = f"DROP TABLE IF EXISTS {migrations.VERSION_TABLE}"
 # A row of new code has its session in business_id, too.
 KEEP_KEYS: Final = (
     f"INSERT IGNORE INTO legacy_migration_keys SELECT transaction_id, {KEY}, business_id FROM {LEDGER} "
@@ -64,12 +65,9 @@ def _is_our_foreign_key_there(ledger: Definition, details: dict[str, Any]) -> bo
     return FOREIGN_KEY in ledger.foreign_keys and FOREIGN_KEY not in details["definitions"][LEDGER]
 
 
-def _drop_history(connection: Connection) -> list[str]:
-    """Without our history no worker starts; another application's stays."""
-    names = [migrations.VERSION_TABLE]
-    if history.former_revision(connection) is not None:
-        names.append(history.FORMER_VERSION_TABLE)
-    return [f"DROP TABLE IF EXISTS {name}" for name in names]
+def _has_begun(connection: Connection) -> bool:
+    """Whether a rollback is under way: whatever `alembic_version` is left then is another application's."""
+    return (known := record.steps(connection).get("rollback")) is not None and known.status == record.RUNNING
 
 
 def statements(engine: Engine) -> list[str]:
@@ -77,7 +75,8 @@ def statements(engine: Engine) -> list[str]:
     with each_by_itself(engine) as connection:
         expanded, ledger = record.recorded(connection), tables.ledger(connection)
         details = expanded.details
-        found = _drop_history(connection)
+        is_former = not _has_begun(connection) and history.former_revision(connection) is not None
+        found = [history.RENAME, DROP_HISTORY] if is_former else [DROP_HISTORY]
         found += [f"ALTER TABLE {LEDGER} ADD {it}, ALGORITHM=INPLACE, LOCK=NONE" for it in _add_back(ledger, details)]
         if _is_our_foreign_key_there(ledger, details):
             found.append(f"ALTER TABLE {LEDGER} DROP FOREIGN KEY {FOREIGN_KEY}, ALGORITHM=INPLACE, LOCK=NONE")
@@ -111,10 +110,11 @@ def rollback(engine: Engine, *, keep_new_rows: bool, say: Say, writers_wait: boo
             _refuse_to_lose(connection, details)
         if expanded.shape.has_columns:
             restore.change_types(connection, details, say, writers_wait=writers_wait, keep_new_rows=keep_new_rows)
+        if not _has_begun(connection):
+            history.take_over(connection)
         record.begin(connection, "rollback", {})
         # Workers that start from here on are told that the database is not migrated.
-        for statement in _drop_history(connection):
-            alter(connection, [statement], say)
+        alter(connection, [DROP_HISTORY], say)
         kept_out = _put_indexes_back(connection, details, keep_new_rows, say)
         _drop_foreign_key(connection, details, say)
         if expanded.shape.has_columns:

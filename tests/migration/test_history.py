@@ -93,6 +93,17 @@ def test_old_codes_ledger_in_a_shops_database_goes_there_and_back(mariadb: Engin
     old_code.run_step(mariadb, "rollback")
     assert revision_of(mariadb) is None
     assert shops_rows(mariadb) == ["0004"]
+    # As a rollback leaves it that was killed after its first statement.
+    old_code.run_step(mariadb, "expand")
+    execute(
+        mariadb,
+        f"DROP TABLE {migrations.VERSION_TABLE}",
+        "INSERT INTO legacy_migration VALUES ('rollback', 'running', NOW(6), NULL, '{}')",
+    )
+    with pytest.raises(ConfigurationError, match="`tombola legacy` is half-way"):
+        migrations.upgrade(mariadb)
+    old_code.run_step(mariadb, "rollback")
+    assert shops_rows(mariadb) == ["0004"]
     after = definitions(mariadb)
     assert {name: after[name] for name in before} == before
 
@@ -226,6 +237,18 @@ def state_of(engine: Engine) -> tuple[str, ...]:
         names = connection.exec_driver_sql("SHOW TABLES").scalars().all()
         made = [str(connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()[1]) for name in names]
         return (*made, str(migrations.current_revision(connection)))
+
+
+def test_a_first_upgrade_that_broke_off_takes_no_shops_history(mariadb: Engine, mariadb_url: str) -> None:
+    """Its tables are all there, not yet on record; and the shop's revision is called like ours."""
+    execute(mariadb, SHOPS, "INSERT INTO alembic_version VALUES ('0001')")
+    mariadb.dispose()
+    assert is_cut_short(mariadb_url, 9, migrations.upgrade)
+    assert tables_in(mariadb) >= set(history.made_by_revision()["0001"])
+    assert revision_of(mariadb) is None
+    migrations.upgrade(mariadb)
+    assert revision_of(mariadb) == migrations.head_revision()
+    assert shops_rows(mariadb) == ["0001"]
 
 
 @pytest.mark.parametrize(
