@@ -31,7 +31,7 @@ from tombola.producers.storage import clock, requests
 from tombola.producers.storage.database import explain, open_engine
 from tombola.producers.storage.requests import Lease
 from tombola.producers.telemetry import metrics
-from tombola.producers.telemetry.logs import about
+from tombola.producers.telemetry.fields import about
 from tombola.producers.telemetry.pulse import Pulse
 
 log = logging.getLogger(__name__)

@@ -46,7 +46,7 @@ from tombola.producers.storage.database import (
 )
 from tombola.producers.storage.ledger import CONSUME, REWARD, completed, rejected
 from tombola.producers.storage.requests import Finished, Known
-from tombola.producers.telemetry.logs import about
+from tombola.producers.telemetry.fields import about
 from tombola.worker import metrics
 from tombola.worker.ledger import post as ledger
 from tombola.worker.ledger.post import CONSUME_TYPE, REWARD_TYPE, Entry
