@@ -42,6 +42,8 @@ lock:  ## resolve the dependencies anew, with hashes; needs uv
 		--no-emit-index-url --extra embedded pyproject.toml -o requirements.lock
 	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --extra embedded --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	uv pip compile -q -U --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --resolution lowest-direct pyproject.toml -o requirements-oldest.lock
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("tombola needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'

@@ -43,7 +43,7 @@ from tombola.producers.storage.database import (
     transaction,
 )
 from tombola.producers.storage.requests import Acceptance, Asked, Clash, Known, State
-from tombola.producers.telemetry.logs import about
+from tombola.producers.telemetry.fields import about
 
 log = logging.getLogger(__name__)
 

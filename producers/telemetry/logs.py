@@ -18,7 +18,7 @@ import re
 import sys
 from collections.abc import MutableMapping
 from logging.handlers import WatchedFileHandler
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import structlog
 from structlog.processors import TimeStamper, format_exc_info
@@ -54,20 +54,6 @@ _USER_IN_URL: Final = re.compile(r"://[^\s:/@]*:")
 _API_KEY: Final = re.compile(r"(tmb_[0-9a-f]{16}_)[\w-]+")
 # Line ends of every kind, what a terminal obeys, and what turns the direction of reading.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-class Named(Protocol):
-    """What a log line can be about: a draw request."""
-
-    @property
-    def request_key(self) -> str: ...
-    @property
-    def lottery_session_id(self) -> str: ...
-
-
-def about(request: Named) -> dict[str, str]:
-    """The fields of a log line about one draw: `log.info(…, extra=about(request))`."""
-    return {"request_key": request.request_key, "lottery_session_id": request.lottery_session_id}
 
 
 def set_up_logging(log_format: LogFormat = "auto", *, level: int | str = logging.INFO, file: str | None = None) -> None:

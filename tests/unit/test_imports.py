@@ -3,12 +3,16 @@
 import ast
 import graphlib
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 PROJECT = Path(__file__).parents[2]
 PRODUCERS = sorted((PROJECT / "producers").rglob("*.py"))
@@ -150,6 +154,146 @@ def test_a_command_imports_what_it_uses(command: str, needed: set[str]) -> None:
     )
     loaded = python(script)
     assert {name for name in loaded if name in LARGE} == needed
+
+
+# Outside the base: rooms of producers that only the gateway and the console use, or processes of ours.
+NOT_BASE = ("producers.gateway", "producers.web.protocol", "producers.telemetry.logs", "producers.telemetry.metrics")
+# Any other module of worker, and all migrations, are of the role `worker`.
+NOT_WORKER = ("worker.console", "worker.operators.users", "worker.cli.users", "worker.embedded.fake_redis")
+BLOCKED = """
+import importlib, importlib.abc, sys
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def installed_with(*extras: str) -> set[str]:
+    """Every distribution that a role's users install: pyproject.toml's, and what these ask for themselves."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(it) for it in project["dependencies"]]
+    wanted += [Requirement(it) for extra in extras for it in project["optional-dependencies"][extra]]
+    found: set[str] = set()
+    seen: set[tuple[str, str]] = set()
+    while wanted:
+        it = wanted.pop()
+        for extra in ("", *it.extras):
+            if (key := (canonical(it.name), extra)) in seen or (it.marker and not it.marker.evaluate({"extra": ""})):
+                continue
+            seen.add(key)
+            found.add(key[0])
+            try:
+                asked = distribution(it.name).requires or []
+            except PackageNotFoundError:
+                continue
+            wanted += [
+                Requirement(name.partition(";")[0])
+                for name in asked
+                if (marker := Requirement(name).marker) is None or marker.evaluate({"extra": extra})
+            ]
+    return found
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def blocked_without(*extras: str) -> str:
+    """The head of a script that finds nothing but what these roles install."""
+    there = installed_with(*extras)
+    blocked = {
+        module
+        for module, brings in packages_distributions().items()
+        if module != "tombola" and not there & {canonical(it) for it in brings}
+    }
+    assert len(blocked) > 20
+    return BLOCKED.format(blocked=blocked)
+
+
+def of_role(role: str, name: str) -> bool:
+    """Whether a module is to be importable with that role alone."""
+    name = name.removeprefix("tombola.")
+    if role == "base":
+        return name.startswith("producers") and not name.startswith(NOT_BASE)
+    if role == "gateway":
+        return name.startswith("producers")
+    if role == "console":
+        return name.startswith(("worker.console", "worker.operators", "worker.cli.users"))
+    return name.startswith(("worker", "migrations")) and not name.startswith((*NOT_WORKER, "worker.__main__"))
+
+
+@pytest.mark.parametrize("role", ["base", "gateway", "console", "worker"])
+def test_a_role_imports_what_it_installs(role: str) -> None:
+    """One that has more in its environment, as ours has, would not notice."""
+    modules = [it for it in map(file_name, [*PRODUCERS, *WORKER, *MIGRATIONS]) if of_role(role, it)]
+    # Alembic runs the one, and the other makes an app from settings, which there are none of.
+    modules = [it for it in modules if it not in ("tombola.migrations.env", "tombola.worker.celery")]
+    script = f"for module in {modules}: print(importlib.import_module(module).__name__)"
+    assert python(blocked_without(*(() if role == "base" else (role,))) + script) == modules
+
+
+def test_the_base_is_small() -> None:
+    base = installed_with()
+    assert base >= {"kombu", "redis", "sqlalchemy", "pymysql", "pydantic-settings"}
+    assert not base & {"celery", "alembic", "litestar", "starlette", "uvicorn", "prometheus-client", "structlog"}
+
+
+def tombola(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command where only the base is installed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TOMBOLA_")}
+    environment["TOMBOLA_DATABASE_URL"] = "sqlite:////nowhere/tombola.db"
+    script = f"sys.argv = {['tombola', *words]}\nfrom tombola.worker.cli import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", blocked_without() + script],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        (["up", "--draws", "0", "--exit"], "embedded"),
+        (["audit", "--json"], "worker"),
+        (["account", "show", "6"], "worker"),
+        (["relay"], "worker"),
+        (["dead-letters", "list", "--help"], "worker"),
+        (["legacy", "inspect"], "worker"),
+        (["gateway", "--port", "0"], "gateway"),
+        (["console", "--port", "0"], "console"),
+        (["user", "list"], "console"),
+    ],
+    ids=lambda it: it if isinstance(it, str) else it[0],
+)
+def test_a_command_whose_extra_is_missing_names_it(words: list[str], extra: str) -> None:
+    done = tombola(*words)
+    assert done.returncode == 1, done.stdout
+    assert done.stdout == ""
+    assert re.fullmatch(
+        rf"error: `tombola {words[0]}` needs \w+, which is not installed: pip install 'tombola\[{extra}\]'\n",
+        done.stderr,
+    )
+
+
+def test_the_command_works_with_the_base_alone() -> None:
+    from tombola.worker.cli import EXTRAS, ROOMS
+
+    listed = tombola("--help")
+    assert listed.returncode == 0, listed.stderr
+    assert all(re.search(rf"^\W*{name}\b", listed.stdout, re.MULTILINE) for name in ROOMS)
+    assert tombola("--version").stdout.startswith("tombola ")
+    for name in ROOMS.keys() - EXTRAS.keys():
+        done = tombola(name, "--help")
+        assert (done.returncode, done.stderr) == (0, ""), name
+    done = tombola("transactions", "s-1")  # it comes as far as the database, which is not there
+    assert done.stderr == "error: the SQLite file cannot be opened: check the folder in TOMBOLA_DATABASE_URL\n"
 
 
 def test_every_public_name_is_there() -> None:

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tombola.producers.domain.contract import DrawRequest
-from tombola.producers.telemetry.logs import FIELD_LENGTH_MAX, TRACEBACK_LENGTH_MAX, LogFormat, about, set_up_logging
+from tombola.producers.telemetry.fields import about
+from tombola.producers.telemetry.logs import FIELD_LENGTH_MAX, TRACEBACK_LENGTH_MAX, LogFormat, set_up_logging
 
 DRAW = DrawRequest(account_id=6, request_key="key_1", lottery_session_id="session_1")
 LINE = re.compile(r"^(\x1b\[\d+m)?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")

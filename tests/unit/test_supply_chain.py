@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BILL = ROOT / "build" / "tombola.cdx.json"
-LOCKS = ("requirements.lock", "requirements-dev.lock")
+LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-oldest.lock")
 
 
 def locked(name: str) -> dict[str, str]:
@@ -110,6 +111,16 @@ def test_what_a_lock_leaves_out_is_not_asked_for(file: str) -> None:
     lines = [it for it in (ROOT / file).read_text().splitlines() if re.search(r"pip install .*\.lock", it)]
     assert lines
     assert all("--no-deps --require-hashes" in it for it in lines)
+
+
+def test_the_oldest_are_the_floors_of_the_base() -> None:
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    floors = {}
+    for it in dependencies:
+        name, _, floor = it.partition(">=")
+        floors[name.partition("[")[0]] = floor
+    oldest = locked("requirements-oldest.lock")
+    assert {name: re.sub(r"(\.0)+$", "", oldest[name]) for name in floors} == floors
 
 
 @pytest.mark.parametrize("name", LOCKS)

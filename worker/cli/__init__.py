@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from tombola.producers.domain.errors import DrawError
+from tombola.producers.domain.errors import ConfigurationError, DrawError
 from tombola.worker.cli.terminal import out, plain_streams
 
 
@@ -56,6 +56,12 @@ def _migrate() -> typer.Typer:
     return migrate.app
 
 
+def _users() -> typer.Typer:
+    from tombola.worker.cli import users
+
+    return users.app
+
+
 def _legacy() -> typer.Typer:
     from tombola.worker.cli import legacy
 
@@ -76,9 +82,22 @@ ROOMS: Final[dict[str, Callable[[], typer.Typer]]] = {
     "console": _processes,
     "doctor": _doctor,
     "api-key": _access,
-    "user": _access,
+    "user": _users,
     "migrate": _migrate,
     "legacy": _legacy,
+}
+# What each command needs beside the base, by the name of the extra that brings it: each role installs its own.
+EXTRAS: Final = {
+    "up": "embedded",
+    "account": "worker",
+    "audit": "worker",
+    "relay": "worker",
+    "dead-letters": "worker",
+    "legacy": "worker",
+    "migrate": "worker",
+    "gateway": "gateway",
+    "console": "console",
+    "user": "console",
 }
 PLAIN: Final[dict[str, Any]] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 
@@ -94,8 +113,43 @@ class Rooms(TyperGroup):
         if room is None:
             return None
         whole = typer.Typer(**PLAIN)
-        whole.add_typer(room())
+        try:
+            whole.add_typer(room())
+        except ModuleNotFoundError as error:
+            return _stand_in(cmd_name, _without(cmd_name, error))
         return typer.main.get_group(whole).commands[cmd_name]
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:  # some import what they need when they are called
+            raise _without(ctx.invoked_subcommand, error) from error
+
+
+def _without(command: str, error: ModuleNotFoundError) -> ConfigurationError:
+    """What to say of a command that a library is missing for; raises `error` where no extra brings it."""
+    library = (error.name or "").partition(".")[0]
+    if command not in EXTRAS or library in ("", "tombola"):
+        raise error
+    return ConfigurationError(
+        f"`tombola {command}` needs {library}, which is not installed: pip install 'tombola[{EXTRAS[command]}]'"
+    )
+
+
+def _stand_in(command: str, why: ConfigurationError) -> Any:
+    """The command as it is listed without its library; whatever it is called with, it says why it cannot run."""
+    whole = typer.Typer(**PLAIN)
+
+    @whole.command(
+        command,
+        help=f"Not installed: pip install 'tombola[{EXTRAS[command]}]'.",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def say_why() -> None:
+        raise why
+
+    return typer.main.get_command(whole)
 
 
 app = typer.Typer(

@@ -1,8 +1,7 @@
-"""Who may: API keys for callers, users for the console."""
+"""API keys: who may call the gateway."""
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import msgspec
@@ -14,18 +13,10 @@ from tombola.producers.storage import api_keys
 from tombola.worker.audit.record import API_KEY_ADD, API_KEY_REVOKE
 from tombola.worker.cli.base import JsonOption, WhyOption, engine_of, out, print_json, print_table
 from tombola.worker.operators import actions
-from tombola.worker.operators import users as operators
-from tombola.worker.operators.actions import shell_operator
 
 app = typer.Typer()
 api_key_app = typer.Typer(help="Say who may call the gateway.", no_args_is_help=True)
 app.add_typer(api_key_app, name="api-key")
-user_app = typer.Typer(help="Say who may use the console: viewers look, operators act.", no_args_is_help=True)
-app.add_typer(user_app, name="user")
-
-PasswordStdinOption = Annotated[
-    bool, typer.Option("--password-stdin", help="Read the password from the standard input.")
-]
 
 
 @api_key_app.command("add")
@@ -85,60 +76,3 @@ def _on_record(action: str, reason: str, bounds: api_keys.Bounds = api_keys.NO_B
         )
 
     return record
-
-
-@user_app.command("add")
-def user_add(
-    name: Annotated[str, typer.Argument(help="1 to 64 characters of A-Z a-z 0-9 . _ and -.")],
-    role: Annotated[str, typer.Option(help="viewer or operator.")] = "viewer",
-    password_stdin: PasswordStdinOption = False,
-) -> None:
-    """Let somebody into the console. Asks for a password."""
-    operators.add(engine_of(), name, role, _password(password_stdin), by=shell_operator())
-    out.print(f"{name} may {'look and act' if role == 'operator' else 'look'}")
-
-
-@user_app.command("password")
-def user_password(
-    name: Annotated[str, typer.Argument(help="The user's name.")], password_stdin: PasswordStdinOption = False
-) -> None:
-    """Give a user another password. Whoever is logged in under that name is out."""
-    operators.change_password(engine_of(), name, _password(password_stdin), by=shell_operator())
-    out.print(f"{name} has another password")
-
-
-@user_app.command("role")
-def user_role(
-    name: Annotated[str, typer.Argument(help="The user's name.")],
-    role: Annotated[str, typer.Argument(help="viewer or operator.")],
-) -> None:
-    """Say that a user may only look (viewer), or act as well (operator)."""
-    operators.change_role(engine_of(), name, role, by=shell_operator())
-    out.print(f"{name} may {'look and act' if role == 'operator' else 'look'}")
-
-
-def _password(from_stdin: bool) -> str:
-    if from_stdin:
-        return sys.stdin.readline().rstrip("\n")
-    if not sys.stdin.isatty():
-        raise InvalidRequest("nobody to ask for a password here: use --password-stdin")
-    typed: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
-    return typed
-
-
-@user_app.command("list")
-def user_list(as_json: JsonOption = False) -> None:
-    """List the console's users."""
-    found = operators.list_all(engine_of())
-    if as_json:
-        print_json(msgspec.json.encode([user._asdict() for user in found]))
-        return
-    rows = [(user.name, user.role, f"{user.created_at:%Y-%m-%d %H:%M}") for user in found]
-    print_table(["name", "role", "since"], rows)
-
-
-@user_app.command("remove")
-def user_remove(name: Annotated[str, typer.Argument(help="The user's name.")]) -> None:
-    """Let somebody in no more; whoever is logged in is out at once."""
-    operators.remove(engine_of(), name, by=shell_operator())
-    out.print(f"{name} is no user any more")

@@ -17,7 +17,7 @@ from tombola.producers.results import ResultStore
 from tombola.producers.storage import clock, requests
 from tombola.producers.storage.database import explain
 from tombola.producers.telemetry import metrics
-from tombola.producers.telemetry.logs import about
+from tombola.producers.telemetry.fields import about
 from tombola.worker.dead_letters import parking
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from tombola.producers.storage import clock, requests
 from tombola.producers.storage.database import explain
 from tombola.producers.storage.requests import Lease
 from tombola.producers.telemetry import metrics
-from tombola.producers.telemetry.logs import about
+from tombola.producers.telemetry.fields import about
 from tombola.worker.dead_letters import parking
 from tombola.worker.relay.given_up import here, tell_dead
 

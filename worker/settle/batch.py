@@ -49,7 +49,7 @@ from tombola.producers.storage.database import (
 )
 from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.requests import Finished, Known
-from tombola.producers.telemetry.logs import about
+from tombola.producers.telemetry.fields import about
 from tombola.worker import metrics
 from tombola.worker.ledger import post as ledger
 from tombola.worker.ledger.old_rows import OldDraws
