@@ -67,7 +67,10 @@ def _movements(request: DrawRequest, wheel: Wheel) -> Sequence[Movement]:
 
 
 def result(request: DrawRequest, outcome: Outcome) -> bytes:
-    """The draw's result. `prize_amount` and `balance_after` are of the account that paid, so of one asset."""
+    """The draw's result. `prize_amount` and `balance_after` are of the account that paid, so of one asset.
+
+    Raises ValueError for a completed draw without a row of that account.
+    """
     paid, transactions = NO_PRIZE, []
     reason, balance = outcome if isinstance(outcome, Rejection) else (None, None)
     if not isinstance(outcome, Rejection):
@@ -77,6 +80,8 @@ def result(request: DrawRequest, outcome: Outcome) -> bytes:
                 balance = row.after
                 if row.business_type == REWARD:
                     paid += row.delta
+        if balance is None:
+            raise ValueError(f"the ledger has no row of draw {request.request_key}")
     return DrawResult(
         request_key=request.request_key,
         lottery_session_id=request.lottery_session_id,
