@@ -35,6 +35,7 @@ from tombola.producers.storage.database import (
     SHORT_READ_TIMEOUT_S,
     Fault,
     Transaction,
+    conflict_pause_s,
     explain,
     fault_of,
     is_lock_timeout,
@@ -229,7 +230,7 @@ class Entry:
                     return busy | _all(part, explain(error))
             # Of the lean engine, which waits for no lock; of the other one, whose pool looks for a live connection.
             unit = transaction(self.engine if is_stale or self._lean is None else self._lean)
-            time.sleep(random.uniform(0, 0.01 * 2 ** (attempt - 1)))
+            time.sleep(conflict_pause_s(attempt - 1))
         raise AssertionError
 
     def _accept_together(

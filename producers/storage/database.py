@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import enum
 import json
+import random
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pymysql
 from pymysql.constants import CR, SERVER_STATUS
 from sqlalchemy import (
     BigInteger,
+    Connection,
     DateTime,
     Dialect,
     Engine,
@@ -462,6 +465,35 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Transact
         raise
     finally:
         proxy.close()
+
+
+# ---- conflicts -------------------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def conflict_pause_s(tries: int) -> float:
+    """How long a transaction that met another one waits before it runs again: at random, and longer with its `tries`.
+
+    So two that have met do not meet again.
+    """
+    return random.uniform(0, 0.01 * 2**tries)
+
+
+def again_after_conflicts(engine: Engine, act: Callable[[Connection], T], *, tries_max: int) -> T:
+    """`act` in a transaction of its own, and in another one when it met others: `tries_max` in all.
+
+    Raises what `act` and the driver raise.
+    """
+    for attempt in range(1, tries_max + 1):
+        try:
+            with engine.begin() as connection:
+                return act(connection)
+        except Exception as error:
+            if attempt == tries_max or fault_of(error) is not Fault.CONFLICT:
+                raise
+        time.sleep(conflict_pause_s(attempt))
+    raise AssertionError("the last attempt returns or raises")
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, select, text
 
+from tombola.producers.domain.operations.draw import CONSUME
 from tombola.producers.storage.database import CENT
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
@@ -83,9 +84,13 @@ def _keyed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def postings_of_request(connection: Connection, lottery_session_id: str, request_key: str) -> list[Posting]:
-    """The request's own rows by `transaction_id`; its session may be called as a recharge's is."""
+    """The request's own rows by `transaction_id`; its session may be called as a recharge's is.
+
+    What old code drew is known by its session and its charge, whatever its keys (`tombola legacy`).
+    """
     postings = [posting_of(row) for row in session_rows(connection, lottery_session_id)]
-    return [it for it in postings if it.request_key == request_key]
+    own = [it for it in postings if it.request_key == request_key]
+    return postings if not own and any(it.business_type == CONSUME for it in postings) else own
 
 
 def posting_of(row: Mapping[str, Any]) -> Posting:

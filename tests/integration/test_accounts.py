@@ -191,7 +191,7 @@ def test_an_unclear_outcome_is_found_out_with_the_key(engine: Engine, monkeypatc
         raise ServiceUnavailable("the database does not answer: lost")
 
     with monkeypatch.context() as patched:
-        patched.setattr(accounts, "_again_after_conflicts", lose)
+        patched.setattr(accounts, "again_after_conflicts", lose)
         ended = CliRunner().invoke(app, ["account", "recharge", "--account", str(account_id), "--amount", "5"])
     match = re.search(r"the same again with --key (\S+) finds out", str(ended.exception))
     assert match

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -36,7 +37,9 @@ from tombola.migrations.legacy.session import open_session
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.storage.database import utc_now
 from tombola.producers.storage.ledger import get_lottery_session_transactions
+from tombola.producers.storage.requests import archive, state_of_session
 from tombola.worker.audit.audit import audit
 from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.settle import batch
@@ -313,6 +316,14 @@ def test_a_draw_is_known_by_its_session_and_its_charge_whatever_its_keys(url: st
         assert isinstance(other_account, batch.Refused)
         intruder = ask(engine, session_id, request_key="another", lottery_session_id=session_id)
         assert isinstance(intruder, batch.Refused)
+        first = ask(engine, session_id)
+        assert isinstance(first, batch.Settled)
+        with engine.begin() as archiving:
+            assert archive(archiving, utc_now() + timedelta(days=1), rows_max=10) == 1
+        with engine.connect() as reading:
+            rebuilt = state_of_session(reading, session_id)
+        assert rebuilt is not None
+        assert rebuilt.result == first.result
     # A further row of the session, under a key of any form, is part of the answer.
     legacy.service_draw(connection, "with_coupon", 6, wins=False)
     with connection.cursor() as cursor:

@@ -98,6 +98,12 @@ def test_unlike_assets_are_not_added_up() -> None:
     assert parse_result(draw.result(request, notice)).won is False
 
 
+def test_no_result_is_made_up_where_the_rows_are_gone() -> None:
+    for rows in ([], lines(("reward", "5.00", "9.00"), account_id=7)):
+        with pytest.raises(ValueError, match="no row of draw k"):
+            draw.result(DrawRequest(account_id=6, request_key="k"), rows)
+
+
 def test_a_draw_says_what_it_needs_and_what_it_writes() -> None:
     winner, loser = request_that(wins=True), request_that(wins=False)
     locked = Locked({6: LockedAccount("POINT", Decimal("1.00")), 7: LockedAccount("COIN", Decimal(9))}, WHEELS)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import random
 import re
 import socket
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -30,7 +28,7 @@ from tombola.producers.domain.causes import OPEN_STATES, STRANGERS, Cause, DeadR
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import Fault, explain, fault_of
+from tombola.producers.storage.database import Fault, again_after_conflicts, explain, fault_of
 from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.producers.storage.schema import dead_letters as table
 from tombola.worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
@@ -144,18 +142,14 @@ def park(engine: Engine, parkings: Sequence[Parking], *, worker: str) -> list[bo
 
 def _park_at_once(engine: Engine, parkings: Sequence[Parking], worker: str, *, is_bare: bool) -> list[bool]:
     """Park these in one transaction, which runs again after conflicts. Raises the driver's errors."""
-    for attempt in range(1, TRIES_MAX + 1):
-        try:
-            with engine.begin() as connection:
-                given_up = [request for it in parkings if (request := it.gives_up) is not None]
-                requests.give_up_all(connection, given_up, DeadReason.PARKED)
-                return _park(connection, parkings, worker, clock.now(connection), is_bare=is_bare)
-        except SQLAlchemyError as error:
-            # Another worker parked one of them just now, or waits for us as we for it.
-            if fault_of(error) is not Fault.CONFLICT or attempt == TRIES_MAX:
-                raise
-            time.sleep(random.uniform(0, 0.01 * 2**attempt))
-    raise AssertionError
+    given_up = [request for it in parkings if (request := it.gives_up) is not None]
+
+    def act(connection: Connection) -> list[bool]:
+        requests.give_up_all(connection, given_up, DeadReason.PARKED)
+        return _park(connection, parkings, worker, clock.now(connection), is_bare=is_bare)
+
+    # Another worker parked one of them just now, or waits for us as we for it.
+    return again_after_conflicts(engine, act, tries_max=TRIES_MAX)
 
 
 def unpark(engine: Engine, parking: Parking) -> None:

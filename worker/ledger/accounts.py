@@ -5,9 +5,7 @@ An act under a key happens once: so an outcome that nobody has heard of is found
 
 from __future__ import annotations
 
-import random
 import re
-import time
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final, NamedTuple, TypeVar
@@ -18,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tombola.producers.domain import keys
 from tombola.producers.domain.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest
 from tombola.producers.storage import clock
-from tombola.producers.storage.database import CENT, Fault, explain, fault_of
+from tombola.producers.storage.database import CENT, again_after_conflicts, explain
 from tombola.producers.storage.ledger import RECHARGE
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
@@ -74,7 +72,7 @@ def recharge(
         _record(connection, ACCOUNT_RECHARGE, by, reason, account_id, row_key, amount)
         return Recharged(account_id, key, amount, after)
 
-    return _again_after_conflicts(engine, act)
+    return _once(engine, act)
 
 
 class Opened(NamedTuple):
@@ -130,7 +128,7 @@ def add(
         _record(connection, ACCOUNT_ADD, by, reason, account.id, opening_key, balance, user_id=user)
         return Opened(account.id, user, asset_code, balance)
 
-    return _again_after_conflicts(engine, act)
+    return _once(engine, act)
 
 
 def open_account(engine: Engine, *, user_id: int, asset_code: str = "POINT", balance: Decimal = Decimal(0)) -> int:
@@ -141,17 +139,12 @@ def open_account(engine: Engine, *, user_id: int, asset_code: str = "POINT", bal
 _Outcome = TypeVar("_Outcome")
 
 
-def _again_after_conflicts(engine: Engine, act: Callable[[Connection], _Outcome]) -> _Outcome:
-    """`act` in a transaction of its own; again when another one was quicker with the same key, user or lock."""
-    for attempt in range(1, TRIES_MAX + 1):
-        try:
-            with engine.begin() as connection:
-                return act(connection)
-        except SQLAlchemyError as error:
-            if fault_of(error) is not Fault.CONFLICT or attempt == TRIES_MAX:
-                raise explain(error) from error
-            time.sleep(random.uniform(0, 0.01 * 2**attempt))
-    raise AssertionError("the last attempt returns or raises")
+def _once(engine: Engine, act: Callable[[Connection], _Outcome]) -> _Outcome:
+    """`act` in a transaction; again when another one was quicker with the same key, user or lock."""
+    try:
+        return again_after_conflicts(engine, act, tries_max=TRIES_MAX)
+    except SQLAlchemyError as error:
+        raise explain(error) from error
 
 
 def _check_amount(amount: Decimal) -> None:

@@ -11,7 +11,6 @@ by itself when one is parked again for the cause it had before.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from tombola.producers.domain.errors import DrawError, InvalidRequest, PublishFa
 from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import Fault, RowsChanged, Transaction, explain, fault_of
+from tombola.producers.storage.database import Fault, RowsChanged, Transaction, again_after_conflicts, explain, fault_of
 from tombola.producers.storage.requests import Asked, Known
 from tombola.producers.storage.schema import dead_letters
 from tombola.producers.storage.schema import replays as table
@@ -396,20 +395,16 @@ class Replayer:
         return step.sent
 
     def _accept_in_tries(self, replay_id: int, ids: Sequence[int]) -> _Step:
-        for attempt in range(1, TRIES_MAX + 1):
-            try:
-                with self._engine.begin() as connection:
-                    return self._accept(connection, replay_id, ids)
-            except DrawError:
-                raise
-            except Exception as error:  # the driver's own as well, from inside the accept
-                fault = fault_of(error)
-                if fault is Fault.REFUSED:
-                    raise _Refused from error
-                if attempt == TRIES_MAX or fault is not Fault.CONFLICT:
-                    raise explain(error) from error
-            time.sleep(random.uniform(0, 0.01 * 2**attempt))
-        raise AssertionError
+        try:
+            return again_after_conflicts(
+                self._engine, lambda connection: self._accept(connection, replay_id, ids), tries_max=TRIES_MAX
+            )
+        except DrawError:
+            raise
+        except Exception as error:  # the driver's own as well, from inside the accept
+            if fault_of(error) is Fault.REFUSED:
+                raise _Refused from error
+            raise explain(error) from error
 
     def _leave_parked(self, replay_id: int) -> None:
         try:

@@ -12,7 +12,6 @@ whole transaction runs again.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from tombola.producers.storage import clock, requests
 from tombola.producers.storage.database import (
     Fault,
     Transaction,
+    conflict_pause_s,
     explain,
     fault_of,
     is_duplicate_key,
@@ -174,7 +174,7 @@ class _Run:
             return [Deferred(draw, _why(error)) for draw in draws]
         for attempt in range(self.effort.tries_max):
             if attempt:
-                self.sleep(random.uniform(0, 0.01 * 2**attempt))
+                self.sleep(conflict_pause_s(attempt))
             try:
                 return self._try(draws)
             except Exception as raised:

@@ -13,7 +13,6 @@ from tombola.producers.domain.contract import (
     INSUFFICIENT_BALANCE,
     DrawRequest,
     DrawResult,
-    LedgerRow,
     Row,
     shown,
 )
@@ -68,18 +67,21 @@ def _movements(request: DrawRequest, wheel: Wheel) -> Sequence[Movement]:
 
 
 def result(request: DrawRequest, outcome: Outcome) -> bytes:
-    """The draw's result. `prize_amount` and `balance_after` are of the account that paid, so of one asset."""
-    if isinstance(outcome, Rejection):
-        reason, balance = outcome
-        return _result(request, reason, NO_PRIZE, balance, []).encode()
-    own = [row for row in outcome if row.account_id == request.account_id]
-    paid = sum((row.delta for row in own if row.business_type == REWARD), NO_PRIZE)
-    return _result(request, None, paid, own[-1].after, [shown(row) for row in outcome]).encode()
+    """The draw's result. `prize_amount` and `balance_after` are of the account that paid, so of one asset.
 
-
-def _result(
-    request: DrawRequest, reason: str | None, paid: Decimal, balance: Decimal | None, transactions: list[LedgerRow]
-) -> DrawResult:
+    Raises ValueError for a completed draw without a row of that account.
+    """
+    paid, transactions = NO_PRIZE, []
+    reason, balance = outcome if isinstance(outcome, Rejection) else (None, None)
+    if not isinstance(outcome, Rejection):
+        for row in outcome:
+            transactions.append(shown(row))
+            if row.account_id == request.account_id:
+                balance = row.after
+                if row.business_type == REWARD:
+                    paid += row.delta
+        if balance is None:
+            raise ValueError(f"the ledger has no row of draw {request.request_key}")
     return DrawResult(
         request_key=request.request_key,
         lottery_session_id=request.lottery_session_id,
@@ -90,7 +92,7 @@ def _result(
         prize_amount=str(paid),
         balance_after=None if balance is None else str(balance),
         transactions=transactions,
-    )
+    ).encode()
 
 
 def check(request: DrawRequest, written: Written) -> Findings:
