@@ -423,6 +423,12 @@ def last_settled_publish(connection: Connection) -> datetime | None:
     return max((moment for moment in moments if moment is not None), default=None)
 
 
+def overtaken_before(connection: Connection, after_s: float) -> datetime | None:
+    """A request published before this moment, and not settled, is in no queue; None: that cannot be told of any."""
+    settled_up_to = last_settled_publish(connection)
+    return None if settled_up_to is None else settled_up_to - timedelta(seconds=after_s)
+
+
 class Lease(NamedTuple):
     """What one pass of the relay took: `due` is to be published, `dead` was given up."""
 

@@ -89,8 +89,6 @@ ROOMS: Final[dict[str, Callable[[], typer.Typer]]] = {
 # What each command needs beside the base, by the name of the extra that brings it: each role installs its own.
 EXTRAS: Final = {
     "up": "embedded",
-    "account": "worker",
-    "audit": "worker",
     "relay": "worker",
     "dead-letters": "worker",
     "legacy": "worker",

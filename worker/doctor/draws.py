@@ -32,7 +32,6 @@ from tombola.worker.doctor.checks import (
 )
 from tombola.worker.doctor.database import is_migrated
 from tombola.worker.host import housekeeping
-from tombola.worker.relay.overdue import overtaken_before
 
 WAITING_WARN_S: Final = 60.0
 OVERDUE_FAIL_S: Final = 60.0
@@ -117,7 +116,10 @@ def _relay(connection: Connection, settings: Settings, found: Findings) -> Verdi
     ]
     if found.queued:
         # Most may just be queued: a relay leaves alone what no other has overtaken.
-        published, overtaken = requests_table.c.published_at, overtaken_before(connection, settings.relay_after_s)
+        published, overtaken = (
+            requests_table.c.published_at,
+            requests.overtaken_before(connection, settings.relay_after_s),
+        )
         conditions.append(published.is_(None) if overtaken is None else published.is_(None) | (published < overtaken))
     some = select(requests_table.c.request_key).where(*conditions).limit(OVERDUE_COUNTED_MAX).subquery()
     overdue = connection.execute(select(func.count()).select_from(some)).scalar_one()

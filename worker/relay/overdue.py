@@ -11,10 +11,10 @@ published again that others have overtaken, that is, published well before what 
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.brokers.streams import Broker
@@ -49,12 +49,6 @@ class Patience(NamedTuple):
         return timedelta(seconds=min(DELAY_S_MAX, self.after_s * 2.0 ** (attempts - 1)))
 
 
-def overtaken_before(connection: Connection, after_s: float) -> datetime | None:
-    """A request published before this moment, and not settled, is in no queue; None: that cannot be told of any."""
-    settled_up_to = requests.last_settled_publish(connection)
-    return None if settled_up_to is None else settled_up_to - timedelta(seconds=after_s)
-
-
 def relay_once(
     engine: Engine,
     broker: Broker,
@@ -77,7 +71,7 @@ def relay_once(
             now = clock.now(connection)
             if not requests.is_any_overdue(connection, now):
                 return 0
-            overtaken = overtaken_before(connection, after_s)
+            overtaken = requests.overtaken_before(connection, after_s)
         published_before = None
         # Looked at once: what is queued from here on are our own, and say nothing of those that are still to come.
         if broker.backlog():
