@@ -262,7 +262,6 @@ def tombola(*words: str) -> subprocess.CompletedProcess[str]:
     [
         (["up", "--draws", "0", "--exit"], "embedded"),
         (["audit", "--json"], "worker"),
-        (["account", "show", "6"], "worker"),
         (["relay"], "worker"),
         (["dead-letters", "list", "--help"], "worker"),
         (["legacy", "inspect"], "worker"),
