@@ -261,7 +261,6 @@ def tombola(*words: str) -> subprocess.CompletedProcess[str]:
     ("words", "extra"),
     [
         (["up", "--draws", "0", "--exit"], "embedded"),
-        (["audit", "--json"], "worker"),
         (["relay"], "worker"),
         (["dead-letters", "list", "--help"], "worker"),
         (["legacy", "inspect"], "worker"),
