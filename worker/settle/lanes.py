@@ -62,8 +62,8 @@ class Lanes:
         answers: dict[int, Answer] = {}
         for positions, future in under_way:
             answers.update(zip(positions, future.result(), strict=True))
-        # What needs accounts of several lanes comes when these are empty.
-        answers.update(zip(across, self._settle([draws[i] for i in across], handling, effort), strict=True))
+        if across:  # what needs accounts of several lanes comes when these are empty
+            answers.update(zip(across, self._settle([draws[i] for i in across], handling, effort), strict=True))
         return [answers[position] for position in range(len(draws))]
 
     def _settle(self, draws: Sequence[Request], handling: Handling, effort: Effort) -> list[Answer]:

@@ -1,0 +1,117 @@
+"""Lanes: answers in order, no account in two of them at once, and none that fails takes another one along."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from sqlalchemy import Engine
+
+from tombola.producers.domain.contract import DrawRequest, Request
+from tombola.producers.domain.errors import ServiceUnavailable
+from tombola.worker.settle import lanes
+from tombola.worker.settle.batch import Deferred, Effort, Handling
+from tombola.worker.settle.lanes import SPLIT_SIZE_MIN, Lanes
+
+COUNT = 4
+
+
+class Transactions:
+    """In place of batch.settle: which draws it was given together, and what was going on at the same time."""
+
+    def __init__(self) -> None:
+        self.given: list[list[str]] = []
+        self.lasts_s = 0.0
+        self.fails_for: frozenset[int] = frozenset()
+        self.shared: set[int] = set()
+        self.most_at_once = 0
+        self.ended = 0
+        self._accounts: list[set[int]] = []
+        self._lock = threading.Lock()
+
+    def settle(self, _engine: Any, draws: Sequence[Request], _wheels: Any, **_how: Any) -> list[Deferred]:
+        mine = {draw.account_id for draw in draws}
+        with self._lock:
+            self.given.append([draw.request_key for draw in draws])
+            self.shared |= mine & set().union(*self._accounts)
+            self._accounts.append(mine)
+            self.most_at_once = max(self.most_at_once, len(self._accounts))
+        time.sleep(self.lasts_s)
+        with self._lock:
+            self._accounts.remove(mine)
+            self.ended += 1
+        if mine & self.fails_for:
+            raise ServiceUnavailable("away")
+        return [Deferred(draw, draw.request_key) for draw in draws]
+
+
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> Transactions:
+    made = Transactions()
+    monkeypatch.setattr(lanes.batch, "settle", made.settle)
+    return made
+
+
+def lanes_on(dialect: str = "mysql") -> Lanes:
+    return Lanes(cast(Engine, SimpleNamespace(dialect=SimpleNamespace(name=dialect))), {}, COUNT)
+
+
+def draws_of(count: int, accounts: int) -> list[Request]:
+    return [DrawRequest(account_id=1 + number % accounts, request_key=f"k{number}") for number in range(count)]
+
+
+def settle(by: Lanes, draws: Sequence[Request]) -> list[str]:
+    answers = by.settle(draws, Handling(), Effort())
+    return [answer.error for answer in answers if isinstance(answer, Deferred)]
+
+
+def test_the_answers_are_in_the_order_of_the_draws(transactions: Transactions) -> None:
+    draws = draws_of(500, 37)
+    assert settle(lanes_on(), draws) == [draw.request_key for draw in draws]
+    assert len(transactions.given) > 1, "it was one lane: nothing was tested"
+
+
+def test_no_account_is_in_two_lanes_and_its_draws_keep_their_order(transactions: Transactions) -> None:
+    transactions.lasts_s = 0.05
+    draws = draws_of(500, 37)
+    settle(lanes_on(), draws)
+    assert transactions.most_at_once > 1, "nothing went on side by side"
+    assert transactions.shared == set()
+    accounts = {draw.request_key: draw.account_id for draw in draws}
+    for given in transactions.given:
+        for account in {accounts[key] for key in given}:
+            mine = [key for key in given if accounts[key] == account]
+            assert mine == [draw.request_key for draw in draws if draw.account_id == account]
+
+
+def test_accounts_in_steps_are_spread_over_all_lanes(transactions: Transactions) -> None:
+    """Galera's nodes hand ids out in steps of their number."""
+    draws: list[Request] = [DrawRequest(account_id=3 * number, request_key=f"k{number}") for number in range(1, 401)]
+    settle(lanes_on(), draws)
+    assert len(transactions.given) == COUNT
+    assert min(map(len, transactions.given)) > 400 / COUNT / 2
+
+
+def test_a_lane_that_fails_is_told_when_the_others_are_done(transactions: Transactions) -> None:
+    transactions.lasts_s = 0.05
+    transactions.fails_for = frozenset({1})
+    with pytest.raises(ServiceUnavailable):
+        settle(lanes_on(), draws_of(400, 40))
+    assert transactions.ended == len(transactions.given) == COUNT
+
+
+@pytest.mark.parametrize(
+    ("dialect", "count"), [("mysql", SPLIT_SIZE_MIN - 1), ("sqlite", 500)], ids=["few draws", "SQLite has one writer"]
+)
+def test_what_is_not_worth_a_split_is_one_transaction(transactions: Transactions, dialect: str, count: int) -> None:
+    draws = draws_of(count, 37)
+    assert settle(lanes_on(dialect), draws) == [draw.request_key for draw in draws]
+    assert len(transactions.given) == 1
+
+
+def test_nothing_is_nothing(transactions: Transactions) -> None:
+    assert settle(lanes_on(), []) == []
