@@ -383,13 +383,13 @@ def test_a_caller_has_a_rate_of_his_own(closed_gateway: Gateway, house: House, a
 
 def test_a_full_backlog_lets_nothing_in_until_it_drains(closed_gateway: Gateway, house: House, account: int) -> None:
     mine = bearer(house, "queueing")
-    assert closed_gateway.draw({"account_id": account}, "q-known", **mine).status_code == 202
-    waiting = draws([account], BACKLOG_MAX + 1, prefix="backlog")
-    Entry(house.engine, relay_after_s=60).accept([Asked(it) for it in waiting])
 
     def status() -> int:
         return closed_gateway.draw({"account_id": account}, "q-known", **mine).status_code
 
+    wait_for(lambda: status() == 202, within_s=20, what=lambda: "what other tests left is still under way")
+    waiting = draws([account], BACKLOG_MAX + 1, prefix="backlog")
+    Entry(house.engine, relay_after_s=60).accept([Asked(it) for it in waiting])
     wait_for(lambda: status() == 429, within_s=20, what=lambda: "still let in")
     before = count(house)
     refused = closed_gateway.draw({"account_id": account}, "q-new", **mine)

@@ -562,7 +562,7 @@ def bury_in_rabbitmq(url: str, bodies: Sequence[bytes], headers: dict[str, Any] 
         declare_queues(channel)
         for body in bodies:
             message = amqp.Message(body, delivery_mode=2, application_headers=headers or {})
-            channel.basic_publish(message, exchange=DEAD_QUEUE, routing_key=QUEUE)
+            channel.basic_publish_confirm(message, exchange=DEAD_QUEUE, routing_key=QUEUE)
 
 
 def test_what_rabbitmq_gave_up_is_drained_into_the_table(rabbit: House) -> None:

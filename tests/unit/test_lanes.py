@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.errors import ServiceUnavailable
-from tombola.worker.settle import lanes
+from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Deferred, Effort, Handling
 from tombola.worker.settle.lanes import SPLIT_SIZE_MIN, Lanes
 
@@ -52,7 +52,7 @@ class Transactions:
 @pytest.fixture
 def transactions(monkeypatch: pytest.MonkeyPatch) -> Transactions:
     made = Transactions()
-    monkeypatch.setattr(lanes.batch, "settle", made.settle)
+    monkeypatch.setattr(batch, "settle", made.settle)
     return made
 
 
