@@ -7,7 +7,8 @@
     │   ├── Unparsable           a message that is no JSON object at all
     │   ├── UnknownVersion       a contract version that this release does not speak
     │   ├── NotSigned            a message that no secret of ours has signed
-    │   └── UnknownCampaign      there are no odds of that name to draw by
+    │   ├── UnknownCampaign      there are no odds of that name to draw by
+    │   └── InvalidManifest      a campaign's manifest with a mistake in it
     ├── IdempotencyKeyReused     the key is known, with another request behind it
     ├── SessionNotFound          no such lottery session, or another caller's
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
@@ -76,6 +77,10 @@ class NotSigned(InvalidRequest):
 
 class UnknownCampaign(InvalidRequest):
     """There is no such campaign. Nothing was written."""
+
+
+class InvalidManifest(InvalidRequest):
+    """This is not the manifest of a campaign."""
 
 
 class IdempotencyKeyReused(DrawError):
