@@ -50,6 +50,12 @@ def _access() -> typer.Typer:
     return access.app
 
 
+def _campaigns() -> typer.Typer:
+    from tombola.worker.cli import campaigns
+
+    return campaigns.app
+
+
 def _migrate() -> typer.Typer:
     from tombola.worker.cli import migrate
 
@@ -78,6 +84,7 @@ ROOMS: Final[dict[str, Callable[[], typer.Typer]]] = {
     "relay": _processes,
     "gateway": _processes,
     "account": _books,
+    "campaign": _campaigns,
     "dead-letters": _dead_letters,
     "console": _processes,
     "doctor": _doctor,
