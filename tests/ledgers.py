@@ -1,7 +1,7 @@
 """Empty ledgers at the newest revision, as copies of one that the migrations made.
 
 A database server takes ten times as long for the migrations as for the tables that come of them, and most tests need a
-ledger of their own. The migrations themselves are tested in tests/migration.
+ledger of their own. The migrations themselves are tested in tests/migrations.
 """
 
 import atexit

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from tests import servers
 from tests.books import table
+from tests.gateway.test_http_api import problem
 from tests.gateways import Gateway, gateway, settle
-from tests.integration.test_gateway import problem
 from tests.processes import House, draws, wait_for
 from tombola.producers.domain import keys
 from tombola.producers.domain.contract import DrawRequest

@@ -17,8 +17,8 @@ import pytest
 from litestar.openapi.spec import OpenAPI
 
 from tests import servers
+from tests.gateway.test_http_api import problem
 from tests.gateways import OPEN_TO_ALL, Gateway, gateway, settle
-from tests.integration.test_gateway import problem
 from tests.processes import House, draws, wait_for
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.entry import Entry

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import update
 
 from tests import poison, servers
-from tests.integration.test_outbox import age, statuses
-from tests.integration.test_parking import bury_in_rabbitmq, consume_all, left, letters
+from tests.dead_letters.test_parking import bury_in_rabbitmq, consume_all, left, letters
 from tests.processes import House, draws, wait_for
+from tests.relay.test_outbox import age, statuses
 from tombola.producers.brokers.quorum_queues import QueueBroker
 from tombola.producers.brokers.rabbitmq import open_amqp
 from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE

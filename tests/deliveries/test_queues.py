@@ -14,9 +14,9 @@ import pytest
 from amqp import spec
 
 from tests import processes
-from tests.integration.test_outbox import statuses
-from tests.integration.test_parking import consume_all, left, letters
+from tests.dead_letters.test_parking import consume_all, left, letters
 from tests.processes import House, draws
+from tests.relay.test_outbox import statuses
 from tombola.producers.brokers.quorum_queues import QueueBroker, declare_queues
 from tombola.producers.brokers.rabbitmq import open_amqp
 from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE

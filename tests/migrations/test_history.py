@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, event, inspect, text
 
 from tests import legacy as old_code
-from tests.migration.test_migrations import TABLES, definitions
+from tests.migrations.test_migrations import TABLES, definitions
 from tombola import migrations
 from tombola.migrations import history
 from tombola.migrations.legacy import status as legacy

@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from tests import legacy
-from tests.migration.command import tombola
+from tests.migrations.command import tombola
 from tombola import migrations
 from tombola.migrations.legacy import (
     backfill,

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, inspect, text
 from typer.testing import CliRunner, Result
 
-from tests.migration.test_migrations import TABLES, definitions
+from tests.migrations.test_migrations import TABLES, definitions
 from tombola import migrations
 from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.storage.database import open_engine

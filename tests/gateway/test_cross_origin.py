@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests import servers
+from tests.gateway.test_demo_page import browser  # noqa: F401
 from tests.gateways import OPEN_TO_ALL, gateway, settle
-from tests.integration.test_page import browser  # noqa: F401
 from tests.processes import House, wait_for
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.gateway.pages import PAGE

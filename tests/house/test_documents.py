@@ -95,11 +95,11 @@ def test_every_document_is_linked_to() -> None:
             target = (ROOT / document).parent / link.partition("#")[0]
             if target.is_file():
                 waiting.append(target.resolve().relative_to(ROOT))
-    assert set(DOCUMENTS) - found == {Path("tests/unit/golden/README.md")}
+    assert set(DOCUMENTS) - found == {Path("tests/domain/golden/README.md")}
 
 
 def test_every_picture_is_shown() -> None:
-    """The console's pages; TEST_CONSOLE_SHOTS makes new ones (tests/integration/test_console_browser.py)."""
+    """The console's pages; TEST_CONSOLE_SHOTS makes new ones (tests/console/test_browser.py)."""
     shown = {Path(link).name for document in DOCUMENTS for link in links(document) if link.endswith(".png")}
     assert shown == {path.name for path in (ROOT / "worker" / "screenshots").iterdir()}
 

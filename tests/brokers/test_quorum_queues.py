@@ -19,8 +19,8 @@ import pytest
 
 from tests import processes, servers
 from tests.gateways import OPEN_TO_ALL, gateway
-from tests.integration.test_outbox import age, statuses
 from tests.processes import House, draws, wait_for
+from tests.relay.test_outbox import age, statuses
 from tombola.producers.brokers.quorum_queues import QueueBroker
 from tombola.producers.brokers.rabbitmq import open_amqp
 from tombola.producers.brokers.streams import QUEUE

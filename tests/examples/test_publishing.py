@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import servers
-from tests.integration.test_client import queued
+from tests.producers.test_client import queued
 from tombola.producers.brokers.quorum_queues import declare_queues
 from tombola.producers.brokers.rabbitmq import open_amqp
 from tombola.producers.brokers.streams import QUEUE

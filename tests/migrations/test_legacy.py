@@ -20,7 +20,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from tests import legacy
-from tests.migration.command import tombola
+from tests.migrations.command import tombola
 from tests.processes import House, failed_start
 from tombola import migrations
 from tombola.migrations.legacy import backfill, contract, expand, inspection, record, rollback, status, tables, verify
