@@ -4,11 +4,16 @@ Servers start at first use and serve the whole run; databases, key spaces and vi
 A test that ends servers takes one of its own: `with servers.redis(private=True) as server`. Wherever
 `Unavailable` comes up, in a fixture or in a test, the test is skipped with its reason, but fails where
 CI=true: a CI job that lost its servers must not look like one that passed.
+
+A test that uses a server or starts a process has the mark `process`, and `make check` leaves it to
+`make test`. The fixtures below bring the mark; other tests set it. A test without the mark that starts a
+process fails.
 """
 
 import itertools
 import os
 import secrets
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +46,42 @@ def pytest_configure(config: pytest.Config) -> None:
     """List skips with their reasons, asked (-rs) or not."""
     if not set("sAa") & set(config.option.reportchars):
         config.option.reportchars += "s"
+
+
+# Fixtures that start a server. A test has the mark `process` if it asks for one of them, also by way of others.
+SERVERS = {"mariadb_server", "redis_server", "rabbitmq_server", "own_server"}
+UNMARKED = "starts a process or uses a server: set pytest.mark.process"
+
+_unmarked: list[str] = []  # the test that runs, if it may start nothing
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if SERVERS.intersection(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.process)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    if item.get_closest_marker("process") is None:
+        _unmarked.append(item.nodeid)
+    try:
+        return (yield)
+    finally:
+        _unmarked.clear()
+
+
+def _refuse_processes(event: str, _arguments: object) -> None:
+    if _unmarked and event == "subprocess.Popen":
+        pytest.fail(f"{_unmarked[0]} {UNMARKED}", pytrace=False)
+
+
+sys.addaudithook(_refuse_processes)
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    """Refuse a server that runs already, and that an unmarked test asks for by getfixturevalue."""
+    if _unmarked and fixturedef.argname in ("mariadb_url", "redis_url", "rabbitmq_url"):
+        pytest.fail(f"{_unmarked[0]} {UNMARKED}", pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -107,7 +148,7 @@ def mariadb_url(mariadb_server: servers.Server) -> Iterator[str]:
         connection.execute(text(f"DROP DATABASE {name}"))
 
 
-@pytest.fixture(params=["sqlite", "mariadb"])
+@pytest.fixture(params=["sqlite", pytest.param("mariadb", marks=pytest.mark.process)])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind in turn: what is said of the ledger must hold on both."""
     if request.param == "sqlite":

@@ -33,6 +33,8 @@ from tombola.worker.deliveries.streams import StreamDeliveries, forget_consumers
 from tombola.worker.doctor.checks import Findings
 from tombola.worker.doctor.streams import examine_results, examine_stream
 
+pytestmark = pytest.mark.process
+
 ON_WITHIN_S = 10.0
 TOMBOLA = [sys.executable, "-m", "tombola.worker"]
 

@@ -133,6 +133,7 @@ def test_any_terminal_will_do(tombola: Tombola, module_house: House, encoding: s
         assert shown.get(encoding, "🎰 für Jörg … →") in ended.out
 
 
+@pytest.mark.process
 def test_a_process_on_a_terminal_in_ascii(module_house: House) -> None:
     """As the shell sees it, with Python's own way of choosing an encoding."""
     for encoding, arguments in (("ascii", ["dead-letters", "show", "1"]), ("latin-1", ["doctor"])):

@@ -58,7 +58,7 @@ NIGHT, NOPE = "lottery_req_1795424054123_1c80fef5_{:03d}", "nope_{:03d}" + "_and
 SHOTS = os.environ.get("TEST_CONSOLE_SHOTS", "")
 
 # The first test may have to install Chromium.
-pytestmark = pytest.mark.timeout(servers.INSTALL_TIMEOUT_S + 180)
+pytestmark = [pytest.mark.process, pytest.mark.timeout(servers.INSTALL_TIMEOUT_S + 180)]
 
 
 # ---- a deployment with a bad night -----------------------------------------------------------------------------------

@@ -193,6 +193,7 @@ def test_any_number_that_is_released_comes_to_others_at_once(url: str, open_cons
     assert said(fetch_all(holder, 1)) == [b"next"]
 
 
+@pytest.mark.process
 def test_release_never_raises() -> None:
     with servers.redis(private=True) as server:
         publish(server.url, *numbered(2))
@@ -406,6 +407,7 @@ redis.call('XREADGROUP', 'GROUP', ARGV[1], 'dead', 'COUNT', 1, 'STREAMS', KEYS[1
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux tells a process's peak of memory apart from its parent's"
 )

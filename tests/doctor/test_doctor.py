@@ -240,6 +240,7 @@ def test_a_sqlite_file_is_neither_made_nor_touched(lean: House, tmp_path: Path) 
 # ---- the database ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_careless_mariadb() -> None:
     options = ["--log-bin=bin", "--sync-binlog=0", "--sql-mode=", "--character-set-server=latin1"]
     with servers.mariadb(private=True, flush_log_at_trx_commit=2, options=options) as server:
@@ -321,6 +322,7 @@ def test_a_database_that_refuses_us(house: House, mariadb_url: str) -> None:
 # ---- Redis -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_careless_redis(tmp_path: Path) -> None:
     options = ["--maxmemory-policy", "allkeys-lru"]
     with servers.redis(private=True, options=options) as server, Redis.from_url(server.url) as client:
@@ -354,6 +356,7 @@ def test_a_careless_redis(tmp_path: Path) -> None:
             assert statuses(look(house), "broker persistence", "broker memory") == ["warn", "ok"]
 
 
+@pytest.mark.process
 def test_a_redis_that_does_not_let_us_look(tmp_path: Path) -> None:
     with servers.redis(private=True, appendonly=True) as server, Redis.from_url(server.url) as client:
         declare_group(client)

@@ -225,6 +225,7 @@ def test_the_same_request_draws_the_same_prize_for_ever() -> None:
     assert first == [*reversed([ticket(wheel, 6, f"k{number}") for number in reversed(range(50))])]
 
 
+@pytest.mark.process
 def test_another_process_draws_the_same() -> None:
     """With another hash seed, as sets and dicts would show if they had a hand in it."""
     script = (

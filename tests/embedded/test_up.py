@@ -29,6 +29,8 @@ from tombola.worker.embedded import running as embedded
 from tombola.worker.embedded import sample
 from tombola.worker.ledger import post as ledger
 
+pytestmark = pytest.mark.process
+
 TOMBOLA = Path(sys.executable).with_name("tombola")
 UP_TIMEOUT_S = 60
 

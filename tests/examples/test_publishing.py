@@ -33,7 +33,7 @@ CONFIRMED = "confirmed: the broker has the draw"
 OUR_FAULTS = ("EUSAGE", "EINTEGRITY", "EJSONPARSE")
 
 # The first test may have to install Node, and then the packages.
-pytestmark = pytest.mark.timeout(servers.INSTALL_TIMEOUT_S + NPM_TIMEOUT_S)
+pytestmark = [pytest.mark.process, pytest.mark.timeout(servers.INSTALL_TIMEOUT_S + NPM_TIMEOUT_S)]
 
 # Runs an example with its arguments: run(broker_url, "6", "key").
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -27,6 +27,8 @@ from tombola.producers.storage.requests import Asked
 from tombola.worker.cli import app
 from tombola.worker.ledger import post as ledger
 
+pytestmark = pytest.mark.process
+
 RATE_MAX = 30
 BACKLOG_MAX = 50
 REVOKED_WITHIN_S = 15

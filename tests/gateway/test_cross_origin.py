@@ -25,7 +25,7 @@ DRAW = """([base, account]) => import('/draw.js').then(({ draw }) => {
         .then((end) => { window.end = end; });
 })"""
 
-pytestmark = pytest.mark.timeout(servers.INSTALL_TIMEOUT_S + 180)
+pytestmark = [pytest.mark.process, pytest.mark.timeout(servers.INSTALL_TIMEOUT_S + 180)]
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ RESULTS = "**/v1/draws/*"
 NETWORK_ERROR = "Failed to load resource"
 
 # The first test may have to install Chromium.
-pytestmark = pytest.mark.timeout(servers.INSTALL_TIMEOUT_S + 180)
+pytestmark = [pytest.mark.process, pytest.mark.timeout(servers.INSTALL_TIMEOUT_S + 180)]
 
 
 # Runs in every page before its own scripts: what it sent when, and all that it said.

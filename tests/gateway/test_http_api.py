@@ -451,6 +451,7 @@ def test_a_gateway_with_all_it_needs_is_ready(open_gateway: Gateway) -> None:
     assert ready.json() == {"database": True, "broker": True, "results": True, "missing": []}
 
 
+@pytest.mark.process
 def test_a_gateway_says_what_is_missing_and_nothing_more(tmp_path: Path) -> None:
     nobody = f"redis://:hunter2@{servers.HOST}:{servers._free_port()}/0"
     house = House(f"sqlite:///{tmp_path}/not-migrated.db", nobody, nobody)
@@ -544,6 +545,7 @@ def test_a_lost_subscription_loses_no_result(open_gateway: Gateway, house: House
         assert time.monotonic() < started + 50
 
 
+@pytest.mark.process
 def test_waits_outlive_redis_and_its_return(tmp_path: Path) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(servers.redis(private=True))
@@ -785,6 +787,7 @@ def test_a_listener_that_loses_a_cancellation_does_not_keep_the_gateway_from_end
     asyncio.run(run())
 
 
+@pytest.mark.process
 def test_what_a_killed_gateway_had_accepted_is_published_by_the_relay(tmp_path: Path) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(servers.redis(private=True))

@@ -26,6 +26,8 @@ from tombola.producers.gateway.app import create_app
 from tombola.producers.storage import api_keys
 from tombola.producers.storage.requests import Asked
 
+pytestmark = pytest.mark.process
+
 SHOP = "https://shop.example"
 RATE_MAX = 250
 BACKLOG_MAX = 40

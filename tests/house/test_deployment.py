@@ -36,6 +36,7 @@ def test_the_validator_refuses_a_misspelt_key() -> None:
         PyCompose.from_yaml(broken.replace("<<: *tombola", "").replace("<<: *environment", "")).validate()
 
 
+@pytest.mark.process
 def test_no_security_finding_of_weight() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "compose_lint", str(COMPOSE)], capture_output=True, text=True, timeout=60, check=False

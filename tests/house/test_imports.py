@@ -75,6 +75,7 @@ def test_producers_import_nothing_from_behind_the_broker(path: Path) -> None:
     assert wrong == []
 
 
+@pytest.mark.process
 def test_a_web_process_loads_no_celery() -> None:
     """Nor does any library that producers use bring it along. One interpreter, which says what each module loads."""
     modules = sorted(file_name(path) for path in PRODUCERS)
@@ -94,6 +95,7 @@ def test_a_web_process_loads_no_celery() -> None:
 PURE = sorted(file_name(path) for path in (PROJECT / "producers" / "domain").rglob("*.py"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", PURE)
 def test_the_pure_modules_load_nothing_that_reaches_outside(module: str) -> None:
     loaded = set(python(f"import sys\nbefore = set(sys.modules)\nimport {module}\nprint(*set(sys.modules) - before)"))
@@ -128,6 +130,7 @@ def room(name: str) -> str:
     return name if len(parts) < 4 else ".".join(parts[:3])
 
 
+@pytest.mark.process
 def test_what_reaches_outside_would_be_noticed() -> None:
     loaded = python("import sys\nimport tombola.producers.storage.database\nprint(*sys.modules)")
     assert {"sqlalchemy", "pymysql", "socket"} <= set(loaded)
@@ -136,6 +139,7 @@ def test_what_reaches_outside_would_be_noticed() -> None:
 LARGE = {"sqlalchemy", "alembic", "redis", "kombu", "celery", "litestar", "starlette", "starlette_admin", "pydantic"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("command", "needed"),
     [
@@ -226,6 +230,7 @@ def of_role(role: str, name: str) -> bool:
     return name.startswith(("worker", "migrations")) and not name.startswith((*NOT_WORKER, "worker.__main__"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("role", ["base", "gateway", "console", "worker"])
 def test_a_role_imports_what_it_installs(role: str) -> None:
     """One that has more in its environment, as ours has, would not notice."""
@@ -257,6 +262,7 @@ def tombola(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "extra"),
     [
@@ -280,6 +286,7 @@ def test_a_command_whose_extra_is_missing_names_it(words: list[str], extra: str)
     )
 
 
+@pytest.mark.process
 def test_the_command_works_with_the_base_alone() -> None:
     from tombola.worker.cli import EXTRAS, ROOMS
 
@@ -294,6 +301,7 @@ def test_the_command_works_with_the_base_alone() -> None:
     assert done.stderr == "error: the SQLite file cannot be opened: check the folder in TOMBOLA_DATABASE_URL\n"
 
 
+@pytest.mark.process
 def test_every_public_name_is_there() -> None:
     names = python("from tombola import producers\nprint(*producers.__all__)")
     assert (

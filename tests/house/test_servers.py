@@ -21,6 +21,8 @@ from sqlalchemy import NullPool, create_engine, text
 
 from tests import servers
 
+pytestmark = pytest.mark.process
+
 PROJECT = Path(__file__).parents[2]
 PROCESS_END_TIMEOUT_S = 10.0
 

@@ -61,6 +61,7 @@ def audit_deps(url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_nothing_is_known_and_the_bill_of_materials_names_all() -> None:
     BILL.unlink(missing_ok=True)
@@ -77,6 +78,7 @@ def test_nothing_is_known_and_the_bill_of_materials_names_all() -> None:
     assert all(it["externalReferences"][0]["hashes"] for it in bill["components"])
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_what_is_known_is_named_and_fails() -> None:
     with known_of("sqlalchemy") as url:
@@ -86,6 +88,7 @@ def test_what_is_known_is_named_and_fails() -> None:
     assert "audit-deps: update these" in done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_no_data_is_no_clean_bill() -> None:
     done = audit_deps("http://127.0.0.1:1/v1/query")

@@ -17,6 +17,8 @@ import pytest
 from tests import processes, servers
 from tests.processes import House, wait_for
 
+pytestmark = pytest.mark.process
+
 PROJECT = Path(__file__).parents[2]
 FOLDERS = ("producers", "worker", "migrations")
 BUILD_TIMEOUT_S = 120

@@ -102,6 +102,7 @@ def test_it_goes_back_when_asked_twice(engine: Engine) -> None:
     assert set(inspect(engine).get_table_names()) == {migrations.VERSION_TABLE}
 
 
+@pytest.mark.process
 def test_nobody_imports_alembic_before_it_is_needed() -> None:
     """It takes longer than all of ours; workers and the doctor only ask for the revision."""
     rooms = ("migrations.legacy.status", "worker.doctor.database", "worker.cli.migrate", "worker.embedded.running")
@@ -161,6 +162,7 @@ def test_without_a_database_url_it_refuses_instead_of_taking_an_embedded_one(arg
     assert refused(*arguments).startswith("TOMBOLA_DATABASE_URL is not set")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arguments", [[], ["status"], ["downgrade", "0001", "--yes"]])
 def test_a_database_that_is_away_is_told_in_one_line(arguments: list[str]) -> None:
     done = subprocess.run(

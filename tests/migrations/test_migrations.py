@@ -646,6 +646,7 @@ def test_keys_from_before_are_for_all_accounts_and_no_key_is_widened(engine: Eng
 # ---- scripts ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_sql_script_of_sqlite_builds_the_same(tmp_path: Path) -> None:
     done = alembic("upgrade", "head", "--sql", url=f"sqlite:///{tmp_path}/never.db")
     assert done.returncode == 0, done.stderr
@@ -699,6 +700,7 @@ def test_the_sql_script_of_mariadb_takes_it_back(mariadb_url: str) -> None:
 # ---- from the command line -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_command_takes_its_database_from_the_environment(database_url: str) -> None:
     done = alembic("upgrade", "head", url=database_url)
     assert (done.returncode, done.stderr) == (0, "")
@@ -710,6 +712,7 @@ def test_the_command_takes_its_database_from_the_environment(database_url: str) 
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -761,6 +764,7 @@ def test_tables_of_another_history_are_left_alone(engine: Engine) -> None:
     assert tables_of(engine) == {"asset_transactions"}
 
 
+@pytest.mark.process
 def test_two_upgrades_at_once_take_turns(database_url: str) -> None:
     both = [
         subprocess.Popen(
@@ -778,6 +782,7 @@ def test_two_upgrades_at_once_take_turns(database_url: str) -> None:
     assert sum("upgraded to" in output for output in outputs) == 1
 
 
+@pytest.mark.process
 def test_it_works_from_elsewhere_without_the_project_files(tmp_path: Path) -> None:
     """As from an installed wheel: no pyproject.toml in sight, logging left alone, in a folder with a % in its name."""
     home = tmp_path / "50%(off)s"

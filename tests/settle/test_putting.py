@@ -95,6 +95,7 @@ def test_draws_settle_while_the_result_store_is_in_trouble(
     wait_for(lambda: metrics.RESULTS_OWED._value.get() == 0, within_s=10, what=lambda: "some are owed")
 
 
+@pytest.mark.process
 def test_a_full_store_still_tells_those_who_wait(store_server: servers.Server) -> None:
     store = ResultStore.open(store_server.url, ttl_s=60)
     putter = Putting(store)

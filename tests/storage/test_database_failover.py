@@ -24,6 +24,8 @@ from tombola.worker.relay.overdue import relay_once
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Effort
 
+pytestmark = pytest.mark.process
+
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"seed" * 8)}
 WITHIN_S = 10.0
 

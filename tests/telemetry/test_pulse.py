@@ -22,7 +22,7 @@ from tombola.producers.telemetry import pulse
 from tombola.producers.telemetry.pulse import COUNTED, Member, Minute, Pulse, members, minutes
 
 
-@pytest.fixture(params=["redis", "fakeredis"])
+@pytest.fixture(params=[pytest.param("redis", marks=pytest.mark.process), "fakeredis"])
 def client(request: pytest.FixtureRequest) -> Iterator[Redis]:
     if request.param == "fakeredis":
         yield fakeredis.FakeRedis()

@@ -203,6 +203,7 @@ def test_a_body_is_the_same_with_and_without_a_trace(house: House, spans: Callab
     assert [it.body for it in deliveries_of(house, 1)] == [draw.encode()]
 
 
+@pytest.mark.process
 def test_without_the_extra_all_of_it_does_nothing() -> None:
     script = """
 import sys
