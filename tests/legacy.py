@@ -308,7 +308,7 @@ def writers(
             thread.join(10)
 
 
-# ---- steps as processes that tests kill ---------------------------------------------------------------------------
+# ---- steps as processes that tests kill ------------------------------------------------------------------------------
 
 
 def main() -> None:
