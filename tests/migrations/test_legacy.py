@@ -158,32 +158,32 @@ def test_a_table_in_use_old_code_writes_on_every_step_killed_and_all_the_way_bac
     assert not old.failures
 
 
-@pytest.mark.parametrize("unique", [legacy.BOTH, legacy.ALONE, legacy.WITHOUT], ids=["both", "alone", "without"])
-@pytest.mark.parametrize(
-    "steps",
-    [
-        ["expand"],
-        ["expand", "half a backfill"],
-        ["expand", "backfill"],
-        ["expand", "backfill", "verify"],
-        ["expand", "backfill", "verify", "contract"],
-    ],
-    ids=lambda steps: steps[-1],
+WAYS = (
+    ["expand"],
+    ["expand", "half a backfill"],
+    ["expand", "backfill"],
+    ["expand", "backfill", "verify"],
+    ["expand", "backfill", "verify", "contract"],
 )
-def test_it_goes_back_from_every_step(url: str, engine: Engine, steps: list[str], unique: str) -> None:
+
+
+@pytest.mark.parametrize("unique", [legacy.BOTH, legacy.ALONE, legacy.WITHOUT], ids=["both", "alone", "without"])
+def test_it_goes_back_from_every_step(engine: Engine, unique: str) -> None:
+    """One table, taken a step further each time: it comes back as it was before the next time begins."""
     legacy.create(engine, unique=unique)
     legacy.fill(engine, 3000, alone=unique == legacy.ALONE)
     before, shape = rows_of(engine), definitions(engine)
-    for step in steps:
-        if step == "half a backfill":
-            with each(engine) as connection:
-                record.begin(connection, "backfill", {"last_id": 0, "up_to": 3000, "filled": 0})
-            execute(engine, backfill_of(engine, 1, 1500))
-        else:
-            run(engine, step)
-    run(engine, "rollback", "verify", "rollback")
-    assert definitions(engine) == shape
-    assert rows_of(engine) == before
+    for way in WAYS:
+        for step in way:
+            if step == "half a backfill":
+                with each(engine) as connection:
+                    record.begin(connection, "backfill", {"last_id": 0, "up_to": 3000, "filled": 0})
+                execute(engine, backfill_of(engine, 1, 1500))
+            else:
+                run(engine, step)
+        run(engine, "rollback", "verify", "rollback")
+        assert definitions(engine) == shape, way
+        assert rows_of(engine) == before, way
     # and all the way again
     run(engine, "expand", "backfill", "verify", "contract")
     assert_migrated(engine)
@@ -201,8 +201,15 @@ def backfill_of(engine: Engine, first: int, last: int) -> str:
     return statement.replace(":first", str(first)).replace(":last", str(last))
 
 
-@pytest.mark.parametrize("collation", ["latin1_swedish_ci", "utf8mb4_general_ci", "utf8mb4_unicode_ci", "ascii_bin"])
-@pytest.mark.parametrize("id_type", ["int", "bigint unsigned"])
+@pytest.mark.parametrize(
+    ("collation", "id_type"),
+    [
+        ("latin1_swedish_ci", "int"),
+        ("utf8mb4_general_ci", "bigint unsigned"),
+        ("utf8mb4_unicode_ci", "int"),
+        ("ascii_bin", "bigint unsigned"),
+    ],
+)
 def test_whatever_the_old_tables_look_like(engine: Engine, collation: str, id_type: str) -> None:
     legacy.create(engine, collation=collation, id_type=id_type, on_update=id_type == "int", lacks_updated_at=True)
     legacy.fill(engine, 2000)

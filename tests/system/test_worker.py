@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from redis import Redis
 from tests import processes, servers
 from tests.processes import House, draws, wait_for
 from tombola.producers.domain.contract import DrawRequest, DrawResult, parse_result
+from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.results import KEY_PREFIX, ResultStore
+from tombola.producers.settings import Settings
 
 SETTLED_WITHIN_S = 60.0
 COMBINATIONS = ["mariadb-redis", "mariadb-rabbitmq", "sqlite-redis"]
@@ -181,14 +184,25 @@ def test_in_a_checkout_the_folders_name_is_enough(tmp_path: Path, redis_url: str
 
 
 class TestRefusesToStart:
-    """Exit code 1 and one line that says what to do, not a traceback, and not a worker that consumes nothing."""
+    """Exit code 1 and one line that says what to do, not a traceback, and not a worker that consumes nothing.
+
+    A worker checks its settings when it loads the app, and its servers in DrawsStep. Processes show the exit code and
+    the line, for either place; the messages of further cases need no process.
+    """
 
     @pytest.fixture
     def env(self, tmp_path: Path, redis_url: str) -> dict[str, str]:
         with House(f"sqlite:///{tmp_path}/ledger.db", redis_url, redis_url) as house:
             return house.env
 
+    @pytest.fixture
+    def closed_port(self) -> Iterator[int]:
+        with socket.socket() as holder:
+            holder.bind((servers.HOST, 0))
+            yield holder.getsockname()[1]
+
     def refusal(self, env: dict[str, str]) -> str:
+        """The line that a worker process ends with."""
         done = processes.failed_start(env)
         assert done.returncode == 1, done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
@@ -196,47 +210,58 @@ class TestRefusesToStart:
         assert len(lines) == 1, done.stderr
         return lines[0]
 
+    def reason(self, env: dict[str, str]) -> str:
+        """The message of the error that a worker under `env` raises when it starts."""
+        with pytest.MonkeyPatch.context() as patch:
+            # The module makes an app from this process's environment.
+            for name, value in {**env, "TOMBOLA_SEED": processes.SEED, "TOMBOLA_CLAIM_AFTER_S": "60"}.items():
+                patch.setenv(name, value)
+            from tombola.worker import celery
+        with pytest.raises(ConfigurationError) as raised:
+            celery.DrawsStep(SimpleNamespace(app=celery.make_app(Settings.from_env(env))))
+        return str(raised.value)
+
     def test_an_unmigrated_database(self, env: dict[str, str], tmp_path: Path) -> None:
         env["TOMBOLA_DATABASE_URL"] = f"sqlite:///{tmp_path}/empty.db"
         assert "tombola migrate" in self.refusal(env)
 
     def test_an_unmigrated_mariadb(self, env: dict[str, str], mariadb_url: str) -> None:
         env["TOMBOLA_DATABASE_URL"] = mariadb_url
-        assert "tombola migrate" in self.refusal(env)
+        assert "tombola migrate" in self.reason(env)
 
-    @pytest.mark.parametrize("name", ["TOMBOLA_DATABASE_URL", "TOMBOLA_BROKER_URL", "TOMBOLA_RESULT_URL"])
-    def test_a_server_that_is_not_there(self, env: dict[str, str], name: str) -> None:
-        with socket.socket() as holder:
-            holder.bind((servers.HOST, 0))
-            port = holder.getsockname()[1]
-            env[name] = {
-                "TOMBOLA_DATABASE_URL": f"mysql+pymysql://root@{servers.HOST}:{port}/ledger",
-                "TOMBOLA_BROKER_URL": f"amqp://guest:guest@{servers.HOST}:{port}//",
-                "TOMBOLA_RESULT_URL": f"redis://{servers.HOST}:{port}/0",
-            }[name]
-            assert "answer" in self.refusal(env)
+    def test_a_database_that_is_not_there(self, env: dict[str, str], closed_port: int) -> None:
+        """Its password is not repeated."""
+        env["TOMBOLA_DATABASE_URL"] = f"mysql+pymysql://root:hunter2@{servers.HOST}:{closed_port}/ledger"
+        said = self.refusal(env)
+        assert "answer" in said
+        assert "hunter2" not in said
 
-    def test_a_redis_broker_that_is_not_there(self, env: dict[str, str]) -> None:
-        with socket.socket() as holder:
-            holder.bind((servers.HOST, 0))
-            env["TOMBOLA_BROKER_URL"] = f"redis://{servers.HOST}:{holder.getsockname()[1]}/0"
-            assert "TOMBOLA_BROKER_URL" in self.refusal(env)
+    @pytest.mark.parametrize(
+        ("name", "url"),
+        [
+            ("TOMBOLA_BROKER_URL", "amqp://guest:guest@{}//"),
+            ("TOMBOLA_BROKER_URL", "redis://{}/0"),
+            ("TOMBOLA_RESULT_URL", "redis://{}/0"),
+        ],
+    )
+    def test_a_server_that_is_not_there(self, env: dict[str, str], closed_port: int, name: str, url: str) -> None:
+        env[name] = url.format(f"{servers.HOST}:{closed_port}")
+        said = self.reason(env)
+        assert "answer" in said
+        assert url.startswith("amqp") or name in said
 
     def test_an_unknown_name(self, env: dict[str, str]) -> None:
         line = self.refusal(env | {"TOMBOLA_BATCH_SIZE": "10"})
         assert "TOMBOLA_BATCH_SIZE" in line
         assert "did you mean TOMBOLA_BATCH_SIZE_MAX?" in line
 
-    def test_a_claim_that_comes_too_early(self, env: dict[str, str]) -> None:
-        assert "TOMBOLA_CLAIM_AFTER_S (2)" in self.refusal(env | {"TOMBOLA_CLAIM_AFTER_S": "2"})
-
-    def test_no_seed(self, env: dict[str, str]) -> None:
-        del env["TOMBOLA_SEED"]
-        assert "TOMBOLA_SEED is not set" in self.refusal(env)
-
-    def test_no_password_is_repeated(self, env: dict[str, str]) -> None:
-        with socket.socket() as holder:
-            holder.bind((servers.HOST, 0))
-            port = holder.getsockname()[1]
-            env["TOMBOLA_DATABASE_URL"] = f"mysql+pymysql://root:hunter2@{servers.HOST}:{port}/ledger"
-            assert "hunter2" not in self.refusal(env)
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"TOMBOLA_CLAIM_AFTER_S": "2"}, "TOMBOLA_CLAIM_AFTER_S (2)"),
+            ({"TOMBOLA_SEED": ""}, "TOMBOLA_SEED is not set"),
+        ],
+        ids=["a claim that comes too early", "no seed"],
+    )
+    def test_settings_that_cannot_work(self, env: dict[str, str], wrong: dict[str, str], message: str) -> None:
+        assert message in self.reason(env | wrong)
