@@ -20,6 +20,7 @@ import pymysql
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
 from sqlalchemy import insert, update
 
 from tests import gateways, processes, servers
@@ -33,6 +34,7 @@ from tombola.producers.storage.database import open_engine, utc_now
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import dead_letters, replays
 from tombola.producers.telemetry import metrics as state
+from tombola.producers.telemetry import pulse
 from tombola.worker import metrics
 from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit
@@ -195,20 +197,19 @@ def test_an_outage_is_no_retry(house: House, monkeypatch: pytest.MonkeyPatch) ->
     assert {code: now("transaction_retries_total", code=code) for code in ("2013", "other")} == before
 
 
-def test_a_port_that_is_taken_is_a_warning_and_no_more(house: House, port: int) -> None:
-    (account_id,) = house.accounts(1)
-    with taken(port), processes.worker(house.env | {"TOMBOLA_LOG_FORMAT": "json"}) as worker:
-        house.enqueue(draws([account_id], 3))
-        house.wait_settled(3, within_s=WITHIN_S, log=worker.log)
-        (warned,) = [line for line in json_lines(worker.log()) if "metrics are not served" in line["event"]]
-        assert warned["level"] == "warning"
-        assert worker.stop() == 0
+def test_a_port_that_is_taken_is_a_warning_and_no_more(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    with taken(port):
+        state.serve(Settings.from_env({"TOMBOLA_METRICS_PORT": str(port)}))
+    assert [(it.levelname, "metrics are not served" in it.message) for it in caplog.records] == [("WARNING", True)]
 
 
-def test_without_a_port_nothing_listens(house: House, port: int) -> None:
-    del house.env["TOMBOLA_METRICS_PORT"]
-    with processes.worker(house.env), pytest.raises(OSError, match="refused"):
-        scrape(port)
+def test_without_a_port_nothing_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports: list[int] = []
+    monkeypatch.setattr(state, "start_http_server", lambda port, *_options: ports.append(port))
+    state.serve(Settings.from_env({}))
+    assert ports == []
+    state.serve(Settings.from_env({"TOMBOLA_METRICS_PORT": "9090"}))
+    assert ports == [9090]
 
 
 def test_processes_that_share_a_folder_tell_each_others(house: House, port: int, tmp_path: Path) -> None:
@@ -351,15 +352,14 @@ def test_the_last_audit_is_told(tmp_path: Path) -> None:
         wait_for(lambda: told() == (True, 3), within_s=5, what=lambda: str(told()))
 
 
-def test_beat_shows_a_pulse(house: House, port: int, tmp_path: Path) -> None:
+def test_beat_shows_a_pulse(house: House, tmp_path: Path) -> None:
     """Nothing else tells that it is away before a night has gone by without an audit."""
-    beat = [*processes.CELERY[:-2], "beat", "--loglevel=INFO", f"--schedule={tmp_path}/beat"]
+    command = [*processes.CELERY[:-2], "beat", "--loglevel=INFO", f"--schedule={tmp_path}/beat"]
     with (
-        processes.worker(house.env, command=RELAY, until="relaying") as relay,
-        processes.worker(house.env | {"TOMBOLA_METRICS_PORT": "0"}, command=beat, until="beat: Starting"),
+        processes.worker(house.env, command=command, until="beat: Starting") as beat,
+        Redis.from_url(house.settings.need("result_url")) as client,
     ):
-        told = scraped(port, lambda it: it("members", role="beat") == 1, relay.log)
-        assert told("members", role="worker") == 0
+        wait_for(lambda: [it.role for it in pulse.members(client)] == ["beat"], within_s=WITHIN_S, what=beat.log)
 
 
 def test_the_audit_is_made_every_night_however_often_beat_starts(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,16 +462,16 @@ def test_a_workers_lines_are_json_and_name_their_draw(house: House) -> None:
     assert all({"timestamp", "level", "logger", "event"} <= set(line) for line in lines)
 
 
-@pytest.mark.parametrize(("level", "is_told"), [("INFO", True), ("WARNING", False)])
-def test_celerys_loglevel_still_holds(house: House, level: str, is_told: bool) -> None:
-    command = [*processes.CELERY[:-1], f"--loglevel={level}"]
+def test_celerys_loglevel_still_holds(house: House) -> None:
+    """At INFO, as in all other tests, a worker says that it is consuming draws."""
+    command = [*processes.CELERY[:-1], "--loglevel=WARNING"]
     env = house.env | {"TOMBOLA_LOG_FORMAT": "text"}
-    with processes.worker(env, command=command, until="consuming draws" if is_told else "[queues]") as worker:
+    with processes.worker(env, command=command, until="[queues]") as worker:
         (account_id,) = house.accounts(1)
         (draw,) = draws([account_id], 1)
         house.enqueue([draw])
         house.wait_settled(1, within_s=WITHIN_S, log=worker.log)
-        assert ("consuming draws" in worker.log()) == is_told
+        assert processes.READY not in worker.log()
         assert json_lines(worker.log()) == []
 
 
