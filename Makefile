@@ -10,8 +10,8 @@ export PYTHONDONTWRITEBYTECODE :=
 run: .venv/run  ## draws from end to end on an embedded default: no server, no root
 	@$(BIN)/tombola up $(ARGS)
 
-check: .venv/dev lint  ## lint, types and the quick unit tests: an answer within a minute
-	$(BIN)/python -m pytest tests/unit -m 'not chaos and not slow' -n auto -q $(ARGS)
+check: .venv/dev lint  ## lint, types and the tests that need no server: an answer within a minute
+	$(BIN)/python -m pytest -m 'not (chaos or process or slow)' -n auto -q $(ARGS)
 
 test: .venv/dev lint  ## everything; finds or starts the servers it needs
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)

@@ -1,4 +1,4 @@
-"""Whether the books are right, looked up in plain SQL: no code that wrote them has a say here."""
+"""Checks the books in plain SQL, without the code that wrote them."""
 
 import json
 from collections import Counter, defaultdict
@@ -11,20 +11,20 @@ from sqlalchemy import Engine, text
 
 Row = dict[str, Any]
 
-# What the result says beside the fields that its request and its ledger rows have in common, from these rows.
+# The fields of a result that follow from its request's row and its ledger rows.
 Says = Callable[[Row, list[Row]], dict[str, Any]]
 
 
 class Shape(NamedTuple):
-    """What requests of one kind may write: `rows` raises AssertionError for other rows of a session than these."""
+    """What requests of one kind may write; `rows` raises AssertionError if a session's rows are others."""
 
-    types: dict[str, str]  # of its derived keys, with their business types; the first one is always written
+    types: dict[str, str]  # types of derived keys and their business types; the first is always written
     rows: Callable[[list[Row]], None]
     says: Says
 
 
 def _drawn(rows: list[Row]) -> None:
-    # One charge, first; then what it won, on the same account.
+    # One charge, then its rewards, on the same account.
     first, *won = rows
     assert first["business_type"] == "lottery_consume", rows
     assert first["delta_amount"] < 0, rows
@@ -46,7 +46,8 @@ DRAW = Shape({"consume": "lottery_consume", "reward": "lottery_reward"}, _drawn,
 def assert_books(engine: Engine, others: Mapping[str, Shape] = {}) -> None:
     """The ledger's invariants (ARCHITECTURE, Invariants), for all settled requests: draws, and `others` by kind.
 
-    Requests whose row was archived leave their ledger rows behind; nothing else may be there without the other.
+    The ledger rows of archived requests remain. Any other request without its ledger rows is an error, as are ledger
+    rows without their request.
     """
     accounts = {row["id"]: row for row in table(engine, "account_asset_balances")}
     ledger = sorted(table(engine, "asset_transactions"), key=lambda row: row["transaction_id"])
@@ -59,7 +60,7 @@ def assert_books(engine: Engine, others: Mapping[str, Shape] = {}) -> None:
 
 
 def table(engine: Engine, name: str) -> list[Row]:
-    """All rows, with amounts in hundredths: whole numbers in both databases, and nothing to round."""
+    """All rows of a table, amounts in hundredths: whole numbers on both databases, without rounding."""
     with engine.connect().execution_options(read_only=True) as connection:
         rows = [dict(row) for row in connection.execute(text(f"SELECT * FROM {name}")).mappings()]
     for row in rows:
@@ -103,8 +104,8 @@ def _sessions_are_whole(accounts: dict[int, Row], ledger: list[Row], shapes: Map
         sessions[row["lottery_session_id"]].append(row)
     for rows in sessions.values():
         if len(rows) == 1 and rows[0]["business_type"] not in by_business_type:
-            continue  # belongs to no request
-        # Under one request key, and each type of a derived key once: the keys are unique.
+            continue  # not the row of a request
+        # All under one request key. Derived keys are unique, so that each type occurs once.
         assert len({row["idempotency_key"].partition(":")[0] for row in rows}) == 1, rows
         shape = by_business_type[rows[0]["business_type"]]
         for row in rows:
@@ -131,7 +132,7 @@ def _requests_match(requests: list[Row], ledger: list[Row], shapes: Mapping[str,
         assert (request["settled_at"] is None) == (not is_settled), request
         if request["result"] is None:
             continue
-        # The kept result says what the ledger says.
+        # The stored result matches the ledger.
         result = json.loads(request["result"])
         for name in ("request_key", "lottery_session_id", "account_id", "status", "reason"):
             assert result[name] == request[name], (name, request)

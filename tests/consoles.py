@@ -1,4 +1,4 @@
-"""The operators' console for tests: served by a thread of this process, and somebody who talks to it over HTTP."""
+"""The operators' console for tests, served by a thread of this process, and an HTTP client for its pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PASSWORD = "correct horse battery"
 
 
 class Console:
-    """The console of some settings."""
+    """A console under `settings`, on its own port."""
 
     def __init__(self, settings: Settings) -> None:
         self.port = servers._free_port()
@@ -39,19 +39,19 @@ class Console:
 
 
 class Visitor(httpx.Client):
-    """A browser without a screen: keeps cookies, follows no redirect by itself, and fills in forms."""
+    """An HTTP client that keeps cookies, follows no redirects, and fills in forms."""
 
     def __init__(self, url: str) -> None:
         super().__init__(base_url=url, timeout=30)
 
     def token(self, page: str) -> str:
-        """What the forms of a page carry."""
+        """The CSRF token in a page's forms."""
         found = re.search(r'name="csrftoken" value="([0-9a-f]{64})"', self.get(page).text)
         assert found, f"{page} has no form"
         return found[1]
 
     def submit(self, path: str, form: dict[str, Any], *, page: str = "/", **headers: str) -> httpx.Response:
-        """Send a form as `page` would."""
+        """Post a form with the token of `page`."""
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.post(path, data={"csrftoken": self.token(page), **form}, headers=names)
 

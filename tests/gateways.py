@@ -1,4 +1,4 @@
-"""Gateway processes for the tests that need one, and what a worker would do, done in this process.
+"""Gateway processes for tests, and a worker's part done in this process.
 
 with gateways.gateway(house, TOMBOLA_GATEWAY_AUTH="none") as gateway:    # answering when this returns
     gateway.client.post("/v1/draws", json={"account_id": 6})
@@ -24,7 +24,7 @@ OPEN_TO_ALL = {"TOMBOLA_GATEWAY_AUTH": "none", "TOMBOLA_GATEWAY_RATE_MAX": "1000
 
 @dataclass
 class Gateway:
-    """One gateway that answers at `url`; `process` is the first of its processes."""
+    """One gateway that answers at `url`; `process` is its parent process."""
 
     url: str
     client: httpx.Client
@@ -36,7 +36,7 @@ class Gateway:
         return self.client.post("/v1/draws", json=body, headers=headers)
 
     def metrics(self) -> str:
-        """What it tells Prometheus, on a port of its own."""
+        """Its metrics, from the port that Prometheus scrapes."""
         return httpx.get(f"http://{servers.HOST}:{self.metrics_port}/metrics", timeout=TIMEOUT_S).text
 
     def show(self, session: str, wait_s: float = 0, headers: Mapping[str, str] | None = None) -> httpx.Response:
@@ -45,7 +45,7 @@ class Gateway:
 
 @contextmanager
 def gateway(house: House, *arguments: str, **env: str) -> Iterator[Gateway]:
-    """A gateway under the house's settings and `env`, on a port of its own."""
+    """A gateway under the house's settings and `env`, on its own port."""
     port, metrics_port = servers._free_port(), servers._free_port()
     env = {"TOMBOLA_METRICS_PORT": str(metrics_port), "TOMBOLA_METRICS_HOST": servers.HOST} | env
     command = [sys.executable, "-m", "tombola.worker", "gateway", "--port", str(port), *arguments]
@@ -59,7 +59,7 @@ def gateway(house: House, *arguments: str, **env: str) -> Iterator[Gateway]:
 
 
 def settle(house: House, *asked: DrawRequest, store: bool = True) -> list[bytes]:
-    """What a worker does with these draws: settle them, and put their results unless told not to."""
+    """Settle these draws as a worker does, and put their results if `store`; return the results."""
     answers = batch.settle(house.engine, asked, house.wheels, effort=Effort(tries_max=1))
     settled = [answer for answer in answers if isinstance(answer, Settled)]
     assert len(settled) == len(asked)

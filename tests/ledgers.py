@@ -1,7 +1,7 @@
-"""Empty ledgers at the newest revision, as copies of one that the migrations made.
+"""Empty ledgers at the newest revision, copied from a ledger that the migrations made.
 
-A database server takes ten times as long for the migrations as for the tables that come of them, and most tests need a
-ledger of their own. The migrations themselves are tested in tests/migration.
+On a database server the migrations take ten times as long as creating the resulting tables, and most tests need their
+own ledger. tests/migrations tests the migrations themselves.
 """
 
 import atexit
@@ -15,11 +15,11 @@ from sqlalchemy import Connection, Engine, inspect
 from tombola import migrations
 from tombola.producers.storage.database import open_engine
 
-_statements: dict[object, list[str]] = {}  # what makes one on a server of this version
+_statements: dict[object, list[str]] = {}  # the statements that make a ledger, by server version
 
 
 def migrated(engine_or_url: Engine | str) -> None:
-    """Bring an empty database to the newest revision; one that is not empty goes through the migrations."""
+    """Bring a database to the newest revision: an empty one by copying, any other by its migrations."""
     given = isinstance(engine_or_url, Engine)
     engine = engine_or_url if isinstance(engine_or_url, Engine) else open_engine(engine_or_url)
     try:
@@ -49,7 +49,7 @@ def _template() -> Path:
     migrations.upgrade(engine)
     with engine.connect() as connection:
         connection.exec_driver_sql("COMMIT")
-        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it in the one file
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")  # so that the file is complete
     engine.dispose()
     return path
 

@@ -1,10 +1,10 @@
-"""The owner's old table and the old code that writes it, for the migration's tests and its benchmark.
+"""The owner's old table and the old code that writes it, for tests and the benchmark of the migration.
 
 legacy.create(engine)
 legacy.fill(engine, 50_000)
-with legacy.writers(url, 4) as old:  # threads that charge and reward, as the owner's service does
+with legacy.writers(url, 4) as old:  # threads that charge and reward as the owner's service does
     ...
-old.waits_s  # how long each draw took
+old.waits_s  # the duration of each draw
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def create(
     nullable: bool = False,
     length: int = 100,
 ) -> None:
-    """Both tables as old code has them."""
+    """Create both tables as old code has them."""
     shape = {
         "id": id_type,
         "unique": unique,
@@ -108,10 +108,10 @@ def create(
 
 
 def fill(engine: Engine, rows: int, *, alone: bool = False) -> None:
-    """`rows` rows, each account's chain in order: of ten draws three win, or with `alone` each row is a draw."""
+    """Insert `rows` rows, each account's chain in order. Three of ten draws win; with `alone` each row is a draw."""
     step = 100_000
     kind = "'lottery_consume'" if alone else "IF(seq MOD 13 IN (3, 6, 9), 'lottery_reward', 'lottery_consume')"
-    # A reward stands right after its charge: same business_id, same account.
+    # A reward follows its charge, with the same business_id and account.
     draw = "seq" if alone else "IF(seq MOD 13 IN (3, 6, 9), seq - 1, seq)"
     with engine.connect() as connection:
         for start in range(1, rows + 1, step):
@@ -129,7 +129,7 @@ def fill(engine: Engine, rows: int, *, alone: bool = False) -> None:
 
 
 def fill_chains(engine: Engine, draws: int, *, first: int = 1) -> list[str]:
-    """`draws` draws of old code, each third one won, with balances that add up; their business_ids."""
+    """Insert `draws` draws of old code with balances that add up, every third one won; return their business_ids."""
     balances = dict.fromkeys(range(1, ACCOUNTS + 1), BALANCE)
     with engine.begin() as connection:
         found = connection.execute(text("SELECT id, balance FROM account_asset_balances"))
@@ -166,7 +166,7 @@ FILL = (
 )
 BY_HAND = {
     "a": (),
-    # half-way: the columns, of the table's own collation, and half of the backfill
+    # half-way: the columns in the table's collation, and half of the backfill
     "b": (
         "ALTER TABLE asset_transactions ADD COLUMN lottery_session_id varchar(100) NULL COMMENT 'ties: a draw' "
         "AFTER business_id, ADD COLUMN idempotency_key varchar(100) NULL",
@@ -199,7 +199,7 @@ BY_HAND["d"] = BY_HAND["c"]
 
 
 def take_by_hand(engine: Engine, shape: str) -> None:
-    """Leave the old table as the guide does, for `shape` of BY_HAND."""
+    """Run the guide's statements that lead to `shape`, a key of BY_HAND."""
     with engine.begin() as connection:
         for statement in BY_HAND[shape]:
             connection.execute(text(statement.replace(": a", r"\: a")))
@@ -207,7 +207,7 @@ def take_by_hand(engine: Engine, shape: str) -> None:
 
 @dataclass
 class Writers:
-    """Old code at work."""
+    """Running threads of old code."""
 
     waits_s: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -215,12 +215,12 @@ class Writers:
 
 
 def old_draw(connection: pymysql.Connection[Any], session_id: str, account_id: int, *, wins: bool) -> None:
-    """One draw by old code: lock the account, add its rows, move the balance."""
+    """One draw by old code: lock the account, insert the rows, update the balance."""
     _draw(connection, session_id, account_id, wins, lambda kind: {})
 
 
 def service_draw(connection: pymysql.Connection[Any], session_id: str, account_id: int, *, wins: bool) -> None:
-    """One draw by the owner's new code: the same, with a key for each row."""
+    """One draw by the owner's new code: as old_draw, with a key in each row."""
     _draw(
         connection, session_id, account_id, wins,
         lambda kind: {"lottery_session_id": session_id, "idempotency_key": f"{session_id}:{kind.partition('_')[2]}"},
@@ -228,7 +228,7 @@ def service_draw(connection: pymysql.Connection[Any], session_id: str, account_i
 
 
 def drawn_key_draw(connection: pymysql.Connection[Any], session_id: str, account_id: int, *, wins: bool) -> None:
-    """The same with keys as the guide's drawing has them: nothing in them says which request it was."""
+    """As service_draw, with keys of the form in the guide's drawing, which do not contain the request."""
     _draw(
         connection, session_id, account_id, wins,
         lambda kind: {
@@ -275,7 +275,7 @@ def connect(url: str) -> pymysql.Connection[Any]:
 def writers(
     url: str, count: int, *, rate: float = 50.0, wins: bool = True, draw: Callable[..., None] = old_draw
 ) -> Iterator[Writers]:
-    """`count` threads that draw as old code does, each up to `rate` times a second."""
+    """`count` threads that call `draw`, each up to `rate` times a second."""
     work, stopping = Writers(), threading.Event()
 
     def run(number: int) -> None:
@@ -308,13 +308,13 @@ def writers(
             thread.join(10)
 
 
-# ---- steps as processes, to be killed --------------------------------------------------------------------------------
+# ---- steps as processes that tests kill ------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """`python -m tests.legacy URL STEP…`: says `ready` when it begins, so that it is killed at work.
+    """`python -m tests.legacy URL STEP…`: prints `ready` when the steps begin, so that a test can kill them.
 
-    STEP/7 is killed at every seventh statement by itself.
+    For STEP/7 the process itself kills the step at every seventh statement.
     """
     url, *steps = sys.argv[1:]
     engine = open_session(url)
@@ -327,9 +327,9 @@ def main() -> None:
 
 
 def _kill_at_every(engine: Engine, step: str, stride: int) -> int:
-    """Run the step in children that are killed -9 at their 1st, 1 + stride-th, … statement, until one comes to its end.
+    """Run the step in children that are killed -9 at their 1st, 1 + stride-th, … statement, until one completes it.
 
-    One is killed before its statement is sent, the next one while the server is at it. How many were killed.
+    Children are killed in turn before the statement is sent and while the server executes it. Return the kills.
     """
     for number in range(1000):
         child = os.fork()
@@ -355,11 +355,11 @@ def _kill_at_every(engine: Engine, step: str, stride: int) -> int:
         if not os.WIFSIGNALED(how):
             assert os.WEXITSTATUS(how) == 0
             return number
-    raise AssertionError("it never came to its end")
+    raise AssertionError("no child completed the step")
 
 
 def run_step(engine: Engine, step: str) -> None:
-    """One step, to its end."""
+    """Run one step to its end."""
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -390,7 +390,7 @@ def run_step(engine: Engine, step: str) -> None:
 def kill_and_resume(
     url: str, step: str, *, kills: int, chance: random.Random, within_s: float, timeout_s: float = 120
 ) -> list[str]:
-    """Run a step, killed -9 `kills` times at random moments, then to its end; what it said then."""
+    """Run a step, killed -9 `kills` times at random moments, then to its end; return the lines of that run."""
     command = [sys.executable, "-m", "tests.legacy", url, step]
     options: dict[str, Any] = {"cwd": PROJECT, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
     for _ in range(kills):
@@ -406,7 +406,7 @@ def kill_and_resume(
 
 
 def kill_everywhere(url: str, steps: dict[str, int], *, timeout_s: float = 120) -> list[str]:
-    """Run each of `steps`, killed -9 at every so-manieth of its statements, to its end; what they said."""
+    """Run each step to its end, killed -9 at every n-th statement, `steps` giving n; return the output's lines."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.legacy", url, *(f"{step}/{stride}" for step, stride in steps.items())],
         cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

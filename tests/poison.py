@@ -1,12 +1,12 @@
-"""Messages that no worker can settle, each with the cause that is right for it: more than 200, no two alike.
+"""More than 200 different messages that no worker can settle, each with its right cause.
 
-The causes are worked out by hand from the contract, never by running the code that is under test:
+The causes follow from the contract by hand, never from running the code under test:
 
     unparsable            no JSON object, or deeper than any parser goes
     unknown version       a JSON object whose `v` is an integer other than 1
-    invalid               a JSON object, or too large to be looked at, that breaks the contract otherwise
-    fingerprint mismatch  a draw request whose key or session belongs to another one
-    unknown campaign      a draw request for a campaign that is not known here
+    invalid               a JSON object that breaks the contract otherwise, or a body that is too large to parse
+    fingerprint mismatch  a draw request whose key or session belongs to another request
+    unknown campaign      a draw request for a campaign that the deployment does not have
 """
 
 import base64
@@ -26,7 +26,7 @@ from tombola.producers.storage.requests import Asked
 from tombola.producers.storage.schema import dead_letters
 from tombola.worker.deliveries import BODY_KEPT_BYTES_MAX
 
-TAKEN_MIN: Final = 20  # how many accepted draws `corpus` wants to collide with
+TAKEN_MIN: Final = 20  # how many accepted draws `corpus` collides with
 
 INJECTIONS: Final = (
     "'; DROP TABLE dead_letters; --",
@@ -45,7 +45,7 @@ INJECTIONS: Final = (
     "line one\nWARNING forged line two",
     "[bold red]markup[/]",
 )
-# Each looks like something of the alphabet, or cannot be seen at all.
+# Characters that look like allowed ones, or are invisible.
 LOOK_ALIKES: Final = (
     "аккаунт", "kеy", "k\u212aey", "key\u200b", "key\u202eyek", "\ufeffkey", "key\u00a0", "key\u0663", "ｋｅｙ",
     "key\u0301", "key\u2028", "😀", "k\u0131y",
@@ -56,7 +56,7 @@ NOTHING_STRANGE: Final[Mapping[bytes, tuple[str, ...]]] = {}
 
 
 class Poison(NamedTuple):
-    """One bad message. Those of one `kind` died of the same thing."""
+    """One bad message. Messages of one `kind` fail for the same reason."""
 
     name: str
     body: bytes
@@ -66,7 +66,7 @@ class Poison(NamedTuple):
 
 
 def corpus(taken: Sequence[DrawRequest], *, other_account: int) -> list[Poison]:
-    """All of them. `taken` are draws that were accepted before, by accounts other than `other_account`."""
+    """All bad messages. `taken` are draws accepted before, of accounts other than `other_account`."""
     assert len(taken) >= TAKEN_MIN
     assert other_account not in {draw.account_id for draw in taken}
     found = [
@@ -84,13 +84,13 @@ def corpus(taken: Sequence[DrawRequest], *, other_account: int) -> list[Poison]:
         *_taken(taken, other_account),
         *_campaigns(other_account),
     ]
-    assert len({it.name for it in found}) == len(found), "two of one name"
-    assert len({it.body for it in found}) == len(found), "two of one content"
+    assert len({it.name for it in found}) == len(found), "two messages have the same name"
+    assert len({it.body for it in found}) == len(found), "two messages have the same body"
     return found
 
 
 def fields(name: str, **changes: Any) -> dict[str, Any]:
-    """A draw request that is good but for `changes`; `...` takes a field out. Its key says which one it is."""
+    """A valid draw request with `changes`, where `...` removes a field. Its key contains `name`."""
     key = f"poison_{''.join(it if it.isascii() and it.isalnum() else '_' for it in name)}"[:64]
     good = {"v": 1, "request_key": key, "lottery_session_id": f"{key}_s", "account_id": 1, "campaign": "default"}
     return {name: value for name, value in (good | changes).items() if value is not ...}
@@ -101,7 +101,7 @@ def text(name: str, **changes: Any) -> bytes:
 
 
 def _raw(name: str, before: bytes, after: bytes) -> bytes:
-    """A good request with `before` put in the place of `after`: for what json.dumps would never write."""
+    """A valid request with `before` replaced by `after`, for text that json.dumps does not write."""
     body = text(name)
     assert body.count(before) == 1, (name, before)
     return body.replace(before, after)
@@ -258,7 +258,7 @@ def _missing_and_unknown_fields() -> list[Poison]:
         Poison(f"unknown field {name!r}", text(f"unknown-{number}", **{name: value}), Cause.INVALID, "unknown field")
         for number, (name, value) in enumerate(unknown.items())
     ]
-    # A name twice: what was said first counts against it, whatever is said later.
+    # A name twice: the first value counts, whatever the second.
     found += [
         Poison(
             "account_id twice, first as text",
@@ -291,7 +291,7 @@ def _missing_and_unknown_fields() -> list[Poison]:
 def _versions() -> list[Poison]:
     others = (0, 2, 3, 10, 99, -1, 2**31, 2**63, 2**64, 10**30)
     found = [Poison(f"version {it}", text(f"version {it}", v=it), Cause.UNKNOWN_VERSION, "version") for it in others]
-    # A newer contract may look like anything beside its version.
+    # A newer contract may have any fields beside its version.
     found.append(
         Poison("a newer contract", b'{"v":2,"key":"k","account":"6","items":[1e3]}', Cause.UNKNOWN_VERSION, "version")
     )
@@ -374,7 +374,7 @@ def _keys() -> list[Poison]:
 
 def _deep_and_large() -> list[Poison]:
     too_large = "too large"
-    deep = 7000  # below the limit of a body, beyond any parser's stack
+    deep = 7000  # within a body's limit, beyond any parser's stack
     name = "a number of 5,000 digits"
     return [
         Poison("100,000 brackets", b"[" * 100_000, Cause.INVALID, too_large),
@@ -402,7 +402,7 @@ def _deep_and_large() -> list[Poison]:
         Poison(
             name, _raw(name, b'"account_id": 1,', b'"account_id": %b,' % (b"9" * 5000)), Cause.INVALID, "long number"
         ),
-        # As large as a body may be: only its field is wrong.
+        # As large as a body may be: only the field is wrong.
         Poison(
             "blanks up to the limit",
             text("limit", account_id="6").ljust(BODY_BYTES_MAX),
@@ -416,7 +416,7 @@ def _deep_and_large() -> list[Poison]:
 
 
 def _celery() -> list[Poison]:
-    """What Celery sends: valid, but for another queue."""
+    """Celery's messages, which belong on another queue."""
     task_id = "3f2c5f0e-0a3e-4f56-9f0e-8d5b8a1c7e11"
     task = "shop.tasks.send_mail"
     protocol_1 = {
@@ -428,7 +428,7 @@ def _celery() -> list[Poison]:
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     protocol_2 = json.dumps([*arguments, embed]).encode()
     headers = {"lang": "py", "task": task, "id": task_id, "root_id": task_id, "parent_id": "", "origin": "gen1@shop"}
-    # As it lies in Redis: the body in base64, headers and properties around it.
+    # As stored in Redis: the body in base64, with headers and properties.
     in_redis = {
         "body": base64.b64encode(protocol_2).decode(),
         "content-encoding": "utf-8",
@@ -449,7 +449,7 @@ def _celery() -> list[Poison]:
 
 
 def _taken(taken: Sequence[DrawRequest], other_account: int) -> list[Poison]:
-    """Keys and sessions that belong to others."""
+    """Keys and sessions that belong to other requests."""
     draws = iter(taken)
     found = []
     for number in range(5):
@@ -464,7 +464,7 @@ def _taken(taken: Sequence[DrawRequest], other_account: int) -> list[Poison]:
         found.append(Poison(f"key taken, other session {number}", body, Cause.FINGERPRINT_MISMATCH, "key taken"))
     for number in range(5):
         draw = next(draws)
-        # The key is looked at before the campaign, known or not.
+        # The key is checked before the campaign, known or not.
         body = DrawRequest(
             account_id=draw.account_id, request_key=draw.request_key, campaign=("winter", "spring")[number % 2]
         ).encode()
@@ -495,12 +495,12 @@ def _campaigns(account_id: int) -> list[Poison]:
 
 
 def accept(engine: Engine, draws: Sequence[DrawRequest]) -> None:
-    """Put `draws` on record, as the gateway does, so that their keys and sessions are theirs whoever comes first."""
+    """Accept `draws` as the gateway does: their keys and sessions are taken before any message arrives."""
     Entry(engine, relay_after_s=3600).accept([Asked(draw) for draw in draws])
 
 
 def mixed(good: Sequence[DrawRequest], bad: Sequence[Poison], *, seed: int) -> list[tuple[bytes, Mapping[str, str]]]:
-    """All of them in a random order, every third bad one twice: bodies and headers."""
+    """Bodies and headers of all messages in a random order, every third bad one twice."""
     messages: list[tuple[bytes, Mapping[str, str]]] = [(draw.encode(), {}) for draw in good]
     places = random.Random(seed)
     for it in (*bad, *bad[::3]):
@@ -518,13 +518,13 @@ def publish(broker_url: str, messages: Sequence[tuple[bytes, Mapping[str, str]]]
 def assert_parked_once(
     engine: Engine, bad: Sequence[Poison], strange: Mapping[bytes, tuple[str, ...]] = NOTHING_STRANGE
 ) -> None:
-    """A row for each bad message, with the right cause and what it said, and no other row.
+    """Assert that each bad message has one row, with its cause, body and headers, and that no other row exists.
 
-    `strange` are the bodies of what only one broker carries, with the causes that may be told of them.
+    `strange` are bodies that only one broker can carry, with the causes allowed for each.
     """
     with engine.connect().execution_options(read_only=True) as connection:
         rows = connection.execute(select(dead_letters)).all()
-    # The beginning and the length tell them all apart.
+    # Beginning and length identify a body.
     found = {(row.body, row.body_bytes): row for row in rows}
     assert len(found) == len(rows), "parked more than once"
     for body, causes in strange.items():
@@ -544,14 +544,14 @@ def assert_parked_once(
 
 
 def _assert_groups(groups: Sequence[tuple[str, str]]) -> None:
-    """Those of a kind are one group, or two where the words differ; and no group holds two kinds."""
+    """Assert that a kind is in one group, or in two where the error's words differ, and no group has two kinds."""
     kinds: dict[str, set[str]] = {}
     by_kind: dict[str, set[str]] = {}
     for kind, group in groups:
         kinds.setdefault(group, set()).add(kind)
         by_kind.setdefault(kind, set()).add(group)
     assert {group: names for group, names in kinds.items() if len(names) > 1} == {}
-    # Broken JSON is told apart by what the parser stumbled over; a parser has so many words.
+    # Broken JSON is grouped by the parser's message, of which there are only so many.
     parser_words_max = 40
     assert len(by_kind.pop("no JSON")) <= parser_words_max
     assert {kind: len(found) for kind, found in by_kind.items() if len(found) > 2} == {}

@@ -1,8 +1,8 @@
-"""Real worker processes for the tests that need one, with everything around them: database, broker, settings.
+"""Worker processes for tests, with what they need: database, broker, settings.
 
 with processes.worker(env) as worker:      # `celery -A tombola.worker worker`, consuming when this returns
     ...
-    worker.stop()                          # SIGTERM, and its exit status
+    worker.stop()                          # SIGTERM; returns the exit status
 print(worker.log())
 """
 
@@ -38,7 +38,7 @@ START_TIMEOUT_S = 40.0
 STOP_TIMEOUT_S = 40.0
 POLL_INTERVAL_S = 0.05
 
-# A batch can take 4 s with these: the claim comes a second later.
+# A batch takes up to 4 s with these settings: a claim comes a second later.
 QUICK_CLAIM = {
     "TOMBOLA_LOCK_WAIT_S": "1",
     "TOMBOLA_TRIES_MAX": "1",
@@ -49,12 +49,12 @@ CELERY = [sys.executable, "-m", "celery", "-A", "tombola.worker", "worker", "--l
 
 
 class Timeout(AssertionError):
-    """What was waited for did not come; the message says what there was instead."""
+    """A condition did not become true in time; the message says what was found instead."""
 
 
 @dataclass
 class Worker:
-    """One worker process and its output."""
+    """One process and its output."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -66,7 +66,7 @@ class Worker:
         self.process.send_signal(number)
 
     def stop(self) -> int:
-        """Ask for a warm shutdown; the exit status."""
+        """Ask for a warm shutdown; return the exit status."""
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         return self.wait()
@@ -75,7 +75,7 @@ class Worker:
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise Timeout(f"the worker is still there after {timeout_s:g} s; its log:\n{self.log()}") from None
+            raise Timeout(f"the process still runs after {timeout_s:g} s; its log:\n{self.log()}") from None
 
     def kill(self) -> None:
         """SIGKILL to the worker and its pool."""
@@ -95,7 +95,7 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def worker(env: Mapping[str, str], *, command: Sequence[str] = (), until: str = READY) -> Iterator[Worker]:
-    """A worker under `env` (all TOMBOLA_* it gets); `until` in its log is when this returns."""
+    """A worker whose only TOMBOLA_* variables are those in `env`; entered when its log contains `until`."""
     with tempfile.TemporaryDirectory(prefix="tombola-worker-") as folder:
         output = Path(folder) / "log"
         with output.open("wb") as log:
@@ -123,15 +123,15 @@ def worker(env: Mapping[str, str], *, command: Sequence[str] = (), until: str = 
 
 
 def failed_start(env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """A worker that is expected to end by itself, with what it said."""
+    """Run a worker that is expected to end by itself; return its exit status and output."""
     with tempfile.TemporaryDirectory(prefix="tombola-worker-") as folder:
-        # Celery warns root in six lines.
+        # Celery writes six lines of warnings for root.
         quiet = environment(env) | {"PYTHONWARNINGS": "ignore"}
         return subprocess.run(CELERY, cwd=folder, env=quiet, capture_output=True, text=True, timeout=START_TIMEOUT_S)
 
 
 def wait_for(condition: Callable[[], bool], *, within_s: float, what: Callable[[], str]) -> None:
-    """Poll until `condition` holds; raises Timeout with what `what()` says then."""
+    """Poll until `condition()` is true; raise Timeout with the text of `what()` if it is not in time."""
     deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:
@@ -140,7 +140,7 @@ def wait_for(condition: Callable[[], bool], *, within_s: float, what: Callable[[
 
 
 class House:
-    """One deployment in a test: a migrated database with accounts, a broker, a result store."""
+    """One deployment: a migrated database with accounts, a broker, a result store."""
 
     def __init__(self, database_url: str, broker_url: str, result_url: str, **more: str) -> None:
         self.env = {
@@ -151,7 +151,7 @@ class House:
             **more,
         }
         self.settings = Settings.from_env(self.env)
-        # worker.celery's wheels_of, but importing that module asks for TOMBOLA_* in this process's environment.
+        # As worker.celery's wheels_of. Importing that module would read TOMBOLA_* of this process's environment.
         self.wheels: Wheels = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, self.settings.seed_bytes)}
         self.engine: Engine = open_engine(self.settings.need("database_url"))
 
@@ -178,7 +178,7 @@ class House:
         self.publish(*[draw.encode() for draw in draws])
 
     def results(self) -> dict[str, str]:
-        """Every result on record, by request key."""
+        """All results in the database, by request key."""
         with self.engine.connect().execution_options(read_only=True) as connection:
             rows = connection.execute(select(requests.c.request_key, requests.c.result)).all()
         return {row.request_key: row.result for row in rows}
@@ -208,7 +208,7 @@ class House:
 
 
 def draws(accounts: Sequence[int], count: int, *, prefix: str = "draw") -> list[DrawRequest]:
-    """`count` draws, spread over `accounts`."""
+    """`count` draw requests, spread over `accounts`."""
     return [
         DrawRequest(account_id=accounts[number % len(accounts)], request_key=f"{prefix}_{number:05d}")
         for number in range(count)

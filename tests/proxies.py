@@ -1,8 +1,8 @@
-"""An address that moves from one server to another, as those of databases do after a failover.
+"""A TCP address that moves from one server to another, as a database's address does at a failover.
 
 with proxies.Forwarder(server.port) as address:
     client = connect(address.port)
-    address.move(other.port)     # new connections lead there; those that are open stay where they are
+    address.move(other.port)     # for new connections; open connections stay
 """
 
 import contextlib
@@ -21,7 +21,7 @@ CHUNK_BYTES = 65_536
 
 
 class Forwarder:
-    """Forwards TCP connections to a port of this machine, which may change."""
+    """Forwards TCP connections to a port of this machine, which can change."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -31,15 +31,15 @@ class Forwarder:
 
     @property
     def port(self) -> int:
-        """Where clients connect."""
+        """The port that clients connect to."""
         return int(self._listener.getsockname()[1])
 
     def move(self, port: int) -> None:
-        """Lead new connections to another port."""
+        """Forward new connections to another port."""
         self._target = port
 
     def cut(self) -> None:
-        """Break every connection that is open."""
+        """Break every open connection."""
         with self._lock:
             for end in self._open:
                 with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ class Forwarder:
 
 
 class RedisPair:
-    """Two servers, and an address that leads to the one that is the primary."""
+    """A primary and its replica."""
 
     def __init__(self, first: servers.Server, second: servers.Server) -> None:
         self.primary, self.replica = first, second
@@ -94,7 +94,7 @@ class RedisPair:
         self._in_step()
 
     def fail_over(self, address: Forwarder, *, is_linked: bool = True) -> None:
-        """The replica becomes the primary and the address follows; the old one is its replica, or nobody's."""
+        """Promote the replica and move the address; the old primary replicates it, or if not `is_linked`, no server."""
         self._in_step()
         old, new = self.primary, self.replica
         self._command(new, "REPLICAOF", "NO", "ONE")

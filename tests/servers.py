@@ -1,15 +1,15 @@
 """The servers that tests, benchmarks and chaos runs need: found in the environment, or started here.
 
     with servers.redis(private=True, appendonly=True) as server:
-        ...                 # server.url answers from the first line on
-        server.kill()       # SIGKILL, as a machine that loses its power
-        server.restart()    # same port, same data, and answering again
-    # the process is gone and so is its folder
+        ...                 # server.url answers from here on
+        server.kill()       # SIGKILL
+        server.restart()    # same port, same data; returns when the server answers
+    # the process and its folder are gone
 
-`TEST_MARIADB_URL`, `TEST_REDIS_URL` and `TEST_RABBITMQ_URL` name servers to use as they are. What they do
-not name is started from the binaries of this machine (on Debian, root installs what is missing), each on
-a port of its own on 127.0.0.1 with its data in a temporary folder. What cannot be had raises
-`Unavailable` with the reason. Nothing here knows pytest.
+`TEST_MARIADB_URL`, `TEST_REDIS_URL` and `TEST_RABBITMQ_URL` name servers to use as they are. Other servers
+are started from the binaries of this machine (on Debian, root installs missing ones), each on its own port
+on 127.0.0.1 with its data in a temporary folder. A server that cannot be found or started raises
+`Unavailable` with the reason. This module does not depend on pytest.
 """
 
 import ctypes
@@ -46,13 +46,13 @@ NAMED_SERVER_TIMEOUT_S = 10.0
 INSTALL_TIMEOUT_S = 600.0
 LOG_TAIL_LINES = 25
 
-# Below the ports that kernels hand to outgoing connections (Linux from 32768, others from 49152): a
-# client that keeps knocking at a killed server's port could otherwise be given that very port as its
-# own end, connect to itself, and keep the server from coming back.
+# Below the ports that kernels assign to outgoing connections (Linux from 32768, others from 49152): a
+# client that reconnects to a killed server's port could otherwise get that port as its own end, connect
+# to itself, and keep the server from binding the port again.
 PORTS = range(15_000, 32_000)
 
-# Debian keeps daemons out of users' PATH. Its rabbitmq-server in PATH is a wrapper that changes to the
-# user rabbitmq, who may not read our folder; the true script is in the folder that comes first here.
+# Debian keeps daemons out of users' PATH. Its rabbitmq-server in PATH is a wrapper that changes to the user
+# rabbitmq, which may not read our folder; the original script is in the first folder here.
 SEARCH_PATH = os.pathsep.join(
     ("/usr/lib/rabbitmq/bin", os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin")
 )
@@ -61,17 +61,17 @@ MARIADB_PACKAGES = ("mariadb-server-core", "mariadb-client-core")  # the program
 REDIS_PACKAGES = ("redis-server",)
 RABBITMQ_PACKAGES = ("rabbitmq-server",)
 
-# Settings of the caller's shell that would steer a private server.
+# Variables of the caller's shell that would configure a private server.
 FOREIGN_SETTINGS = ("RABBITMQ_", "ERL_", "MYSQL_", "MARIADB_", "TOMBOLA_", "NOTIFY_SOCKET")
 
 
 class Unavailable(Exception):
-    """A server (or what was asked of it) cannot be had here; the message says why."""
+    """A server, or a feature of it, is not available on this machine; the message says why."""
 
 
 @dataclass
 class Launch:
-    """How a private server is started: kept, to start it again on the same port and data."""
+    """How a private server is started, kept for a restart on the same port and data."""
 
     argv: list[str]
     environment: dict[str, str]
@@ -87,7 +87,7 @@ class Launch:
 
 @dataclass
 class Server:
-    """One server that answers at `url`. Without `launch` it comes from the environment."""
+    """One server that answers at `url`; without `launch`, one that the environment names."""
 
     name: str
     url: str
@@ -103,19 +103,19 @@ class Server:
 
     @property
     def folder(self) -> Path:
-        """Where a private server has its data, and its output in the file `log`."""
+        """The folder of a private server: its data, and its output in the file `log`."""
         return self._own().folder
 
     def kill(self) -> None:
-        """SIGKILL, to the children a server may have forked as well; returns when it is gone."""
+        """SIGKILL the server and its children; return when the server has ended."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """An orderly end. `restart` brings the server back with its data."""
+        """Shut the server down in order. `restart` starts it again with its data."""
         self._end(signal.SIGTERM)
 
     def restart(self) -> None:
-        """Start again on the same port and data, after `stop` if it still runs; returns once it answers."""
+        """Stop the server if it runs, start it on the same port and data, and return when it answers."""
         self.stop()
         launch = self._own()
         launch.process = _spawn(launch)
@@ -124,7 +124,7 @@ class Server:
 
     def _own(self) -> Launch:
         if self.launch is None:
-            raise Unavailable(f"the {self.name} server is named in the environment: not ours to end or start")
+            raise Unavailable(f"the {self.name} server is named in the environment: tests neither end nor start it")
         return self.launch
 
     def _end(self, signal_number: signal.Signals) -> None:
@@ -149,7 +149,7 @@ class Server:
                 return
             except Unavailable:
                 raise
-            except Exception as error:  # each driver has a family of its own for "not yet"
+            except Exception as error:  # each driver raises its own exceptions while a server starts
                 if time.monotonic() > deadline_s:
                     raise Unavailable(self._with_log(f"no answer in {timeout_s:g} s: {error}")) from error
             time.sleep(POLL_INTERVAL_S)
@@ -167,12 +167,12 @@ class Server:
 
 @dataclass
 class RabbitMQ(Server):
-    """RabbitMQ, which can make virtual hosts in milliseconds."""
+    """RabbitMQ, with virtual hosts that are made in milliseconds."""
 
     distribution_port: int = 0
 
     def add_vhost(self, name: str) -> str:
-        """Make a virtual host that guest may use; its URL."""
+        """Make a virtual host with all permissions for guest; return its URL."""
         self._evaluate(
             f'rabbit_vhost:add(<<"{name}">>, <<"tests">>), rabbit_auth_backend_internal:set_permissions('
             f'<<"guest">>, <<"{name}">>, <<".*">>, <<".*">>, <<".*">>, <<"tests">>).'
@@ -180,12 +180,12 @@ class RabbitMQ(Server):
         return urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
 
     def delete_vhost(self, name: str) -> None:
-        """Delete a virtual host with its queues, and close the connections to it."""
+        """Delete a virtual host with its queues, and close its connections."""
         self._evaluate(f'rabbit_vhost:delete(<<"{name}">>, <<"tests">>).')
 
     @contextmanager
     def alarm(self, resource: str = "memory") -> Iterator[None]:
-        """As when `memory` or `disk` runs low: connections that publish are not read any more."""
+        """Raise the alarm of low `memory` or `disk`: RabbitMQ stops reading from connections that publish."""
         self._evaluate(f"rabbit_alarm:set_alarm({{{{resource_limit, {resource}, node()}}, []}}).")
         try:
             yield
@@ -194,7 +194,7 @@ class RabbitMQ(Server):
 
     @contextmanager
     def policy(self, url: str, pattern: str = ".*", /, **definition: int) -> Iterator[None]:
-        """An operator's policy on the queues of the virtual host in `url`; `message_ttl=200` is `message-ttl`."""
+        """Set a policy on the queues of the virtual host in `url`; `message_ttl=200` sets `message-ttl`."""
         vhost = urlsplit(url).path[1:]
         terms = ", ".join(f'{{<<"{name.replace("_", "-")}">>, {value}}}' for name, value in definition.items())
         where = f'<<"{vhost}">>, <<"tests">>'
@@ -205,17 +205,17 @@ class RabbitMQ(Server):
             self._evaluate(f'rabbit_policy:delete({where}, <<"guest">>).')
 
     def _evaluate(self, expression: str) -> None:
-        """Run Erlang in the server by erl_call: rabbitmqctl boots an Erlang of its own, which takes seconds,
-        and the management plugin would slow every start and collect statistics under the benchmarks."""
+        """Run Erlang in the server by erl_call. rabbitmqctl would boot another Erlang, which takes seconds;
+        the management plugin would slow every start and collect statistics during the benchmarks."""
         launch = self._own()
         erlang_root = Path(_binary("erl", RABBITMQ_PACKAGES)).resolve().parent.parent
         erl_call = next(erlang_root.glob("erts-*/bin/erl_call"), None)
         if erl_call is None:
-            raise Unavailable("this Erlang comes without erl_call, by which virtual hosts are made")
+            raise Unavailable("this Erlang has no erl_call, which makes virtual hosts")
         answer = subprocess.run(
             [str(erl_call), "-address", f"{HOST}:{self.distribution_port}", "-e"],
-            input=f"{expression}\n",  # it asks for the line's end, too
-            env=launch.environment,  # its HOME has the cookie
+            input=f"{expression}\n",  # erl_call needs the newline
+            env=launch.environment,  # the cookie is in its HOME
             capture_output=True,
             text=True,
             timeout=STOP_TIMEOUT_S,
@@ -236,7 +236,7 @@ def mariadb(
     options: Sequence[str] = (),
     start_timeout_s: float = 60.0,
 ) -> Iterator[Server]:
-    """MariaDB, as root without password. Durable unless told otherwise; `options` go to mariadbd as given."""
+    """MariaDB, with user root and no password; durable by default. `options` are passed to mariadbd."""
     named_url = _named("TEST_MARIADB_URL", private)
     if named_url:
         yield _from_environment(Server("mariadb", named_url, _probe_mariadb))
@@ -246,9 +246,9 @@ def mariadb(
     with _temporary_folder() as folder:
         data = folder / "data"
         environment = _environment(folder)
-        # mariadbd runs as root only when told so in as many words.
+        # mariadbd refuses to run as root without --user=root.
         common = ["--no-defaults", f"--datadir={data}", *(["--user=root"] if os.geteuid() == 0 else [])]
-        # In a folder that they share, installations at the same time delete each other's tables.
+        # Simultaneous installations delete each other's temporary tables in a shared TMPDIR.
         _install_mariadb([install_db, *common], environment | {"TMPDIR": str(folder)})
         port = _free_port()
         argv = [
@@ -256,8 +256,8 @@ def mariadb(
             *common,
             f"--bind-address={HOST}",
             f"--port={port}",
-            "--socket=socket",  # relative to the data, as a path of more than 107 bytes could not be bound
-            f"--tmpdir={folder}",  # in a folder that they share, a server that starts deletes the others' tables
+            "--socket=socket",  # relative to the data folder: a socket's path has at most 107 bytes
+            f"--tmpdir={folder}",  # a server that starts deletes other servers' temporary tables in a shared folder
             "--skip-name-resolve",
             "--skip-log-bin",
             f"--innodb-buffer-pool-size={buffer_pool_mib}M",
@@ -279,7 +279,7 @@ def redis(
     options: Sequence[str] = (),
     start_timeout_s: float = 20.0,
 ) -> Iterator[Server]:
-    """Redis, which forgets everything when it ends unless `appendonly`, and never evicts."""
+    """Redis, in memory only unless `appendonly`; it never evicts."""
     named_url = _named("TEST_REDIS_URL", private)
     if named_url:
         yield _from_environment(Server("redis", named_url, _probe_redis))
@@ -299,7 +299,7 @@ def redis(
 
 @contextmanager
 def rabbitmq(*, private: bool = False, start_timeout_s: float = 90.0) -> Iterator[RabbitMQ]:
-    """RabbitMQ without plugins; guest may do everything."""
+    """RabbitMQ without plugins; guest has all permissions."""
     named_url = _named("TEST_RABBITMQ_URL", private)
     if named_url:
         yield _from_environment(RabbitMQ("rabbitmq", named_url, _probe_rabbitmq))
@@ -320,7 +320,7 @@ def _named(variable: str, private: bool) -> str:
 
 
 def _from_environment(server: AnyServer) -> AnyServer:
-    # A CI job starts its servers beside the tests, so they too may need a moment.
+    # A CI job starts its servers at the same time as the tests: they may not answer yet.
     server._await_answer(NAMED_SERVER_TIMEOUT_S)
     return server
 
@@ -330,7 +330,7 @@ def _running(server: AnyServer) -> Iterator[AnyServer]:
         server.restart()
         yield server
     finally:
-        server.kill()  # its data goes with it, so an orderly end would only take longer
+        server.kill()  # the data is deleted anyway: an orderly shutdown would only take longer
 
 
 @contextmanager
@@ -345,19 +345,19 @@ def _environment(folder: Path, **settings: str) -> dict[str, str]:
 
 
 def _rabbitmq_environment(folder: Path, node: str, port: int, distribution_port: int) -> dict[str, str]:
-    """Settings that keep a broker to its folder, to 127.0.0.1, and to one process that we can kill."""
+    """Settings that confine a broker to its folder, to 127.0.0.1, and to one process that tests can kill."""
     cookie = folder / ".erlang.cookie"
     cookie.write_text(secrets.token_hex(16))
     cookie.chmod(0o400)
     (folder / "rabbitmq-env.conf").touch()
     (folder / "enabled_plugins").write_text("[].")
-    # Erlang terms, as the other format would have the schemas of all plugins read first.
+    # Erlang terms: for the other format RabbitMQ first reads the schemas of all plugins.
     (folder / "rabbitmq.config").write_text("[].")
     arguments = (
-        # A name given here is in place when RabbitMQ looks, so that it does not go and start epmd ...
+        # With the name given here RabbitMQ finds its node registered and does not start epmd ...
         f"-sname {node} -erl_epmd_port {distribution_port} -kernel inet_dist_use_interface {{127,0,0,1}}"
-        # ... and threads that wait a moment before they sleep halve the start, as it reads files by the
-        # thousand and would wake a thread for each.
+        # ... and threads that spin briefly before they sleep halve the start, which reads thousands of files
+        # and would wake a thread for each.
         " +sbwt very_short +sbwtdio very_short"
     )
     return _environment(
@@ -375,16 +375,16 @@ def _rabbitmq_environment(folder: Path, node: str, port: int, distribution_port:
         RABBITMQ_ADVANCED_CONFIG_FILE=str(folder / "advanced.config"),
         RABBITMQ_ENABLED_PLUGINS_FILE=str(folder / "enabled_plugins"),
         RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=arguments,
-        # RabbitMQ starts a second Erlang every minute to see to epmd; this reaches that one too.
+        # RabbitMQ starts a second Erlang every minute to look for epmd; these flags apply to that Erlang as well.
         ERL_FLAGS="-start_epmd false",
         ERL_CRASH_DUMP_BYTES="0",
-        # Makes the script become the server, instead of a shell that waits for it and outlives a SIGKILL.
+        # The script execs the server. Otherwise a shell waits for the server and outlives a SIGKILL.
         RUNNING_UNDER_SYSTEMD="true",
     )
 
 
 def _install_mariadb(install_db: list[str], environment: dict[str, str]) -> None:
-    """Make the system tables; careless of a loss of power, as only the finished folder is worth anything."""
+    """Make the system tables, without syncing: an unfinished folder is thrown away anyway."""
     fast = ["--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0", "--debug-no-sync"]
     accounts = ["--auth-root-authentication-method=normal", "--skip-test-db"]
     made = subprocess.run([*install_db, *accounts, *fast], env=environment, capture_output=True, text=True)
@@ -392,8 +392,8 @@ def _install_mariadb(install_db: list[str], environment: dict[str, str]) -> None
         raise Unavailable(f"mariadb: no system tables: {made.stdout[-2000:]}{made.stderr[-2000:]}")
 
 
-# Probes: each raises until the server answers in its own protocol. A private server is also asked who it
-# is, as between the choice of a port and its use another program may have taken it.
+# Probes: each raises until the server answers in its own protocol. A probe also checks that a private server
+# is the one that was started: another program may have taken the port since it was chosen.
 
 
 def _probe_mariadb(url: str, data: Path | None = None) -> None:
@@ -405,7 +405,7 @@ def _probe_mariadb(url: str, data: Path | None = None) -> None:
 
 
 def _probe_redis(url: str, folder: Path | None = None) -> None:
-    no_retry = Retry(NoBackoff(), 0)  # by default a client waits a second between its attempts
+    no_retry = Retry(NoBackoff(), 0)  # the default waits a second between attempts
     options = {"retry": no_retry, "socket_timeout": PROBE_TIMEOUT_S, "decode_responses": True}
     with Redis.from_url(url, **options) as client:
         client.ping()
@@ -415,7 +415,7 @@ def _probe_redis(url: str, folder: Path | None = None) -> None:
 
 def _probe_rabbitmq(url: str, node: str = "") -> None:
     connect: Callable[..., Any] = Connection  # kombu has no types
-    # The transport's own attempt, as the connection's waits two seconds before the next.
+    # The transport's method: the connection's would wait two seconds before its next attempt.
     transport = connect(url, connect_timeout=PROBE_TIMEOUT_S).transport
     connection = transport.establish_connection()
     cluster = str(connection.server_properties.get("cluster_name", ""))
@@ -431,7 +431,7 @@ _ports_given: set[int] = set()
 
 def _free_port() -> int:
     for _ in range(len(PORTS)):
-        # Not by `random`: test runs that seed it alike would race for the same ports.
+        # Not `random`: test runs with the same seed would race for the same ports.
         port = secrets.choice(PORTS)
         with socket.socket() as trial, suppress(OSError):
             trial.bind((HOST, port))
@@ -442,13 +442,13 @@ def _free_port() -> int:
 
 
 def _spawn(launch: Launch) -> subprocess.Popen[bytes]:
-    # Linux ends the child when the *thread* that started it ends, hence one thread that lasts.
+    # PR_SET_PDEATHSIG kills the child when the *thread* that started it ends: this thread lasts.
     return _spawner(os.getpid()).submit(_spawn_here, launch).result()
 
 
 @functools.cache
 def _spawner(pid: int) -> ThreadPoolExecutor:
-    """The thread that starts servers in process `pid`: a fork would have the object but not the thread."""
+    """The thread that starts servers in process `pid`; a forked child needs a thread of its own."""
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"servers-{pid}")
 
 
@@ -461,19 +461,19 @@ def _spawn_here(launch: Launch) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for the tests, which then end their servers themselves
+            start_new_session=True,  # Ctrl-C goes to the tests, which end their servers themselves
             preexec_fn=_die_with(os.getpid()) if sys.platform == "linux" else None,
         )
 
 
 def _die_with(parent_pid: int) -> Callable[[], None]:
-    """For the child to run first: have the kernel kill it when we die, however we die."""
-    libc = ctypes.CDLL(None)  # here, as little is safe between fork and exec
+    """Return what the child runs first: it asks the kernel to kill it when this process ends in any way."""
+    libc = ctypes.CDLL(None)  # before the fork: little is safe between fork and exec
     pr_set_pdeathsig = 1
 
     def in_child() -> None:
         libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent_pid:  # died before the request: no signal will come
+        if os.getppid() != parent_pid:  # the parent ended before prctl: no signal will come
             os._exit(1)
 
     return in_child
@@ -488,16 +488,16 @@ def _binary(name: str, packages: tuple[str, ...]) -> str:
         problem = _apt_install(packages)
         found = shutil.which(name, path=SEARCH_PATH)
         if found is None:
-            raise Unavailable(f"{name} is not on this machine; {problem or 'its package does not bring it'}")
+            raise Unavailable(f"{name} is not on this machine; {problem or 'its package does not contain it'}")
     return found
 
 
 @functools.cache
 def _apt_install(packages: tuple[str, ...]) -> str:
-    """Install Debian packages; why not, if not. Cached, so that what fails is tried once per run."""
+    """Install Debian packages; return the reason if that fails. Cached: each is tried once per run."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return f"only root on Debian installs it ({' '.join(packages)})"
-    # One at a time: runs side by side would find the package lists locked.
+    # One at a time: simultaneous runs would find the package lists locked.
     with Path(gettempdir(), "tombola-tests-apt.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return _install_alone(packages)
@@ -525,7 +525,7 @@ def _apt_get(*arguments: str) -> str:
 
 @contextmanager
 def _services_held_back() -> Iterator[None]:
-    """Packages ask this script before they start their services. One that is there already stays."""
+    """Keep packages from starting their services: they ask policy-rc.d, which is left alone if it exists."""
     policy = Path("/usr/sbin/policy-rc.d")
     try:
         with policy.open("x") as script:

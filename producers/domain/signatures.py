@@ -2,7 +2,7 @@
 
     signature = lower-case hex of HMAC-SHA256(secret, canonical body)
 
-The canonical body is Request.encode()'s (tests/unit/golden/signatures.json has examples). The signature travels
+The canonical body is Request.encode()'s (tests/domain/golden/signatures.json has examples). The signature travels
 beside the body, under the name `signature`: a field of a Stream's entry, a header of an AMQP message, a keyword of the
 task `tombola.draw`. Several secrets may be valid at once, so that one can be replaced while everything runs: the first
 one signs, all of them verify.

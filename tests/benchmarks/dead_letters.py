@@ -49,7 +49,7 @@ def poison(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
         alone, among = medians[f"{name} alone"], medians[f"{name} among poison"]
         findings += [
             Finding("poison", f"{title}, good draws among poison", among, "draws/s"),
-            at_least("poison", f"{title}, among poison : alone", among / alone, "×", 0.7),
+            at_least("poison", f"{title}, among poison : alone", among / alone, "×", 0.8),
         ]
     return findings
 

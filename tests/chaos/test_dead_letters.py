@@ -15,9 +15,9 @@ from sqlalchemy import Engine, func, select
 
 from tests import processes
 from tests.benchmarks.dead_letters import GROUPS, PARKED_AT_ONCE, causes
-from tests.integration.test_host import NO_TASKS, ONLY_IN_LISTS, count_set_aside, is_redis, send_raw
-from tests.integration.test_poison import Strange, settle_among_poison
-from tests.integration.test_rabbitmq import Stranger, table_of_cases
+from tests.dead_letters.test_poison_messages import Strange, settle_among_poison
+from tests.deliveries.test_queues import Stranger, table_of_cases
+from tests.host.test_task_queues import NO_TASKS, ONLY_IN_LISTS, count_set_aside, is_redis, send_raw
 from tests.poison import accept
 from tests.processes import PROJECT, House, draws, environment, wait_for
 from tombola.producers.brokers.streams import QUEUE, open_broker

@@ -12,9 +12,9 @@ from sqlalchemy import create_engine, text
 
 from tests import processes, servers
 from tests.chaos.test_accepted import CHUNK, CLIENTS, Receipts, assert_kept, gateway, relay
-from tests.integration.test_database_failover import root
 from tests.processes import CELERY, House, draws, wait_for
 from tests.proxies import HOST, Forwarder, redis_pair
+from tests.storage.test_database_failover import root
 from tombola.producers.domain.contract import DrawRequest
 
 DRAWS_PER_S = 500

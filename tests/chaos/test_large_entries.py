@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.integration.test_streams import read_large_entries
+from tests.deliveries.test_streams import read_large_entries
 
 
 @pytest.mark.chaos
