@@ -1,7 +1,7 @@
 """The schema's history: `tombola migrate` brings a database to its newest revision, in a checkout also `alembic`.
 
 A revision is frozen once released: it spells its column types out, so that a later change of
-producers.storage.database does not change what an old revision builds. A change of the schema is a revision of its
+producers.storage.column_types does not change what an old revision builds. A change of the schema is a revision of its
 own, in two steps where workers of the previous release go on writing meanwhile: expand before the deploy, contract
 after it. MySQL and MariaDB commit each statement that changes a table by itself: a revision is made of steps that look
 first (migrations.repeatable), so that one that broke off half-way is run again.

@@ -15,7 +15,8 @@ from tombola.migrations import history
 from tombola.migrations.legacy import status as legacy
 from tombola.producers.domain.errors import ConfigurationError, DrawError
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import SQL_MODE, explain, open_engine
+from tombola.producers.storage.engines import SQL_MODE, open_engine
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import metadata
 
 # A statement that changes a table waits for whoever reads it, and everybody else queues up behind it: rather fail, and

@@ -31,7 +31,7 @@ from tombola.producers.domain.keys import check_caller
 from tombola.producers.entry import Entry
 from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import SHORT_READ_TIMEOUT_S, open_engine
+from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
 from tombola.producers.storage.requests import Acceptance, Asked
 from tombola.producers.telemetry import tracing
 

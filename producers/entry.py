@@ -31,19 +31,10 @@ from tombola.producers.domain.draw import CAMPAIGNS
 from tombola.producers.domain.errors import DrawError, InternalError, InvalidKey, RequestBusy, UnknownCampaign
 from tombola.producers.forks import in_child
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import (
-    SHORT_READ_TIMEOUT_S,
-    Fault,
-    Transaction,
-    conflict_pause_s,
-    explain,
-    fault_of,
-    is_lock_timeout,
-    open_engine,
-    statement,
-    transaction,
-)
+from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
+from tombola.producers.storage.faults import Fault, explain, fault_of, is_lock_timeout
 from tombola.producers.storage.requests import Acceptance, Asked, Clash, Known, State
+from tombola.producers.storage.transactions import Transaction, conflict_pause_s, statement, transaction
 from tombola.producers.telemetry.fields import about
 
 log = logging.getLogger(__name__)

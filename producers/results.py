@@ -26,7 +26,8 @@ from tombola.producers.domain.contract import DrawResult, Request, parse_result,
 from tombola.producers.domain.errors import ConfigurationError, DrawDead, DrawError, ResultNotReady, ServiceUnavailable
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import explain, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.faults import explain
 
 log = logging.getLogger(__name__)
 

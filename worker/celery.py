@@ -25,7 +25,8 @@ from tombola.producers.brokers.streams import declare_group
 from tombola.producers.domain.draw import wheels
 from tombola.producers.domain.errors import ConfigurationError, DrawError, ServiceUnavailable
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import explain, open_engine
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.faults import explain
 from tombola.producers.telemetry import metrics, tracing
 from tombola.producers.telemetry.logs import set_up_logging
 from tombola.producers.telemetry.pulse import Pulse

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tombola import migrations
 from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 
 Say = Callable[[str], None]
 Tell = Callable[[str, int, int], None]  # what is under way, how much of it is done, how much there is

@@ -70,7 +70,8 @@ from tombola.producers.gateway.results import Results
 from tombola.producers.settings import Settings
 from tombola.producers.storage import ledger, requests
 from tombola.producers.storage.api_keys import Holder
-from tombola.producers.storage.database import SHORT_READ_TIMEOUT_S, explain, open_engine
+from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.requests import Acceptance, Asked, State
 from tombola.producers.telemetry import tracing
 from tombola.producers.telemetry.pulse import Pulse

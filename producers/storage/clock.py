@@ -16,9 +16,12 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine
 
-from tombola.producers.storage.database import utc_now
-
 ASK_EVERY_S: Final = 10.0
+
+
+def utc_now() -> datetime:
+    """Now, aware, in UTC."""
+    return datetime.now(UTC)
 
 
 def now(database: Engine | Connection) -> datetime:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Engine, select, text
 
 from tombola.producers.domain.operations.draw import CONSUME
-from tombola.producers.storage.database import CENT
+from tombola.producers.storage.column_types import CENT
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
 

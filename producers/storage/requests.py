@@ -26,9 +26,10 @@ from tombola.producers.domain.causes import DeadReason, Status
 from tombola.producers.domain.contract import Request, parse_result_head
 from tombola.producers.domain.operations.operation import Rejection
 from tombola.producers.storage import clock
-from tombola.producers.storage.database import RowsChanged, Transaction, explain, is_duplicate_key, time_text
+from tombola.producers.storage.faults import RowsChanged, explain, is_duplicate_key
 from tombola.producers.storage.ledger import postings_of_request
 from tombola.producers.storage.schema import api_idempotency_requests as table
+from tombola.producers.storage.transactions import Transaction, time_text
 
 TAKEN_TRIES_MAX: Final = 5
 PUBLISH_ERROR_LENGTH_MAX: Final = 200

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 
-from tombola.producers.storage.database import Body, Identity, Key, Money, UtcTime
+from tombola.producers.storage.column_types import Body, Identity, Key, Money, UtcTime
 
 # Constraints need names to be changed later; `uk_` and `idx_` are the owner's prefixes.
 metadata = MetaData(

@@ -28,7 +28,7 @@ from tombola.producers.domain.causes import DeadReason, Status
 from tombola.producers.domain.errors import BrokerBlocked, PublishFailed
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.telemetry import pulse
 

@@ -20,11 +20,13 @@ from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import ConfigurationError, InternalError
 from tombola.producers.settings import Settings
 from tombola.producers.storage import api_keys, requests
-from tombola.producers.storage.database import open_engine, transaction, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.requests import Asked
 from tombola.producers.storage.schema import account_asset_balances as balances
 from tombola.producers.storage.schema import api_idempotency_requests, operator_actions
 from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.producers.storage.transactions import transaction
 from tombola.worker import cli
 from tombola.worker.audit import audit, audits
 from tombola.worker.audit.audit import INVARIANTS, Report

@@ -20,7 +20,8 @@ from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.entry import Entry
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import open_engine, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.requests import Asked
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.storage.schema import operator_sessions, replays

@@ -23,9 +23,10 @@ from tests import processes, servers
 from tests.consoles import PASSWORD, Console
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
-from tombola.producers.storage.database import transaction, utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.requests import Asked, accept
 from tombola.producers.storage.schema import dead_letters as table
+from tombola.producers.storage.transactions import transaction
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking

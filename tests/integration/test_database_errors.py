@@ -16,8 +16,10 @@ from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
 from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
-from tombola.producers.storage.database import Fault, explain, fault_of, open_engine, transaction
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.faults import Fault, explain, fault_of
 from tombola.producers.storage.mysql_connections import SoonOpened
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.cli import app
 
 

@@ -14,11 +14,13 @@ from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.entry import Entry
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import RECYCLE_S, open_engine, transaction, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import RECYCLE_S, open_engine
 from tombola.producers.storage.requests import Asked
 from tombola.producers.storage.schema import account_asset_balances as balances
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.ledger import accounts
 from tombola.worker.relay.overdue import relay_once
 from tombola.worker.settle import batch
@@ -171,7 +173,7 @@ def test_a_server_that_is_read_only_for_a_while_is_used_again(pair: Pair) -> Non
 
 def test_who_only_reads_finds_the_new_server_before_long(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     assert RECYCLE_S <= 60
-    monkeypatch.setattr("tombola.producers.storage.database.RECYCLE_S", 1)
+    monkeypatch.setattr("tombola.producers.storage.engines.RECYCLE_S", 1)
     engine = open_engine(pair.url)
     fill_pool(engine)
     pair.fail_over()

@@ -17,7 +17,7 @@ from redis import Redis
 from sqlalchemy import Engine, create_engine, insert, text, update
 from sqlalchemy.exc import DBAPIError
 
-import tombola.producers.storage.database
+import tombola.producers.storage.engines
 import tombola.producers.telemetry.pulse
 import tombola.worker.doctor.checks
 import tombola.worker.doctor.database
@@ -29,7 +29,8 @@ from tombola.producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, declare_
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import open_engine, transaction, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.requests import Asked
 from tombola.producers.storage.schema import (
     account_asset_balances,
@@ -38,6 +39,7 @@ from tombola.producers.storage.schema import (
     dead_letters,
     operator_actions,
 )
+from tombola.producers.storage.transactions import transaction
 from tombola.producers.telemetry.pulse import MEMBER_PREFIX, MEMBERS_KEY, Member, Pulse
 from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit
@@ -278,7 +280,7 @@ def test_sessions_that_are_not_as_we_ask(house: House, monkeypatch: pytest.Monke
         return open_engine(url).execution_options(isolation_level="REPEATABLE READ")
 
     monkeypatch.setattr(tombola.worker.doctor.database, "open_engine", meddling)
-    monkeypatch.setattr(tombola.producers.storage.database, "SQL_MODE", "NO_ENGINE_SUBSTITUTION")
+    monkeypatch.setattr(tombola.producers.storage.engines, "SQL_MODE", "NO_ENGINE_SUBSTITUTION")
     checks = look(house)
     assert statuses(checks, "isolation level", "strict mode") == ["fail", "fail"]
     assert "REPEATABLE READ" in checks["isolation level"].found

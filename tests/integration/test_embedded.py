@@ -23,7 +23,7 @@ from tombola.producers.client import DrawClient
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.entry import Entry
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.requests import Asked
 from tombola.worker.embedded import running as embedded
 from tombola.worker.embedded import sample

@@ -39,7 +39,7 @@ from tombola.producers.gateway.results import Results
 from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tombola.producers.settings import Settings
 from tombola.producers.storage import api_keys
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.requests import Asked
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.overdue import relay_once

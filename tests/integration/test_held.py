@@ -17,7 +17,7 @@ from tests.processes import SEED, House, draws, wait_for
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.entry import Entry
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.requests import Asked
 from tombola.worker.ledger.post import open_account
 from tombola.worker.relay.relay import Relay

@@ -39,7 +39,8 @@ from tombola.producers.domain.operations.operation import (
 from tombola.producers.gateway.results import Results
 from tombola.producers.results import ResultStore
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import transaction, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit.audit import audit
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection

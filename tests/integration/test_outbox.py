@@ -26,7 +26,7 @@ from tombola.producers.domain.contract import parse_request
 from tombola.producers.entry import Entry
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.requests import Asked
 from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.worker.relay import relay as loop

@@ -30,8 +30,10 @@ from tombola.producers.domain.errors import InternalError, InvalidKey, RequestBu
 from tombola.producers.entry import Entry
 from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import open_engine, transaction, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.requests import Acceptance, Asked, Known, State
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit.audit import audit
 from tombola.worker.ledger import post as ledger
 from tombola.worker.ledger.post import open_account, recharge

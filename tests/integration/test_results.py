@@ -19,7 +19,7 @@ from tombola.producers.domain.contract import DrawRequest, DrawResult, parse_res
 from tombola.producers.domain.errors import DrawDead, ResultNotReady, ServiceUnavailable
 from tombola.producers.entry import Entry
 from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult, _dead_envelope, unwrap
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.producers.storage.requests import Asked
 from tombola.worker.relay.given_up import time_out_once

@@ -15,7 +15,7 @@ from tests import processes
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import transaction, utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.requests import Asked, accept
 from tombola.producers.storage.schema import (
     account_asset_balances,
@@ -24,6 +24,7 @@ from tombola.producers.storage.schema import (
     replays,
 )
 from tombola.producers.storage.schema import dead_letters as letters
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.console import story
 from tombola.worker.console.story import Story
 from tombola.worker.dead_letters import letters as dead_letters

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from tests.migration.test_migrations import TABLES, definitions
 from tombola import migrations
 from tombola.producers.domain.errors import ConfigurationError
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.worker.cli import app
 
 NOWHERE = "mysql+pymysql://nobody@127.0.0.1:1/nothing"

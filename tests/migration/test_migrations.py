@@ -30,7 +30,9 @@ from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.domain.operations import draw as operation
 from tombola.producers.domain.operations.operation import Rejection
 from tombola.producers.storage import api_keys
-from tombola.producers.storage.database import Fault, fault_of, open_engine, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.faults import Fault, fault_of
 from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.requests import state_of_session
 from tombola.producers.storage.schema import (

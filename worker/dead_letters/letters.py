@@ -25,7 +25,7 @@ from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import DeadLetterNotFound, InvalidRequest
 from tombola.producers.domain.operations import parse_request
 from tombola.producers.storage import clock
-from tombola.producers.storage.database import explain, is_duplicate_key
+from tombola.producers.storage.faults import explain, is_duplicate_key
 from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.producers.storage.schema import dead_letters as table
 from tombola.worker.dead_letters.parking import ROWS_MAX, VERSION

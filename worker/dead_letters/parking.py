@@ -28,9 +28,10 @@ from tombola.producers.domain.causes import OPEN_STATES, STRANGERS, Cause, DeadR
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import Fault, again_after_conflicts, explain, fault_of
+from tombola.producers.storage.faults import Fault, explain, fault_of
 from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.producers.storage.schema import dead_letters as table
+from tombola.producers.storage.transactions import again_after_conflicts
 from tombola.worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import InvalidRequest
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.worker.deliveries import Delivery
 from tombola.worker.metrics import BROKER_LOST, LOST_REASONS

@@ -24,7 +24,7 @@ from tombola.producers.domain.keys import check_request_key
 from tombola.producers.domain.signatures import SIGNATURE
 from tombola.producers.results import ResultStore, StoredResult
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.worker.deliveries.streams import forget_consumers
 from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.relay.relay import Relay

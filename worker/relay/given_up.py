@@ -15,7 +15,7 @@ from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.results import ResultStore
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.fields import about
 from tombola.worker.dead_letters import parking

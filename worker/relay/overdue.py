@@ -22,7 +22,7 @@ from tombola.producers.domain.causes import DeadReason
 from tombola.producers.domain.errors import PublishFailed
 from tombola.producers.results import ResultStore
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.requests import Lease
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.fields import about

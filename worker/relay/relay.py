@@ -14,7 +14,7 @@ from tombola.producers.brokers.streams import Broker, broker_of
 from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
 from tombola.producers.results import ResultStore
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.dead_letters import parking

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 
 ROWS_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
 

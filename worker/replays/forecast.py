@@ -19,9 +19,10 @@ from tombola.producers.domain.contract import Request, parse_result_head
 from tombola.producers.domain.draw import Wheels, blind_wheels
 from tombola.producers.domain.errors import DrawError, InvalidRequest
 from tombola.producers.storage import clock
-from tombola.producers.storage.database import Fault, explain, fault_of, transaction
+from tombola.producers.storage.faults import Fault, explain, fault_of
 from tombola.producers.storage.requests import look_up
 from tombola.producers.storage.schema import dead_letters as table
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.dead_letters.letters import Selection, request_in
 from tombola.worker.dead_letters.parking import ROWS_MAX, normalised
 from tombola.worker.ledger.old_rows import OldDraws

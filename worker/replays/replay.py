@@ -29,10 +29,11 @@ from tombola.producers.domain.errors import DrawError, InvalidRequest, PublishFa
 from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import Fault, RowsChanged, Transaction, again_after_conflicts, explain, fault_of
+from tombola.producers.storage.faults import Fault, RowsChanged, explain, fault_of
 from tombola.producers.storage.requests import Asked, Known
 from tombola.producers.storage.schema import dead_letters
 from tombola.producers.storage.schema import replays as table
+from tombola.producers.storage.transactions import Transaction, again_after_conflicts
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.dead_letters.parking import ROWS_MAX

@@ -35,20 +35,18 @@ from tombola.producers.domain.operations.operation import (
     Rejection,
 )
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import (
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.faults import (
     Fault,
-    Transaction,
-    conflict_pause_s,
     explain,
     fault_of,
     is_duplicate_key,
     is_lock_conflict,
     is_lock_timeout,
-    transaction,
-    utc_now,
 )
 from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.requests import Finished, Known
+from tombola.producers.storage.transactions import Transaction, conflict_pause_s, transaction
 from tombola.producers.telemetry.fields import about
 from tombola.worker import metrics
 from tombola.worker.ledger import post as ledger

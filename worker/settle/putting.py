@@ -20,7 +20,7 @@ from tombola.producers.domain.causes import DeadReason, Status
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.results import ResultStore, StoredResult
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.worker import metrics
 from tombola.worker.dead_letters.parking import ROWS_MAX, Parking
