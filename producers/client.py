@@ -32,7 +32,7 @@ from tombola.producers.entry import Entry
 from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
-from tombola.producers.storage.requests import Acceptance, Asked
+from tombola.producers.storage.requests import Acceptance, Submission
 from tombola.producers.telemetry import tracing
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class DrawClient:
         database does not answer, or (RequestBusy) another transaction holds the key for seconds: enqueue the same
         request again then, it does no harm. InternalError is a mistake of ours with this one draw.
         """
-        asked = Asked(request, self._caller)
+        asked = Submission(request, self._caller)
         if connection is not None:
             answer = self._entry.accept_with(connection, asked)
         else:
@@ -137,7 +137,7 @@ class DrawClient:
         refused: dict[type[DrawError], list[str]] = {}
         remaining = iter(requests)
         while chunk := list(itertools.islice(remaining, PUBLISH_SIZE_MAX)):
-            answers = self._entry.accept_each([Asked(request, self._caller) for request in chunk])
+            answers = self._entry.accept_each([Submission(request, self._caller) for request in chunk])
             self._publish([it.request for it in answers if isinstance(it, Acceptance) and it.is_new])
             for answer in answers:
                 if isinstance(answer, DrawError) and type(answer) not in NAMED:
@@ -196,10 +196,10 @@ class DrawClient:
 
     def _first_result(self, answer: Acceptance) -> DrawResult | None:
         """What a repeat is told: the first result, if there is one by now."""
-        if answer.known is not None and answer.known.result is not None:
-            return parse_result(answer.known.result.encode())
+        if answer.record is not None and answer.record.result is not None:
+            return parse_result(answer.record.result.encode())
         session_id = answer.request.lottery_session_id
-        if answer.known is not None and answer.known.is_settled:  # archived
+        if answer.record is not None and answer.record.is_settled:  # archived
             state = self._entry.state_of(session_id)
             return None if state is None or state.result is None else parse_result(state.result)
         known = None if self._results is None else self._results.peek(session_id)

@@ -33,7 +33,7 @@ from tombola.producers.forks import in_child
 from tombola.producers.storage import clock, requests
 from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
 from tombola.producers.storage.faults import Fault, explain, fault_of, is_lock_timeout
-from tombola.producers.storage.requests import Acceptance, Asked, Clash, Known, State
+from tombola.producers.storage.requests import Acceptance, Clash, RequestRecord, SessionState, Submission
 from tombola.producers.storage.transactions import Transaction, conflict_pause_s, statement, transaction
 from tombola.producers.telemetry.fields import about
 
@@ -50,7 +50,7 @@ STALE_WITHIN_S: Final = 1.0
 RENAMES_MAX: Final = 4  # the key, the session, and once more for each where two ask for one name at the same time
 
 Answer = Acceptance | DrawError
-Numbered = tuple[int, Asked]
+Numbered = tuple[int, Submission]
 
 
 class _Remembered(NamedTuple):
@@ -58,18 +58,18 @@ class _Remembered(NamedTuple):
 
     fingerprint: str
     request: Request
-    known: Known
+    known: RequestRecord
     since: float
 
 
 class _Name(NamedTuple):
     """A request, and for which of its names its caller gets an alias."""
 
-    asked: Asked
+    asked: Submission
     has_other_key: bool = False
     has_other_session: bool = False
 
-    def named(self) -> Asked:
+    def named(self) -> Submission:
         """The request under the names that it gets."""
         request, caller = self.asked
         key, session = request.request_key, request.lottery_session_id
@@ -78,7 +78,7 @@ class _Name(NamedTuple):
             key = keys.alias(caller, key)
         if self.has_other_session or (self.has_other_key and is_one_name):
             session = keys.alias(caller, session)
-        return Asked(msgspec.structs.replace(request, request_key=key, lottery_session_id=session), caller)
+        return Submission(msgspec.structs.replace(request, request_key=key, lottery_session_id=session), caller)
 
     def after(self, clash: Clash) -> _Name | None:
         """What to ask for next, after a clash; None where the caller is to be told of it."""
@@ -110,7 +110,7 @@ class Entry:
     def _make_lock(self) -> None:
         self._lock = threading.Lock()
 
-    def recall(self, asked: Asked) -> Acceptance | None:
+    def recall(self, asked: Submission) -> Acceptance | None:
         """The answer to a repeat that was accepted through here; None for what only the database can tell."""
         with self._lock:
             it = self._remembered.get((asked.caller, asked.request.request_key))
@@ -120,7 +120,7 @@ class Entry:
             return Acceptance(asked.request, None)
         return Acceptance(it.request, it.known)
 
-    def accept(self, asked: Sequence[Asked]) -> list[Acceptance]:
+    def accept(self, asked: Sequence[Submission]) -> list[Acceptance]:
         """Accept `asked`; return when that is durable, with an answer for each in their order.
 
         The new ones are to be published once, now: the relay looks after them only later.
@@ -133,7 +133,7 @@ class Entry:
             answers.append(answer)
         return answers
 
-    def accept_each(self, asked: Sequence[Asked], *, busy_wait_s: float = BUSY_WAIT_S) -> list[Answer]:
+    def accept_each(self, asked: Sequence[Submission], *, busy_wait_s: float = BUSY_WAIT_S) -> list[Answer]:
         """Accept `asked`, each for itself; what keeps one from being accepted stands in its place. Never raises.
 
         UnknownCampaign, or InvalidKey for an alias that is not the caller's: nothing was written. RequestBusy: after
@@ -155,16 +155,16 @@ class Entry:
             pause_s = min(BUSY_PAUSE_S_MAX, 2 * pause_s)
         return self._told(asked, answers)
 
-    def accept_free(self, asked: Sequence[Asked]) -> list[Answer]:
+    def accept_free(self, asked: Sequence[Submission]) -> list[Answer]:
         """As `accept_each`, but RequestBusy is told at once: of what others hold, and of what may stand beside it."""
         return self._told(asked, self._accept_free(asked))
 
-    def _told(self, asked: Sequence[Asked], answers: Mapping[int, Answer]) -> list[Answer]:
+    def _told(self, asked: Sequence[Submission], answers: Mapping[int, Answer]) -> list[Answer]:
         told = [answers[number] for number in range(len(answers))]
         self._remember(asked, told)
         return told
 
-    def _accept_free(self, asked: Sequence[Asked]) -> dict[int, Answer]:
+    def _accept_free(self, asked: Sequence[Submission]) -> dict[int, Answer]:
         part = list(enumerate(asked))
         strangers = [it for it in part if self._why_not(it[1]) is not None]
         if not strangers:
@@ -173,7 +173,7 @@ class Entry:
         free = [it for it in part if it[0] not in numbers]
         return self._recognise(strangers) | (self._accept_some(free) if free else {})
 
-    def _why_not(self, asked: Asked) -> DrawError | None:
+    def _why_not(self, asked: Submission) -> DrawError | None:
         """Why this cannot be accepted anew, whatever is on record; None if it can."""
         request = asked.request
         if isinstance(request, DrawRequest) and request.campaign not in self._campaigns:
@@ -267,7 +267,7 @@ class Entry:
             return _all(strangers, explain(error))
         return {number: self._as_known(it, known) for number, it in strangers}
 
-    def _as_known(self, asked: Asked, known: Mapping[str, Known]) -> Answer:
+    def _as_known(self, asked: Submission, known: Mapping[str, RequestRecord]) -> Answer:
         """The answer to a request that cannot be accepted anew, from what is on record of it."""
         is_used = False
         for name in _spellings(asked):
@@ -286,7 +286,7 @@ class Entry:
             self._lean.dispose()
         self.engine.dispose()
 
-    def accept_with(self, connection: Connection, asked: Asked) -> Acceptance:
+    def accept_with(self, connection: Connection, asked: Submission) -> Acceptance:
         """Accept one request inside the caller's transaction: it happens if that commits, and the relay publishes it.
 
         Raises UnknownCampaign before anything is written, and the driver's errors, after which the caller's
@@ -305,7 +305,7 @@ class Entry:
         (answer,) = _accept_under_own_names(joined, [asked], now, publish_at=now, is_published=False)
         return answer
 
-    def state_of(self, lottery_session_id: str) -> State | None:
+    def state_of(self, lottery_session_id: str) -> SessionState | None:
         """How a session stands, from the database; None for one that nobody has asked for.
 
         Raises ServiceUnavailable or ConfigurationError when the database cannot be used.
@@ -316,15 +316,15 @@ class Entry:
         except SQLAlchemyError as error:
             raise explain(error) from error
 
-    def _remember(self, asked: Sequence[Asked], answers: Sequence[Answer]) -> None:
+    def _remember(self, asked: Sequence[Submission], answers: Sequence[Answer]) -> None:
         now = time.monotonic()
         with self._lock:
             for it, answer in zip(asked, answers, strict=True):
                 # Where one of both has no name, the key is the other one's for all other content: not known here.
-                if isinstance(answer, Acceptance) and (known := answer.known) and known.caller == it.caller:
+                if isinstance(answer, Acceptance) and (known := answer.record) and known.caller == it.caller:
                     # What has settled stays as it is; all else may have become something else by then.
                     if not known.is_settled:
-                        known = Known(known.fingerprint, known.caller, Status.ACCEPTED)
+                        known = RequestRecord(known.fingerprint, known.caller, Status.ACCEPTED)
                     is_renamed = answer.request is not it.request
                     fingerprint = it.request.fingerprint() if is_renamed else known.fingerprint
                     remembered = _Remembered(fingerprint, answer.request, known, now)
@@ -332,11 +332,11 @@ class Entry:
 
 
 def _accept_under_own_names(
-    transaction: Transaction, asked: Sequence[Asked], now: datetime, *, publish_at: datetime, is_published: bool
+    transaction: Transaction, asked: Sequence[Submission], now: datetime, *, publish_at: datetime, is_published: bool
 ) -> list[Acceptance]:
     """`requests.accept`, with an alias for every name that another caller holds."""
 
-    def accept(some: Sequence[Asked]) -> list[Acceptance]:
+    def accept(some: Sequence[Submission]) -> list[Acceptance]:
         return requests.accept(transaction, some, now, publish_at=publish_at, is_published=is_published)
 
     answers = accept(asked)
@@ -358,7 +358,7 @@ def _accept_under_own_names(
     ]
 
 
-def _spellings(asked: Asked) -> list[_Name]:
+def _spellings(asked: Submission) -> list[_Name]:
     """Every form in which this request may be on record."""
     return [
         _Name(asked, has_other_key, has_other_session)

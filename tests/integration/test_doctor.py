@@ -31,7 +31,7 @@ from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.engines import open_engine
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import (
     account_asset_balances,
     api_idempotency_requests,
@@ -116,7 +116,7 @@ def accept(engine: Engine, *draws: DrawRequest, ago_s: float = 0, is_published: 
     then = utc_now() - timedelta(seconds=ago_s)
     with transaction(engine) as open_transaction:
         requests.accept(
-            open_transaction, [Asked(draw) for draw in draws], then, publish_at=then, is_published=is_published
+            open_transaction, [Submission(draw) for draw in draws], then, publish_at=then, is_published=is_published
         )
 
 

@@ -40,7 +40,7 @@ from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tombola.producers.settings import Settings
 from tombola.producers.storage import api_keys
 from tombola.producers.storage.clock import utc_now
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.requests import Submission
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.overdue import relay_once
 from tombola.worker.relay.retention import archive_once
@@ -654,7 +654,7 @@ def test_a_key_that_another_transaction_holds_waits_alone(mariadb_url: str, redi
                 end()
                 return [answer for answer, _ in await asyncio.gather(*held)]
 
-        entry.accept_with(other, Asked(DrawRequest(account_id=account, request_key="held")))
+        entry.accept_with(other, Submission(DrawRequest(account_id=account, request_key="held")))
         for answer in asyncio.run(all_at_once(5, lambda: None)):
             assert "request key" in problem(answer, 503, "request-busy")
             assert answer.headers["retry-after"] == "1"

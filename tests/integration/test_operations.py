@@ -341,7 +341,7 @@ def test_the_relay_knows_it_by_its_row(house: House, ids: tuple[int, int, int]) 
     asked = [exchange("swap", rich, coins), DrawRequest(account_id=rich, request_key="d1")]
     requests_of = {it.request_key: it for it in asked}
     with transaction(house.engine) as open_transaction:
-        accepted = [requests.Asked(it) for it in asked]
+        accepted = [requests.Submission(it) for it in asked]
         requests.accept(open_transaction, accepted, utc_now(), publish_at=utc_now(), is_published=False)
     with house.engine.begin() as connection:
         leased = requests.lease(

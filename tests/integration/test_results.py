@@ -21,7 +21,7 @@ from tombola.producers.entry import Entry
 from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult, _dead_envelope, unwrap
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.ledger import get_lottery_session_transactions
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.requests import Submission
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Effort, Settled
@@ -272,7 +272,7 @@ def test_a_plain_celery_app_does_not_mind_the_seal(house: House, redis_url: str)
 
 def accepted(house: House, session_id: str = SESSION) -> DrawRequest:
     draw = DrawRequest(account_id=1, request_key=f"of-{session_id}", lottery_session_id=session_id)
-    Entry(house.engine, relay_after_s=60).accept([Asked(draw)])
+    Entry(house.engine, relay_after_s=60).accept([Submission(draw)])
     return draw
 
 

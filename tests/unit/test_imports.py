@@ -64,7 +64,7 @@ def file_name(path: Path) -> str:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {path.name for path in PRODUCERS} >= {"keys.py", "contract.py", "requests.py", "draw.py"}
+    assert {path.name for path in PRODUCERS} >= {"keys.py", "contract.py", "accepting.py", "draw.py"}
     assert {path.name for path in WORKER} >= {"batch.py", "consumer.py"}
     assert "sqlalchemy" in {name for _, name in imported(PROJECT / "producers" / "storage" / "engines.py")}
 

@@ -30,7 +30,7 @@ from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock, requests
 from tombola.producers.storage.faults import Fault, RowsChanged, explain, fault_of
-from tombola.producers.storage.requests import Asked, Known
+from tombola.producers.storage.requests import RequestRecord, Submission
 from tombola.producers.storage.schema import dead_letters
 from tombola.producers.storage.schema import replays as table
 from tombola.producers.storage.transactions import Transaction, again_after_conflicts
@@ -478,7 +478,7 @@ class Replayer:
             return set()
         answers = requests.accept(
             joined,
-            [Asked(request) for request in new.values()],
+            [Submission(request) for request in new.values()],
             now,
             publish_at=now + self._relay_after,
             is_published=True,
@@ -541,5 +541,5 @@ class Replayer:
         return ended
 
 
-def _is_settled(known: Known | None) -> bool:
+def _is_settled(known: RequestRecord | None) -> bool:
     return known is not None and known.is_settled
