@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Self
 
 from sqlalchemy import Connection
 
-from tombola.producers.brokers.streams import Broker, broker_of
+from tombola.producers.brokers.registry import Broker, broker_of
 from tombola.producers.domain.contract import (
     DUPLICATE_REQUEST_IDEMPOTENT,
     DrawRequest,
@@ -31,13 +31,14 @@ from tombola.producers.domain.keys import check_caller
 from tombola.producers.entry import Entry
 from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
 from tombola.producers.settings import Settings
+from tombola.producers.storage.chunks import IN_LIST_MAX
 from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
 from tombola.producers.storage.requests import Acceptance, Submission
 from tombola.producers.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
-PUBLISH_SIZE_MAX = 800  # below 900, where MariaDB gives up on an IN list
+PUBLISH_SIZE_MAX = IN_LIST_MAX
 REFUSED_SHOWN_MAX = 10
 # What keeps a draw from being accepted, and not those beside it.
 NAMED: Final[dict[type[DrawError], str]] = {

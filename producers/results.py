@@ -26,6 +26,7 @@ from tombola.producers.domain.contract import DrawResult, Request, parse_result,
 from tombola.producers.domain.errors import ConfigurationError, DrawDead, DrawError, ResultNotReady, ServiceUnavailable
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
+from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.faults import explain
 
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 ASK_DATABASE_AFTER_S: Final = 1.0
 LOOK_TIMEOUT_S: Final = 2.0  # for those who only look: the database knows as well
-TOLD_SIZE_MAX: Final = 500
+SCRIPT_KEYS_MAX: Final = 500  # Redis serves no other client while a script runs
 KEY_PREFIX: Final = "celery-task-meta-"
 
 # One command for a whole batch: the client packs each value once, and Redis does the rest in one go. A store that is
@@ -167,8 +168,8 @@ class ResultStore:
         take it.
         """
         now = utc_now()
-        for start in range(0, len(dead), TOLD_SIZE_MAX):
-            sessions = [it.lottery_session_id for it in dead[start : start + TOLD_SIZE_MAX]]
+        for some in chunks(dead, SCRIPT_KEYS_MAX):
+            sessions = [it.lottery_session_id for it in some]
             try:
                 self._put_dead(
                     keys=[KEY_PREFIX + it for it in sessions],
@@ -181,8 +182,8 @@ class ResultStore:
 
     def forget_dead(self, revived: Sequence[Request]) -> None:
         """Take back what `put_dead` has told of these draws, which are accepted again; as far as Redis answers."""
-        for start in range(0, len(revived), TOLD_SIZE_MAX):
-            keys = [KEY_PREFIX + it.lottery_session_id for it in revived[start : start + TOLD_SIZE_MAX]]
+        for some in chunks(revived, SCRIPT_KEYS_MAX):
+            keys = [KEY_PREFIX + it.lottery_session_id for it in some]
             try:
                 self._forget_dead(keys=keys, args=[_DEAD_HEAD])
             except redis.RedisError as error:

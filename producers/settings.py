@@ -22,9 +22,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from tombola.producers.brokers.registry import BROKER_SCHEMES, RESULT_SCHEMES, BrokerKind, any_of, find_kind, scheme_of
 from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.domain.signatures import Keyring
 from tombola.producers.service_links import is_service_link
+from tombola.producers.storage.chunks import IN_LIST_MAX
 
 PREFIX = "TOMBOLA_"
 SEED_BYTES_MIN = 16
@@ -100,7 +102,7 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="the draws' secret seed, at least 32 hex digits; workers and audits need it",
     )
-    batch_size_max: Annotated[int, Field(ge=1, le=900)] = Field(
+    batch_size_max: Annotated[int, Field(ge=1, le=IN_LIST_MAX)] = Field(
         default=800, description="draws fetched at once at most (above 900 MariaDB loses the lock order)"
     )
     claim_after_s: Annotated[float, Field(gt=0, le=3600)] = Field(
@@ -244,13 +246,13 @@ class Settings(BaseSettings):
     @field_validator("broker_url")
     @classmethod
     def _broker(cls, value: SecretStr) -> SecretStr:
-        _check_scheme(value, ("redis", "rediss", "amqp", "amqps"))
+        _check_scheme(value, BROKER_SCHEMES)
         return value
 
     @field_validator("result_url")
     @classmethod
     def _result(cls, value: SecretStr) -> SecretStr:
-        _check_scheme(value, ("redis", "rediss"))
+        _check_scheme(value, RESULT_SCHEMES)
         return value
 
     @field_validator("seed", "result_secret")
@@ -288,10 +290,16 @@ class Settings(BaseSettings):
         return float(self.lock_wait_s * (self.tries_max + 3))
 
     @property
+    def broker_kind(self) -> BrokerKind | None:
+        """The kind of broker in TOMBOLA_BROKER_URL; None where that is not set."""
+        return find_kind(self.broker_url.get_secret_value())
+
+    @property
     def has_remote_control(self) -> bool:
         """Whether workers listen to remote control; on RabbitMQ, where it is one more queue to lose, only if asked."""
         if self.remote_control is None:
-            return not self.broker_url.get_secret_value().startswith("amqp")
+            kind = self.broker_kind
+            return kind is None or kind.has_remote_control
         return self.remote_control
 
     @property
@@ -314,7 +322,7 @@ class Settings(BaseSettings):
         """The secret called `name` in the clear; raises ConfigurationError when it is not set."""
         secret: SecretStr = getattr(self, name)
         value = secret.get_secret_value()
-        if not value and name == "result_url" and self.broker_url.get_secret_value().startswith("redis"):
+        if not value and name == "result_url" and (kind := self.broker_kind) is not None and kind.keeps_results:
             return self.need("broker_url")
         if not value:
             raise ConfigurationError(f"{PREFIX}{name.upper()} is not set: {type(self).model_fields[name].description}")
@@ -352,9 +360,9 @@ def settings_in(env: Mapping[str, str]) -> dict[str, str]:
 
 def _check_scheme(value: SecretStr, schemes: tuple[str, ...]) -> None:
     text = value.get_secret_value()
-    if text and text.partition("://")[0] not in schemes:
+    if text and scheme_of(text) not in schemes:
         # The value may hold a password: it is not repeated.
-        raise ValueError(f"must begin with {' or '.join(scheme + '://' for scheme in schemes)}")
+        raise ValueError(f"must begin with {any_of(schemes)}")
 
 
 def _one_line(error: object) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Engine, select
 
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.causes import Cause, LetterState
 from tombola.producers.domain.contract import BODY_BYTES_MAX, DrawRequest
 from tombola.producers.entry import Entry

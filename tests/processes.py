@@ -21,7 +21,7 @@ from pathlib import Path
 from sqlalchemy import Engine, func, select
 
 from tests.ledgers import migrated
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel, Wheels
 from tombola.producers.settings import Settings

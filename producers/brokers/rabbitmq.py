@@ -24,6 +24,7 @@ from amqp.method_framing import frame_handler
 from kombu.exceptions import KombuError
 from kombu.transport import pyamqp
 
+from tombola.producers.brokers.registry import scheme_of
 from tombola.producers.domain.errors import ServiceUnavailable
 
 HEARTBEAT_S: Final = 20
@@ -65,7 +66,7 @@ def unopened(url: str, *, timeout_s: float = CONNECT_TIMEOUT_S, heartbeat_s: flo
     """A connection of our kind that is still to be opened."""
     return kombu.Connection(
         url,
-        transport=SSLTransport if url.startswith("amqps") else Transport,
+        transport=SSLTransport if scheme_of(url) == "amqps" else Transport,
         heartbeat=heartbeat_s,
         connect_timeout=timeout_s,
         transport_options={"read_timeout": 30, "write_timeout": 30},

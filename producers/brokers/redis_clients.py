@@ -18,6 +18,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tombola.producers.brokers.registry import REDIS, find_kind
 from tombola.producers.domain.errors import ConfigurationError
 
 LOOK_EVERY_S: Final = 2.0
@@ -66,7 +67,7 @@ def open_async_pool(url: str, *, timeout_s: float, connections_max: int) -> redi
 def refuse_unsupported(*urls: str) -> None:
     """Raise UnsupportedRedis for a Redis that tombola cannot work with. One that does not answer now is not refused."""
     for url in urls:
-        if not url.startswith("redis"):
+        if find_kind(url) is not REDIS:
             continue
         with closing(open_redis(url, timeout_s=START_TIMEOUT_S)) as client:
             client.set_retry(Retry(NoBackoff(), 0))

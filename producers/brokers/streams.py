@@ -1,69 +1,25 @@
-"""The broker: where draws are queued, how both sides declare it, and publishing that is confirmed.
+"""Redis: the Stream of draws, its consumer group, and confirmed publishing.
 
-    redis://   Stream `draws`, consumer group `workers`; an entry has a field `body`
-    amqp://    quorum queue `draws` on the direct exchange `draws`; what the broker gives up on goes to `draws.dead`
-
-Whoever comes first declares the topology. It is written down once, here and in producers.brokers.quorum_queues, so it
-is equal on both sides.
+The first process that connects declares the Stream and the group. Their names stand here alone, for both sides of the
+broker; RabbitMQ's queues stand in producers.brokers.quorum_queues.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import redis
 
-from tombola.producers.brokers.redis_clients import UnsupportedRedis, open_redis
+from tombola.producers.brokers.redis_clients import UnsupportedRedis
 from tombola.producers.domain.errors import PublishFailed
 from tombola.producers.domain.signatures import NO_KEYS, Headers, Keyring
-from tombola.producers.settings import Settings
 
 QUEUE: Final = "draws"
 GROUP: Final = "workers"
 BODY_FIELD: Final = b"body"
 DEAD_QUEUE: Final = "draws.dead"
-
-
-class Broker(Protocol):
-    """Publishes bodies on the queue `draws`, each with its signature where there is a secret: they are canonical.
-
-    Threads may share one, and a forked child may go on with it.
-    """
-
-    def publish(self, bodies: Sequence[bytes], headers: Headers | None = None) -> None:
-        """Publish all `bodies`, each with its own of `headers`; return when the broker has confirmed every one.
-
-        Raises PublishFailed otherwise: some may be queued. Publish them again; a second copy does no harm. It is a
-        BrokerBlocked where the broker says that it takes no messages at present.
-        """
-
-    def backlog(self) -> int:
-        """How many messages wait, those included that a worker has in hand where the broker counts them.
-
-        Raises PublishFailed when it cannot say; BrokerBlocked where it takes no messages and has told us so.
-        """
-
-    def close(self) -> None:
-        """Let go of the connection."""
-
-
-def broker_of(settings: Settings) -> Broker:
-    """The broker of these settings, which signs what it publishes; it connects at first use."""
-    url, timeout_s = settings.need("broker_url"), settings.publish_timeout_s
-    return open_broker(url, publish_timeout_s=timeout_s, keyring=settings.keyring)
-
-
-def open_broker(url: str, *, publish_timeout_s: float, keyring: Keyring = NO_KEYS) -> Broker:
-    """The broker behind `url`; it connects at first use. With `keyring` it signs what it publishes."""
-    if url.startswith("redis"):
-        return StreamBroker(open_redis(url, timeout_s=publish_timeout_s), keyring=keyring)
-    from tombola.producers.brokers.quorum_queues import (
-        QueueBroker,  # not everybody has RabbitMQ: its library takes a moment to import
-    )
-
-    return QueueBroker(url, publish_timeout_s=publish_timeout_s, keyring=keyring)
 
 
 def declare_group(client: redis.Redis) -> None:

@@ -34,7 +34,7 @@ from litestar.types import Receive, Scope, Send
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from tombola.producers.brokers.streams import broker_of
+from tombola.producers.brokers.registry import broker_of
 from tombola.producers.domain.causes import Status, dead_because
 from tombola.producers.domain.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult, shown
 from tombola.producers.domain.errors import (
@@ -70,6 +70,7 @@ from tombola.producers.gateway.results import Results
 from tombola.producers.settings import Settings
 from tombola.producers.storage import ledger, requests
 from tombola.producers.storage.api_keys import Holder
+from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
 from tombola.producers.storage.faults import explain
 from tombola.producers.storage.requests import Acceptance, SessionState, Submission
@@ -83,7 +84,6 @@ T = TypeVar("T")
 WAIT_S_MAX: Final = 60.0
 OWNERS_REMEMBERED_MAX: Final = 50_000
 USERS_REMEMBERED_MAX: Final = 50_000
-FIND_SIZE_MAX: Final = 500
 KEEP_ALIVE_S: Final = 15.0
 RETRY_AFTER_S: Final = "1"
 READINESS_KEPT_S: Final = 0.5
@@ -174,8 +174,8 @@ class Gateway:
         """How these sessions stand, in a few queries; blocks."""
         found: dict[str, SessionState] = {}
         with self.engine.connect().execution_options(read_only=True) as connection:
-            for start in range(0, len(session_ids), FIND_SIZE_MAX):
-                found |= requests.states_of_sessions(connection, session_ids[start : start + FIND_SIZE_MAX])
+            for some in chunks(session_ids):
+                found |= requests.states_of_sessions(connection, some)
         return found
 
     async def outside_bounds(self, holder: Holder, account_ids: Sequence[int]) -> set[int]:

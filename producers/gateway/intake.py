@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Histogram
 
-from tombola.producers.brokers.streams import Broker
+from tombola.producers.brokers.registry import Broker
 from tombola.producers.domain.errors import (
     ConfigurationError,
     DrawError,

@@ -23,7 +23,8 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.brokers.redis_clients import open_redis
-from tombola.producers.brokers.streams import Broker, StreamBroker
+from tombola.producers.brokers.registry import Broker
+from tombola.producers.brokers.streams import StreamBroker
 from tombola.producers.domain.causes import DeadReason, Status
 from tombola.producers.domain.errors import BrokerBlocked, PublishFailed
 from tombola.producers.settings import Settings

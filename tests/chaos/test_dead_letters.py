@@ -20,7 +20,8 @@ from tests.integration.test_poison import Strange, settle_among_poison
 from tests.integration.test_rabbitmq import Stranger, table_of_cases
 from tests.poison import accept
 from tests.processes import PROJECT, House, draws, environment, wait_for
-from tombola.producers.brokers.streams import QUEUE, open_broker
+from tombola.producers.brokers.registry import open_broker
+from tombola.producers.brokers.streams import QUEUE
 from tombola.producers.domain.causes import Cause, LetterState
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.storage.schema import dead_letters as table

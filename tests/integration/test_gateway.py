@@ -29,7 +29,7 @@ from tests import processes, servers
 from tests.books import assert_books, table
 from tests.gateways import OPEN_TO_ALL, TIMEOUT_S, Gateway, gateway, settle
 from tests.processes import House, draws, wait_for
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.causes import dead_because
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.entry import Entry

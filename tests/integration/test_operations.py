@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from tests.books import Shape, assert_books
 from tests.processes import House
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain import operations
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest, Request, Row

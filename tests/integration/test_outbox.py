@@ -20,7 +20,8 @@ from tests.books import Row, assert_books, table
 from tests.processes import PROJECT, House, draws, environment, wait_for
 from tombola.producers import DrawClient, DrawRequest, IdempotencyKeyReused, PublishFailed
 from tombola.producers.brokers.rabbitmq import open_amqp
-from tombola.producers.brokers.streams import QUEUE, Broker, open_broker
+from tombola.producers.brokers.registry import Broker, open_broker
+from tombola.producers.brokers.streams import QUEUE
 from tombola.producers.domain.causes import DeadReason, Status
 from tombola.producers.domain.contract import parse_request
 from tombola.producers.entry import Entry

@@ -20,7 +20,8 @@ from tests import servers
 from tests.processes import CELERY, House, environment, wait_for
 from tests.proxies import HOST, Forwarder, RedisPair, redis_pair
 from tombola.producers.brokers.redis_clients import open_redis
-from tombola.producers.brokers.streams import QUEUE, open_broker
+from tombola.producers.brokers.registry import open_broker
+from tombola.producers.brokers.streams import QUEUE
 from tombola.producers.client import DrawClient
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import ConfigurationError, PublishFailed, ResultNotReady, ServiceUnavailable

@@ -16,7 +16,7 @@ import tombola.producers.storage.requests.accepting
 from tests.books import assert_books
 from tests.processes import House, draws
 from tests.processes import wait_for as wait_until
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import DrawDead, InvalidRequest, ReplayNotFound

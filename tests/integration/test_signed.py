@@ -13,7 +13,8 @@ from redis import Redis
 from tests.books import assert_books, table
 from tests.processes import House
 from tombola.producers.brokers.rabbitmq import open_amqp
-from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE, broker_of, open_broker
+from tombola.producers.brokers.registry import broker_of, open_broker
+from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE
 from tombola.producers.client import DrawClient
 from tombola.producers.domain.causes import LetterState
 from tombola.producers.domain.contract import DrawRequest

@@ -19,7 +19,7 @@ from typing import Final
 from cachetools import TTLCache
 from sqlalchemy import Engine
 
-from tombola.producers.brokers.streams import Broker, broker_of
+from tombola.producers.brokers.registry import Broker, broker_of
 from tombola.producers.domain.draw import Wheel
 from tombola.producers.domain.errors import DrawError, ServiceUnavailable
 from tombola.producers.settings import Settings
