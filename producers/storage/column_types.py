@@ -14,23 +14,23 @@ CENT: Final = Decimal("0.01")
 
 
 def Key(length: int) -> String:
-    """A string that compares byte by byte: MySQL's default collations hold `ABC` and `abc` for equal."""
+    """A string that compares byte by byte: in MySQL's default collations `ABC` equals `abc`."""
     return String(length).with_variant(
         mysql.VARCHAR(length, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
     )
 
 
 def Body() -> Text:
-    """Text up to 16 MB in the bytes it came in."""
+    """Text of up to 16 MB that keeps its bytes."""
     return Text().with_variant(mysql.MEDIUMTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 
 
-# SQLite counts rows up only in a column of type INTEGER.
+# SQLite assigns ids only in a column of type INTEGER.
 Identity = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Money(TypeDecorator[Decimal]):
-    """DECIMAL(10,2). SQLite would keep that as a float: there it is a whole number of hundredths, exact in SUM too."""
+    """DECIMAL(10,2). SQLite would store a float: there the column has whole hundredths, exact in SUM as well."""
 
     impl = Numeric(10, 2)
     cache_ok = True

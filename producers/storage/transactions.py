@@ -1,4 +1,8 @@
-"""Transactions."""
+"""Transactions on the driver's own connection, for the paths where microseconds count; and how they run again.
+
+The settle path runs several thousand draws a second through a handful of statements of many rows, so it uses the driver
+directly through `Transaction`. All other code uses SQLAlchemy Core on the same engine.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +31,16 @@ NO_COPIES: Final[Mapping[str, str]] = MappingProxyType({})
 class WhenHeld(enum.Enum):
     """What a locking read does about a row that another transaction holds."""
 
-    WAIT = ""  # until it is free, or for innodb_lock_wait_timeout
+    WAIT = ""  # until the row is free, at most for innodb_lock_wait_timeout
     SKIP = " SKIP LOCKED"
     FAIL = " NOWAIT"
 
 
 class Transaction:
-    """One open transaction and the few multi-row statements the settle path is made of.
+    """One open transaction, and the few statements of many rows that the settle path is made of.
 
-    Statements use `?` for a parameter and `??` for a list of them. Values are str, int or None; amounts travel as
-    text and are exact in both databases.
+    In a statement `??` stands for a list of values. Values are str, int or None; amounts are sent as text (see
+    `money`), and are exact on MySQL, MariaDB and SQLite.
     """
 
     def __init__(self, connection: Any, *, is_sqlite: bool) -> None:
@@ -47,11 +51,11 @@ class Transaction:
     def select(
         self, statement: str, keys: Sequence[Value], *, lock: bool = False, when_held: WhenHeld = WhenHeld.WAIT
     ) -> Sequence[tuple[Any, ...]]:
-        """Rows of `statement`, whose `??` stands for `keys`; `lock` holds them until the end (FOR UPDATE).
+        """The rows of `statement`, whose `??` stands for `keys`; `lock` locks them until the end (FOR UPDATE).
 
-        `when_held` says what happens to a row that another transaction holds.
+        `when_held` says what happens at a row that another transaction holds.
         """
-        if lock and not self.is_sqlite:  # SQLite has one writer at a time: BEGIN IMMEDIATE is its lock
+        if lock and not self.is_sqlite:  # SQLite has one writer at a time: BEGIN IMMEDIATE is the lock
             statement += f" FOR UPDATE{when_held.value}"
         if self.is_sqlite:
             self._cursor.execute(statement.replace("??", ",".join("?" * len(keys))), keys)
@@ -65,7 +69,7 @@ class Transaction:
         return "MariaDB" in self._connection.server_version
 
     def within(self, wait_s_max: float, query: str) -> str:
-        """`query`, a SELECT, as one that the server ends after `wait_s_max` (1969, 3024), whatever it waits for."""
+        """The SELECT `query` with a time limit: the server ends it after `wait_s_max` with error 1969 or 3024."""
         if self.is_sqlite:
             return query
         if self._is_mariadb:
@@ -73,19 +77,19 @@ class Transaction:
         return query.replace("SELECT", f"SELECT /*+ MAX_EXECUTION_TIME({wait_s_max * 1000:.0f}) */", 1)
 
     def held(self, table: str, index: str, column: str, values: Iterable[str]) -> set[str]:
-        """Those of `values` in `column` whose row another transaction holds, also one inserted and not committed.
+        """The `values` of `column` whose rows another transaction holds, rows that it has not committed among them.
 
-        A plain read sees nothing of that. Nothing waits, but what is free is locked until the end. Only for a
-        transaction that writes nothing: a refused lock may have ended it (innodb_rollback_on_timeout).
+        A plain read cannot tell. The call never waits, and locks the free rows until the end. Use it only in a
+        transaction that writes nothing: a refused lock may end the transaction (innodb_rollback_on_timeout).
         """
-        if self.is_sqlite:  # it has one lock for all: a transaction that has begun waits for no other
+        if self.is_sqlite:  # SQLite has one lock for all rows: a transaction that has begun waits for no other one
             return set()
-        # A join looks the values up one by one, by the unique `index`; for IN (…) the server may read a small table
-        # from end to end, past the locks of others.
+        # A join looks up each value in the unique `index`; for IN (…) the server may scan a small table, and would meet
+        # locks on rows that were not asked for.
         statement = (
             "SELECT 1 FROM JSON_TABLE(??, '$[*]' COLUMNS (value VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin "
             f"PATH '$')) AS asked STRAIGHT_JOIN {table} FORCE INDEX ({index}) ON {table}.{column} = asked.value "
-            # MySQL would lock what was asked as well, and refuses; MariaDB does not know the word.
+            # MySQL would lock the JSON_TABLE as well, and refuses to; MariaDB does not know the word OF.
             f"FOR UPDATE{'' if self._is_mariadb else f' OF {table}'}{WhenHeld.FAIL.value}"
         )
         refused: set[str] = set()
@@ -116,7 +120,7 @@ class Transaction:
     ) -> None:
         """Insert all `rows` in one statement, in their order.
 
-        `copies` are further columns, each with the one of `columns` whose value it takes: sent once, not twice.
+        `copies` maps further columns to the columns whose values they take: each value is sent once, not twice.
         """
         if not rows:
             return
@@ -135,9 +139,9 @@ class Transaction:
     def update(
         self, table: str, key: str, columns: Sequence[str], rows: Sequence[Sequence[Value]], *, where: str = ""
     ) -> None:
-        """Set `columns` of the rows whose `key` is the first value of each of `rows`, all in one statement.
+        """Set `columns` in many rows with one statement; each of `rows` is the value of `key`, then the new values.
 
-        `where` is what must hold of each of them; raises RowsChanged when it does not, or one is gone.
+        `where` is a condition on every row. Raises RowsChanged when it does not hold for a row, or a row is gone.
         """
         if not rows:
             return
@@ -155,32 +159,32 @@ class Transaction:
             raise RowsChanged
 
     def money(self, amount: Decimal) -> Value:
-        """`amount` as this database stores it (see Money)."""
+        """`amount` as this database stores it (see column_types.Money)."""
         return int(amount.scaleb(2)) if self.is_sqlite else str(amount)
 
     def moment(self, stored: Any) -> datetime:
-        """The aware datetime behind a stored UTC time."""
+        """A stored UTC time as an aware datetime."""
         naive = datetime.fromisoformat(stored) if self.is_sqlite else stored
         moment: datetime = naive.replace(tzinfo=UTC)
         return moment
 
     def amount(self, stored: Any) -> Decimal:
-        """The Decimal behind a stored amount, two decimals."""
+        """A stored amount as a Decimal with two decimals."""
         return Decimal(stored).scaleb(-2) if self.is_sqlite else stored.quantize(CENT)
 
     def _literals(self, values: Sequence[Value]) -> list[str]:
         """`values` as SQL literals, right in every sql_mode.
 
-        Inside quotes MySQL needs just two characters escaped, the quote itself, which doubled is one in every mode, and
-        the backslash, except under NO_BACKSLASH_ESCAPES (manual, String Literals): our own sessions leave that mode
-        off, but a transaction that we join may be anybody's, and every answer of the server tells. And '' is NULL under
-        MariaDB's EMPTY_STRING_IS_NULL, where no bytes at all are none. All values are escaped at once, joined by a
-        control character that none may hold: the driver's way, a call and a table look-up for each character, takes
-        longer than all the rest of a draw's Python.
+        Inside quotes MySQL needs two characters escaped (manual, String Literals): the quote, which is doubled in every
+        mode, and the backslash, except under NO_BACKSLASH_ESCAPES. Sessions of tombola leave that mode off, but
+        `Entry.accept_with` joins a transaction of the calling application; every answer of the server carries the mode.
+        Under MariaDB's EMPTY_STRING_IS_NULL '' is NULL, and X'' is still an empty string. All values are escaped at
+        once, joined by a control character that no value may hold: the driver's own escaping, a call and a table
+        look-up for each character, takes longer than all other Python of a draw.
         """
         texts = ["" if value is None else str(value) for value in values]
         joined = _UNIT.join(texts).replace("'", "''")
-        status = getattr(self._connection, "server_status", 0)  # of the driver: as of the last answer
+        status = getattr(self._connection, "server_status", 0)  # the driver keeps it from the last answer
         if not status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES:
             joined = joined.replace("\\", "\\\\")
         escaped = joined.split(_UNIT)
@@ -204,14 +208,14 @@ def _case(key: str, keys: Sequence[str], values: Sequence[str]) -> str:
 
 @contextmanager
 def statement(engine: Engine) -> Iterator[Transaction]:
-    """Statements that commit themselves, each by itself: one round trip where a transaction takes three.
+    """A connection on which each statement commits by itself: one round trip where a transaction takes three.
 
-    Only on MySQL and MariaDB, where a statement of many rows happens whole or not at all.
+    Only for MySQL and MariaDB, where a statement of many rows is atomic.
     """
     proxy = engine.raw_connection()
     try:
         connection: Any = proxy.driver_connection
-        connection.autocommit(True)  # a round trip the first time only
+        connection.autocommit(True)  # a round trip only the first time
         yield Transaction(connection, is_sqlite=False)
     except BaseException as error:
         if not is_answered(error):
@@ -225,11 +229,11 @@ def statement(engine: Engine) -> Iterator[Transaction]:
 
 @contextmanager
 def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Transaction]:
-    """A transaction on the driver's own connection: committed at the end, or rolled back whole.
+    """A transaction on the driver's own connection: committed at the end, or rolled back as a whole.
 
-    A read-only one cannot write: the server itself refuses. After an error the connection is thrown away, not returned:
-    whatever state it is in, nobody meets it again. Only after a conflict or a refusal that the server has answered,
-    and its answer to the rollback, is its state known: to connect anew takes as long as a hundred draws.
+    With `read_only` the server refuses writes. After an error the connection is closed, since its state is not known,
+    and does not return to the pool. It returns only where the server has answered both the statement, with a conflict
+    or a refusal, and the rollback: a new connection takes as long as a hundred draws.
     """
     proxy = engine.raw_connection()
     try:
@@ -246,7 +250,7 @@ def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Transact
         connection.commit()
     except BaseException as error:
         is_clean = False
-        with suppress(Exception):  # a lost connection has rolled back by itself
+        with suppress(Exception):  # the server rolls a lost connection back by itself
             proxy.driver_connection.rollback()  # type: ignore[union-attr]
             is_clean = is_answered(error)
         if not is_clean:
@@ -264,17 +268,17 @@ T = TypeVar("T")
 
 
 def conflict_pause_s(tries: int) -> float:
-    """How long a transaction that met another one waits before it runs again: at random, and longer with its `tries`.
+    """How long to wait before a transaction runs again after a conflict: random, and doubled with each of its `tries`.
 
-    So two that have met do not meet again.
+    The jitter keeps two transactions from meeting again.
     """
     return random.uniform(0, 0.01 * 2**tries)
 
 
 def again_after_conflicts(engine: Engine, act: Callable[[Connection], T], *, tries_max: int) -> T:
-    """`act` in a transaction of its own, and in another one when it met others: `tries_max` in all.
+    """Run `act` in a transaction, and again in a new one after a conflict, `tries_max` times in all; return its value.
 
-    Raises what `act` and the driver raise.
+    Raises the errors of `act` and of the driver.
     """
     for attempt in range(1, tries_max + 1):
         try:
@@ -291,5 +295,5 @@ def again_after_conflicts(engine: Engine, act: Callable[[Connection], T], *, tri
 
 
 def time_text(moment: datetime) -> str:
-    """`moment` as both databases write it: UTC, `YYYY-MM-DD HH:MM:SS.ffffff`."""
+    """`moment` as all three databases write it: UTC, `YYYY-MM-DD HH:MM:SS.ffffff`."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")

@@ -734,7 +734,7 @@ def test_what_cannot_be_migrated_is_told_in_one_line(url: str | None, words: str
 def test_a_wrong_password_is_told_in_one_line(mariadb_server: servers.Server) -> None:
     done = alembic("upgrade", "head", url=mariadb_server.url.replace("root@", "root:hidden@") + "mysql")
     assert done.returncode != 0
-    assert "the database refuses us" in done.stdout + done.stderr
+    assert "the database refuses this login" in done.stdout + done.stderr
     assert "hidden" not in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
