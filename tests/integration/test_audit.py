@@ -189,7 +189,7 @@ BROKEN: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "a request is another one's": (
         [f"UPDATE {REQUESTS} SET campaign = 'other' WHERE request_key = 'd10'"],
-        {"I2": "campaign other is not known here", "I10": "request d10: its row does not match its fingerprint"},
+        {"I2": "campaign other is unknown", "I10": "request d10: its row does not match its fingerprint"},
     ),
     "a request key is none": (
         [f"UPDATE {REQUESTS} SET request_key = 'a:b' WHERE request_key = 'd10'"],
