@@ -23,7 +23,7 @@ DEAD_QUEUE: Final = "draws.dead"
 
 
 def declare_group(client: redis.Redis) -> None:
-    """Create the consumer group, and the Stream with it, unless they are there. From 0: nothing sent is skipped."""
+    """Create the Stream and the consumer group if they are missing. The group begins at 0: it skips no entry."""
     try:
         client.xgroup_create(QUEUE, GROUP, id="0", mkstream=True)
     except redis.ResponseError as error:
@@ -32,7 +32,7 @@ def declare_group(client: redis.Redis) -> None:
 
 
 def told_of_stream(error: redis.RedisError) -> str:
-    """What an operator needs to know of an error of the Stream."""
+    """An error of the Stream as an operator needs it."""
     if str(error).startswith("WRONGTYPE"):
         return (
             f"the key `{QUEUE}` is not a Stream but another program's: give tombola a database of its own, "
@@ -72,21 +72,21 @@ class StreamBroker:
 
     def backlog(self) -> int:
         try:
-            return int(self._client.xlen(QUEUE))  # what is acked is deleted as well
+            return int(self._client.xlen(QUEUE))  # an acked entry is deleted as well
         except redis.RedisError as error:
-            raise PublishFailed(f"Redis does not tell how much is queued: {told_of_stream(error)}") from error
+            raise PublishFailed(f"Redis does not answer how many messages wait: {told_of_stream(error)}") from error
 
     def pending(self) -> int:
-        """How many messages workers have in hand, which RabbitMQ does not tell. Raises PublishFailed."""
+        """The number of messages in hand, which RabbitMQ does not report. Raises PublishFailed."""
         try:
-            told: Any = self._client.xpending(QUEUE, GROUP)
-            return int(told["pending"])
+            summary: Any = self._client.xpending(QUEUE, GROUP)
+            return int(summary["pending"])
         except redis.ResponseError as error:
             if "NOGROUP" in str(error):
                 return 0
-            raise PublishFailed(f"Redis does not tell how much is in hand: {error}") from error
+            raise PublishFailed(f"Redis does not answer how many messages are in hand: {error}") from error
         except redis.RedisError as error:
-            raise PublishFailed(f"Redis does not tell how much is in hand: {error}") from error
+            raise PublishFailed(f"Redis does not answer how many messages are in hand: {error}") from error
 
     def close(self) -> None:
         self._client.close()

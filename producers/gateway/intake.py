@@ -259,7 +259,7 @@ class Publisher:
             return  # an earlier turn took them along
         bodies, besides = zip(*messages, strict=True)
         try:
-            with metrics.telling_of_blocked():
+            with metrics.watching_blocked():
                 self._broker.publish(bodies, besides if any(besides) else None)
         except PublishFailed as error:
             log.warning("%s; %d accepted draws are left to the relay", error, len(messages))
@@ -270,7 +270,7 @@ class Publisher:
 
     def _check(self) -> bool:
         try:
-            with metrics.telling_of_blocked():
+            with metrics.watching_blocked():
                 self._broker.backlog()
         except PublishFailed:
             return False
