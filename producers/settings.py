@@ -1,4 +1,4 @@
-"""Settings: TOMBOLA_* from the environment, parsed once, checked against each other, frozen and passed on."""
+"""Settings: TOMBOLA_* from the environment, parsed once, checked against each other, frozen."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SEED_BYTES_MIN = 16
 
 
 def _parts(value: object) -> object:
-    """The parts of a list with commas between them."""
+    """The parts of a list that commas separate."""
     return [part for it in value.split(",") if (part := it.strip())] if isinstance(value, str) else value
 
 
@@ -43,18 +43,18 @@ def _network(text: object) -> object:
     try:
         return ip_network(text)
     except ValueError as error:
-        raise ValueError(f"{text!r:.80} is no address and no network: {error}") from None
+        raise ValueError(f"{text!r:.80} is not an address or a network: {error}") from None
 
 
 def _host_name(name: str) -> str:
     if not _is_host_name(name):
-        raise ValueError(f"{name!r:.80} is no name of a host: give it without scheme, port and path")
+        raise ValueError(f"{name!r:.80} is not the name of a host: give it without scheme, port and path")
     return name.lower()
 
 
 def _origin(text: str) -> str:
     if text != "*" and not _is_origin(text):
-        raise ValueError(f"{text!r:.80} is no origin, such as https://shop.example or http://localhost:3000")
+        raise ValueError(f"{text!r:.80} is not an origin, such as https://shop.example or http://localhost:3000")
     return text.lower()
 
 
@@ -68,9 +68,9 @@ Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeV
 
 
 class Settings(BaseSettings):
-    """One field per TOMBOLA_* variable. URLs and the seed are secrets: they never show in a repr or a log.
+    """One field per TOMBOLA_* variable. URLs and the seed are secrets: a repr or a log never shows them.
 
-    Build it with `Settings.from_env()`, which turns every mistake into one ConfigurationError.
+    Build settings with `Settings.from_env()`, which collects all mistakes in one ConfigurationError.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -192,7 +192,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # from_env() hands over the variables itself, so that a mapping other than os.environ works as well.
+        # from_env() passes the variables itself, so that a mapping other than os.environ works as well.
         return (init_settings,)
 
     @classmethod
@@ -205,7 +205,7 @@ class Settings(BaseSettings):
         known = {PREFIX + name.upper(): name for name in cls.model_fields}
         for name in values:
             if name not in known:
-                # Without the prefix, which would make every name look like every other.
+                # Without the prefix, which would make all names similar.
                 close = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), known.values(), n=1)
                 hint = (
                     f"; did you mean {PREFIX}{close[0].upper()}?"
@@ -227,7 +227,7 @@ class Settings(BaseSettings):
             return value
         try:
             url = make_url(value.get_secret_value())
-        except (ArgumentError, ValueError):  # the latter quotes what stands for the port: perhaps a password's end
+        except (ArgumentError, ValueError):  # ValueError quotes the port, which may be the end of a password
             raise ValueError("not a SQLAlchemy URL, such as mysql+pymysql://user:password@host/name") from None
         if url.drivername in ("mysql", "mariadb"):
             url = url.set(drivername="mysql+pymysql")
@@ -275,7 +275,7 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"TOMBOLA_CLAIM_AFTER_S ({self.claim_after_s:g}) must be longer than a batch can take: "
                 f"{self.batch_time_s_max:g}, from TOMBOLA_LOCK_WAIT_S and TOMBOLA_TRIES_MAX; "
-                "or its draws are taken over while their worker is still at it"
+                "otherwise another worker takes its draws over while they are being settled"
             )
         return self
 
@@ -283,9 +283,8 @@ class Settings(BaseSettings):
     def batch_time_s_max(self) -> float:
         """How long one batch can take while the database is up, whatever locks other transactions hold.
 
-        The accounts' locks are waited for once, as a whole. After that only writes can meet a lock that nothing warned
-        of: one in each try; and the last try begins at the end of this time (worker.settle.batch.settle), with two
-        writes.
+        A batch waits once for all its accounts' locks. After that only a write can wait for a lock, once in each try;
+        the last try begins at the end of this time (worker.settle.batch.settle), and has two writes.
         """
         return float(self.lock_wait_s * (self.tries_max + 3))
 
@@ -296,7 +295,7 @@ class Settings(BaseSettings):
 
     @property
     def has_remote_control(self) -> bool:
-        """Whether workers listen to remote control; on RabbitMQ, where it is one more queue to lose, only if asked."""
+        """Whether workers listen to Celery's remote control; the default depends on the kind of broker."""
         if self.remote_control is None:
             kind = self.broker_kind
             return kind is None or kind.has_remote_control
@@ -304,17 +303,17 @@ class Settings(BaseSettings):
 
     @property
     def seed_bytes(self) -> bytes:
-        """The seed; raises ConfigurationError when there is none."""
+        """The seed; raises ConfigurationError when it is not set."""
         return bytes.fromhex(self.need("seed"))
 
     @property
     def result_secret_bytes(self) -> bytes:
-        """The secret that seals results; empty when they are not sealed."""
+        """The secret that seals results; empty where results are not sealed."""
         return bytes.fromhex(self.result_secret.get_secret_value())
 
     @property
     def keyring(self) -> Keyring:
-        """The secrets that sign messages; none when they are not signed."""
+        """The secrets that sign messages; an empty keyring where messages are not signed."""
         texts = self.message_secret.get_secret_value()
         return Keyring(tuple(bytes.fromhex(text.strip()) for text in texts.split(",")) if texts else ())
 
@@ -329,14 +328,14 @@ class Settings(BaseSettings):
         return value
 
     def has(self, name: str) -> bool:
-        """Whether `need(name)` would answer."""
+        """Whether `need(name)` returns a value."""
         try:
             return bool(self.need(name))
         except ConfigurationError:
             return False
 
 
-# Where embedded mode keeps its state. Not a setting of the system: it names where settings are found.
+# The folder where embedded mode keeps its state. Not a setting: it says where settings are found.
 HOME_VARIABLE = "TOMBOLA_HOME"
 
 
@@ -350,7 +349,7 @@ def _check_secret(text: str) -> None:
 
 
 def settings_in(env: Mapping[str, str]) -> dict[str, str]:
-    """What is meant for us in `env`, known names and unknown ones: all TOMBOLA_* but what Kubernetes adds."""
+    """The settings in `env`, known and unknown: all TOMBOLA_* names except those that Kubernetes adds."""
     return {
         name: value
         for name, value in env.items()

@@ -357,4 +357,4 @@ def test_a_result_store_that_is_away_is_not_told(house: House, caplog: pytest.Lo
         draw = accepted(house)
         assert time_out_once(house.engine, timeout_s=0, results=away) == 1
         away.forget_dead([draw])
-    assert "was not told of 1 dead draws" in caplog.text
+    assert "did not take 1 dead draws" in caplog.text
