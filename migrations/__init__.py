@@ -1,10 +1,10 @@
 """The schema's history: `tombola migrate` brings a database to its newest revision, in a checkout also `alembic`.
 
 A revision is frozen once released: it spells its column types out, so that a later change of
-producers.storage.database does not change what an old revision builds. A change of the schema is a revision of its
-own, in two steps where workers of the previous release go on writing meanwhile: expand before the deploy, contract
-after it. MySQL and MariaDB commit each statement that changes a table by itself: a revision is made of steps that look
-first (migrations.repeatable), so that one that broke off half-way is run again.
+producers.storage.column_types does not change what an old revision builds. Each change of the schema is a new revision,
+or two where workers of the previous release write meanwhile: expand before the deploy, contract after it. MySQL and
+MariaDB commit each statement that changes a table by itself, so the steps of a revision look first
+(migrations.repeatable): a revision that was interrupted can be run again.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from sqlalchemy import Connection, Engine, inspect, text
 from tombola.producers.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    # Alembic takes longer to import than all of ours: workers only ask for the revision.
+    # Alembic takes longer to import than all of tombola, and workers only read the revision.
     from alembic.config import Config
 
-# Not Alembic's own `alembic_version`: in a shop's database that is the shop's history.
+# Not Alembic's default `alembic_version`: in a shop's database that table is the shop's history.
 VERSION_TABLE: Final = "tombola_version"
 BASE: Final = "base"  # before the first revision
 
-# The name of the lock that one upgrade, or one step of `tombola legacy`, holds at a time. Names are the whole server's,
-# and at most 64 characters long. SHA2 alone is built in everywhere: MySQL 9 has no SHA1 and no MD5 any more.
+# The name of the lock that an upgrade, or a step of `tombola legacy`, holds. Names are shared by all databases of a
+# server, and have at most 64 characters. Only SHA2 is built in everywhere: MySQL 9 has no SHA1 and no MD5.
 TURN_LOCK = "CONCAT('tombola_', SHA2(DATABASE(), 224))"
 
 Say = Callable[[str], None]
@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a database is in the history; `pending` are the revisions still to be run, each with its title."""
+    """A database's position in the history; `pending` are the titles of the revisions still to be run, by revision."""
 
     revision: str | None
     newest: str
@@ -48,7 +48,7 @@ def upgrade(engine_or_url: Engine | str, revision: str = "head", *, say: Say | N
     """Bring the schema to `revision`, and `say` each revision on the way.
 
     An engine keeps its own timeouts; with a URL a statement may take as long as a large table needs.
-    Raises ConfigurationError with one sentence that says why not.
+    Raises ConfigurationError with the reason in one sentence.
     """
     from alembic import command
 
@@ -56,9 +56,9 @@ def upgrade(engine_or_url: Engine | str, revision: str = "head", *, say: Say | N
 
 
 def downgrade(engine_or_url: Engine | str, revision: str, *, say: Say | None = None) -> None:
-    """Take the schema back to `revision`, or to `base`; rows that the older schema cannot hold are not dropped.
+    """Take the schema back to `revision`, or to `base`; never drops rows that the older schema cannot hold.
 
-    Raises ConfigurationError with one sentence that says why not.
+    Raises ConfigurationError with the reason in one sentence.
     """
     from alembic import command
 
@@ -72,7 +72,7 @@ def downgrade(engine_or_url: Engine | str, revision: str, *, say: Say | None = N
 
 
 def upgrade_script(url: str, *, start: str = BASE) -> str:
-    """The SQL from `start` to the newest revision, for the kind of database in `url`; nothing is connected to."""
+    """The SQL from `start` to the newest revision, for the kind of database in `url`; does not connect."""
     from alembic import command
 
     refuse_unknown(start)
@@ -80,7 +80,7 @@ def upgrade_script(url: str, *, start: str = BASE) -> str:
 
 
 def downgrade_script(url: str, revision: str, *, start: str) -> str:
-    """The SQL from `start` back to `revision`; nothing is connected to, so no row is looked at either."""
+    """The SQL from `start` back to `revision`; does not connect, and so checks no row."""
     from alembic import command
 
     refuse_unknown(start)
@@ -89,7 +89,7 @@ def downgrade_script(url: str, revision: str, *, start: str) -> str:
 
 
 def position(connection: Connection) -> Position:
-    """Where this database is; a revision that a newer release made has nothing pending."""
+    """The position of this database; at a revision of a newer release nothing is pending."""
     from alembic.script import ScriptDirectory
 
     at = current_revision(connection)
@@ -99,12 +99,12 @@ def position(connection: Connection) -> Position:
 
 
 def head_revision() -> str:
-    """The newest revision that this release brings."""
+    """The newest revision of this release."""
     return _revisions()[-1]
 
 
 def current_revision(connection: Connection) -> str | None:
-    """The revision that this database is at; None if it was never migrated."""
+    """The revision of this database; None if it was never migrated."""
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     found: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
@@ -112,9 +112,9 @@ def current_revision(connection: Connection) -> str | None:
 
 
 def alembic_config(engine_or_url: Engine | str | None = None, *, say: Say | None = None) -> Config:
-    """What alembic.command's functions take. It finds the scripts beside this file, whatever the working directory.
+    """The argument of alembic.command's functions. The scripts are those beside this file, in any working directory.
 
-    Without an engine or a URL the database is TOMBOLA_DATABASE_URL's.
+    Without an engine or a URL the database is the one in TOMBOLA_DATABASE_URL.
     """
     from alembic.config import Config
 
@@ -127,13 +127,13 @@ def alembic_config(engine_or_url: Engine | str | None = None, *, say: Say | None
 
 
 def knows(revision: str) -> bool:
-    """Whether this release brings `revision`; one it does not know was made by a newer release."""
+    """Whether this release has `revision`; an unknown revision is from a newer release."""
     return revision in _revisions()
 
 
 @cache
 def _revisions() -> tuple[str, ...]:
-    """From the first to the newest: their files' names begin with them."""
+    """All revisions, the first one first: the names of their files begin with them."""
     return tuple(sorted(file.name.partition("_")[0] for file in (Path(__file__).parent / "versions").glob("[0-9]*.py")))
 
 
@@ -141,7 +141,7 @@ def refuse_unknown(revision: str) -> None:
     if revision != BASE and not knows(revision):
         first, newest = _revisions()[0], head_revision()
         raise ConfigurationError(
-            f"there is no revision {revision}: this release brings {first} to {newest}, and `{BASE}` is before them all"
+            f"there is no revision {revision}: this release has {first} to {newest}, and `{BASE}` is before all of them"
         )
 
 

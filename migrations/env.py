@@ -1,4 +1,4 @@
-"""Alembic runs this file for every command: which database, and how it is talked to."""
+"""Alembic runs this file for every command: it chooses the database, and connects."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from tombola.migrations import history
 from tombola.migrations.legacy import status as legacy
 from tombola.producers.domain.errors import ConfigurationError, DrawError
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import SQL_MODE, explain, open_engine
+from tombola.producers.storage.engines import SQL_MODE, open_engine
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import metadata
 
-# A statement that changes a table waits for whoever reads it, and everybody else queues up behind it: rather fail, and
-# try again later, than hold the service up. The server's own default is a day.
+# A statement that changes a table waits for all transactions that read the table, and all later ones wait for the
+# statement: failing, and a later try, are better than a blocked service. The server's default is a day.
 TABLE_LOCK_WAIT_S = 10
-# Of two upgrades at once the second one waits for the first one, and then finds its work done.
+# Of two upgrades at once the second waits for the first, and then finds no revision pending.
 TURN_WAIT_S = 60
 
 OPTIONS: dict[str, Any] = {
@@ -48,8 +49,8 @@ def _url(engine_or_url: Engine | str) -> str:
 
 
 def _patient_engine(url: str) -> Engine:
-    """An engine for statements that rewrite a large table, during which the server says nothing for long."""
-    engine = open_engine(url, lock_wait_s=TURN_WAIT_S // 5)  # on SQLite it waits five times as long
+    """An engine without a read timeout, for statements that rewrite a large table."""
+    engine = open_engine(url, lock_wait_s=TURN_WAIT_S // 5)  # SQLite waits five times as long
     if engine.dialect.name != "sqlite":
 
         @event.listens_for(engine, "do_connect")
@@ -62,19 +63,19 @@ def _patient_engine(url: str) -> Engine:
 def _run_offline(url: str) -> None:
     context.configure(url=url, literal_binds=True, transactional_ddl=url.startswith("sqlite"), **OPTIONS)
     with context.begin_transaction():
-        if not url.startswith("sqlite"):  # the script runs in a session of somebody else's
+        if not url.startswith("sqlite"):  # the script runs in a session of another program
             context.execute(f"SET SESSION sql_mode='{SQL_MODE}'")
         context.run_migrations()
 
 
 def _run_online(connection: Connection) -> None:
-    connection.detach()  # what is set here must not go back to the pool of an engine that we were given
+    connection.detach()  # its session variables must not return to the pool of the calling code's engine
     _take_turn(connection)
     _look_around(connection)
-    connection.rollback()  # alembic commits only what it began itself
+    connection.rollback()  # Alembic commits only transactions that it began itself
     context.configure(
         connection=connection,
-        # open_engine says BEGIN itself, so that on SQLite an upgrade happens whole or not at all.
+        # open_engine sends BEGIN itself, so that on SQLite an upgrade is atomic.
         transactional_ddl=connection.dialect.name == "sqlite",
         on_version_apply=_report,
         **OPTIONS,
@@ -84,12 +85,12 @@ def _run_online(connection: Connection) -> None:
 
 
 def _take_turn(connection: Connection) -> None:
-    """One upgrade at a time, until this connection ends. On SQLite BEGIN IMMEDIATE takes the turn."""
+    """Lock out other upgrades until this connection ends. On SQLite BEGIN IMMEDIATE does that."""
     if connection.dialect.name == "sqlite":
         return
     connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {TABLE_LOCK_WAIT_S}")
     if connection.exec_driver_sql(f"SELECT GET_LOCK({migrations.TURN_LOCK}, {TURN_WAIT_S})").scalar() != 1:
-        raise CommandError(f"another upgrade of this database has been at it for {TURN_WAIT_S} s: try again")
+        raise CommandError(f"another upgrade of this database has been running for {TURN_WAIT_S} s: try again")
     connection.commit()
 
 
@@ -101,17 +102,17 @@ def _report(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
 def _say(line: str) -> None:
     if (say := context.config.attributes.get("say")) is not None:
         say(line)
-    # cmd_opts: to somebody who typed `alembic`, and to nobody who called a function.
+    # cmd_opts: only the command `alembic` sets them; a function call prints nothing.
     elif context.config.cmd_opts is not None and not getattr(context.config.cmd_opts, "quiet", False):
         context.config.print_stdout(line)
 
 
 def _look_around(connection: Connection) -> None:
-    """Whose tables are here: before the first statement, everything that is not ours is refused by its name."""
+    """Before the first statement, refuse tables that tombola did not make, by their names."""
     at = migrations.current_revision(connection)
     if at is not None and not migrations.knows(at):
         raise CommandError(f"the database is at {at}, which a newer release made: upgrade tombola here, too")
-    # Old code's tables have our names, and go another way.
+    # Old code's tables have the same names, and need `tombola legacy`.
     if legacy.is_legacy(connection):
         raise CommandError("asset_transactions is old code's, with rows to keep: start with `tombola legacy inspect`")
     try:

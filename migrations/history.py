@@ -1,7 +1,7 @@
-"""Whose tables are here: ours by our history, ours by the history of an earlier release, or another application's.
+"""Who made the tables: tombola by its history, tombola by an earlier release's history, or another application.
 
-A shop may keep tombola's tables in its own database. There `alembic_version` is the shop's history, and a table that is
-called like one of ours may be the shop's, too.
+A shop may keep tombola's tables in its own database. There `alembic_version` is the shop's history, and a table may
+have the name of one of tombola's and be the shop's.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from tombola import migrations
 from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.storage.schema import metadata
 
-# Where the history stood before it had a table of its own name; also the name that a shop's own Alembic uses.
+# The history's table in earlier releases; a shop's own Alembic has a table of this name, too.
 FORMER_VERSION_TABLE: Final = "alembic_version"
-# Old code has these two of our tables itself (`tombola legacy`): they prove nothing.
+# Old code has tables of these two names as well (`tombola legacy`): they prove nothing.
 OLD_CODES: Final = frozenset({"account_asset_balances", "asset_transactions"})
 
 RENAME: Final = f"ALTER TABLE {FORMER_VERSION_TABLE} RENAME TO {migrations.VERSION_TABLE}"
@@ -27,10 +27,10 @@ Columns = dict[str, frozenset[str]]  # by table
 
 
 def former_revision(connection: Connection) -> str | None:
-    """The revision of ours that `alembic_version` names; None where that table is not there, or another application's.
+    """Tombola's revision in `alembic_version`; None where that table is missing, or is another application's.
 
-    It is another's where our history has its own table, if only an empty one (a first upgrade broke off), and where no
-    table is ours alone: revisions of others may be called like ours.
+    It is another application's where tombola_version exists, even empty (an interrupted first upgrade), and where no
+    table is tombola's alone: other applications may have revisions of the same names.
     """
     tables = set(inspect(connection).get_table_names())
     if migrations.VERSION_TABLE in tables or FORMER_VERSION_TABLE not in tables:
@@ -41,35 +41,35 @@ def former_revision(connection: Connection) -> str | None:
 
 
 def take_over(connection: Connection) -> str | None:
-    """Make `alembic_version` our history's table where it is ours; the revision, None if there was nothing to do.
+    """Rename `alembic_version` to tombola_version where it is tombola's; return its revision, or None.
 
-    Raises ConfigurationError where the tables are not those of the revision that it names.
+    Raises ConfigurationError where the tables do not match that revision.
     """
     revision = former_revision(connection)
     if revision is None:
         return None
     refuse_doubtful(connection, revision)
-    # One statement: there is no moment with both, or with none.
+    # One statement: at any moment exactly one of the two tables exists.
     connection.execute(text(RENAME))
     connection.commit()
     return revision
 
 
 def refuse_doubtful(connection: Connection, revision: str) -> None:
-    """Raises ConfigurationError where the tables are not those of `revision`, which `alembic_version` names."""
+    """Raise ConfigurationError where the tables do not match `revision`, the revision in `alembic_version`."""
     if doubts := list(_doubts(connection, revision)):
         raise ConfigurationError(
             f"{FORMER_VERSION_TABLE} is at {revision}, which may be tombola's history or another application's: "
-            f"{'; '.join(doubts)}. If it is another's, rename the tables that are called like tombola's, or give "
+            f"{'; '.join(doubts)}. If it is another's, rename the tables that have names of tombola's, or give "
             "tombola a database of its own; if it is tombola's, restore what is missing"
         )
 
 
 def refuse_namesakes(connection: Connection) -> None:
-    """Raises ConfigurationError where a table that is still to be made is there already, and not by our revisions."""
+    """Raise ConfigurationError where a table that a pending revision makes exists, and no revision made it."""
     at = migrations.current_revision(connection)
     if at == migrations.head_revision() or (at is not None and not migrations.knows(at)):
-        return  # nothing is to be made
+        return  # no revision is pending
     tables = inspect(connection)
     views = set(tables.get_view_names())
     there = metadata.tables.keys() & {*tables.get_table_names(), *views}
@@ -91,7 +91,7 @@ def refuse_namesakes(connection: Connection) -> None:
 
 @cache
 def made_by_revision() -> dict[str, Columns]:
-    """The tables, with their columns, that each revision leaves: by running all of them on a database in memory."""
+    """The tables and columns that each revision leaves, by revision, from a run of all on a database in memory."""
     from alembic.migration import MigrationContext
     from alembic.operations import Operations
     from alembic.script import ScriptDirectory
@@ -117,7 +117,7 @@ def _columns(tables: Inspector, name: str) -> frozenset[str]:
 
 
 def _doubts(connection: Connection, revision: str) -> Iterator[str]:
-    """What speaks against this database being at `revision` of ours, or half-way to the next one."""
+    """The reasons against this database being at tombola's `revision`, or half-way to the next one."""
     made, tables = made_by_revision(), inspect(connection)
     order = list(made)
     now, newest = made[revision], made[order[-1]]
@@ -140,11 +140,11 @@ def _doubts(connection: Connection, revision: str) -> Iterator[str]:
 
 
 def _is_half_made(connection: Connection, tables: Inspector, name: str, made: dict[str, Columns]) -> bool:
-    """Whether our own revisions made this table, and broke off before they were on record."""
+    """Whether a revision of tombola made this table, and was interrupted before it was recorded."""
     from alembic.migration import MigrationContext
 
     if connection.dialect.name == "sqlite":
-        return False  # a revision there happens whole or not at all
+        return False  # on SQLite a revision is atomic
     found = {str(column["name"]): column for column in tables.get_columns(name)}
     first = next(columns[name] for columns in made.values() if name in columns)
     newest = list(made.values())[-1]

@@ -1,7 +1,7 @@
-"""Alembic's operations, each of which looks first: run again after a migration broke off, they do what is missing.
+"""Alembic's operations, each of which looks first: after an interrupted migration they do only what is missing.
 
-Alembic's own `if_not_exists` is IF NOT EXISTS in SQL, which MySQL does not know for columns and indexes. In a script
-(--sql) there is nothing to look at: there the operations are Alembic's own.
+Alembic's own `if_not_exists` writes IF NOT EXISTS, which MySQL does not know for columns and indexes. In a script
+(--sql) there is no database to look at, and the operations are Alembic's own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def drop_column(table: str, name: str) -> None:
 
 
 def drop_check(table: str, name: str) -> None:
-    """Drop a CHECK constraint, in a form that MySQL and MariaDB both know."""
+    """Drop a CHECK constraint, in a syntax of both MySQL and MariaDB."""
     there = _look()
     if there is None or any(it["name"] == name for it in there.get_check_constraints(table)):
         op.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
@@ -60,22 +60,22 @@ def comment_column(table: str, name: str, kind: sa.types.TypeEngine[Any], *, nul
 
 
 def has_table(name: str) -> bool:
-    """Whether the table is there, or may be, as for a script."""
+    """Whether the table exists; True in a script, where it may."""
     return (there := _look()) is None or there.has_table(name)
 
 
 def has_column(table: str, name: str) -> bool:
-    """Whether the column is there, or may be, as for a script."""
+    """Whether the column exists; True in a script, where it may."""
     return (there := _look()) is None or _has_column(there, table, name)
 
 
 def is_to_be_added(table: str, column: str) -> bool:
-    """Whether the column is missing, or may be, as for a script."""
+    """Whether the column is missing; True in a script, where it may be."""
     return (there := _look()) is None or not _has_column(there, table, column)
 
 
 def _look() -> sa.Inspector | None:
-    """The database as it is now; None where only a script is written."""
+    """An inspector of the database; None in a script."""
     return None if op.get_context().as_sql else sa.inspect(op.get_bind())
 
 

@@ -1,4 +1,4 @@
-"""Everything before the broker: ask for draws, read their results. Safe in a web process, imports no Celery."""
+"""Everything before the broker: enqueue draws, read their results. Safe in a web process, imports no Celery."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is used: all of it takes a second."""
+    """Import on first use: importing everything takes a second."""
     home: Any
     if name in ("DrawClient", "Ticket"):
         from tombola.producers import client as home

@@ -1,4 +1,4 @@
-"""DrawClient: what a web frontend holds. Enqueue a draw, wait for its result."""
+"""DrawClient: how a web frontend enqueues draws and waits for their results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Self
 
 from sqlalchemy import Connection
 
-from tombola.producers.brokers.streams import Broker, broker_of
+from tombola.producers.brokers.registry import Broker, broker_of
 from tombola.producers.domain.contract import (
     DUPLICATE_REQUEST_IDEMPOTENT,
     DrawRequest,
@@ -31,18 +31,19 @@ from tombola.producers.domain.keys import check_caller
 from tombola.producers.entry import Entry
 from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import SHORT_READ_TIMEOUT_S, open_engine
-from tombola.producers.storage.requests import Acceptance, Asked
+from tombola.producers.storage.chunks import IN_LIST_MAX
+from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
+from tombola.producers.storage.requests import Acceptance, Submission
 from tombola.producers.telemetry import tracing
 
 log = logging.getLogger(__name__)
 
-PUBLISH_SIZE_MAX = 800  # below 900, where MariaDB gives up on an IN list
+PUBLISH_SIZE_MAX = IN_LIST_MAX
 REFUSED_SHOWN_MAX = 10
-# What keeps a draw from being accepted, and not those beside it.
+# Errors that concern one draw, and not the other draws of a chunk.
 NAMED: Final[dict[type[DrawError], str]] = {
-    InternalError: "a mistake of ours (see the log) met the requests",
-    UnknownCampaign: "there are no such campaigns as these requests name",
+    InternalError: "a bug in tombola (see the log) met these requests",
+    UnknownCampaign: "these requests name unknown campaigns",
     IdempotencyKeyReused: "keys that belong to other requests",
     InvalidKey: "aliases that are not this caller's",
     RequestBusy: "requests that other transactions hold",
@@ -50,7 +51,7 @@ NAMED: Final[dict[type[DrawError], str]] = {
 
 
 class Ticket(NamedTuple):
-    """The receipt of a draw: keep it, it finds the result. `result` is there when the request is a known repeat."""
+    """The receipt of an accepted draw, which finds the result. A repeat that has settled has a `result`."""
 
     request_key: str
     lottery_session_id: str
@@ -58,20 +59,20 @@ class Ticket(NamedTuple):
 
     @property
     def reason(self) -> str | None:
-        """DUPLICATE_REQUEST_IDEMPOTENT when this was a repeat, answered with its first result."""
+        """DUPLICATE_REQUEST_IDEMPOTENT for a repeat that has settled."""
         return None if self.result is None else DUPLICATE_REQUEST_IDEMPOTENT
 
 
 class DrawClient:
     """Enqueues draws and waits for their results.
 
-    One per process: threads share it, and on RabbitMQ take turns, as a connection is one thread's at a time. A forked
-    child goes on with connections of its own. It imports no Celery and connects at first use. `caller` is whose keys
-    and sessions these are, where several applications share a ledger: the same rule as for the callers of API keys.
+    One per process: threads share a client, and on RabbitMQ take turns, since only one thread at a time can use a
+    connection. A forked child opens connections of its own. A client imports no Celery and connects at first use. Where
+    several applications share a ledger, `caller` owns the keys and sessions of this client, as with API keys.
     """
 
     def __init__(self, entry: Entry, broker: Broker, results: ResultStore | None = None, *, caller: str = "") -> None:
-        """Raises InvalidRequest for a `caller` that is none; empty is nobody's name."""
+        """Raises InvalidRequest for a `caller` that is not a valid name; empty means no caller."""
         if caller:
             check_caller(caller)
         self._entry = entry
@@ -81,7 +82,7 @@ class DrawClient:
 
     @classmethod
     def from_env(cls) -> Self:
-        """A client from TOMBOLA_* (see producers.settings); raises ConfigurationError when they are not right."""
+        """A client from TOMBOLA_* (see producers.settings); raises ConfigurationError for invalid settings."""
         return cls.from_settings(Settings.from_env())
 
     @classmethod
@@ -96,26 +97,27 @@ class DrawClient:
         return cls(Entry(engine, relay_after_s=settings.relay_after_s), broker, results, caller=caller)
 
     def enqueue(self, request: DrawRequest, *, connection: Connection | None = None) -> Ticket:
-        """Accept a draw and publish it; return its ticket when it is durably accepted.
+        """Accept a draw and publish it; return its ticket when the draw is durably accepted.
 
-        Accepted means it will happen: where the broker does not take it now, the relay publishes it later. A repeat
-        gets the same ticket, with the first result if there is one (reason DUPLICATE_REQUEST_IDEMPOTENT).
+        An accepted draw will happen: where the broker does not take its message now, the relay publishes it later. A
+        repeat gets the same ticket, with the first result once the draw has settled (reason
+        DUPLICATE_REQUEST_IDEMPOTENT).
 
         With `connection` the draw is accepted inside your own transaction: it happens if and only if you commit, and
-        the relay publishes it then.
+        the relay publishes it after the commit.
 
-        The ticket's names are those on record: an alias of its own for a key or session that another caller holds.
+        The ticket has the names in the database: an alias for a key or session that another caller holds.
 
         Raises IdempotencyKeyReused when the key or the session belongs to another request of this caller, InvalidKey
-        for an alias that is not his, UnknownCampaign before anything is written, and ServiceUnavailable when the
-        database does not answer, or (RequestBusy) another transaction holds the key for seconds: enqueue the same
-        request again then, it does no harm. InternalError is a mistake of ours with this one draw.
+        for an alias of another caller, UnknownCampaign before anything is written, and ServiceUnavailable when the
+        database does not answer, or (RequestBusy) another transaction holds the key for seconds: enqueuing the same
+        request again does no harm. InternalError is a bug in tombola that concerns this one draw.
         """
-        asked = Asked(request, self._caller)
+        submission = Submission(request, self._caller)
         if connection is not None:
-            answer = self._entry.accept_with(connection, asked)
+            answer = self._entry.accept_with(connection, submission)
         else:
-            answer = self._entry.recall(asked) or self._entry.accept([asked])[0]
+            answer = self._entry.recall(submission) or self._entry.accept([submission])[0]
         if answer.is_conflict:
             raise IdempotencyKeyReused
         accepted = answer.request
@@ -126,18 +128,18 @@ class DrawClient:
         return Ticket(accepted.request_key, accepted.lottery_session_id, self._first_result(answer))
 
     def enqueue_many(self, requests: Iterable[DrawRequest]) -> int:
-        """Accept and publish draws, PUBLISH_SIZE_MAX in a transaction, holding no more than these in memory.
+        """Accept and publish draws, PUBLISH_SIZE_MAX in a transaction and in memory; return how many are accepted.
 
-        Returns how many are accepted now; known repeats count as well. What keeps some from being accepted does not
-        keep the others: it is raised at the end, IdempotencyKeyReused for keys that belong to other requests, or
-        InvalidKey, UnknownCampaign, RequestBusy, InternalError. After ServiceUnavailable send all of them again. Where
-        another caller may hold one of the names, use `enqueue`, whose ticket tells the alias.
+        Repeats count as accepted. An error that concerns some draws is raised at the end, after all others are
+        accepted: IdempotencyKeyReused for keys of other requests, or InvalidKey, UnknownCampaign, RequestBusy,
+        InternalError. After ServiceUnavailable send all draws again. Where another caller may hold a name, use
+        `enqueue`, whose ticket has the alias.
         """
         count = 0
         refused: dict[type[DrawError], list[str]] = {}
         remaining = iter(requests)
         while chunk := list(itertools.islice(remaining, PUBLISH_SIZE_MAX)):
-            answers = self._entry.accept_each([Asked(request, self._caller) for request in chunk])
+            answers = self._entry.accept_each([Submission(request, self._caller) for request in chunk])
             self._publish([it.request for it in answers if isinstance(it, Acceptance) and it.is_new])
             for answer in answers:
                 if isinstance(answer, DrawError) and type(answer) not in NAMED:
@@ -155,15 +157,15 @@ class DrawClient:
         return count
 
     def result(self, lottery_session_id: str) -> DrawResult:
-        """The result, if there is one now. Raises ResultNotReady, or DrawDead (with a `reason`) if given up."""
+        """The result of a settled draw. Raises ResultNotReady before, DrawDead (with a `reason`) for a dead draw."""
         return parse_result(self._store().get(lottery_session_id))
 
     def wait(self, lottery_session_id: str, *, timeout_s: float = 2.0) -> DrawResult:
-        """The result, as soon as it is there. Raises DrawDead once it is dead, ResultNotReady after `timeout_s`."""
+        """Wait for the result. Raises DrawDead once the draw is dead, ResultNotReady after `timeout_s`."""
         return self._store().wait(lottery_session_id, timeout_s=timeout_s)
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._broker.close()
         self._entry.close()
         if self._results is not None:
@@ -181,7 +183,7 @@ class DrawClient:
         return self._results
 
     def _publish(self, requests: list[Request]) -> None:
-        """The fast path. What does not get through is accepted all the same, and the relay's to publish."""
+        """Publish at once. Where the broker fails, the draws stay accepted, and the relay publishes them."""
         if not requests:
             return
         try:
@@ -195,18 +197,21 @@ class DrawClient:
             log.warning("%s; %d accepted draws are left to the relay", error, len(requests))
 
     def _first_result(self, answer: Acceptance) -> DrawResult | None:
-        """What a repeat is told: the first result, if there is one by now."""
-        if answer.known is not None and answer.known.result is not None:
-            return parse_result(answer.known.result.encode())
+        """The first result, for the ticket of a repeat; None before the draw has settled."""
+        if answer.record is not None and answer.record.result is not None:
+            return parse_result(answer.record.result.encode())
         session_id = answer.request.lottery_session_id
-        if answer.known is not None and answer.known.is_settled:  # archived
+        if answer.record is not None and answer.record.is_settled:  # archived
             state = self._entry.state_of(session_id)
             return None if state is None or state.result is None else parse_result(state.result)
-        known = None if self._results is None else self._results.peek(session_id)
-        if known is None:
+        body = None if self._results is None else self._results.peek(session_id)
+        if body is None:
             return None
-        result = parse_result(known)
-        mine = answer.request
-        # The caller was checked already. A result of something else was put there by somebody else.
-        theirs = (result.request_key, result.account_id, result.campaign)
-        return result if theirs == (mine.request_key, mine.account_id, mine.terms) else None
+        result, request = parse_result(body), answer.request
+        # Redis may hold another request's result under this session: only the database is trusted.
+        is_own = (result.request_key, result.account_id, result.campaign) == (
+            request.request_key,
+            request.account_id,
+            request.terms,
+        )
+        return result if is_own else None

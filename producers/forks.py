@@ -1,4 +1,4 @@
-"""What a forked child must not take over from its parent: connections, and locks that another thread was holding."""
+"""Forks: a child must not use its parent's connections, nor its locks, which another thread may hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _forgetting: Final[weakref.WeakKeyDictionary[Any, Callable[[Any], None]]] = weak
 
 
 def in_child(owner: Owner, forget: Callable[[Owner], None]) -> None:
-    """Call `forget(owner)` in every child that this process forks, as long as `owner` lives."""
+    """Call `forget(owner)` in every child that this process forks, while `owner` is alive."""
     _forgetting[owner] = forget
 
 

@@ -1,8 +1,8 @@
 """Results by lottery session id, in the layout of Celery's Redis backend, with the database behind them.
 
 Key `celery-task-meta-{lottery_session_id}`, Celery's envelope, SETEX and PUBLISH (celery/backends/redis.py): so
-`AsyncResult(lottery_session_id).get(timeout=2)` works in any Celery shop. The envelope is made of the stored first
-result and the time it settled, nothing else: what Redis forgets is rebuilt to the same bytes.
+`AsyncResult(lottery_session_id).get(timeout=2)` works in any Celery shop. An envelope depends only on the first result
+and the time when the request settled: a result that Redis has lost is rebuilt to the same bytes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ from tombola.producers.domain.contract import DrawResult, Request, parse_result,
 from tombola.producers.domain.errors import ConfigurationError, DrawDead, DrawError, ResultNotReady, ServiceUnavailable
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import explain, utc_now
+from tombola.producers.storage.chunks import chunks
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.faults import explain
 
 log = logging.getLogger(__name__)
 
 ASK_DATABASE_AFTER_S: Final = 1.0
-LOOK_TIMEOUT_S: Final = 2.0  # for those who only look: the database knows as well
-TOLD_SIZE_MAX: Final = 500
+LOOK_TIMEOUT_S: Final = 2.0  # for reading: the database has the result as well
+SCRIPT_KEYS_MAX: Final = 500  # Redis serves no other client while a script runs
 KEY_PREFIX: Final = "celery-task-meta-"
 
-# One command for a whole batch: the client packs each value once, and Redis does the rest in one go. A store that is
-# full cannot keep a result, but can still tell it to those who wait for it now.
+# One command for a whole batch: the client packs each value once, and Redis runs one script. A full Redis cannot store
+# a result, but still announces it to clients that wait now.
 _PUT: Final = """
 local ttl, full = ARGV[#KEYS + 1], nil
 for i = 1, #KEYS do
@@ -51,7 +53,7 @@ return full or #KEYS
 """
 
 
-# What a Celery shop finds for a draw that is dead; never in the place of a result, which may have come meanwhile.
+# The envelope of a dead draw, for Celery shops. NX: it never replaces a result that has come meanwhile.
 _PUT_DEAD: Final = """
 local ttl = ARGV[#KEYS + 1]
 for i = 1, #KEYS do
@@ -74,16 +76,16 @@ _DEAD_HEAD: Final = b'{"status":"FAILURE",'
 
 
 class StoredResult(NamedTuple):
-    """A result as it is to be stored: `task_id` is the lottery session id, `body` the result's first bytes."""
+    """A result to store: `task_id` is the lottery session id, `body` the bytes of the first result."""
 
     task_id: str
     body: bytes
     settled_at: datetime
 
     def envelope(self, secret: bytes = b"") -> bytes:
-        """Celery's envelope around the result, the same bytes whenever and by whomever it is made.
+        """Celery's envelope around the result: the same bytes whichever process makes it, and when.
 
-        With a secret it is sealed: a field `mac`, which Celery leaves alone.
+        With a secret the envelope is sealed by a field `mac`, which Celery ignores.
         """
         return b'{"status":"SUCCESS","result":%b,"traceback":null,"children":[],"date_done":"%b","task_id":"%b"%b}' % (
             self.body,
@@ -94,7 +96,7 @@ class StoredResult(NamedTuple):
 
 
 def _dead_envelope(task_id: str, reason: str, died_at: datetime, secret: bytes) -> bytes:
-    """Celery's envelope around a DrawDead, as its JSON backend writes exceptions: any Celery shop can raise it."""
+    """Celery's envelope around a DrawDead, as its JSON backend writes exceptions, so that Celery shops can raise it."""
     error = {
         "exc_type": DrawDead.__qualname__,
         "exc_message": [dead_because(reason), reason],
@@ -111,7 +113,7 @@ def _dead_envelope(task_id: str, reason: str, died_at: datetime, secret: bytes) 
 
 
 class ResultStore:
-    """Puts results where frontends look, and finds them again. Safe to share between threads."""
+    """Stores results in Redis, where frontends read them, and rebuilds them. Safe to share between threads."""
 
     def __init__(self, client: redis.Redis, *, ttl_s: int, engine: Engine | None = None, secret: bytes = b"") -> None:
         self._client = client
@@ -132,22 +134,22 @@ class ResultStore:
         secret: bytes = b"",
         timeout_s: float = 10.0,
     ) -> ResultStore:
-        """The store behind a redis:// URL; it connects at first use. Without `engine` it cannot rebuild.
+        """The store behind a redis:// URL; it connects at first use. Without `engine` it cannot rebuild results.
 
-        Redis is given `timeout_s` for each answer.
+        Each answer of Redis may take `timeout_s`.
         """
         return cls(open_redis(url, timeout_s=timeout_s), ttl_s=ttl_s, engine=engine, secret=secret)
 
     @classmethod
     def from_settings(cls, settings: Settings, *, engine: Engine | None = None, timeout_s: float = 10.0) -> ResultStore:
-        """The store of these settings, see `open`."""
+        """The store of these settings; see `open`."""
         url, secret = settings.need("result_url"), settings.result_secret_bytes
         return cls.open(url, ttl_s=settings.result_ttl_s, engine=engine, secret=secret, timeout_s=timeout_s)
 
     def put(self, results: Sequence[StoredResult]) -> None:
         """Store and announce `results`.
 
-        Raises ServiceUnavailable when Redis does not take them; where it is full they are announced all the same.
+        Raises ServiceUnavailable when Redis does not store them; a full Redis announces them all the same.
         """
         if not results:
             return
@@ -160,14 +162,13 @@ class ResultStore:
             raise ServiceUnavailable(f"the result store does not answer: {error}") from error
 
     def put_dead(self, dead: Sequence[Request], reason: str) -> None:
-        """Tell who waits, and any Celery shop, that these draws were given up. Call it when that has committed.
+        """Store and announce that these draws are dead, for waiting clients and Celery shops; call it after the commit.
 
-        Only a word for those who look here: the database decides. Raises ServiceUnavailable when Redis does not
-        take it.
+        It is only a hint: the database decides. Raises ServiceUnavailable when Redis does not store it.
         """
         now = utc_now()
-        for start in range(0, len(dead), TOLD_SIZE_MAX):
-            sessions = [it.lottery_session_id for it in dead[start : start + TOLD_SIZE_MAX]]
+        for some in chunks(dead, SCRIPT_KEYS_MAX):
+            sessions = [it.lottery_session_id for it in some]
             try:
                 self._put_dead(
                     keys=[KEY_PREFIX + it for it in sessions],
@@ -175,23 +176,23 @@ class ResultStore:
                 )
             except redis.RedisError as error:
                 raise ServiceUnavailable(
-                    f"the result store was not told of {len(sessions)} dead draws: {error}"
+                    f"the result store did not take {len(sessions)} dead draws: {error}"
                 ) from error
 
     def forget_dead(self, revived: Sequence[Request]) -> None:
-        """Take back what `put_dead` has told of these draws, which are accepted again; as far as Redis answers."""
-        for start in range(0, len(revived), TOLD_SIZE_MAX):
-            keys = [KEY_PREFIX + it.lottery_session_id for it in revived[start : start + TOLD_SIZE_MAX]]
+        """Remove the hints of `put_dead` for these draws, which are accepted again. Failures are only logged."""
+        for some in chunks(revived, SCRIPT_KEYS_MAX):
+            keys = [KEY_PREFIX + it.lottery_session_id for it in some]
             try:
                 self._forget_dead(keys=keys, args=[_DEAD_HEAD])
             except redis.RedisError as error:
-                log.warning("the result store goes on telling of %d dead draws: %s", len(keys), error)
+                log.warning("the result store still shows %d draws as dead: %s", len(keys), error)
 
     def get(self, lottery_session_id: str) -> bytes:
-        """The first result's bytes, from Redis or else from the database, which is then put back into Redis.
+        """The first result's bytes, from Redis, or else rebuilt from the database and stored in Redis again.
 
-        Raises ResultNotReady when neither knows one, DrawDead when there will be none, ServiceUnavailable when
-        neither can be asked.
+        Raises ResultNotReady when neither has a result, DrawDead for a dead draw, ServiceUnavailable when neither
+        answers.
         """
         body, outage = self._from_redis(lottery_session_id)
         if body is None and self._engine is not None:
@@ -200,10 +201,10 @@ class ResultStore:
             return body
         if outage is not None:
             raise outage
-        raise ResultNotReady(f"no result is known for lottery session {lottery_session_id} yet")
+        raise ResultNotReady(f"lottery session {lottery_session_id} has no result yet")
 
     def peek(self, lottery_session_id: str) -> bytes | None:
-        """The first result's bytes if Redis has them at hand; None otherwise, also when Redis does not answer."""
+        """The first result's bytes if Redis has them; None otherwise, also when Redis does not answer."""
         return self._from_redis(lottery_session_id)[0]
 
     def wait(self, lottery_session_id: str, *, timeout_s: float) -> DrawResult:
@@ -211,12 +212,12 @@ class ResultStore:
         return parse_result(self.wait_for_body(lottery_session_id, timeout_s=timeout_s))
 
     def wait_for_body(self, lottery_session_id: str, *, timeout_s: float) -> bytes:
-        """Wait for the first result's bytes, of a request of whatever kind.
+        """Wait for the first result's bytes, of a request of any kind.
 
-        Raises ResultNotReady when there is none after `timeout_s`, DrawDead once it is dead.
+        Raises ResultNotReady when there is no result after `timeout_s`, DrawDead once the request is dead.
 
-        It listens before it looks, so a result that comes in between is not missed. Redis may have forgotten what
-        settled, or died, before: whoever waits long asks the database as well, once.
+        The call subscribes before it reads, so a result that comes in between is not missed. Redis may have lost an
+        earlier result: after ASK_DATABASE_AFTER_S the database is asked as well, once.
         """
         deadline = time.monotonic() + timeout_s
         ask_at = time.monotonic() + ASK_DATABASE_AFTER_S
@@ -242,13 +243,13 @@ class ResultStore:
         return self.get(lottery_session_id) if body is None else body
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._client.close()
 
     def _from_redis(self, lottery_session_id: str) -> tuple[bytes | None, ServiceUnavailable | None]:
         try:
             stored: Any = self._client.get(KEY_PREFIX + lottery_session_id)
-        except redis.ResponseError:  # something else lies under that key
+        except redis.ResponseError:  # another program's value is under that key
             return None, None
         except UnsupportedRedis:
             raise
@@ -267,12 +268,12 @@ class ResultStore:
             raise DrawDead(dead_because(found.reason), found.reason)
         if found is None or found.result is None or found.settled_at is None:
             return None
-        with suppress(ServiceUnavailable):  # the answer does not depend on Redis
+        with suppress(ServiceUnavailable):  # the answer does not need Redis
             self.put([StoredResult(lottery_session_id, found.result, found.settled_at)])
         return found.result
 
     def _ask_database(self, lottery_session_id: str) -> bytes | None:
-        """The result as the database knows it; None also while it does not answer."""
+        """The result as the database has it; None also while the database does not answer."""
         if self._engine is None:
             return None
         try:
@@ -303,9 +304,9 @@ _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 
 
 def unwrap(envelope: bytes, lottery_session_id: str, secret: bytes = b"") -> bytes | None:
-    """The session's result inside an envelope; None for anything else, as if it were not there.
+    """The session's result inside an envelope; None for any other bytes.
 
-    With a secret also for what was not sealed with it: whoever can write to Redis cannot make up a result.
+    With a secret an envelope without its seal is None as well: write access to Redis is not enough to make a result up.
     """
     try:
         opened = _decode_envelope(envelope)
@@ -319,7 +320,7 @@ def unwrap(envelope: bytes, lottery_session_id: str, secret: bytes = b"") -> byt
 
 
 def tells_dead(envelope: bytes, lottery_session_id: str, secret: bytes = b"") -> bool:
-    """Whether an envelope says that this session's draw is dead. Ask the database: it is a hint, as any can be put."""
+    """Whether an envelope says that this session's draw is dead. Only a hint: ask the database."""
     if not envelope.startswith(_DEAD_HEAD):
         return False
     try:

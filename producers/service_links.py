@@ -1,8 +1,8 @@
-"""What Kubernetes puts into every container's environment, and is no setting of ours.
+"""Variables that Kubernetes puts into every container's environment, and that are not settings.
 
-For each Service of the namespace there are variables under its name, those of old Docker links. Of Services called
-`tombola`, `tombola-gateway` or `tombola-metrics` they begin as our settings do, and one may even have a setting's name:
-TOMBOLA_METRICS_PORT=tcp://10.0.0.11:9090. So the shape of the value tells, not the name alone.
+For each Service of the namespace Kubernetes sets variables that begin with its name, as old Docker links did. For
+Services called `tombola`, `tombola-gateway` or `tombola-metrics` they begin like settings, and one may have the name of
+a setting: TOMBOLA_METRICS_PORT=tcp://10.0.0.11:9090. So the shape of the value decides, not the name alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _is_link(value: str) -> bool:
     return found is not None and _is_address(found["host"].removeprefix("[").removesuffix("]"))
 
 
-# What follows the Service's name in a variable's, and what is its value then.
+# The end of a variable's name after the Service's name, and the shape of its value.
 _EACH_PORT: Final = rf"_PORT_[0-9]+_(?:{_PROTOCOLS.upper()})"
 _SHAPES: Final[tuple[tuple[str, Callable[[str], object]], ...]] = (
     (r"_SERVICE_HOST", _is_address),
@@ -46,5 +46,5 @@ _shapes: Final = [(re.compile(f"[A-Z0-9_]+?{ending}").fullmatch, fits) for endin
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Whether this variable is what Kubernetes says of some Service."""
+    """Whether Kubernetes has set this variable for a Service."""
     return any(is_name(name) and fits(value) for is_name, fits in _shapes)

@@ -1,4 +1,4 @@
-"""Settings: TOMBOLA_* from the environment, parsed once, checked against each other, frozen and passed on."""
+"""Settings: TOMBOLA_* from the environment, parsed once, checked against each other, frozen."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from tombola.producers.brokers.registry import BROKER_SCHEMES, RESULT_SCHEMES, BrokerKind, any_of, find_kind, scheme_of
 from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.domain.signatures import Keyring
 from tombola.producers.service_links import is_service_link
+from tombola.producers.storage.chunks import IN_LIST_MAX
 
 PREFIX = "TOMBOLA_"
 SEED_BYTES_MIN = 16
 
 
 def _parts(value: object) -> object:
-    """The parts of a list with commas between them."""
+    """The parts of a list that commas separate."""
     return [part for it in value.split(",") if (part := it.strip())] if isinstance(value, str) else value
 
 
@@ -41,18 +43,18 @@ def _network(text: object) -> object:
     try:
         return ip_network(text)
     except ValueError as error:
-        raise ValueError(f"{text!r:.80} is no address and no network: {error}") from None
+        raise ValueError(f"{text!r:.80} is not an address or a network: {error}") from None
 
 
 def _host_name(name: str) -> str:
     if not _is_host_name(name):
-        raise ValueError(f"{name!r:.80} is no name of a host: give it without scheme, port and path")
+        raise ValueError(f"{name!r:.80} is not the name of a host: give it without scheme, port and path")
     return name.lower()
 
 
 def _origin(text: str) -> str:
     if text != "*" and not _is_origin(text):
-        raise ValueError(f"{text!r:.80} is no origin, such as https://shop.example or http://localhost:3000")
+        raise ValueError(f"{text!r:.80} is not an origin, such as https://shop.example or http://localhost:3000")
     return text.lower()
 
 
@@ -66,9 +68,9 @@ Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeV
 
 
 class Settings(BaseSettings):
-    """One field per TOMBOLA_* variable. URLs and the seed are secrets: they never show in a repr or a log.
+    """One field per TOMBOLA_* variable. URLs and the seed are secrets: a repr or a log never shows them.
 
-    Build it with `Settings.from_env()`, which turns every mistake into one ConfigurationError.
+    Build settings with `Settings.from_env()`, which collects all mistakes in one ConfigurationError.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -100,7 +102,7 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="the draws' secret seed, at least 32 hex digits; workers and audits need it",
     )
-    batch_size_max: Annotated[int, Field(ge=1, le=900)] = Field(
+    batch_size_max: Annotated[int, Field(ge=1, le=IN_LIST_MAX)] = Field(
         default=800, description="draws fetched at once at most (above 900 MariaDB loses the lock order)"
     )
     claim_after_s: Annotated[float, Field(gt=0, le=3600)] = Field(
@@ -190,7 +192,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # from_env() hands over the variables itself, so that a mapping other than os.environ works as well.
+        # from_env() passes the variables itself, so that a mapping other than os.environ works as well.
         return (init_settings,)
 
     @classmethod
@@ -203,7 +205,7 @@ class Settings(BaseSettings):
         known = {PREFIX + name.upper(): name for name in cls.model_fields}
         for name in values:
             if name not in known:
-                # Without the prefix, which would make every name look like every other.
+                # Without the prefix, which would make all names similar.
                 close = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), known.values(), n=1)
                 hint = (
                     f"; did you mean {PREFIX}{close[0].upper()}?"
@@ -225,7 +227,7 @@ class Settings(BaseSettings):
             return value
         try:
             url = make_url(value.get_secret_value())
-        except (ArgumentError, ValueError):  # the latter quotes what stands for the port: perhaps a password's end
+        except (ArgumentError, ValueError):  # ValueError quotes the port, which may be the end of a password
             raise ValueError("not a SQLAlchemy URL, such as mysql+pymysql://user:password@host/name") from None
         if url.drivername in ("mysql", "mariadb"):
             url = url.set(drivername="mysql+pymysql")
@@ -244,13 +246,13 @@ class Settings(BaseSettings):
     @field_validator("broker_url")
     @classmethod
     def _broker(cls, value: SecretStr) -> SecretStr:
-        _check_scheme(value, ("redis", "rediss", "amqp", "amqps"))
+        _check_scheme(value, BROKER_SCHEMES)
         return value
 
     @field_validator("result_url")
     @classmethod
     def _result(cls, value: SecretStr) -> SecretStr:
-        _check_scheme(value, ("redis", "rediss"))
+        _check_scheme(value, RESULT_SCHEMES)
         return value
 
     @field_validator("seed", "result_secret")
@@ -273,7 +275,7 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"TOMBOLA_CLAIM_AFTER_S ({self.claim_after_s:g}) must be longer than a batch can take: "
                 f"{self.batch_time_s_max:g}, from TOMBOLA_LOCK_WAIT_S and TOMBOLA_TRIES_MAX; "
-                "or its draws are taken over while their worker is still at it"
+                "otherwise another worker takes its draws over while they are being settled"
             )
         return self
 
@@ -281,32 +283,37 @@ class Settings(BaseSettings):
     def batch_time_s_max(self) -> float:
         """How long one batch can take while the database is up, whatever locks other transactions hold.
 
-        The accounts' locks are waited for once, as a whole. After that only writes can meet a lock that nothing warned
-        of: one in each try; and the last try begins at the end of this time (worker.settle.batch.settle), with two
-        writes.
+        A batch waits once for all its accounts' locks. After that only a write can wait for a lock, once in each try;
+        the last try begins at the end of this time (worker.settle.batch.settle), and has two writes.
         """
         return float(self.lock_wait_s * (self.tries_max + 3))
 
     @property
+    def broker_kind(self) -> BrokerKind | None:
+        """The kind of broker in TOMBOLA_BROKER_URL; None where that is not set."""
+        return find_kind(self.broker_url.get_secret_value())
+
+    @property
     def has_remote_control(self) -> bool:
-        """Whether workers listen to remote control; on RabbitMQ, where it is one more queue to lose, only if asked."""
+        """Whether workers listen to Celery's remote control; the default depends on the kind of broker."""
         if self.remote_control is None:
-            return not self.broker_url.get_secret_value().startswith("amqp")
+            kind = self.broker_kind
+            return kind is None or kind.has_remote_control
         return self.remote_control
 
     @property
     def seed_bytes(self) -> bytes:
-        """The seed; raises ConfigurationError when there is none."""
+        """The seed; raises ConfigurationError when it is not set."""
         return bytes.fromhex(self.need("seed"))
 
     @property
     def result_secret_bytes(self) -> bytes:
-        """The secret that seals results; empty when they are not sealed."""
+        """The secret that seals results; empty where results are not sealed."""
         return bytes.fromhex(self.result_secret.get_secret_value())
 
     @property
     def keyring(self) -> Keyring:
-        """The secrets that sign messages; none when they are not signed."""
+        """The secrets that sign messages; an empty keyring where messages are not signed."""
         texts = self.message_secret.get_secret_value()
         return Keyring(tuple(bytes.fromhex(text.strip()) for text in texts.split(",")) if texts else ())
 
@@ -314,21 +321,21 @@ class Settings(BaseSettings):
         """The secret called `name` in the clear; raises ConfigurationError when it is not set."""
         secret: SecretStr = getattr(self, name)
         value = secret.get_secret_value()
-        if not value and name == "result_url" and self.broker_url.get_secret_value().startswith("redis"):
+        if not value and name == "result_url" and (kind := self.broker_kind) is not None and kind.keeps_results:
             return self.need("broker_url")
         if not value:
             raise ConfigurationError(f"{PREFIX}{name.upper()} is not set: {type(self).model_fields[name].description}")
         return value
 
     def has(self, name: str) -> bool:
-        """Whether `need(name)` would answer."""
+        """Whether `need(name)` returns a value."""
         try:
             return bool(self.need(name))
         except ConfigurationError:
             return False
 
 
-# Where embedded mode keeps its state. Not a setting of the system: it names where settings are found.
+# The folder where embedded mode keeps its state. Not a setting: it says where settings are found.
 HOME_VARIABLE = "TOMBOLA_HOME"
 
 
@@ -342,7 +349,7 @@ def _check_secret(text: str) -> None:
 
 
 def settings_in(env: Mapping[str, str]) -> dict[str, str]:
-    """What is meant for us in `env`, known names and unknown ones: all TOMBOLA_* but what Kubernetes adds."""
+    """The settings in `env`, known and unknown: all TOMBOLA_* names except those that Kubernetes adds."""
     return {
         name: value
         for name, value in env.items()
@@ -352,9 +359,9 @@ def settings_in(env: Mapping[str, str]) -> dict[str, str]:
 
 def _check_scheme(value: SecretStr, schemes: tuple[str, ...]) -> None:
     text = value.get_secret_value()
-    if text and text.partition("://")[0] not in schemes:
+    if text and scheme_of(text) not in schemes:
         # The value may hold a password: it is not repeated.
-        raise ValueError(f"must begin with {' or '.join(scheme + '://' for scheme in schemes)}")
+        raise ValueError(f"must begin with {any_of(schemes)}")
 
 
 def _one_line(error: object) -> str:

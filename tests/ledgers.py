@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, inspect
 
 from tombola import migrations
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 
 _statements: dict[object, list[str]] = {}  # the statements that make a ledger, by server version
 

@@ -18,11 +18,11 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Engine, select
 
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.causes import Cause, LetterState
 from tombola.producers.domain.contract import BODY_BYTES_MAX, DrawRequest
 from tombola.producers.entry import Entry
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import dead_letters
 from tombola.worker.deliveries import BODY_KEPT_BYTES_MAX
 
@@ -496,7 +496,7 @@ def _campaigns(account_id: int) -> list[Poison]:
 
 def accept(engine: Engine, draws: Sequence[DrawRequest]) -> None:
     """Accept `draws` as the gateway does: their keys and sessions are taken before any message arrives."""
-    Entry(engine, relay_after_s=3600).accept([Asked(draw) for draw in draws])
+    Entry(engine, relay_after_s=3600).accept([Submission(draw) for draw in draws])
 
 
 def mixed(good: Sequence[DrawRequest], bad: Sequence[Poison], *, seed: int) -> list[tuple[bytes, Mapping[str, str]]]:

@@ -21,11 +21,11 @@ from pathlib import Path
 from sqlalchemy import Engine, func, select
 
 from tests.ledgers import migrated
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel, Wheels
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import dead_letters
 from tombola.worker.audit.audit import audit

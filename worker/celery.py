@@ -21,11 +21,13 @@ from tombola import migrations
 from tombola.migrations.legacy import status as legacy
 from tombola.producers.brokers.rabbitmq import open_amqp
 from tombola.producers.brokers.redis_clients import open_redis
+from tombola.producers.brokers.registry import REDIS, kind_of
 from tombola.producers.brokers.streams import declare_group
 from tombola.producers.domain.draw import wheels
 from tombola.producers.domain.errors import ConfigurationError, DrawError, ServiceUnavailable
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import explain, open_engine
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.faults import explain
 from tombola.producers.telemetry import metrics, tracing
 from tombola.producers.telemetry.logs import set_up_logging
 from tombola.producers.telemetry.pulse import Pulse
@@ -61,7 +63,7 @@ def make_app(settings: Settings) -> DrawsApp:
     settings.need("database_url")
     settings.seed_bytes  # noqa: B018 - raises when there is none
     broker_url = settings.need("broker_url")
-    is_redis = broker_url.startswith("redis")
+    is_redis = kind_of(broker_url) is REDIS
     app = DrawsApp("tombola")
     app.draw_settings = settings
     app.conf.update(
@@ -167,7 +169,7 @@ def check(settings: Settings, engine: Engine) -> None:
         raise explain(error) from error
     for name in ("broker_url", "result_url"):
         url = settings.need(name)
-        if url.startswith("redis"):
+        if kind_of(url) is REDIS:
             client = open_redis(url, timeout_s=5)
             try:
                 client.ping()

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from tombola.migrations.legacy.shapes import Shape
 from tombola.migrations.legacy.tables import KEY, SESSION, has_table
 from tombola.producers.domain.errors import ConfigurationError
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 
 STEPS: Final = ("expand", "backfill", "verify", "contract", "drop_business_unique", "rollback")
 RUNNING, DONE, ROLLED_BACK = "running", "done", "rolled back"

@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy import Connection, text
 
 from tombola.migrations.legacy.tables import ACCOUNTS, LEDGER, Definition
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 
 BITS: Final = {"tinyint": 8, "smallint": 16, "mediumint": 24, "int": 32, "integer": 32}  # a BIGINT lasts
 IDS: Final = {LEDGER: "transaction_id", ACCOUNTS: "id"}

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tombola import migrations
 from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 
 Say = Callable[[str], None]
 Tell = Callable[[str, int, int], None]  # what is under way, how much of it is done, how much there is
@@ -65,7 +65,7 @@ def turn(engine: Engine, say: Say) -> Iterator[Connection]:
         if connection.execute(text(f"SELECT GET_LOCK({name}, 0)")).scalar() != 1:
             say("another run, or a statement that one left behind, is at it: waiting for its end")
             if connection.execute(text(f"SELECT GET_LOCK({name}, {TURN_WAIT_S})")).scalar() != 1:
-                raise ServiceUnavailable(f"another upgrade of this database has been at it for {TURN_WAIT_S} s")
+                raise ServiceUnavailable(f"another upgrade of this database has been running for {TURN_WAIT_S} s")
         try:
             yield connection
         finally:

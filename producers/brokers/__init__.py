@@ -1,1 +1,1 @@
-"""Where draws are queued: a Redis Stream or a RabbitMQ quorum queue behind one contract, chosen by the URL's scheme."""
+"""Brokers: a Redis Stream or a RabbitMQ quorum queue behind one contract, chosen by the URL's scheme."""

@@ -1,4 +1,4 @@
-"""RabbitMQ: the queues of draws, and publishing to them, persistent, mandatory, and confirmed in batches."""
+"""RabbitMQ: the quorum queues of draws, and publishing: persistent, mandatory, confirmed in batches."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tombola.producers.domain.errors import BrokerBlocked, PublishFailed, Servic
 from tombola.producers.domain.signatures import NO_KEYS, Headers, Keyring
 from tombola.producers.forks import in_child
 
-# Our own parking comes long before; this net is for a worker that dies too early to park anything. It stays generous
-# because the broker counts a clean shutdown's returned messages as deliveries, too.
+# Workers park a message long before this limit, which is for workers that die too early to park. The limit is generous:
+# the broker also counts messages that a worker gives back in a clean shutdown as deliveries.
 DELIVERY_LIMIT: Final = 200
 
 _DEAD_EXCHANGE: Final = kombu.Exchange(DEAD_QUEUE, type="direct", durable=True)
@@ -37,15 +37,15 @@ QUORUM_QUEUE: Final = kombu.Queue(
         "x-delivery-limit": DELIVERY_LIMIT,
         "x-dead-letter-exchange": DEAD_QUEUE,
         "x-dead-letter-routing-key": QUEUE,
-        # A dead letter leaves the queue only when the other queue has it; that needs reject-publish.
+        # A dead letter leaves the queue only after the other queue has stored it; that needs reject-publish.
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     },
 )
 
-MIN_TIMEOUT_S: Final = 0.1  # for a connection, however late it is
+CONNECT_TIMEOUT_S_MIN: Final = 0.1  # also where the deadline has passed
 
-# The connection is gone, as opposed to a refusal.
+# The connection is lost; other errors are refusals.
 _LOST: Final = (amqp.ConnectionError, OSError)
 
 T = TypeVar("T")
@@ -58,11 +58,11 @@ def declare_queues(channel: Any) -> None:
 
 
 class QueueBroker:
-    """Publishing to RabbitMQ. Threads may share one: they take turns. A forked child connects anew.
+    """Publishes to RabbitMQ. Threads may share one QueueBroker and take turns. A forked child connects anew.
 
-    A call ends `publish_timeout_s` after the last thing that the broker confirmed. A connection that was idle for
-    longer than its heartbeat is replaced before it is used, as the broker has given it up or is about to; one that
-    turns out to be dead gets one more try. After a failure the fate of the messages is unknown.
+    A call ends at the latest `publish_timeout_s` after the broker's last confirm. A connection that was idle for longer
+    than its heartbeat is replaced before use, since the broker closes it. A publish on a connection that turns out to
+    be dead is tried once more. After a failure it is unknown whether the messages are queued.
     """
 
     _lock: threading.Lock
@@ -119,16 +119,16 @@ class QueueBroker:
         self._confirms.check()
 
     def _backlog(self, wire: Connection) -> int:
-        _check_blocked(wire)  # a broker that does not read would not answer
+        _check_blocked(wire)  # a blocked broker does not read, and would not answer
         with wire.within(self._timeout_s):
             return int(self._channel.queue_declare(QUEUE, passive=True).message_count)
 
     def _in_turn(self, step: Callable[[Connection], T]) -> T:
-        """`step` on an open connection that no other thread uses meanwhile. Every error is a PublishFailed."""
+        """Run `step` on an open connection that no other thread uses meanwhile. Every error is a PublishFailed."""
         deadline = time.monotonic() + self._timeout_s
         lock = self._lock
         if not lock.acquire(timeout=self._timeout_s):
-            raise PublishFailed("RabbitMQ has not confirmed what another thread is publishing")
+            raise PublishFailed("RabbitMQ has not confirmed the draws of another thread in time")
         try:
             wire = self._usable()
             if wire is not None:
@@ -137,14 +137,14 @@ class QueueBroker:
                 except _LOST as error:
                     if isinstance(error, TimeoutError) or time.monotonic() >= deadline:
                         raise
-                    self._leave()  # it had died while it was idle
-            return step(self._open(max(MIN_TIMEOUT_S, deadline - time.monotonic())))
-        except BrokerBlocked:  # the connection stays: the end of it will be heard there
+                    self._leave()  # the connection was lost while it was idle
+            return step(self._open(max(CONNECT_TIMEOUT_S_MIN, deadline - time.monotonic())))
+        except BrokerBlocked:  # the connection stays: the broker announces on it when it takes messages again
             raise
         except PublishFailed:
             self._leave()
             raise
-        except ServiceUnavailable as error:  # there is no connection to be had
+        except ServiceUnavailable as error:  # no connection could be opened
             self._leave()
             raise PublishFailed(str(error)) from error
         except AMQP_ERRORS as error:
@@ -155,7 +155,7 @@ class QueueBroker:
             lock.release()
 
     def _usable(self) -> Connection | None:
-        """The open connection, if it still lives, as far as that can be told without a round trip."""
+        """The open connection, unless it is known to be lost; finding out takes no round trip."""
         wire = self._wire
         if wire is None:
             return None
@@ -163,7 +163,9 @@ class QueueBroker:
             with suppress(*AMQP_ERRORS):
                 with wire.within(self._timeout_s):
                     wire.heartbeat_tick()
-                wire.take_in(lambda: False)  # that the broker blocks us, or no longer does, or has ended the connection
+                wire.take_in(
+                    lambda: False
+                )  # the broker may have blocked or unblocked publishers, or closed the connection
                 return wire
         self._leave()
         return None
@@ -187,7 +189,7 @@ class QueueBroker:
             wire.leave()
 
     def _forget(self) -> None:
-        """Begin with nothing: at first, and in a forked child, for the connection is its parent's to use and close."""
+        """Start without a connection: at first, and in a forked child, whose parent goes on using the connection."""
         self._lock = threading.Lock()
         self._connection = self._wire = self._channel = None
         self._confirms = _Confirms()
@@ -200,12 +202,12 @@ def _check_blocked(wire: Connection) -> None:
 
 
 class _Confirms:
-    """What the broker has confirmed of one channel: publishes are counted from 1, as the broker does."""
+    """The confirms of one channel. Publishes are counted from 1, as delivery tags are."""
 
     def __init__(self) -> None:
         self.sent = 0
         self._confirmed = 0
-        self._ahead: set[int] = set()  # confirmed out of order, above _confirmed
+        self._ahead: set[int] = set()  # delivery tags above _confirmed that are confirmed already
         self._problem = ""
 
     def listen(self, channel: Any) -> None:
@@ -235,4 +237,4 @@ class _Confirms:
         self._on_ack(delivery_tag, multiple)
 
     def _on_return(self, error: Exception, exchange: str, routing_key: str, message: object) -> None:
-        self._problem = "it could not be routed: the queue `draws` is gone"
+        self._problem = "it could not be routed: the queue `draws` is missing"

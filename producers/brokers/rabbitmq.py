@@ -1,10 +1,10 @@
-"""Connections to RabbitMQ that no message can break, and no silent broker can hold up.
+"""Connections to RabbitMQ that no message can break, and on which every wait has a deadline.
 
-py-amqp decodes what strangers wrote into a message's properties, headers and names while it reads a frame, and an error
-there ends the connection, with everything that was fetched ahead on it. Here such a message arrives without them, and
-marked. And py-amqp waits for an answer as long as heartbeats come: here every wait has an end.
+py-amqp decodes a message's properties, headers and names, which may be garbage, while it reads a frame. An error there
+ends the connection, with all messages that were prefetched on it. Here such a message is delivered without properties,
+and marked. And py-amqp waits for an answer as long as heartbeats arrive; here every wait times out.
 
-Celery's own connections can be of this kind as well: `broker_transport` is then
+Celery's own connections can be of this kind as well, with `broker_transport` set to
 `"tombola.producers.brokers.rabbitmq:Transport"`, or `…:SSLTransport` where the URL says `amqps://`.
 """
 
@@ -24,29 +24,32 @@ from amqp.method_framing import frame_handler
 from kombu.exceptions import KombuError
 from kombu.transport import pyamqp
 
+from tombola.producers.brokers.registry import scheme_of
 from tombola.producers.domain.errors import ServiceUnavailable
 
 HEARTBEAT_S: Final = 20
 CONNECT_TIMEOUT_S: Final = 5.0
-ANSWER_TIMEOUT_S: Final = 10.0  # for what the broker answers in a moment: declare, open, consume, get
+ANSWER_TIMEOUT_S: Final = 10.0  # for methods that the broker answers at once: declare, open, consume, get
 CLOSE_TIMEOUT_S: Final = 1.0
 
-# What kombu and py-amqp raise when a connection is gone or refused.
+# The errors of kombu and py-amqp for a connection that is lost or refused.
 AMQP_ERRORS: Final = (amqp.AMQPError, KombuError, OSError)
 
-# Among a message's properties this name is ours: those of AMQP are fourteen others, whatever a stranger sends.
+# A key in a message's properties that no sender can set: AMQP has fourteen other properties.
 UNDECODABLE: Final = "undecodable"
 
 _HEADER_FRAME: Final = 2
-_WRITE_BYTES_MAX: Final = 16 * 1024  # at once, so that a deadline is looked at in between; a TLS record is as long
+_WRITE_BYTES_MAX: Final = (
+    16 * 1024
+)  # in one write, so that the deadline is checked in between; the length of a TLS record
 
 Frame = tuple[int, int, Any]
 
 
 def open_amqp(url: str, *, timeout_s: float = CONNECT_TIMEOUT_S, heartbeat_s: float = HEARTBEAT_S) -> kombu.Connection:
-    """An open connection to RabbitMQ, after `timeout_s` at the latest; the hosts in `url` are tried once each.
+    """Open a connection to RabbitMQ within `timeout_s`; each host in `url` is tried once.
 
-    Raises ServiceUnavailable when there is none to be had.
+    Raises ServiceUnavailable when no host accepts the connection.
     """
     connection = unopened(url, timeout_s=timeout_s, heartbeat_s=heartbeat_s)
     hosts = max(1, len(connection.alt))
@@ -62,10 +65,10 @@ def open_amqp(url: str, *, timeout_s: float = CONNECT_TIMEOUT_S, heartbeat_s: fl
 
 
 def unopened(url: str, *, timeout_s: float = CONNECT_TIMEOUT_S, heartbeat_s: float = HEARTBEAT_S) -> kombu.Connection:
-    """A connection of our kind that is still to be opened."""
+    """A connection of this module's kind that is not open yet."""
     return kombu.Connection(
         url,
-        transport=SSLTransport if url.startswith("amqps") else Transport,
+        transport=SSLTransport if scheme_of(url) == "amqps" else Transport,
         heartbeat=heartbeat_s,
         connect_timeout=timeout_s,
         transport_options={"read_timeout": 30, "write_timeout": 30},
@@ -73,23 +76,23 @@ def unopened(url: str, *, timeout_s: float = CONNECT_TIMEOUT_S, heartbeat_s: flo
 
 
 def said(error: BaseException) -> str:
-    """What an error says; its type where it says nothing."""
+    """The message of an error, or the name of its type where the message is empty."""
     return str(error) or type(error).__name__
 
 
 def blocked_words(reason: str) -> str:
-    """What to tell people of a broker that takes no messages for `reason`."""
+    """The message about a broker that takes no messages for `reason`."""
     return f"RabbitMQ has blocked publishers: {reason}"
 
 
 class Channel(pyamqp.Channel):  # type: ignore[misc]
-    """A channel on which every message arrives, and every wait ends.
+    """A channel that delivers every message, and on which every wait times out.
 
-    A message whose properties could not be decoded has none, but says why: `message.properties["undecodable"]`. Names
-    that are no UTF-8 come with their odd bytes as `\\xff`.
+    A message whose properties cannot be decoded has one property, the error: `message.properties["undecodable"]`. In
+    names that are not UTF-8 each invalid byte is written as `\\xff`.
     """
 
-    undecodable = ""  # what is wrong with the properties of the message that is being read
+    undecodable = ""  # the error in the properties of the message that is being read
 
     def dispatch_method(self, method_sig: tuple[int, int], payload: Any, content: Any) -> None:
         if content is not None:
@@ -109,15 +112,15 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
 
     def close(self, *args: Any, **options: Any) -> None:
         if self.connection is not None and self.connection.blocked:
-            self.collect()  # the broker does not read: it would not answer
+            self.collect()  # a blocked broker does not read, and would not answer
         else:
             super().close(*args, **options)
 
 
 class Connection(pyamqp.Connection):  # type: ignore[misc]
-    """A connection with deadlines, that hears when the broker takes no messages any more.
+    """A connection with deadlines that knows whether the broker has blocked publishers.
 
-    `blocked` is RabbitMQ's reason, such as `low on memory`, from the moment that it says so until it takes it back.
+    `blocked` is RabbitMQ's reason, such as `low on memory`, while the broker takes no messages; empty otherwise.
     """
 
     Channel = Channel
@@ -134,7 +137,7 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
 
     @contextmanager
     def within(self, timeout_s: float) -> Iterator[None]:
-        """Whatever is read and written inside ends after `timeout_s` with a TimeoutError, heartbeats or not."""
+        """Reads and writes inside raise TimeoutError after `timeout_s`, even while heartbeats arrive."""
         before, deadline = self._deadline, time.monotonic() + timeout_s
         self._deadline = deadline if before is None else min(before, deadline)
         try:
@@ -160,7 +163,7 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
         return super().blocking_read(timeout)
 
     def take_in(self, is_enough: Callable[[], bool]) -> None:
-        """Handle what has come already, until it is enough or nothing more is there. Waits for nothing."""
+        """Handle the frames that have arrived, until `is_enough()` or there are no more. Never waits."""
         transport, on_frame = self.transport, self.on_inbound_frame
         with suppress(TimeoutError), transport.having_timeout(0):
             while not is_enough():
@@ -171,7 +174,7 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
             return super().wait(*args, **options)
 
     def close(self, *args: Any, **options: Any) -> None:
-        """Take leave of the broker, for CLOSE_TIMEOUT_S at the most; one that has blocked us does not read."""
+        """Close the connection within CLOSE_TIMEOUT_S, with no handshake while the broker does not read (`blocked`)."""
         try:
             if not self.blocked:
                 with self.within(CLOSE_TIMEOUT_S):
@@ -189,7 +192,7 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
 
     def collect(self) -> None:
         if self._transport is not None and self._transport.sock is not None:
-            self._transport.sock.settimeout(CLOSE_TIMEOUT_S)  # TLS says goodbye as well
+            self._transport.sock.settimeout(CLOSE_TIMEOUT_S)  # for the close of TLS
         if self.channels is not None:
             super().collect()
 
@@ -215,7 +218,7 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
             def receive_or_time_out(size: int) -> Any:
                 try:
                     return receive(size)
-                except (BlockingIOError, SSLWantReadError):  # within a frame py-amqp would ask again and again
+                except (BlockingIOError, SSLWantReadError):  # inside a frame py-amqp would retry without end
                     raise TimeoutError from None
 
             transport._quick_recv = receive_or_time_out
@@ -242,17 +245,17 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
 
 
 class Transport(pyamqp.Transport):  # type: ignore[misc]
-    """kombu's transport `amqp://` with our Connection."""
+    """kombu's transport `amqp://` with the Connection of this module."""
 
     Connection = Connection
 
 
 class SSLTransport(Transport, pyamqp.SSLTransport):  # type: ignore[misc]
-    """kombu's transport `amqps://` with our Connection."""
+    """kombu's transport `amqps://` with the Connection of this module."""
 
 
 def _frame_handler(connection: Connection, callback: Callable[..., None]) -> Callable[[Frame], bool]:
-    """py-amqp's, but a content header that it cannot decode becomes one without properties."""
+    """py-amqp's frame handler; a content header that it cannot decode is replaced by an empty one."""
     on_frame: Callable[[Frame], bool] = frame_handler(connection, callback)
 
     def on_any_frame(frame: Frame) -> bool:
@@ -261,7 +264,7 @@ def _frame_handler(connection: Connection, callback: Callable[..., None]) -> Cal
         except Exception:
             kind, channel_id, payload = frame
             problem = _problem_of(payload) if kind == _HEADER_FRAME else ""
-            if not problem:  # the error is another one, perhaps of who was handed the message
+            if not problem:  # another error, perhaps of the message's callback
                 raise
             connection.channels[channel_id].undecodable = problem
             class_id, body_size = struct.unpack_from(">HxxQ", payload)
@@ -271,17 +274,17 @@ def _frame_handler(connection: Connection, callback: Callable[..., None]) -> Cal
 
 
 def _problem_of(header: Any) -> str:
-    """Why a content header cannot be decoded; empty if it can."""
+    """Why a content header cannot be decoded; empty for a valid header."""
     try:
         amqp.Message().inbound_header(header)
-    except Exception as error:  # by what a stranger wrote: UnicodeDecodeError, OverflowError, RecursionError, …
+    except Exception as error:  # garbage raises any of UnicodeDecodeError, OverflowError, RecursionError, …
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 def _readable(method_sig: tuple[int, int], payload: Any) -> Any:
-    """The arguments of a method, in which every text that may be a stranger's is UTF-8."""
-    # Before the texts: our consumer tag and 9 bytes; 9 bytes; 2 bytes.
+    """The arguments of a method, with every text that a sender can choose made valid UTF-8."""
+    # Before the texts: the consumer tag and 9 bytes; 9 bytes; 2 bytes.
     match method_sig:
         case spec.Basic.Deliver:
             start, count = payload[4] + 14, 2
@@ -289,7 +292,7 @@ def _readable(method_sig: tuple[int, int], payload: Any) -> Any:
             start, count = 13, 2
         case spec.Basic.Return:
             start, count = 6, 3
-        case spec.Channel.Close | spec.Connection.Close:  # what the broker says may quote what a stranger sent
+        case spec.Channel.Close | spec.Connection.Close:  # the broker's message may quote a sender's text
             start, count = 6, 1
         case _:
             return payload

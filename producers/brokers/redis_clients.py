@@ -1,9 +1,9 @@
-"""Every Redis client of ours: it goes on by itself when its address leads to another server after a failover.
+"""Redis clients that reconnect by themselves when their address leads to another server after a failover.
 
-A server that has become a replica keeps its connections: it refuses writes, answers reads from what it has, and lets a
-subscriber hear what it is told, or nothing. So a connection looks who is at its other end (HELLO, which also says
-whether it is a Cluster) when it is made and every LOOK_EVERY_S that it is used, and what says that it is at the wrong
-end is an error of the connection: redis-py lets go of it, connects anew, and tries once more.
+A server that has become a replica keeps its connections: it refuses writes, serves reads from old data, and a
+subscriber may hear nothing. So a connection sends HELLO when it is opened, and every LOOK_EVERY_S while it is used: the
+reply has the server's role, and whether it is a Cluster. A wrong role is raised as an error of the connection: redis-py
+closes the connection, opens a new one, and tries once more.
 """
 
 from __future__ import annotations
@@ -18,43 +18,46 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tombola.producers.brokers.registry import REDIS, find_kind
 from tombola.producers.domain.errors import ConfigurationError
 
 LOOK_EVERY_S: Final = 2.0
 START_TIMEOUT_S: Final = 3.0
 
-# What a server answers that has become a replica, or has lost its replicas: another one may be behind the address.
+# Errors of a server that has become a replica, or has lost its replicas: the address may lead to another server.
 _ELSEWHERE: Final = ("READONLY", "UNBLOCKED", "MASTERDOWN", "NOREPLICAS")
 _ELSEWHERE_CLASSES: Final = (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
-_IN_SCRIPT: Final = "-READONLY "  # Redis before 7 tells it as an error of the script
+_IN_SCRIPT: Final = "-READONLY "  # in Redis before 7, part of the script's error
 
 
 class NotPrimary(redis.ConnectionError):
-    """What we are connected to is a replica, or a primary no longer."""
+    """The server is a replica, or is no longer a primary."""
 
 
 class UnsupportedRedis(ConfigurationError, redis.RedisError):
-    """A Redis that tombola cannot work with, however long it waits."""
+    """A kind of Redis that tombola does not support: waiting does not help."""
 
 
 def open_redis(url: str, *, timeout_s: float = 10.0) -> redis.Redis:
-    """A client that gives up on a silent server after `timeout_s`, and speaks bytes."""
+    """A client that returns bytes, and gives a silent server up after `timeout_s`."""
     return redis.Redis.from_url(
         url,
-        connection_class=_CLASSES.get(urlsplit(url).scheme, Connection),
+        connection_class=_CLASSES.get(urlsplit(url).scheme, PrimaryConnection),
         socket_timeout=timeout_s,
         socket_connect_timeout=5,
         socket_keepalive=True,
         health_check_interval=30,
-        retry=Retry(NoBackoff(), 1, supported_errors=(NotPrimary,)),  # nothing was written: the address may have moved
+        retry=Retry(
+            NoBackoff(), 1, supported_errors=(NotPrimary,)
+        ),  # nothing was written: the address may lead to the primary now
     )
 
 
 def open_async_pool(url: str, *, timeout_s: float, connections_max: int) -> redis.asyncio.BlockingConnectionPool:
-    """Connections of an event loop: a caller that finds all taken waits for one."""
+    """The connections of an event loop: while all are in use, a caller waits for a free one."""
     return redis.asyncio.BlockingConnectionPool.from_url(
         url,
-        connection_class=_ASYNC_CLASSES.get(urlsplit(url).scheme, AsyncConnection),
+        connection_class=_ASYNC_CLASSES.get(urlsplit(url).scheme, AsyncPrimaryConnection),
         max_connections=connections_max,
         timeout=timeout_s,
         socket_timeout=timeout_s,
@@ -64,9 +67,9 @@ def open_async_pool(url: str, *, timeout_s: float, connections_max: int) -> redi
 
 
 def refuse_unsupported(*urls: str) -> None:
-    """Raise UnsupportedRedis for a Redis that tombola cannot work with. One that does not answer now is not refused."""
+    """Raise UnsupportedRedis for a kind of Redis that tombola does not support; a server that is away is accepted."""
     for url in urls:
-        if not url.startswith("redis"):
+        if find_kind(url) is not REDIS:
             continue
         with closing(open_redis(url, timeout_s=START_TIMEOUT_S)) as client:
             client.set_retry(Retry(NoBackoff(), 0))
@@ -79,13 +82,13 @@ def refuse_unsupported(*urls: str) -> None:
 
 
 def _check(hello: Any) -> None:
-    """Raise for a reply to HELLO that is not a lone primary's."""
+    """Raise unless `hello` is the reply of a primary that is not part of a Cluster."""
     if not isinstance(hello, dict):
         hello = dict(zip(hello[::2], hello[1::2], strict=False)) if isinstance(hello, list) else {}
     said = {_text(name): _text(value) for name, value in hello.items()}
     if said.get("mode") == "cluster":
         raise UnsupportedRedis(
-            "this is a Redis Cluster, which tombola does not support yet: use a Redis that is not one, with replicas"
+            "this is a Redis Cluster, which tombola does not support yet: use a single primary with replicas"
         )
     if said.get("mode") == "sentinel":
         raise UnsupportedRedis("this is a Redis Sentinel: use the address of the primary that it watches")
@@ -103,7 +106,7 @@ def _leads_elsewhere(error: redis.ResponseError) -> bool:
 
 
 class _ToPrimary:
-    """A connection of redis-py that leads to a primary."""
+    """A connection of redis-py that accepts only a primary."""
 
     _next_look = 0.0
 
@@ -131,14 +134,14 @@ class _ToPrimary:
             self.send_command("HELLO", check_health=False)  # type: ignore[attr-defined]
             _check(self.read_response())
         except redis.ResponseError:
-            pass  # something that is like Redis and does not know it
+            pass  # a server like Redis that does not know HELLO
         except (NotPrimary, UnsupportedRedis):
             self.disconnect()  # type: ignore[attr-defined]
             raise
 
 
 class _AsyncToPrimary:
-    """The same for redis-py's connections in an event loop."""
+    """_ToPrimary for redis-py's connections in an event loop."""
 
     _next_look = 0.0
 
@@ -172,29 +175,29 @@ class _AsyncToPrimary:
             raise
 
 
-class Connection(_ToPrimary, redis.Connection):
-    """For clients that others make: `connection_class=`."""
+class PrimaryConnection(_ToPrimary, redis.Connection):
+    """A connection for clients that other libraries make: `connection_class=`."""
 
 
-class TlsConnection(_ToPrimary, redis.SSLConnection):
-    """The same over TLS."""
+class TlsPrimaryConnection(_ToPrimary, redis.SSLConnection):
+    """PrimaryConnection over TLS."""
 
 
-class UnixConnection(_ToPrimary, redis.UnixDomainSocketConnection):
+class UnixPrimaryConnection(_ToPrimary, redis.UnixDomainSocketConnection):
     pass
 
 
-class AsyncConnection(_AsyncToPrimary, redis.asyncio.Connection):
+class AsyncPrimaryConnection(_AsyncToPrimary, redis.asyncio.Connection):
     pass
 
 
-class AsyncTlsConnection(_AsyncToPrimary, redis.asyncio.SSLConnection):
+class AsyncTlsPrimaryConnection(_AsyncToPrimary, redis.asyncio.SSLConnection):
     pass
 
 
-class AsyncUnixConnection(_AsyncToPrimary, redis.asyncio.UnixDomainSocketConnection):
+class AsyncUnixPrimaryConnection(_AsyncToPrimary, redis.asyncio.UnixDomainSocketConnection):
     pass
 
 
-_CLASSES: Final[dict[str, Any]] = {"rediss": TlsConnection, "unix": UnixConnection}
-_ASYNC_CLASSES: Final[dict[str, Any]] = {"rediss": AsyncTlsConnection, "unix": AsyncUnixConnection}
+_CLASSES: Final[dict[str, Any]] = {"rediss": TlsPrimaryConnection, "unix": UnixPrimaryConnection}
+_ASYNC_CLASSES: Final[dict[str, Any]] = {"rediss": AsyncTlsPrimaryConnection, "unix": AsyncUnixPrimaryConnection}

@@ -1,1 +1,1 @@
-"""The words both sides share, pure: errors, keys, the contract, the draw. Nothing in here reaches outside."""
+"""The domain that both sides of the broker share, pure: errors, keys, the contract, the draw. No I/O."""

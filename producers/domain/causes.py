@@ -1,4 +1,4 @@
-"""What may become of a request, and of a message that does not settle: each word once, as it stands in the tables."""
+"""The states of requests and dead letters, and why they are reached: each word once, as the tables store it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 
 class Status(StrEnum):
-    """Of a request: accepted means that it will happen, dead that only an operator's replay can make it happen."""
+    """Of a request. Accepted is a promise to settle; a dead request settles only after an operator's replay."""
 
     ACCEPTED = "accepted"
     COMPLETED = "completed"
@@ -17,7 +17,7 @@ class Status(StrEnum):
 
 
 class DeadReason(StrEnum):
-    """Why a request is dead: nothing was charged, and an operator can replay it under the same key."""
+    """Why a request is dead. Nothing was charged, and an operator can replay the request under the same key."""
 
     NEVER_SETTLED = "NEVER_SETTLED"
     TIMED_OUT = "TIMED_OUT"
@@ -25,25 +25,25 @@ class DeadReason(StrEnum):
 
 
 _WHY_DEAD: Final[Mapping[str, str]] = {
-    DeadReason.NEVER_SETTLED: "published again and again, and no worker has settled it",
+    DeadReason.NEVER_SETTLED: "published many times, and no worker has settled it",
     DeadReason.TIMED_OUT: "accepted too long ago, and no worker has settled it",
-    DeadReason.PARKED: "a worker could not settle it, and set it aside as a dead letter",
+    DeadReason.PARKED: "a worker could not settle it, and parked it as a dead letter",
 }
 
 
 def why_dead(reason: str | None) -> str | None:
-    """What a reason means; None for one that this release does not know."""
+    """The meaning of a reason; None for a reason that this release does not know."""
     return _WHY_DEAD.get(reason or "")
 
 
 def dead_because(reason: str | None) -> str:
-    """What to tell of a dead request: why, and what can be done."""
+    """The message about a dead request: why it is dead, and what an operator can do."""
     why = why_dead(reason) or "given up"
     return f"This draw is dead ({reason}): {why}. Nothing was charged; an operator can replay it under the same key."
 
 
 class LetterState(StrEnum):
-    """Of a dead letter: parked until an operator replays or discards it. A replay settles it, or it is parked again."""
+    """Of a dead letter: parked until an operator replays or discards it; a replay ends as settled or parked again."""
 
     PARKED = "parked"
     REPLAYING = "replaying"
@@ -70,6 +70,6 @@ class Cause(StrEnum):
     FAILED_ALONE = "failed alone"
 
 
-# Messages that may be anybody's. What they ask for is perhaps an honest caller's as well, who must not suffer for it:
-# they are known by another name than his request's, and nothing is given up for them.
+# Messages of unknown senders. Such a message may copy the request of an honest caller, whom it must not harm: its dead
+# letter has a name of its own, and no request is given up for it.
 STRANGERS: Final = frozenset({Cause.NOT_SIGNED, Cause.NOT_ACCEPTED})

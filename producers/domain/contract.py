@@ -1,7 +1,7 @@
-"""The wire: what every request has, and contract v1, a draw request and its result, as JSON.
+"""The wire format: the fields of every request, and contract v1, a draw request and its result, as JSON.
 
-`draw_request.v1.json` says of v1 the same as JSON Schema. v2 adds `kind` and the fields of that kind; which kinds there
-are says producers.domain.operations. A body is UTF-8 JSON of at most BODY_BYTES_MAX bytes. Unknown fields, other types
+`draw_request.v1.json` is the JSON Schema of v1. v2 adds `kind` and the fields of that kind; producers.domain.operations
+lists the kinds. A body is UTF-8 JSON of at most BODY_BYTES_MAX bytes. Unknown fields, other types
 (no float for an integer), other versions and keys outside their alphabet are refused. Encoding is canonical: equal
 requests have equal bytes.
 """
@@ -27,7 +27,7 @@ BODY_BYTES_MAX: Final = 16 * 1024
 ACCOUNT_ID_MAX: Final = 2**63 - 1
 CAMPAIGN_DEFAULT: Final = "default"
 
-# Why a draw was rejected, or what a repeat is told (ARCHITECTURE, One draw). A rejection is final.
+# Why a draw was rejected, or that it was a repeat (ARCHITECTURE, One draw). A rejection is final.
 INSUFFICIENT_BALANCE: Final = "INSUFFICIENT_BALANCE"
 ACCOUNT_NOT_FOUND: Final = "ACCOUNT_NOT_FOUND"
 DUPLICATE_REQUEST_IDEMPOTENT: Final = "DUPLICATE_REQUEST_IDEMPOTENT"
@@ -36,9 +36,9 @@ _is_campaign = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What every request has, of whatever kind; a kind adds its own fields (producers.domain.operations).
+    """The fields of every request; a kind adds its own fields (producers.domain.operations).
 
-    `request_key` is made here when the caller has none; keep it, and send it again when in doubt: a repeat is never
+    An empty `request_key` is replaced by a new key. Keep the key, and send it again when in doubt: a repeat is never
     charged twice. `lottery_session_id` defaults to the request key, as in the owner's service.
     Raises InvalidRequest when a field is out of bounds.
     """
@@ -65,9 +65,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def terms(self) -> str:
-        """What the request's row keeps beside the fields that all kinds share, up to TERMS_LENGTH_MAX characters.
+        """The fields of its own kind as the request's row stores them, up to TERMS_LENGTH_MAX characters.
 
-        It stands where a draw has its campaign. No campaign has a colon, so that no draw is taken for another kind.
+        The column is the one that holds a draw's campaign. A campaign has no colon, so other kinds cannot be mistaken
+        for a draw.
         """
         own = [getattr(self, name) for name in self.__struct_fields__ if name not in Request.__struct_fields__]
         return f"{self.kind}:{_encode(own).decode()}"
@@ -83,7 +84,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DrawRequest(Request, frozen=True, kw_only=True):
-    """One paid draw, asked for by a frontend; see Request for its fields, and what it raises."""
+    """One paid draw that a frontend requests; see Request for the other fields and the errors."""
 
     kind = "draw"
 
@@ -100,12 +101,12 @@ class DrawRequest(Request, frozen=True, kw_only=True):
         return self.campaign
 
     def encode(self) -> bytes:
-        """The canonical body of contract v1, which stays a draw for ever."""
+        """The canonical body of contract v1: a v1 body is a draw in every future release."""
         return _encode(_RequestV1(VERSION, self.request_key, self.lottery_session_id, self.account_id, self.campaign))
 
 
 class LedgerRow(msgspec.Struct, frozen=True):
-    """One row of `asset_transactions` as a result shows it; amounts are strings with two decimals."""
+    """One row of `asset_transactions` as results show it; amounts are strings with two decimals."""
 
     idempotency_key: str
     business_type: str
@@ -137,14 +138,14 @@ class Row(Protocol):
 
 
 def shown(row: Row) -> LedgerRow:
-    """A row as results show it. This is the one place where a result's amounts become text: its bytes hang on it."""
+    """A row as results show it. Only here do the amounts of a result become text: the result's bytes depend on it."""
     return LedgerRow(
         row.idempotency_key, row.business_type, row.asset_code, str(row.delta), str(row.before), str(row.after)
     )
 
 
 class DrawResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What became of a draw. Once visible it never changes, and every repeat of the request gets these bytes."""
+    """The result of a draw. Once visible it never changes, and every repeat of the request gets the same bytes."""
 
     v: Literal[1] = VERSION
     request_key: str
@@ -159,7 +160,7 @@ class DrawResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def won(self) -> bool:
-        """Whether the draw handed out a prize, of whatever asset."""
+        """Whether the draw paid a prize, in any asset."""
         return any(Decimal(row.delta_amount) > 0 for row in self.transactions)
 
     def encode(self) -> bytes:
@@ -168,7 +169,7 @@ class DrawResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ResultHead(msgspec.Struct, frozen=True):
-    """What the results of all kinds say."""
+    """The fields that results of all kinds have."""
 
     v: int
     request_key: str
@@ -179,12 +180,12 @@ class ResultHead(msgspec.Struct, frozen=True):
 
 
 class _RequestV1(msgspec.Struct, forbid_unknown_fields=True):
-    """The body as it travels. Apart from DrawRequest because here `v` and `request_key` must be said."""
+    """The body on the wire. A class of its own because `v` and `request_key` are required here."""
 
     v: Literal[1]
     request_key: Annotated[str, msgspec.Meta(min_length=1)]
     lottery_session_id: str = ""
-    account_id: int = 0  # 0 is out of bounds: an absent account is refused by DrawRequest
+    account_id: int = 0  # 0 is out of bounds: DrawRequest refuses a missing account
     campaign: str = CAMPAIGN_DEFAULT
 
 
@@ -197,8 +198,8 @@ _decode_result_head = msgspec.json.Decoder(ResultHead).decode
 def parse_request(body: bytes) -> DrawRequest:
     """Parse one message body.
 
-    Raises InvalidRequest with what is wrong and where: Unparsable for what is no JSON object, UnknownVersion for a
-    version that this release does not speak.
+    Raises InvalidRequest, which names the field and the reason; Unparsable for a body that is not a JSON object,
+    UnknownVersion for a version that this release does not know.
     """
     if len(body) > BODY_BYTES_MAX:
         raise InvalidRequest(f"a draw request has at most {BODY_BYTES_MAX:,} bytes, this one has {len(body):,}")
@@ -211,7 +212,7 @@ def parse_request(body: bytes) -> DrawRequest:
         version = loose.get("v")
         if isinstance(version, int) and not isinstance(version, bool) and version != VERSION:
             raise UnknownVersion(
-                f"contract version {version!r:.40} is not known here, only {VERSION}: upgrade the workers, then replay"
+                f"contract version {version!r:.40} is unknown, only {VERSION} is known: upgrade workers, then replay"
             ) from None
         raise InvalidRequest(f"not a draw request: {_quoted(error)}") from None
     return DrawRequest(
@@ -223,7 +224,7 @@ def parse_request(body: bytes) -> DrawRequest:
 
 
 def parse_result(body: bytes) -> DrawResult:
-    """Parse a stored result; raises DrawError if it is none."""
+    """Parse a stored result; raises DrawError for other bytes."""
     try:
         return _decode_result(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -231,9 +232,9 @@ def parse_result(body: bytes) -> DrawResult:
 
 
 def parse_result_head(body: bytes) -> DrawResult | ResultHead:
-    """Parse a stored result of any kind for what they all say; raises DrawError if it is none."""
+    """Parse the common fields of a stored result of any kind; raises DrawError for other bytes."""
     try:
-        return _decode_result(body)  # nearly all are draws
+        return _decode_result(body)  # nearly all results are results of draws
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             if (head := _decode_result_head(body)).v != VERSION:
@@ -242,17 +243,17 @@ def parse_result_head(body: bytes) -> DrawResult | ResultHead:
 
 
 def _quoted(error: Exception) -> str:
-    """What the parser says, fit for a line of a log: it quotes names of fields, which are the sender's own words."""
+    """The parser's message, made printable for a log: it quotes field names, which the sender has chosen."""
     text = str(error)[:200]
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _loosely(body: bytes) -> Any:
-    """Whatever JSON a refused body is; raises Unparsable if it is none."""
+    """Decode the JSON of a refused body, whatever it holds; raises Unparsable for other bytes."""
     try:
         return msgspec.json.decode(body)
     except msgspec.ValidationError:
-        # A number too large for this parser is a fault of its field, not of the JSON: another one takes any.
+        # A number may be too large for msgspec, and the JSON valid all the same: the json module takes any number.
         with suppress(ValueError, RecursionError):
             return json.loads(body, parse_int=lambda digits: int(digits[:40]), parse_constant=int)
         raise Unparsable("not a JSON object: a number out of range, and what follows it is no JSON") from None

@@ -1,6 +1,6 @@
-"""The draw: odds, a secret seed and a request in, a prize out. Pure and deterministic, no I/O.
+"""The draw: from odds, a secret seed and a request to a prize. Pure and deterministic, no I/O.
 
-A crash before the commit, a redelivery or a replay draws the same prize again: nobody can re-roll by crashing us.
+A crash before the commit, a redelivery or a replay draws the same prize again: crashing a worker is no re-roll.
 The construction (ARCHITECTURE, Fairness): HMAC-SHA256 under the seed over length-prefixed fields; the first 64 bits,
 rejected and drawn again with a higher counter where they would favour some outcomes; cumulative integer weights.
 """
@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import Final
 
 DRAW_VERSION: Final = b"tombola-draw-1"
-NOTES_PREFIX: Final = "odds="  # of what workers note in each ledger row of a draw
-WEIGHT_SUM_MAX: Final = 2**32  # far below 2**64, so that drawing again stays the rare exception
+NOTES_PREFIX: Final = "odds="  # begins the notes in each ledger row of a draw
+WEIGHT_SUM_MAX: Final = 2**32  # far below 2**64, so that a number is rarely drawn again
 
 
 def _cents(amount: Decimal) -> Decimal:
@@ -29,7 +29,7 @@ def _cents(amount: Decimal) -> Decimal:
 
 @dataclass(frozen=True, slots=True)
 class Prize:
-    """One possible outcome; `amount` 0 is no prize. Its chance is `weight` in the sum of all weights."""
+    """One possible outcome; `amount` 0 is no prize. Its probability is `weight` / the sum of all weights."""
 
     weight: int
     amount: Decimal
@@ -37,9 +37,9 @@ class Prize:
 
 @dataclass(frozen=True)
 class Campaign:
-    """Odds with a name: immutable once used, which is why ledger rows name their hash.
+    """Odds with a name: immutable once used, so ledger rows name their hash.
 
-    Cost and prizes are amounts of `asset_code`. Raises ValueError for odds that nothing can be drawn from.
+    Cost and prizes are amounts of `asset_code`. Raises ValueError for invalid odds.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Campaign:
                 f"campaign {self.name}: a draw costs more than 0, every prize needs a weight of at least 1, "
                 "no amount is negative"
             )
-        # An amount in the ledger's own digits: `5` in a result would read `5.00` when it is rebuilt from the ledger.
+        # Amounts have the ledger's two decimals: `5` in a result would be rebuilt from the ledger as `5.00`.
         object.__setattr__(self, "cost", _cents(self.cost))
         object.__setattr__(self, "prizes", tuple(Prize(prize.weight, _cents(prize.amount)) for prize in self.prizes))
         odds = [f"{prize.weight}x{prize.amount:.2f}" for prize in self.prizes]
@@ -74,13 +74,13 @@ DEFAULT_CAMPAIGN: Final = Campaign(
     prizes=(Prize(30, Decimal("5.00")), Prize(70, Decimal("0.00"))),
 )
 
-# Every campaign that this release knows, by name.
+# All campaigns of this release, by name.
 CAMPAIGNS: Final[Mapping[str, Campaign]] = MappingProxyType({it.name: it for it in (DEFAULT_CAMPAIGN,)})
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A campaign under a seed: what actually draws."""
+    """A campaign with its seed: draws prizes."""
 
     campaign: Campaign
     seed: bytes = field(repr=False)
@@ -92,13 +92,13 @@ class Wheel:
         campaign = self.campaign
         prefix = _field(DRAW_VERSION) + _field(campaign.name.encode()) + _field(bytes.fromhex(campaign.odds_hash))
         object.__setattr__(self, "_prefix", prefix)
-        # Values from here on would give the first outcomes one chance more: they are drawn again.
+        # Values from here on would favour the first outcomes: such a number is drawn again.
         object.__setattr__(self, "_limit", (2**64 // campaign.weight_sum) * campaign.weight_sum)
         object.__setattr__(self, "notes", f"{NOTES_PREFIX}{campaign.odds_hash} seed={self.commitment[:16]}")
 
     @property
     def commitment(self) -> str:
-        """SHA-256 of the seed, to be published before the campaign; the seed is revealed after it."""
+        """SHA-256 of the seed: publish it before the campaign, and the seed after it."""
         return hashlib.sha256(self.seed).hexdigest()
 
     def draw(self, account_id: int, request_key: str, client_nonce: bytes = b"") -> Prize:
@@ -122,26 +122,26 @@ class Wheel:
 
 
 class BlindWheel(Wheel):
-    """A campaign whose seed is not known here: it says what a draw costs, and nobody wins."""
+    """A campaign without its seed: the cost of a draw is known, and every draw has no prize."""
 
     def draw(self, account_id: int, request_key: str, client_nonce: bytes = b"") -> Prize:
         return Prize(1, Decimal("0.00"))
 
 
-# The campaigns that are known here, by name.
+# Wheels by the name of their campaign.
 Wheels = Mapping[str, Wheel]
 
 
 def blind_wheels() -> dict[str, Wheel]:
-    """Every campaign this release knows, without a seed."""
+    """All campaigns of this release without a seed, by name."""
     return {name: BlindWheel(campaign, b"") for name, campaign in CAMPAIGNS.items()}
 
 
 def wheels(seed: bytes) -> dict[str, Wheel]:
-    """Every campaign this release knows, under the deployment's seed, by name."""
+    """All campaigns of this release with the deployment's seed, by name."""
     return {name: Wheel(campaign, seed) for name, campaign in CAMPAIGNS.items()}
 
 
 def _field(value: bytes) -> bytes:
-    """Length-prefixed, so that no two lists of fields run together to the same message."""
+    """`value` after its length, so that different lists of fields never make the same message."""
     return len(value).to_bytes(4, "big") + value

@@ -1,34 +1,34 @@
-"""Every error that tombola raises on purpose.
+"""The errors that tombola raises on purpose.
 
     DrawError
     ├── ConfigurationError       a setting is wrong, a server is of the wrong kind, a schema is not migrated
     ├── InvalidRequest           the draw cannot be expressed: the caller must change it
-    │   ├── InvalidKey           a request key, session id or derived key that is not safe to use
-    │   ├── Unparsable           a message that is no JSON object at all
-    │   ├── UnknownVersion       a contract version that this release does not speak
-    │   ├── NotSigned            a message that no secret of ours has signed
-    │   ├── UnknownCampaign      there are no odds of that name to draw by
-    │   └── InvalidManifest      a campaign's manifest with a mistake in it
-    ├── IdempotencyKeyReused     the key is known, with another request behind it
-    ├── SessionNotFound          no such lottery session, or another caller's
+    │   ├── InvalidKey           a request key, session id or derived key with a bad form
+    │   ├── Unparsable           a message that is not a JSON object
+    │   ├── UnknownVersion       a contract version that this release does not know
+    │   ├── NotSigned            a message without a signature by a secret of this deployment
+    │   ├── UnknownCampaign      no campaign has that name
+    │   └── InvalidManifest      the manifest of a campaign has a mistake
+    ├── IdempotencyKeyReused     the key belongs to another request of the same caller
+    ├── SessionNotFound          no such lottery session of this caller
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
     ├── DeadLetterNotFound       no such dead letter (operators' commands)
     ├── ReplayNotFound           no such replay (operators' commands)
-    ├── ResultNotReady           nothing is known of that session yet
+    ├── ResultNotReady           the session has no result yet
     ├── DrawDead                 the draw was given up, nothing was charged
-    ├── NotAllowed               no API key, or one that is not (or no longer) known
-    ├── OutOfBounds              an API key that is not for this account
-    ├── WrongHost                a name that is not ours, perhaps a page's that has it lead here
-    ├── WrongOrigin              a page of another origin sent this
-    ├── TooManyRequests          over a limit: come back later
-    ├── InternalError            a mistake of ours met this draw: trying again does not help until it is mended
-    └── ServiceUnavailable       a server did not answer: nothing is wrong with the draw, try again
+    ├── NotAllowed               no API key, or an unknown or revoked one
+    ├── OutOfBounds              the API key is not valid for this account
+    ├── WrongHost                the Host header is not a name of this server, as in DNS rebinding
+    ├── WrongOrigin              a page of another origin sent the request
+    ├── TooManyRequests          over a limit: send the request again later
+    ├── InternalError            a bug in tombola: another try does not help until it is fixed
+    └── ServiceUnavailable       a server did not answer: the draw is not at fault, try again
         ├── RequestBusy          another open transaction holds the request key or its session
         └── PublishFailed        the broker did not confirm: the draw may or may not be queued
             └── BrokerBlocked    the broker says that it takes no messages now: low on memory or on disk
 
-A docstring is the default message, so that every one of them says something when it reaches a terminal. Programs know
-an error by its `code`, the class's name in kebab-case. Over HTTP the code is part of the interface.
+A class's docstring is its default message. Programs tell errors apart by `code`, the class's name in kebab-case; over
+HTTP the code is part of the interface.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ class Unparsable(InvalidRequest):
 
 
 class UnknownVersion(InvalidRequest):
-    """This message speaks a contract version that this release does not know."""
+    """This message has a contract version that this release does not know."""
 
 
 class NotSigned(InvalidRequest):
-    """This message is not signed by a secret that is known here. Nothing was charged."""
+    """This message is not signed by a secret of this deployment. Nothing was charged."""
 
 
 class UnknownCampaign(InvalidRequest):
@@ -111,7 +111,7 @@ class DrawDead(DrawError):
     """This draw was given up and nothing was charged. An operator can replay it under the same key."""
 
     def __init__(self, message: str | None = None, reason: str | None = None) -> None:
-        """`reason` is the one on record: NEVER_SETTLED, TIMED_OUT or PARKED."""
+        """`reason` is that of the request's row: a DeadReason."""
         super().__init__(message)
         self.reason = reason
 
@@ -137,7 +137,7 @@ class TooManyRequests(DrawError):
 
 
 class InternalError(DrawError):
-    """A mistake of ours met this draw; the log says which. Trying again does not help until it is mended."""
+    """This draw met a bug in tombola; the log has it. Sending the draw again does not help until the bug is fixed."""
 
 
 class ServiceUnavailable(DrawError):
@@ -149,8 +149,8 @@ class PublishFailed(ServiceUnavailable):
 
 
 class RequestBusy(ServiceUnavailable):
-    """Another open transaction holds this request key or its lottery session. Try again when that has ended."""
+    """Another open transaction holds this request key or its lottery session. Try again when it has ended."""
 
 
 class BrokerBlocked(PublishFailed):
-    """The broker takes no messages at present, and says so. They are published when it takes them again."""
+    """The broker takes no messages now, and says so. They are published when it takes messages again."""

@@ -6,10 +6,10 @@ The formats are the owner's (ARCHITECTURE, Identifiers):
     session id       lottery_tx_{timestamp ms}_{6 hex}_{3-digit seq}
     derived key      {request_key}:{type}
     standalone key   {business_type}_{account_id}_{timestamp ms}_{6 hex}
-    alias            alias_{40 hex}: ours, see `alias`
+    alias            alias_{40 hex}: tombola's own, see `alias`
 
-Keys that one process makes sort by the time they were made, to the last one: time-ordered keys land at the end of a
-unique index, random ones all over it, which costs three quarters of the speed on a ledger of millions of rows.
+The keys of one process sort in the order in which it made them: time-ordered keys go to the end of a unique index, and
+random keys all over it, which costs three quarters of the speed on a ledger of millions of rows.
 """
 
 from __future__ import annotations
@@ -58,23 +58,23 @@ def check_caller(caller: str) -> str:
 
 
 def alias(caller: str, name: str) -> str:
-    """What `caller` gets for a request key or session id that another caller holds: always the same, 46 characters.
+    """The alias of `caller` for a request key or session id that another caller holds: always the same, 46 characters.
 
-    Nobody can choose a name of this form (`is_alias`), so that nobody can take it before.
+    Names of this form are refused in requests (`is_alias`), so no caller can take the alias of another one.
     """
-    digest = hashlib.sha256(f"{caller}:{name}".encode())  # neither holds a colon
+    digest = hashlib.sha256(f"{caller}:{name}".encode())  # neither has a colon
     return f"alias_{digest.hexdigest()[:40]}"
 
 
 def is_alias(name: str) -> bool:
-    """Whether a request key or session id is of the form that is given, not chosen."""
+    """Whether a request key or session id has the form of an alias."""
     return name[:6] == "alias_" and _is_alias(name) is not None
 
 
 def derive(request_key: str, entry_type: str) -> str:
     """Return the idempotency key of one ledger row: `{request_key}:{entry_type}`.
 
-    Raises InvalidKey when the result could be read in two ways or does not fit its column.
+    Raises InvalidKey when the result would be ambiguous or too long for its column.
     """
     check_request_key(request_key)
     if not _is_type(entry_type):
@@ -99,7 +99,7 @@ def make_session_id() -> str:
 def make_standalone_key(business_type: str, account_id: int) -> str:
     """Make the idempotency key of a ledger row that belongs to no request (recharge, transfer, refund).
 
-    Raises InvalidKey for a business type that is no identifier, or an account id below 1.
+    Raises InvalidKey for a business type that is not an identifier, or an account id below 1.
     """
     if not _is_type(business_type):
         raise InvalidKey(f"a business type is 1 to 35 characters of a-z 0-9 and _: {business_type!r:.60}")
@@ -110,7 +110,7 @@ def make_standalone_key(business_type: str, account_id: int) -> str:
 
 
 def make_act_key(act: str) -> str:
-    """Make the key of something that an operator does once: `{act}_{timestamp ms}_{6 hex}`, a valid request key."""
+    """Make the key of one operator action: `{act}_{timestamp ms}_{6 hex}`, a valid request key."""
     timestamp_ms, entropy, _ = _standalone_clock.tick()
     return check_request_key(f"{act}_{timestamp_ms}_{entropy:06x}")
 
@@ -125,10 +125,10 @@ def _why_not(what: str, key: str, length_max: int) -> str:
 
 
 class _Clock:
-    """Ticks (timestamp ms, entropy, sequence), each greater than the one before, unlike any other process's.
+    """Ticks (timestamp ms, entropy, sequence), in ascending order, and different in each process.
 
-    Within a millisecond the entropy climbs in random steps from a random start; when it would run over, and when the
-    wall clock stands still or goes back, the clock moves on by itself. The sequence counts every tick, modulo 1,000.
+    Within a millisecond the entropy climbs in random steps from a random start. When the entropy would overflow, or the
+    wall clock goes back, the timestamp is raised by 1 ms. The sequence counts every tick, modulo 1,000.
     """
 
     def __init__(self, entropy_bits: int) -> None:
@@ -136,7 +136,7 @@ class _Clock:
         self._start_bits = entropy_bits - 1  # the upper half is room to climb
         self._step_bits = entropy_bits // 2
         self._forget()
-        # A forked child must not go on from its parent's state, nor inherit a lock that another thread holds.
+        # A forked child must not continue its parent's state, nor inherit a lock that another thread holds.
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:

@@ -1,11 +1,11 @@
-"""Signatures of messages: whoever may write to the broker cannot draw from any account, where a secret is set.
+"""Signatures of messages: where a secret is set, write access to the broker is not enough to make a draw.
 
     signature = lower-case hex of HMAC-SHA256(secret, canonical body)
 
-The canonical body is Request.encode()'s (tests/domain/golden/signatures.json has examples). The signature travels
+The canonical body is the value of Request.encode() (examples: tests/domain/golden/signatures.json). The signature travels
 beside the body, under the name `signature`: a field of a Stream's entry, a header of an AMQP message, a keyword of the
-task `tombola.draw`. Several secrets may be valid at once, so that one can be replaced while everything runs: the first
-one signs, all of them verify.
+task `tombola.draw`. Several secrets may be valid at once, so that a secret can be replaced without downtime: the first
+secret signs, and all of them verify.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tombola.producers.domain.errors import NotSigned
 SIGNATURE: Final = "signature"
 SIGNATURE_LENGTH: Final = 64
 
-# What travels beside each body: its signature, and the trace it belongs to (producers.telemetry.tracing).
+# The headers of each body: its signature, and its trace context (producers.telemetry.tracing).
 Headers = Sequence[Mapping[str, str]]
 
 
 class Keyring(NamedTuple):
-    """The secrets of a deployment; without any, everything is as good as signed."""
+    """The secrets of a deployment; without secrets no signature is needed."""
 
     secrets: tuple[bytes, ...] = ()
 
@@ -38,7 +38,7 @@ class Keyring(NamedTuple):
         return hmac.digest(self.secrets[0], canonical_body, "sha256").hex()
 
     def check(self, request: Request, signature: Any) -> None:
-        """Raise NotSigned unless one of the secrets has signed this request; `signature` is what a stranger sent."""
+        """Raise NotSigned unless one of the secrets has signed this request; `signature` is untrusted input."""
         if not self.secrets:
             return
         if not isinstance(signature, str) or not signature.isascii():
@@ -47,10 +47,10 @@ class Keyring(NamedTuple):
         for secret in self.secrets:
             if hmac.compare_digest(hmac.digest(secret, body, "sha256").hex(), signature):
                 return
-        raise NotSigned("the signature of this message is not by a secret that is known here")
+        raise NotSigned("the signature of this message is not by a secret of this deployment")
 
     def beside(self, bodies: Sequence[bytes], headers: Headers | None) -> Headers | None:
-        """What to send beside these canonical bodies: `headers`, and each one's signature."""
+        """The headers to send with these canonical bodies: `headers`, and a signature for each body."""
         if not self.secrets:
             return headers
         others: Iterable[Mapping[str, str]] = itertools.repeat({}) if headers is None else headers

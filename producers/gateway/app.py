@@ -34,7 +34,7 @@ from litestar.types import Receive, Scope, Send
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from tombola.producers.brokers.streams import broker_of
+from tombola.producers.brokers.registry import broker_of
 from tombola.producers.domain.causes import Status, dead_because
 from tombola.producers.domain.contract import ACCOUNT_ID_MAX, BODY_BYTES_MAX, DrawRequest, DrawResult, shown
 from tombola.producers.domain.errors import (
@@ -70,8 +70,10 @@ from tombola.producers.gateway.results import Results
 from tombola.producers.settings import Settings
 from tombola.producers.storage import ledger, requests
 from tombola.producers.storage.api_keys import Holder
-from tombola.producers.storage.database import SHORT_READ_TIMEOUT_S, explain, open_engine
-from tombola.producers.storage.requests import Acceptance, Asked, State
+from tombola.producers.storage.chunks import chunks
+from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
+from tombola.producers.storage.faults import explain
+from tombola.producers.storage.requests import Acceptance, SessionState, Submission
 from tombola.producers.telemetry import tracing
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.producers.web.problems import PROBLEM_TYPE, Problem
@@ -82,7 +84,6 @@ T = TypeVar("T")
 WAIT_S_MAX: Final = 60.0
 OWNERS_REMEMBERED_MAX: Final = 50_000
 USERS_REMEMBERED_MAX: Final = 50_000
-FIND_SIZE_MAX: Final = 500
 KEEP_ALIVE_S: Final = 15.0
 RETRY_AFTER_S: Final = "1"
 READINESS_KEPT_S: Final = 0.5
@@ -169,12 +170,12 @@ class Gateway:
             return False
         return True
 
-    def find_states(self, session_ids: Sequence[str]) -> dict[str, State]:
+    def find_states(self, session_ids: Sequence[str]) -> dict[str, SessionState]:
         """How these sessions stand, in a few queries; blocks."""
-        found: dict[str, State] = {}
+        found: dict[str, SessionState] = {}
         with self.engine.connect().execution_options(read_only=True) as connection:
-            for start in range(0, len(session_ids), FIND_SIZE_MAX):
-                found |= requests.states_of_sessions(connection, session_ids[start : start + FIND_SIZE_MAX])
+            for some in chunks(session_ids):
+                found |= requests.states_of_sessions(connection, some)
         return found
 
     async def outside_bounds(self, holder: Holder, account_ids: Sequence[int]) -> set[int]:
@@ -198,19 +199,19 @@ class Gateway:
         """Whose session this is: it never changes, and spares a query when the result is asked for."""
         self._owners[answer.request.lottery_session_id] = caller, answer.request.account_id
 
-    async def state(self, session_id: str, holder: Holder) -> State:
+    async def state(self, session_id: str, holder: Holder) -> SessionState:
         """How the session stands in the database.
 
         Raises SessionNotFound for one that is not the caller's, OutOfBounds where his key is not for its account.
         """
-        state: State | None = await self.read(requests.state_of_session, session_id)
+        state: SessionState | None = await self.read(requests.state_of_session, session_id)
         if state is None or state.caller != holder.caller:
             raise SessionNotFound
         self._owners[session_id] = state.caller, state.request.account_id
         await self.must_be_within_bounds(holder, state.request.account_id)
         return state
 
-    async def result(self, session_id: str, holder: Holder, wait_s: float) -> tuple[bytes | None, State | None]:
+    async def result(self, session_id: str, holder: Holder, wait_s: float) -> tuple[bytes | None, SessionState | None]:
         """The first result's bytes, or how the session stands without one. Raises what `state` raises."""
         state = None
         caller, account_id = self._owners.get(session_id, (None, 0))
@@ -531,13 +532,13 @@ def _request_key(given: bytes | None, *, is_required: bool) -> str:
     return key
 
 
-def _asked(draw: DrawRequest, caller: str) -> Asked:
+def _asked(draw: DrawRequest, caller: str) -> Submission:
     if draw.lottery_session_id in SESSIONS_WITHOUT_PATH:
         raise InvalidRequest(f"{draw.lottery_session_id!r} cannot be a lottery session here: it is no part of a path")
-    return Asked(draw, caller)
+    return Submission(draw, caller)
 
 
-def _dead(state: State) -> DeadDraw:
+def _dead(state: SessionState) -> DeadDraw:
     it = state.request
     detail = dead_because(state.reason)
     return DeadDraw(it.request_key, it.lottery_session_id, it.account_id, it.terms, "dead", state.reason, detail)

@@ -16,7 +16,7 @@ from tombola.producers.domain.errors import NotAllowed
 from tombola.producers.gateway.readers import Readers
 from tombola.producers.storage import api_keys
 from tombola.producers.storage.api_keys import Holder
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 
 REMEMBERED_S: Final = 5.0  # so long a revoked key may still get in
 REMEMBERED_MAX: Final = 10_000

@@ -24,7 +24,7 @@ from tombola.producers.gateway.readers import Readers
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
 from tombola.producers.storage.api_keys import Holder
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 from tombola.producers.telemetry.metrics import BACKLOG, Throttle
 from tombola.producers.web.budget import Budget
 from tombola.producers.web.proxies import subscriber

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Histogram
 
-from tombola.producers.brokers.streams import Broker
+from tombola.producers.brokers.registry import Broker
 from tombola.producers.domain.errors import (
     ConfigurationError,
     DrawError,
@@ -29,7 +29,7 @@ from tombola.producers.domain.errors import (
     ServiceUnavailable,
 )
 from tombola.producers.entry import BUSY_WAIT_S, Answer, Entry
-from tombola.producers.storage.requests import Acceptance, Asked
+from tombola.producers.storage.requests import Acceptance, Submission
 from tombola.producers.telemetry import metrics, tracing
 from tombola.producers.telemetry.pulse import Pulse
 
@@ -59,7 +59,7 @@ NOTHING: Final[Beside] = {}
 class Waiting(NamedTuple):
     """A request, whoever waits for its answer, and until when it may be busy (in the loop's time)."""
 
-    asked: Asked
+    asked: Submission
     future: asyncio.Future[Acceptance]
     beside: Beside | None
     busy_until: float
@@ -80,7 +80,7 @@ class Intake:
         self._busy = Lane("accept-busy", BUSY_EVERY_S, self, partial(entry.accept_each, busy_wait_s=0))
         self._busy_keys: dict[str, int] = {}
 
-    async def accept(self, asked: Asked) -> Acceptance:
+    async def accept(self, asked: Submission) -> Acceptance:
         """Accept one request; return when that is durable. Raises what Entry.accept raises."""
         answer = self._entry.recall(asked)
         if answer is None:
@@ -90,7 +90,7 @@ class Intake:
         (ACCEPTED if answer.is_new else CONFLICT if answer.is_conflict else REPLAYED).inc()
         return answer
 
-    async def accept_many(self, asked: Sequence[Asked]) -> list[Answer]:
+    async def accept_many(self, asked: Sequence[Submission]) -> list[Answer]:
         """Accept several requests, each for itself; return when all of them are durable, or have failed.
 
         Raises ServiceUnavailable or ConfigurationError when that is the answer to all of them.
@@ -118,7 +118,7 @@ class Intake:
         self._busy.close()
         self._publisher.close()
 
-    def _enqueue(self, asked: Asked) -> asyncio.Future[Acceptance]:
+    def _enqueue(self, asked: Submission) -> asyncio.Future[Acceptance]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Acceptance] = loop.create_future()
         it = Waiting(asked, future, tracing.headers(), loop.time() + BUSY_WAIT_S)
@@ -168,7 +168,7 @@ class Lane:
     """A queue of requests and the thread that accepts them: all that have come since it began the last time."""
 
     def __init__(
-        self, name: str, every_s: float, intake: Intake, accept: Callable[[Sequence[Asked]], list[Answer]]
+        self, name: str, every_s: float, intake: Intake, accept: Callable[[Sequence[Submission]], list[Answer]]
     ) -> None:
         self._every_s = every_s
         self._intake = intake
@@ -259,7 +259,7 @@ class Publisher:
             return  # an earlier turn took them along
         bodies, besides = zip(*messages, strict=True)
         try:
-            with metrics.telling_of_blocked():
+            with metrics.watching_blocked():
                 self._broker.publish(bodies, besides if any(besides) else None)
         except PublishFailed as error:
             log.warning("%s; %d accepted draws are left to the relay", error, len(messages))
@@ -270,7 +270,7 @@ class Publisher:
 
     def _check(self) -> bool:
         try:
-            with metrics.telling_of_blocked():
+            with metrics.watching_blocked():
                 self._broker.backlog()
         except PublishFailed:
             return False

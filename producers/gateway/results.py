@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError, RedisError, ResponseError
 
 from tombola.producers.brokers.redis_clients import open_async_pool
 from tombola.producers.results import KEY_PREFIX, tells_dead, unwrap
-from tombola.producers.storage.requests import State
+from tombola.producers.storage.requests import SessionState
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ CANCEL_EVERY_S: Final = 0.1
 # What a subscription raises that is lost; redis-py's own mistake where the listener closes it at the same moment.
 _LOST: Final = (RedisError, OSError, AttributeError)
 
-FindStates = Callable[[Sequence[str]], dict[str, State]]
+FindStates = Callable[[Sequence[str]], dict[str, SessionState]]
 
 
 class Results:

@@ -1,1 +1,1 @@
-"""The database: engines, types and transactions, all tables, and what frontends read and write of them."""
+"""The database: engines, column types, transactions, faults, all tables; the requests, API keys, reading the ledger."""

@@ -1,10 +1,10 @@
-"""API keys: who may call the gateway. A key is shown once, when it is made; only its hash is kept.
+"""API keys: the right to call the gateway. A key is shown once, when it is made; the database keeps only its hash.
 
     tmb_3f9c2a7be1d04c58_<43 characters>
         └ key id          └ secret: 256 random bits, so a plain hash is as good as a slow one
 
-A caller may hold several keys, so that one can be replaced without losing the idempotency keys, which are the caller's.
-A key is for all accounts, or for those within its bounds.
+A caller may hold several keys, so that a key can be replaced while the caller keeps its idempotency keys. A key is
+valid for all accounts, or for the accounts within its bounds.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _is_api_key = re.compile(rf"{PREFIX}_([0-9a-f]{{16}})_([A-Za-z0-9_-]{{43}})").fu
 
 
 class Bounds(NamedTuple):
-    """The accounts that a key is for: these, and those of users whose id begins with `user_prefix`; all if neither.
+    """The accounts that a key is valid for: `accounts`, and the accounts of users whose id begins with `user_prefix`.
 
-    `accounts` are ranges of account ids, both ends included.
+    `accounts` are ranges of account ids, both ends included. Without both, the key is valid for all accounts.
     """
 
     accounts: tuple[tuple[int, int], ...] = ()
@@ -43,10 +43,10 @@ class Bounds(NamedTuple):
 
     @classmethod
     def parse(cls, accounts: str | None, user_prefix: str | None) -> Bounds:
-        """From what is written, such as `6,7,100-199` and `42`. Raises InvalidRequest for what is no such thing."""
+        """Parse bounds such as `6,7,100-199` and `42`. Raises InvalidRequest for any other text."""
         ranges = tuple(sorted({_range(it.strip()) for it in accounts.split(",")})) if accounts else ()
         if user_prefix and not _is_prefix(user_prefix):
-            raise InvalidRequest(f"a prefix of user ids is 1 to 19 digits, not {user_prefix!r:.40}")
+            raise InvalidRequest(f"a prefix of user ids has 1 to 19 digits, not {user_prefix!r:.40}")
         bounds = cls(ranges, user_prefix or "")
         if len(bounds.accounts_text) > ACCOUNTS_LENGTH_MAX:
             raise InvalidRequest(
@@ -56,12 +56,12 @@ class Bounds(NamedTuple):
 
     @property
     def accounts_text(self) -> str:
-        """The ranges as they are written."""
+        """The ranges as text, such as `6,7,100-199`."""
         return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in self.accounts)
 
     @property
     def are_none(self) -> bool:
-        """Whether the key is for all accounts."""
+        """Whether the key is valid for all accounts."""
         return not self.accounts and not self.user_prefix
 
     def __str__(self) -> str:
@@ -69,11 +69,11 @@ class Bounds(NamedTuple):
         return " and ".join(filter(None, (self.accounts_text, users))) or "all"
 
     def hold_account(self, account_id: int) -> bool:
-        """Whether it is one of the accounts that are named. It may still be one of the users'."""
+        """Whether `accounts` has this account. If not, the bounds may still have its user (`hold_user`)."""
         return self.are_none or any(first <= account_id <= last for first, last in self.accounts)
 
     def hold_user(self, user_id: int) -> bool:
-        """Whether the key is for this user's accounts."""
+        """Whether the key is valid for this user's accounts."""
         return self.are_none or (self.user_prefix != "" and str(user_id).startswith(self.user_prefix))
 
 
@@ -89,14 +89,14 @@ NO_BOUNDS: Final = Bounds()
 
 
 class Holder(NamedTuple):
-    """Whose a key is, and what it is for."""
+    """The caller that holds a key, and the bounds of the key."""
 
     caller: str
     bounds: Bounds = NO_BOUNDS
 
 
 class ApiKey(NamedTuple):
-    """A key as it is listed: everything but its secret."""
+    """A key as it is listed, without its secret."""
 
     key_id: str
     caller: str
@@ -110,18 +110,18 @@ class ApiKey(NamedTuple):
         return Bounds.parse(self.accounts, self.user_prefix)
 
 
-# What is put on record, in the same transaction, of a key that was made or revoked: its id, and whose it is.
+# Records that a key was made or revoked, in the same transaction: called with the key's id and its caller.
 Record = Callable[[Connection, str, str], None]
 
 
-def _forget(_connection: Connection, _key_id: str, _caller: str) -> None:
-    """Nothing is put on record."""
+def _no_record(_connection: Connection, _key_id: str, _caller: str) -> None:
+    """Record nothing."""
 
 
-def add(engine: Engine, caller: str, bounds: Bounds = NO_BOUNDS, *, record: Record = _forget) -> str:
-    """Make a key for `caller` within `bounds` and return it: the only time that anybody sees it.
+def add(engine: Engine, caller: str, bounds: Bounds = NO_BOUNDS, *, record: Record = _no_record) -> str:
+    """Make a key for `caller` within `bounds`, and return it; its secret is shown this once and never again.
 
-    Raises InvalidRequest for a name that is none.
+    Raises InvalidRequest for a `caller` that is not a valid name.
     """
     check_caller(caller)
     key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
@@ -141,20 +141,20 @@ def add(engine: Engine, caller: str, bounds: Bounds = NO_BOUNDS, *, record: Reco
 
 
 def list_all(engine: Engine) -> list[ApiKey]:
-    """Every key that was ever made, the oldest first."""
+    """All keys, revoked keys among them, the oldest first."""
     with engine.connect().execution_options(read_only=True) as connection:
         rows = connection.execute(select(*[table.c[name] for name in ApiKey._fields]).order_by(table.c.created_at))
         return [ApiKey(*row) for row in rows]
 
 
-def revoke(engine: Engine, key_id: str, *, record: Record = _forget) -> None:
-    """Let a key in no more. Raises InvalidRequest for one that is not known; revoking twice changes nothing."""
+def revoke(engine: Engine, key_id: str, *, record: Record = _no_record) -> None:
+    """Revoke a key. Raises InvalidRequest for an unknown key; revoking a key twice changes nothing."""
     key_id = key_id.removeprefix(f"{PREFIX}_")[:16]
     mine = table.c.key_id == key_id
     with engine.begin() as connection:
         caller = connection.execute(select(table.c.caller).where(mine)).scalar()
         if caller is None:
-            raise InvalidRequest(f"there is no API key {key_id}: `tombola api-key list` shows them")
+            raise InvalidRequest(f"there is no API key {key_id}: `tombola api-key list` shows all keys")
         revoked_at = clock.now(connection)
         if connection.execute(
             update(table).where(mine, table.c.revoked_at.is_(None)).values(revoked_at=revoked_at)
@@ -163,17 +163,17 @@ def revoke(engine: Engine, key_id: str, *, record: Record = _forget) -> None:
 
 
 def is_api_key(text: str) -> bool:
-    """Whether this has the form of one."""
+    """Whether `text` has the form of an API key."""
     return _is_api_key(text) is not None
 
 
 def holder_of(connection: Connection, api_key: str) -> Holder | None:
-    """Whose key this is, and what for; None for one that is not, or no longer, a key."""
+    """The holder of this key; None for an unknown or revoked key."""
     return holders_of(connection, [api_key]).get(api_key)
 
 
 def holders_of(connection: Connection, given: Iterable[str]) -> dict[str, Holder]:
-    """Whose keys these are, and what for; what is not, or no longer, a key is absent. One query for all of them."""
+    """The holders of these keys, by key, without unknown and revoked keys. One query for all keys."""
     keys = {api_key: match for api_key in given if (match := _is_api_key(api_key))}
     if not keys:
         return {}

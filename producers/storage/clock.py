@@ -1,10 +1,10 @@
-"""The clock that decides: the database's, so that all processes agree on what is overdue, timed out, or over.
+"""The database's clock decides which requests are overdue or timed out, so that all processes agree.
 
     with engine.begin() as connection:
         now = clock.now(connection)
 
-A process whose own clock is a day off must not give up what another one has just accepted. The database is asked once
-in ASK_EVERY_S; in between its time is carried on by a clock that nobody sets. SQLite has no clock but this machine's.
+A process whose own clock is a day off must not give up requests that another process has just accepted. The database
+is asked every ASK_EVERY_S; in between a monotonic clock carries its time on. SQLite uses this machine's clock.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine
 
-from tombola.producers.storage.database import utc_now
-
 ASK_EVERY_S: Final = 10.0
 
 
-def now(database: Engine | Connection) -> datetime:
-    """Now by the clock of `database`, aware, in UTC; asked on this very connection, if it is time to ask.
+def utc_now() -> datetime:
+    """Now by the clock of this machine, aware, in UTC."""
+    return datetime.now(UTC)
 
-    Raises SQLAlchemy's errors when the database must be asked and does not answer.
+
+def now(database: Engine | Connection) -> datetime:
+    """Now by the clock of `database`, aware, in UTC. A Connection is asked on itself, inside its transaction.
+
+    Raises SQLAlchemy's errors when it is time to ask and the database does not answer.
     """
     if database.dialect.name == "sqlite":
         return utc_now()
@@ -32,7 +35,7 @@ def now(database: Engine | Connection) -> datetime:
     reading = _readings.get(engine)
     if reading is None or not 0 <= _elapsed_s() - reading[1] < ASK_EVERY_S:
         if reading is not None:
-            # The other threads go on with what is known, rather than ask all at once.
+            # The other threads go on with the last reading, and do not ask at the same time.
             _readings[engine] = (reading[0] + timedelta(seconds=(since := _elapsed_s()) - reading[1]), since)
         reading = _ask(database)
         _readings[engine] = reading
@@ -40,7 +43,7 @@ def now(database: Engine | Connection) -> datetime:
     return theirs + timedelta(seconds=_elapsed_s() - asked_at)
 
 
-# What each engine's database said, and when by _elapsed_s.
+# By engine: the time that its database answered, and the moment of the answer by _elapsed_s.
 _readings: WeakKeyDictionary[Engine, tuple[datetime, float]] = WeakKeyDictionary()
 
 
@@ -54,11 +57,13 @@ def _ask(database: Engine | Connection) -> tuple[datetime, float]:
     except BaseException:
         _readings.pop(database.engine, None)
         raise
-    return theirs.replace(tzinfo=UTC), (began + _elapsed_s()) / 2  # half-way there it was that late
+    return theirs.replace(tzinfo=UTC), (
+        began + _elapsed_s()
+    ) / 2  # the server read its clock half-way through the round trip
 
 
 def _elapsed_s() -> float:
-    """Seconds since some moment; they go on while the machine sleeps, where there is such a clock."""
+    """Seconds of a monotonic clock, which counts the machine's sleep where the system has such a clock."""
     return time.clock_gettime(_CLOCK)
 
 

@@ -1,4 +1,4 @@
-"""The ledger as it is read: a session's rows, an account. Workers write it."""
+"""Read the ledger: a session's rows, an account. Only workers write it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Engine, select, text
 
 from tombola.producers.domain.operations.draw import CONSUME
-from tombola.producers.storage.database import CENT
+from tombola.producers.storage.column_types import CENT
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
 
@@ -17,7 +17,7 @@ RECHARGE: Final = "recharge"
 
 
 class Posting(NamedTuple):
-    """One ledger row, read or to post."""
+    """One ledger row, read from the table or about to be written."""
 
     account_id: int
     lottery_session_id: str
@@ -31,12 +31,12 @@ class Posting(NamedTuple):
 
     @property
     def request_key(self) -> str:
-        """The request key that the row's key is derived from."""
+        """The request key that `idempotency_key` is derived from."""
         return self.idempotency_key.partition(":")[0]
 
 
 class Account(NamedTuple):
-    """An account as it stands; `balance` in units of `asset_code`."""
+    """An account with its current `balance`, in units of `asset_code`."""
 
     account_id: int
     user_id: int
@@ -51,18 +51,18 @@ def session_rows(connection: Connection, lottery_session_id: str) -> list[dict[s
         .where(transactions.c.lottery_session_id == lottery_session_id)
         .order_by(transactions.c.transaction_id)
     )
-    # A legacy ledger's column may hold `ABC` and `abc` for equal, and a row may have no key yet.
+    # In a legacy ledger the column may compare `ABC` and `abc` as equal, and a row may have no key yet.
     found = [_keyed(dict(row)) for row in rows.mappings() if row["lottery_session_id"] == lottery_session_id]
     is_perhaps_old = not found or any(row["idempotency_key"].startswith("tx_") for row in found)
-    if is_perhaps_old and connection.dialect.name != "sqlite":  # where no old code has ever been
+    if is_perhaps_old and connection.dialect.name != "sqlite":  # SQLite never has a legacy ledger
         found += _old_rows(connection, lottery_session_id)
     return found
 
 
 def _old_rows(connection: Connection, business_id: str) -> list[dict[str, Any]]:
-    """Rows of a legacy ledger (`tombola legacy`) that the backfill has not come to, as it will leave them.
+    """The rows of a legacy ledger (`tombola legacy`) that the backfill has not reached, with the values it will write.
 
-    In any other ledger no row is without a session, and the server knows that without looking.
+    In any other ledger the column is NOT NULL, and the server answers without reading a row.
     """
     rows = connection.execute(
         select(transactions)
@@ -72,21 +72,21 @@ def _old_rows(connection: Connection, business_id: str) -> list[dict[str, Any]]:
     return [
         _keyed(dict(row) | {"lottery_session_id": business_id})
         for row in rows.mappings()
-        if row["business_id"] == business_id  # old columns may hold `ABC` and `abc` for equal
+        if row["business_id"] == business_id  # old columns may compare `ABC` and `abc` as equal
     ]
 
 
 def _keyed(row: dict[str, Any]) -> dict[str, Any]:
-    """`row` with the key that the backfill would give it, if it has none."""
+    """`row`; a row without a key gets the key that the backfill would write."""
     if row["idempotency_key"] is None:
         row["idempotency_key"] = f"tx_{row['transaction_id']}"
     return row
 
 
 def postings_of_request(connection: Connection, lottery_session_id: str, request_key: str) -> list[Posting]:
-    """The request's own rows by `transaction_id`; its session may be called as a recharge's is.
+    """The request's own rows by `transaction_id`. A recharge may have the same session id: its rows are left out.
 
-    What old code drew is known by its session and its charge, whatever its keys (`tombola legacy`).
+    A draw of old code (`tombola legacy`) is recognised by its session and its charge, since its keys are arbitrary.
     """
     postings = [posting_of(row) for row in session_rows(connection, lottery_session_id)]
     own = [it for it in postings if it.request_key == request_key]
@@ -94,7 +94,7 @@ def postings_of_request(connection: Connection, lottery_session_id: str, request
 
 
 def posting_of(row: Mapping[str, Any]) -> Posting:
-    """The row of the ledger with these values, by column name."""
+    """The ledger row with these values, by column name."""
     return Posting(
         row["account_id"],
         row["lottery_session_id"],
@@ -115,7 +115,7 @@ def get_lottery_session_transactions(lottery_session_id: str, *, engine: Engine)
 
 
 def find_account(connection: Connection, account_id: int) -> Account | None:
-    """The account as it stands; None if there is none."""
+    """The account with its current balance; None where it does not exist."""
     row = connection.execute(
         select(accounts.c.id, accounts.c.user_id, accounts.c.asset_code, accounts.c.balance).where(
             accounts.c.id == account_id
@@ -125,6 +125,6 @@ def find_account(connection: Connection, account_id: int) -> Account | None:
 
 
 def users_of(connection: Connection, account_ids: Sequence[int]) -> dict[int, int]:
-    """Whose these accounts are: user ids by account id; unknown accounts are absent."""
+    """The users of these accounts: user id by account id, without missing accounts."""
     rows = connection.execute(select(accounts.c.id, accounts.c.user_id).where(accounts.c.id.in_(sorted(account_ids))))
     return {row.id: row.user_id for row in rows}

@@ -1,7 +1,7 @@
-"""Connections to MySQL and MariaDB that are opened soon.
+"""Faster connections to MySQL and MariaDB.
 
-Without TLS options the driver encrypts where the server can, and checks no certificate. It loads the system's
-certificates for that all the same, for every connection: 40 to 70 ms of processor time, of all that opening one takes.
+Without TLS options the driver encrypts where the server can, and checks no certificate. For each connection it loads
+the system's certificates all the same: 40 to 70 ms of CPU, nearly all that a new connection costs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ else:
 
 
 class SoonOpened(Driver):
-    """pymysql's connection; those without TLS options share what they would each have made."""
+    """pymysql's connection; connections without TLS options share one SSL context."""
 
     def _create_ssl_ctx(self, options: Any) -> ssl.SSLContext:
         if options:
@@ -39,10 +39,10 @@ def _unchecked() -> ssl.SSLContext:
 
 
 def connect_by(engine: Engine) -> None:
-    """Let `engine` connect this way. A login that needs a package which is not here fails as any other login does.
+    """Let `engine` connect this way. A login that needs a missing package raises OperationalError, as others do.
 
-    The driver raises RuntimeError there, which would pass for a mistake of ours: MySQL's caching_sha2_password without
-    TLS needs `cryptography`, MariaDB's ed25519 `pynacl`.
+    The driver raises RuntimeError, which `faults` would take for a mistake of tombola's: MySQL's caching_sha2_password
+    without TLS needs `cryptography`, MariaDB's ed25519 `pynacl`.
     """
 
     def connect(*arguments: Any, **keywords: Any) -> Any:

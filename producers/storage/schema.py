@@ -1,6 +1,7 @@
-"""All tables: the owner's ledger (ARCHITECTURE, Tables), the requests and who may make them, dead letters, operators.
+"""All tables: the owner's ledger (ARCHITECTURE, Tables), the requests, API keys, dead letters, operators.
 
-Frontends read the ledger, workers write it. `api_idempotency_requests` is the first layer (ARCHITECTURE, Three layers).
+Frontends read the ledger, workers write the ledger. `api_idempotency_requests` is the first layer
+(ARCHITECTURE, Three layers).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 
-from tombola.producers.storage.database import Body, Identity, Key, Money, UtcTime
+from tombola.producers.storage.column_types import Body, Identity, Key, Money, UtcTime
 
 # Constraints need names to be changed later; `uk_` and `idx_` are the owner's prefixes.
 metadata = MetaData(
@@ -38,7 +39,7 @@ metadata = MetaData(
     }
 )
 
-# Every table says its engine and character set: the server's default may be latin1, or compare without case.
+# Every table names its engine and character set: the server's default may be latin1, or ignore case.
 TABLE_OPTIONS: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
 account_asset_balances = Table(
@@ -52,7 +53,7 @@ account_asset_balances = Table(
     Column("updated_at", UtcTime, nullable=False),
     UniqueConstraint("user_id", "asset_code", name="uk_user_asset"),
     CheckConstraint("balance >= 0", name="balance"),
-    # DECIMAL(10,2) ends there by itself; in hundredths SQLite would go on counting.
+    # DECIMAL(10,2) has this limit by itself; SQLite's whole hundredths have none.
     CheckConstraint("balance <= 9999999999", name="balance_max").ddl_if(dialect="sqlite"),
     sqlite_autoincrement=True,
     **TABLE_OPTIONS,
@@ -105,9 +106,9 @@ api_idempotency_requests = Table(
     Column("deliveries", Integer, comment="how often it had been delivered when it settled"),
     Column("settled_by", String(100), comment="the worker"),
     PrimaryKeyConstraint("request_key"),
-    # A session is one draw's, or its result would change when the second one settles.
+    # A session belongs to one draw; otherwise its result would change when a second draw settles.
     UniqueConstraint("lottery_session_id", name="uk_request_lottery_session_id"),
-    # The outbox for the relay, and the settled ones in the order of their age for retention.
+    # The outbox for the relay, and settled requests by age for retention.
     Index("idx_status_publish_at", "status", "publish_at"),
     CheckConstraint("status IN ('accepted', 'completed', 'rejected', 'dead')", name="status"),
     CheckConstraint("result IS NULL OR status IN ('completed', 'rejected')", name="result"),
@@ -159,7 +160,7 @@ dead_letters = Table(
     Column("edited_from", BigInteger, comment="the dead letter that this is an edited copy of"),
     Column("replay_id", BigInteger, comment="the last replay that took it"),
     Index("uk_body_sha256", "body_sha256", unique=True),
-    # Lists are by state, newest or oldest first, perhaps of one cause or group; counts need nothing but the index.
+    # Lists are by state, newest or oldest first, perhaps of one cause or group; counts read only the index.
     Index("idx_state_group", "state", "group_id", "cause", "last_parked_at"),
     Index("idx_dead_letter_request_key", "request_key"),
     Index("idx_dead_letter_session", "lottery_session_id"),
@@ -221,7 +222,7 @@ operator_sessions = Table(
     **TABLE_OPTIONS,
 )
 
-# Nothing here is ever changed or deleted: the room of operators only inserts.
+# Rows are never changed or deleted: worker.operators only inserts.
 operator_actions = Table(
     "operator_actions",
     metadata,

@@ -1,1 +1,1 @@
-"""What a process says of itself: logs, traces, metrics, its pulse."""
+"""Telemetry of each process: logs, traces, metrics, the pulse."""

@@ -1,4 +1,4 @@
-"""What a log line is about, as its fields. Apart from how lines are written: that is up to each process."""
+"""The fields of log lines. How lines are written is set up by each process (producers.telemetry.logs)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Named(Protocol):
-    """What a log line can be about: a draw request."""
+    """A request, as the subject of a log line."""
 
     @property
     def request_key(self) -> str: ...
@@ -15,5 +15,5 @@ class Named(Protocol):
 
 
 def about(request: Named) -> dict[str, str]:
-    """The fields of a log line about one draw: `log.info(…, extra=about(request))`."""
+    """The fields of a log line about one request: `log.info(…, extra=about(request))`."""
     return {"request_key": request.request_key, "lottery_session_id": request.lottery_session_id}

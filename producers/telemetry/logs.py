@@ -1,12 +1,11 @@
-"""How logs are written: readable at a terminal, one JSON object a line otherwise.
+"""Write logs: as text at a terminal, otherwise as one JSON object a line.
 
-Code here logs through the standard library, as libraries do, and says what a line is about in fields:
+Code logs through the standard library, and names the subject of a line in fields:
 
     log.warning("the draw does not settle: %s", why, extra=about(request))
 
-What comes from outside cannot forge a line, nor a field: control characters are written as escapes, a traceback is a
-field in JSON and indented at a terminal. Passwords in URLs, API keys and fields that are named after a secret are not
-written at all.
+Text from outside cannot forge a line or a field: control characters are escaped, and a traceback is a field in JSON and
+indented at a terminal. Passwords in URLs, API keys, and fields with the name of a secret are never written.
 """
 
 from __future__ import annotations
@@ -32,32 +31,32 @@ Fields = MutableMapping[str, Any]
 FIELD_LENGTH_MAX: Final = 8 * 1024
 TRACEBACK_LENGTH_MAX: Final = 32 * 1024
 
-SECRET_LENGTH_MAX: Final = 2 * 1024  # longer than any password or key that we write
+SECRET_LENGTH_MAX: Final = 2 * 1024  # longer than any password or key in a log
 
-# Loggers that come with handlers of their own, where their server set them up before us.
+# Loggers that have handlers of their own where their server set them up first.
 _TAKEN_OVER: Final = ("uvicorn", "uvicorn.error", "celery", "celery.task")
-# The same, but a server may have turned it off: uvicorn writes a line for each request as soon as somebody listens.
+# The same, but a server may have turned it off: with a handler, uvicorn writes a line for each request.
 _ACCESS_LOG: Final = "uvicorn.access"
 _NOT_EXTRA: Final = frozenset(vars(logging.makeLogRecord({}))) | {
-    # Added when another handler has formatted the record, and by newer Pythons.
+    # Added by another handler that has formatted the record, and by newer Pythons.
     *("message", "asctime", "taskName"),
-    # The same again in other words: uvicorn's message with colours, Celery's with the task's arguments.
+    # Copies of the message: uvicorn's with colours, Celery's with the task's arguments.
     *("color_message", "data"),
-    # Only the record itself says what was raised.
+    # The exception is taken from the record itself.
     *("exception", "stack"),
 }
 
 _SECRET_NAME: Final = re.compile(r"password|secret|token|authorization|api_?key|^seed$", re.IGNORECASE)
-# Strangers' text passes through these: none of them may look at a character more than a few times.
+# These run on untrusted text, so each takes linear time.
 _WORD: Final = re.compile(r"\S+")
 _USER_IN_URL: Final = re.compile(r"://[^\s:/@]*:")
 _API_KEY: Final = re.compile(r"(tmb_[0-9a-f]{16}_)[\w-]+")
-# Line ends of every kind, what a terminal obeys, and what turns the direction of reading.
+# All line ends, terminal control characters, and marks that reverse the reading direction.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def set_up_logging(log_format: LogFormat = "auto", *, level: int | str = logging.INFO, file: str | None = None) -> None:
-    """Write all logs of this process to standard error, or to `file`. May be called again."""
+    """Write all logs of this process to standard error, or to `file`. A further call replaces the setup."""
     handler: logging.Handler
     handler = logging.StreamHandler() if file is None else WatchedFileHandler(file, encoding="utf-8")
     is_terminal = file is None and sys.stderr.isatty()
@@ -65,7 +64,7 @@ def set_up_logging(log_format: LogFormat = "auto", *, level: int | str = logging
     handler.setFormatter(_text(colors=is_terminal) if is_text else _json())
     root = logging.getLogger()
     for old in root.handlers[:]:
-        # Ours, and what `basicConfig` made: every line would come twice.
+        # A handler of an earlier call or of `basicConfig` would write every line twice.
         if isinstance(old.formatter, ProcessorFormatter) or type(old) is logging.StreamHandler:
             root.removeHandler(old)
     root.addHandler(handler)
@@ -87,7 +86,7 @@ def _json() -> ProcessorFormatter:
     return ProcessorFormatter(
         processors=[
             *_gather(TimeStamper(fmt="iso", utc=True)),
-            lambda _logger, _name, fields: json.dumps(fields),  # ASCII: every other character is an escape
+            lambda _logger, _name, fields: json.dumps(fields),  # ASCII only, with escapes for other characters
         ]
     )
 
@@ -109,7 +108,7 @@ def _text(*, colors: bool) -> ProcessorFormatter:
 
 
 def _gather(stamper: TimeStamper) -> list[Any]:
-    """The processors that make a record into fields; its own come last, so that no `extra` stands in for them."""
+    """The processors that turn a record into fields; standard fields come last, so that no `extra` can replace them."""
     return [
         _extra,
         format_exc_info,
@@ -123,7 +122,7 @@ def _gather(stamper: TimeStamper) -> list[Any]:
 
 
 def _extra(_logger: Any, _name: str, fields: Fields) -> Fields:
-    """Add what the call gave as `extra`."""
+    """Add the fields of the call's `extra`."""
     record: logging.LogRecord = fields["_record"]
     for name, value in vars(record).items():
         if name not in _NOT_EXTRA:
@@ -144,25 +143,25 @@ def _without_secrets(_logger: Any, _name: str, fields: Fields) -> Fields:
 
 
 def _plain(value: Any, *, is_traceback: bool) -> Any:
-    """`value` as JSON can hold it, bounded, without what must not be told."""
+    """`value` as a JSON value, bounded, without secrets."""
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     text = value if isinstance(value, str) else repr(value)
     if is_traceback:
-        return _without_passwords(_end(text, TRACEBACK_LENGTH_MAX))[-TRACEBACK_LENGTH_MAX:]  # the end says most
+        return _without_passwords(_end(text, TRACEBACK_LENGTH_MAX))[-TRACEBACK_LENGTH_MAX:]  # the end matters most
     is_long = len(text) > FIELD_LENGTH_MAX
     text = _without_passwords(_beginning(text, FIELD_LENGTH_MAX))
     return text[: FIELD_LENGTH_MAX - 1] + "…" if is_long or len(text) > FIELD_LENGTH_MAX else text
 
 
 def _beginning(text: str, length: int) -> str:
-    """The first characters, and the rest of the word that they end in: half a password is one, and hard to tell."""
+    """The first `length` characters, to the end of a word: half of a password is still secret, and not recognised."""
     rest = _WORD.match(text, length, length + SECRET_LENGTH_MAX)
     return text[: rest.end() if rest else length]
 
 
 def _end(text: str, length: int) -> str:
-    """The last characters, and the beginning of the word that they begin in."""
+    """The last `length` characters, from the beginning of a word."""
     start = max(0, len(text) - length)
     least = start - SECRET_LENGTH_MAX
     while start > max(0, least) and not text[start - 1].isspace():
@@ -179,7 +178,7 @@ def _without_passwords(text: str) -> str:
 
 
 def _without_password(word: re.Match[str]) -> str:
-    """A word with what stands between a URL's user and its last @ left out."""
+    """`word` without the text between a URL's user and its last @."""
     text = word.group()
     at = text.rfind("@")
     user = _USER_IN_URL.search(text, 0, max(at, 0))
@@ -187,7 +186,7 @@ def _without_password(word: re.Match[str]) -> str:
 
 
 def _escape(_logger: Any, _name: str, fields: Fields) -> Fields:
-    """For a terminal: nothing that it would obey, and nothing but a timestamp at the beginning of a line."""
+    """For a terminal: no control characters, and only a timestamp at the beginning of a line."""
     for name, value in fields.items():
         if name == "exception":
             fields[name] = "\n".join("    " + _CONTROL.sub(_as_escape, line) for line in value.split("\n"))

@@ -1,10 +1,10 @@
-"""What Prometheus is told of the relay and of the state of everything, and the port where it asks.
+"""Prometheus metrics of the relay and of the deployment's state, and the port that serves metrics.
 
-The gateway's own figures are in producers.gateway, the worker's in worker.metrics. No label is ever a key or an
-account: what has no end does not belong in a metric.
+The gateway's own metrics are in producers.gateway, the worker's in worker.metrics. A label is never a key or an
+account: their number has no limit.
 
-State (backlogs, ages, who is alive) is looked up by the relay every few seconds, not when somebody scrapes. Any process
-may export these names, and those that do not look have 0 there: take the `max()` of them.
+The relay looks up the state (backlogs, ages, members) every few seconds, not when Prometheus scrapes. Every process
+exports these names, with 0 where it does not look them up: take their `max()`.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.brokers.redis_clients import open_redis
-from tombola.producers.brokers.streams import Broker, StreamBroker
+from tombola.producers.brokers.registry import Broker
+from tombola.producers.brokers.streams import StreamBroker
 from tombola.producers.domain.causes import DeadReason, Status
 from tombola.producers.domain.errors import BrokerBlocked, PublishFailed
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.telemetry import pulse
 
 log = logging.getLogger(__name__)
 
-# Where it is set, all processes on a machine write into that folder, and each of them can tell the metrics of all.
+# Where it is set, all processes of a machine write into that folder, and each serves the metrics of all.
 MULTIPROCESS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 LOOK_EVERY_S: Final = 5.0
-LOOK_SHARE_MAX: Final = 0.05  # of the time, spent on looking
+LOOK_SHARE_MAX: Final = 0.05  # of the relay's time, for looking up state
 ROLES: Final = ("worker", "relay", "gateway", "beat")
 
 PUBLISHED_AGAIN: Final = Counter("tombola_relay_published", "accepted requests that the relay published again")
@@ -46,7 +47,7 @@ GIVEN_UP: Final = Counter("tombola_relay_given_up", "requests that the relay has
 RELAY_FAILURES: Final = Counter("tombola_relay_failures", "passes of the relay that failed")
 LAST_PASS: Final = Gauge(
     "tombola_relay_last_pass_timestamp_seconds",
-    "when the relay last got through all that was overdue",
+    "when the relay last completed a pass over all overdue requests",
     multiprocess_mode="mostrecent",
 )
 BACKLOG: Final = Gauge(
@@ -56,7 +57,7 @@ BACKLOG: Final = Gauge(
 )
 OLDEST: Final = Gauge(
     "tombola_accepted_oldest_seconds",
-    "how long ago the oldest of the accepted requests was accepted",
+    "the age of the oldest accepted request",
     multiprocess_mode="mostrecent",
 )
 BROKER_BACKLOG: Final = Gauge(
@@ -64,45 +65,43 @@ BROKER_BACKLOG: Final = Gauge(
 )
 BROKER_PENDING: Final = Gauge(
     "tombola_broker_pending",
-    "messages that workers have in hand; not told by RabbitMQ",
+    "messages that workers have in hand; RabbitMQ does not report them",
     multiprocess_mode="mostrecent",
 )
 BROKER_BLOCKED: Final = Gauge(
     "tombola_broker_blocked",
-    "1 while the broker tells this process that it takes no messages: low on memory or on disk",
+    "1 while the broker takes no messages of this process: low on memory or on disk",
     multiprocess_mode="livemax",
 )
-MEMBERS: Final = Gauge(
-    "tombola_members", "processes that give a sign of life, by role", ["role"], multiprocess_mode="mostrecent"
-)
+MEMBERS: Final = Gauge("tombola_members", "processes with a pulse, by role", ["role"], multiprocess_mode="mostrecent")
 
 
-# There from the beginning, at 0: an increase from nothing to one would not be seen.
+# At 0 from the start: Prometheus does not see an increase from no value to 1.
 for _reason in (DeadReason.NEVER_SETTLED, DeadReason.TIMED_OUT):
     GIVEN_UP.labels(_reason)
 
 
 def serve(settings: Settings) -> None:
-    """Serve this process's metrics at TOMBOLA_METRICS_PORT, in a thread. A port that is taken is only logged."""
+    """Serve this process's metrics at TOMBOLA_METRICS_PORT, in a thread. A port in use is only logged."""
     if not settings.metrics_port:
         return
     try:
         start_http_server(settings.metrics_port, settings.metrics_host, registry())
     except (OSError, OverflowError) as error:
         log.warning(
-            "metrics are not served: %s:%d cannot be had (%s)", settings.metrics_host, settings.metrics_port, error
+            "metrics are not served: %s:%d is not available (%s)", settings.metrics_host, settings.metrics_port, error
         )
         return
     log.info("metrics at http://%s:%d/metrics", settings.metrics_host, settings.metrics_port)
 
 
 def are_wanted(settings: Settings) -> bool:
-    """Whether anybody can ask for this process's metrics: what costs something to know is left out otherwise."""
+    """Whether this process's metrics are served; otherwise it skips the metrics that cost queries."""
     return settings.metrics_port > 0 or MULTIPROCESS_VARIABLE in os.environ
 
 
 def registry() -> CollectorRegistry:
-    """What to tell: this process's metrics, or those of all that share PROMETHEUS_MULTIPROC_DIR."""
+    """This process's metrics, or the metrics of all processes that share PROMETHEUS_MULTIPROC_DIR."""
     if MULTIPROCESS_VARIABLE not in os.environ:
         return REGISTRY
     together = CollectorRegistry()
@@ -111,8 +110,8 @@ def registry() -> CollectorRegistry:
 
 
 @contextmanager
-def telling_of_blocked() -> Iterator[None]:
-    """Around what is asked of the broker: tell whether it takes messages."""
+def watching_blocked() -> Iterator[None]:
+    """Set BROKER_BLOCKED from the outcome of the calls to the broker inside."""
     try:
         yield
     except PublishFailed as error:
@@ -122,7 +121,7 @@ def telling_of_blocked() -> Iterator[None]:
 
 
 class Throttle:
-    """Says when it is time again: every `every_s`, and less often where what is done takes its time."""
+    """Limits how often work runs: every `every_s`, and less often where the work takes long."""
 
     def __init__(self, every_s: float = LOOK_EVERY_S) -> None:
         self._every_s = every_s
@@ -130,18 +129,18 @@ class Throttle:
         self._began = 0.0
 
     def is_due(self) -> bool:
-        """Whether to begin now; call `done` afterwards."""
+        """Whether to run now; call `done` afterwards."""
         self._began = time.monotonic()
         return self._began >= self._next
 
     def done(self) -> None:
-        """What was due has been done, or has failed."""
+        """The work that was due has ended or failed."""
         now = time.monotonic()
         self._next = now + max(self._every_s, (now - self._began) / LOOK_SHARE_MAX)
 
 
 class Lookout:
-    """Looks up the state of everything for the gauges. One per relay; it connects at first use."""
+    """Looks up the deployment's state for the gauges. One per relay; it connects at first use."""
 
     def __init__(self, settings: Settings, engine: Engine, broker: Broker) -> None:
         self._engine = engine
@@ -151,7 +150,7 @@ class Lookout:
         self._throttle = Throttle()
 
     def look(self) -> None:
-        """Set the gauges if it is time. What cannot be looked up keeps its last value: other metrics tell of that."""
+        """Set the gauges if it is time. A gauge keeps its value when a server is away, which other metrics show."""
         if not self._throttle.is_due():
             return
         try:
@@ -159,16 +158,16 @@ class Lookout:
             self._look_at_broker()
             self._look_at_members()
         except SQLAlchemyError as error:
-            log.warning("the backlog is not known: %s", explain(error))
+            log.warning("the backlog is unknown: %s", explain(error))
         except PublishFailed as error:
-            log.warning("the broker's backlog is not known: %s", error)
+            log.warning("the broker's backlog is unknown: %s", error)
         except redis.RedisError as error:
-            log.warning("who is alive is not known: %s", error)
+            log.warning("the members are unknown: %s", error)
         finally:
             self._throttle.done()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         if self._results is not None:
             with suppress(redis.RedisError):
                 self._results.close()
@@ -184,7 +183,7 @@ class Lookout:
         OLDEST.set(0 if oldest is None else max(0.0, (now - oldest).total_seconds()))
 
     def _look_at_broker(self) -> None:
-        with telling_of_blocked():
+        with watching_blocked():
             BROKER_BACKLOG.set(self._broker.backlog())
         if isinstance(self._broker, StreamBroker):
             BROKER_PENDING.set(self._broker.pending())

@@ -1,12 +1,12 @@
-"""The pulse of a deployment: who is alive, and what is done per minute, in the result store's Redis.
+"""The pulse of a deployment: its running processes, and its work per minute, in the result store's Redis.
 
     tombola:minute:{minute}         a hash: accepted, settled, rejected, repeats, parked in that minute
-    tombola:member:{role}:{name}    JSON, renewed every few seconds, gone soon after its process
-    tombola:members                 the keys of these, by the time of their last beat: the keyspace is full of results
+    tombola:member:{role}:{name}    JSON, renewed every few seconds, expires soon after its process ends
+    tombola:members                 the members' keys, by the time of their last beat: no scan of the keyspace
 
-For charts and for `tombola doctor`, not for the books: what is counted while Redis is away is dropped. A process
-beats from a thread of its own; the paths that draws take only add to a number in memory. Minutes are Redis's, so that
-machines whose clocks differ count into the same ones; how much they differ is told of each member.
+For charts and for `tombola doctor`, not for the books: counts made while Redis is away are dropped. A thread of each
+process beats; the hot paths only add to a number in memory. Minutes follow the clock of Redis, so that machines whose
+clocks differ count into the same minutes; each member has its clock's difference.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ VERSION: Final = version("tombola")
 
 
 class Minute(NamedTuple):
-    """What was done in the minute that began at `at`: `settled` were charged, `rejected` were not."""
+    """Counts of the minute that began at `at`: `settled` draws were charged, `rejected` draws were not."""
 
     at: datetime
     accepted: int = 0
@@ -57,7 +57,7 @@ class Minute(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A process that is alive. Its clock is `clock_offset_ms` ahead of Redis's."""
+    """A running process. Its clock is `clock_offset_ms` ahead of the clock of Redis."""
 
     role: str
     name: str
@@ -72,7 +72,7 @@ class Member(NamedTuple):
 class Pulse:
     """One process's pulse: `start()` it, `add()` to it from any thread, `stop()` it.
 
-    `role` is worker, relay, gateway or beat. Start it in the process that it is about: threads do not survive a fork.
+    `role` is worker, relay, gateway or beat. Start it after a fork, in the child: threads do not survive a fork.
     """
 
     def __init__(self, client: redis.Redis, role: str, name: str = "") -> None:
@@ -89,24 +89,24 @@ class Pulse:
 
     @classmethod
     def open(cls, settings: Settings, role: str, name: str = "") -> Self | None:
-        """The pulse of this process, started; None where there is no result store. It never fails."""
+        """Start the pulse of this process; None without a result store. Never raises for a Redis that is away."""
         if not settings.has("result_url"):
             return None
         return cls(open_redis(settings.need("result_url"), timeout_s=TIMEOUT_S), role, name).start()
 
     def start(self) -> Self:
-        """Beat until told to stop."""
+        """Beat until `stop`; return self."""
         self._thread.start()
         return self
 
     def add(self, what: str, count: int = 1) -> None:
-        """Count `count` more of `what`, which is one of COUNTED. In memory: it costs next to nothing."""
+        """Add `count` to `what`, one of COUNTED. Only in memory."""
         if count:
             with self._lock:
                 self._counts[what] += count
 
     def stop(self) -> None:
-        """Flush what is left, and be gone at once instead of after MEMBER_TTL_S."""
+        """Flush the counts, and remove this member at once instead of after MEMBER_TTL_S."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(TIMEOUT_S)
@@ -116,7 +116,7 @@ class Pulse:
             self._client.close()
 
     def beat_once(self) -> None:
-        """Say that this process is alive, and what its clock says. Raises redis.RedisError."""
+        """Write this member, with the offset of its clock. Raises redis.RedisError."""
         asked_at, asked = time.time(), time.monotonic()
         seconds, microseconds = self._client.time()
         half_way_s = (time.monotonic() - asked) / 2
@@ -140,7 +140,7 @@ class Pulse:
             pipeline.execute()
 
     def flush_once(self) -> None:
-        """Add what was counted to this minute. Raises redis.RedisError, and then it is dropped."""
+        """Add the counts to this minute. Raises redis.RedisError, and drops the counts then."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
         if not counts:
@@ -166,7 +166,7 @@ class Pulse:
                     self.beat_once()
                 self.flush_once()
                 self._is_away = False
-            except Exception as error:  # whatever it is: nobody depends on this thread
+            except Exception as error:  # the thread must survive: no draw depends on it
                 if not self._is_away:
                     log.warning("no pulse, charts will have a gap: %s", error)
                 self._is_away = True
@@ -175,7 +175,7 @@ class Pulse:
 
 
 def minutes(client: redis.Redis, count: int) -> list[Minute]:
-    """The last `count` minutes, at most MINUTES_MAX, oldest first; the last one is still under way.
+    """The last `count` minutes, at most MINUTES_MAX, oldest first; the last minute has not ended.
 
     Raises redis.RedisError.
     """
@@ -193,16 +193,16 @@ def minutes(client: redis.Redis, count: int) -> list[Minute]:
 
 
 def members(client: redis.Redis) -> list[Member]:
-    """Every process that is alive, at most MEMBERS_MAX, by role and name. Raises redis.RedisError."""
+    """The running processes, at most MEMBERS_MAX, sorted by role and name. Raises redis.RedisError."""
     keys: Any = client.zrevrange(MEMBERS_KEY, 0, MEMBERS_MAX - 1)
     found: Any = client.mget(keys) if keys else []
-    told = []
+    known = []
     for value in found:
-        # One that has gone meanwhile, or that is not ours, is left out.
+        # A member that has ended meanwhile, or was written by another program, is left out.
         with suppress(msgspec.DecodeError, msgspec.ValidationError):
             if value is not None:
-                told.append(_decode_member(value))
-    return sorted(told, key=lambda member: (member.role, member.name))
+                known.append(_decode_member(value))
+    return sorted(known, key=lambda member: (member.role, member.name))
 
 
 class _Wire(msgspec.Struct):

@@ -1,9 +1,9 @@
-"""OpenTelemetry: a draw's trace goes on behind the broker, where the extra `otel` is installed.
+"""OpenTelemetry: a draw's trace continues behind the broker, where the extra `otel` is installed.
 
 The context travels beside the body, as W3C `traceparent` and `tracestate`: fields of a Stream's entry, headers of an
-AMQP message. The body is the contract's and stays as it is. Whoever embeds us configures the SDK as they like; our own
-processes send to a collector where the environment names one (`set_up`). Without a configured SDK nothing is recorded,
-and nothing is asked of the hot paths but one comparison.
+AMQP message; the body stays as the contract has it. An application that imports tombola configures the SDK itself;
+tombola's processes send to a collector where the environment names one (`set_up`). Without a configured SDK no span is
+recorded, and the hot paths pay one comparison.
 """
 
 from __future__ import annotations
@@ -26,11 +26,9 @@ else:
 
 log = logging.getLogger(__name__)
 
-Headers = Mapping[str, str]
-
-HEADERS: Final = ("traceparent", "tracestate")  # baggage is the caller's own, and stays there
+HEADERS: Final = ("traceparent", "tracestate")  # baggage stays with the caller
 HEADER_LENGTH_MAX: Final = 512
-LINKS_MAX: Final = 128  # what the SDK keeps of them
+LINKS_MAX: Final = 128  # the SDK keeps no more
 QUEUE: Final = "draws"
 LOOK_EVERY_S: Final = 0.25
 
@@ -39,12 +37,12 @@ _off_until = 0.0  # in monotonic time
 
 
 def is_on() -> bool:
-    """Whether spans are recorded in this process; LOOK_EVERY_S after a provider was set it says so."""
+    """Whether spans are recorded in this process; a new provider is noticed within LOOK_EVERY_S."""
     global _off_until
-    # While there is no provider the API looks for one in the environment, each time it is asked.
+    # Without a provider, each question makes the API search the environment for one.
     if not HAS_API or time.monotonic() < _off_until:
         return False
-    # A provider that the API stands in for is no provider.
+    # The API returns a substitute where no provider is set.
     if isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
         _off_until = time.monotonic() + LOOK_EVERY_S
         return False
@@ -52,11 +50,11 @@ def is_on() -> bool:
 
 
 def headers() -> dict[str, str] | None:
-    """What to send beside a message, so that its trace goes on; None when there is no trace."""
+    """The headers that continue the current trace behind the broker; None without a trace."""
     if not HAS_API or not trace.get_current_span().get_span_context().is_valid:
         return None
     carrier: dict[str, str] = {}
-    # Not the propagators that the environment may name: what travels in a message is agreed upon.
+    # Not the propagators that the environment may name: the format in a message is fixed.
     TraceContextTextMapPropagator().inject(carrier)
     return carrier or None
 
@@ -73,7 +71,7 @@ def ids() -> dict[str, str]:
 
 @contextmanager
 def serving(name: str, carrier: Iterable[tuple[bytes, bytes]]) -> Iterator[Any]:
-    """A server's span around one HTTP request, in the trace that its headers name; yields it, None without a SDK."""
+    """A server's span around one HTTP request, in the trace of its headers; yields the span, None without a SDK."""
     if not is_on():
         yield None
         return
@@ -86,7 +84,7 @@ def serving(name: str, carrier: Iterable[tuple[bytes, bytes]]) -> Iterator[Any]:
 
 @contextmanager
 def publishing(count: int) -> Iterator[dict[str, str] | None]:
-    """A producer's span around one publish of `count` draws; yields what to send beside each of them."""
+    """A producer's span around one publish of `count` draws; yields the headers to send with each message."""
     if not is_on():
         yield headers()
         return
@@ -118,7 +116,7 @@ def settling(carriers: Iterable[Mapping[str, Any]], count: int) -> Iterator[None
 def set_up(role: str) -> None:
     """Send this process's spans to a collector, where OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_TRACES_EXPORTER is set.
 
-    `role` is the end of its `service.name`, unless OTEL_SERVICE_NAME gives it another one.
+    `service.name` is `tombola-{role}`, unless OTEL_SERVICE_NAME is set.
     """
     global _off_until
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -137,7 +135,7 @@ def set_up(role: str) -> None:
     if exporter is None:
         log.warning("OTEL_TRACES_EXPORTER is %r: known are otlp, console and none", wanted)
         return
-    # The environment's own attributes come first, its name as well.
+    # Attributes in the environment win, and so does OTEL_SERVICE_NAME.
     named = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: f"tombola-{role}"}
     provider = TracerProvider(resource=Resource.create(named))
     provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -151,7 +149,7 @@ def _exporter(wanted: str) -> Any:
 
         return ConsoleSpanExporter()
     if wanted == "otlp":
-        # Looked for by name: it comes with the extra alone.
+        # Imported by name: only the extra installs it.
         return import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter").OTLPSpanExporter()
     return None
 
@@ -161,19 +159,19 @@ def _tracer() -> Any:
 
 
 def _context(carrier: Mapping[str, str]) -> Any:
-    """The remote context that a carrier names; an empty one if that is not valid."""
+    """The remote context of a carrier; an empty context where that is not valid."""
     return TraceContextTextMapPropagator().extract({name: carrier[name] for name in HEADERS if name in carrier})
 
 
 def _pair(carrier: Mapping[str, Any]) -> tuple[str, str]:
-    """Traceparent and tracestate, whatever else somebody may have sent under these names."""
+    """Traceparent and tracestate, each empty where the sender's value is not a short text."""
     found = (carrier.get(name) for name in HEADERS)
     first, second = (it if isinstance(it, str) and len(it) <= HEADER_LENGTH_MAX else "" for it in found)
     return first, second
 
 
 def _messaging(operation: str, kind: str, count: int) -> dict[str, Any]:
-    """The semantic conventions' names for what is done with how many messages."""
+    """Span attributes by the semantic conventions for messaging."""
     return {
         "messaging.destination.name": QUEUE,
         "messaging.operation.name": operation,

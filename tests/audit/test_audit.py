@@ -20,11 +20,13 @@ from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import ConfigurationError, InternalError
 from tombola.producers.settings import Settings
 from tombola.producers.storage import api_keys, requests
-from tombola.producers.storage.database import open_engine, transaction, utc_now
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import account_asset_balances as balances
 from tombola.producers.storage.schema import api_idempotency_requests, operator_actions
 from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.producers.storage.transactions import transaction
 from tombola.worker import cli
 from tombola.worker.audit import audit, audits
 from tombola.worker.audit.audit import INVARIANTS, Report
@@ -58,7 +60,7 @@ def books(engine: Engine) -> Engine:
     draws = [DrawRequest(account_id=rich.account_id, request_key=f"d{number:02}") for number in range(DRAWS)]
     no = DrawRequest(account_id=broke.account_id, request_key="no")
     batch.settle(engine, [*draws, no], WHEELS, effort=Effort(tries_max=3))
-    late = [Asked(DrawRequest(account_id=rich.account_id, request_key=key)) for key in ("waits", "dead")]
+    late = [Submission(DrawRequest(account_id=rich.account_id, request_key=key)) for key in ("waits", "dead")]
     with transaction(engine) as open_transaction:
         requests.accept(open_transaction, late, utc_now(), publish_at=utc_now(), is_published=True)
     with engine.begin() as connection:
@@ -187,7 +189,7 @@ BROKEN: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "a request is another one's": (
         [f"UPDATE {REQUESTS} SET campaign = 'other' WHERE request_key = 'd10'"],
-        {"I2": "campaign other is not known here", "I10": "request d10: its row does not match its fingerprint"},
+        {"I2": "campaign other is unknown", "I10": "request d10: its row does not match its fingerprint"},
     ),
     "a request key is none": (
         [f"UPDATE {REQUESTS} SET request_key = 'a:b' WHERE request_key = 'd10'"],

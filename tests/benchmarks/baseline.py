@@ -23,7 +23,8 @@ from tombola.producers.domain.contract import INSUFFICIENT_BALANCE, DrawRequest
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.operations import draw as operation
 from tombola.producers.domain.operations.draw import CONSUME, CONSUME_TYPE, REWARD, REWARD_TYPE
-from tombola.producers.storage.database import open_engine, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests

@@ -13,7 +13,7 @@ from tests import poison as corpus
 from tests.benchmarks.lab import ACCOUNTS, WHEELS, BenchmarkFailed, Contestant, Lab, Say, Sizes, make_draws
 from tests.benchmarks.report import Finding, at_least, at_most
 from tombola.producers import DrawRequest
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.causes import Cause, LetterState
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking

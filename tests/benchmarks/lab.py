@@ -31,9 +31,10 @@ from tests import servers
 from tests.benchmarks import baseline
 from tombola import migrations
 from tombola.producers import DrawClient, DrawRequest, Settings
-from tombola.producers.brokers.streams import QUEUE, open_broker
+from tombola.producers.brokers.registry import open_broker
+from tombola.producers.brokers.streams import QUEUE
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.worker.audit import audit
 

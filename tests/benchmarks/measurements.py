@@ -31,7 +31,7 @@ from tests.benchmarks.lab import (
 from tests.benchmarks.legacy import legacy
 from tests.benchmarks.report import Finding, at_least, at_most
 from tombola.producers import DrawClient, DrawRequest
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Effort
 

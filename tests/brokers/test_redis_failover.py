@@ -20,13 +20,14 @@ from tests import servers
 from tests.processes import CELERY, House, environment, wait_for
 from tests.proxies import HOST, Forwarder, RedisPair, redis_pair
 from tombola.producers.brokers.redis_clients import open_redis
-from tombola.producers.brokers.streams import QUEUE, open_broker
+from tombola.producers.brokers.registry import open_broker
+from tombola.producers.brokers.streams import QUEUE
 from tombola.producers.client import DrawClient
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import ConfigurationError, PublishFailed, ResultNotReady, ServiceUnavailable
 from tombola.producers.gateway.results import Results
 from tombola.producers.results import ResultStore, StoredResult
-from tombola.producers.storage.requests import State
+from tombola.producers.storage.requests import SessionState
 from tombola.producers.telemetry import pulse
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.deliveries.streams import StreamDeliveries, forget_consumers
@@ -144,7 +145,7 @@ def test_results_are_put_and_found_and_waited_for(pair: RedisPair, address: Forw
 def test_the_gateway_hears_of_results_again(pair: RedisPair, address: Forwarder, url: str, is_linked: bool) -> None:
     """A subscription at the old primary hears what that one replicates, or nothing at all, and no error either."""
 
-    def no_states(session_ids: Any) -> dict[str, State]:
+    def no_states(session_ids: Any) -> dict[str, SessionState]:
         return {}
 
     async def run() -> None:

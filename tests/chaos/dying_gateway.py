@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 
 from tombola.producers import entry
 from tombola.producers.gateway import intake
-from tombola.producers.storage.database import Transaction, statement
+from tombola.producers.storage.transactions import Transaction, statement
 from tombola.worker.cli import app
 
 DIE_AT = os.environ["DIE_AT"]

@@ -24,7 +24,7 @@ from sqlalchemy import Engine
 
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.results import ResultStore, StoredResult
-from tombola.producers.storage.database import Transaction, transaction
+from tombola.producers.storage.transactions import Transaction, transaction
 from tombola.worker.deliveries import Deliveries, Delivery, open_deliveries
 from tombola.worker.host import tasks
 from tombola.worker.settle import batch, consumer

@@ -20,7 +20,8 @@ from tests.deliveries.test_queues import Stranger, table_of_cases
 from tests.host.test_task_queues import NO_TASKS, ONLY_IN_LISTS, count_set_aside, is_redis, send_raw
 from tests.poison import accept
 from tests.processes import PROJECT, House, draws, environment, wait_for
-from tombola.producers.brokers.streams import QUEUE, open_broker
+from tombola.producers.brokers.registry import open_broker
+from tombola.producers.brokers.streams import QUEUE
 from tombola.producers.domain.causes import Cause, LetterState
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.storage.schema import dead_letters as table

@@ -20,7 +20,7 @@ from tests.gateways import OPEN_TO_ALL, Gateway, gateway, settle
 from tests.processes import House, wait_for
 from tombola.producers import DrawClient, DrawError, DrawRequest, ServiceUnavailable
 from tombola.producers.storage import api_keys
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 from tombola.worker.cli import app
 from tombola.worker.operators import users as operators
 

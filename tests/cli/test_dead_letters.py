@@ -20,7 +20,7 @@ from tests.processes import PROJECT, House, draws, environment
 from tests.processes import wait_for as wait_until
 from tombola.producers.domain.causes import Cause, LetterState
 from tombola.producers.domain.contract import DrawRequest
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.schema import dead_letters, replays
 from tombola.worker import cli
 from tombola.worker.dead_letters import parking

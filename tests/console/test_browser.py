@@ -23,9 +23,10 @@ from tests import processes, servers
 from tests.consoles import PASSWORD, Console
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
-from tombola.producers.storage.database import transaction, utc_now
-from tombola.producers.storage.requests import Asked, accept
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.requests import Submission, accept
 from tombola.producers.storage.schema import dead_letters as table
+from tombola.producers.storage.transactions import transaction
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking
@@ -131,7 +132,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
         asked = DrawRequest(account_id=accounts[0], request_key="story_1", lottery_session_id="session_of_story_1")
         with transaction(house.engine) as open_transaction:
             now = utc_now()
-            accept(open_transaction, [Asked(asked, "shop")], now, publish_at=now, is_published=True)
+            accept(open_transaction, [Submission(asked, "shop")], now, publish_at=now, is_published=True)
         house.enqueue([asked, *processes.draws(accounts, 40)])
         house.publish(
             *[b'{"v":1,"request_key":"cut_%d","account_' % number for number in range(6)],

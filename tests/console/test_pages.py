@@ -22,7 +22,7 @@ from tests.consoles import PASSWORD, Console, Visitor
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.schema import dead_letters as table
 from tombola.producers.storage.schema import operator_sessions, replays
 from tombola.producers.telemetry.pulse import Pulse

@@ -15,8 +15,8 @@ from tests import processes
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import transaction, utc_now
-from tombola.producers.storage.requests import Asked, accept
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.requests import Submission, accept
 from tombola.producers.storage.schema import (
     account_asset_balances,
     api_idempotency_requests,
@@ -24,6 +24,7 @@ from tombola.producers.storage.schema import (
     replays,
 )
 from tombola.producers.storage.schema import dead_letters as letters
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.console import story
 from tombola.worker.console.story import Story
 from tombola.worker.dead_letters import letters as dead_letters
@@ -48,7 +49,7 @@ def tell(house: processes.House, query: str) -> Story:
 def accepted(house: processes.House, draw: DrawRequest, caller: str = "shop") -> None:
     with transaction(house.engine) as open_transaction:
         now = utc_now()
-        accept(open_transaction, [Asked(draw, caller)], now, publish_at=now, is_published=True)
+        accept(open_transaction, [Submission(draw, caller)], now, publish_at=now, is_published=True)
 
 
 def settled(house: processes.House, *draws: DrawRequest) -> None:

@@ -16,7 +16,8 @@ from tests import servers
 from tombola.producers.brokers.quorum_queues import declare_queues
 from tombola.producers.brokers.rabbitmq import open_amqp
 from tombola.producers.brokers.redis_clients import open_redis
-from tombola.producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, Broker, declare_group, open_broker
+from tombola.producers.brokers.registry import Broker, open_broker
+from tombola.producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, declare_group
 from tombola.producers.domain.errors import PublishFailed, ServiceUnavailable
 from tombola.worker.deliveries import BODY_KEPT_BYTES_MAX, HELD_BYTES_MAX, Deliveries, Delivery, open_deliveries
 from tombola.worker.deliveries.queues import QueueDeliveries

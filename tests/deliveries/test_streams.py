@@ -16,7 +16,8 @@ from redis import Redis
 from tests import servers
 from tests.processes import PROJECT, House, draws
 from tombola.producers.brokers.redis_clients import open_redis
-from tombola.producers.brokers.streams import BODY_FIELD, GROUP, QUEUE, open_broker
+from tombola.producers.brokers.registry import open_broker
+from tombola.producers.brokers.streams import BODY_FIELD, GROUP, QUEUE
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.worker.deliveries import Delivery
 from tombola.worker.deliveries.streams import HEADERS_KEPT_BYTES_MAX, TAGS_PER_COMMAND, StreamDeliveries

@@ -17,7 +17,7 @@ from redis import Redis
 from sqlalchemy import Engine, create_engine, insert, text, update
 from sqlalchemy.exc import DBAPIError
 
-import tombola.producers.storage.database
+import tombola.producers.storage.engines
 import tombola.producers.telemetry.pulse
 import tombola.worker.doctor.checks
 import tombola.worker.doctor.database
@@ -29,8 +29,9 @@ from tombola.producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, declare_
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import open_engine, transaction, utc_now
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import (
     account_asset_balances,
     api_idempotency_requests,
@@ -38,6 +39,7 @@ from tombola.producers.storage.schema import (
     dead_letters,
     operator_actions,
 )
+from tombola.producers.storage.transactions import transaction
 from tombola.producers.telemetry.pulse import MEMBER_PREFIX, MEMBERS_KEY, Member, Pulse
 from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit
@@ -114,7 +116,7 @@ def accept(engine: Engine, *draws: DrawRequest, ago_s: float = 0, is_published: 
     then = utc_now() - timedelta(seconds=ago_s)
     with transaction(engine) as open_transaction:
         requests.accept(
-            open_transaction, [Asked(draw) for draw in draws], then, publish_at=then, is_published=is_published
+            open_transaction, [Submission(draw) for draw in draws], then, publish_at=then, is_published=is_published
         )
 
 
@@ -279,7 +281,7 @@ def test_sessions_that_are_not_as_we_ask(house: House, monkeypatch: pytest.Monke
         return open_engine(url).execution_options(isolation_level="REPEATABLE READ")
 
     monkeypatch.setattr(tombola.worker.doctor.database, "open_engine", meddling)
-    monkeypatch.setattr(tombola.producers.storage.database, "SQL_MODE", "NO_ENGINE_SUBSTITUTION")
+    monkeypatch.setattr(tombola.producers.storage.engines, "SQL_MODE", "NO_ENGINE_SUBSTITUTION")
     checks = look(house)
     assert statuses(checks, "isolation level", "strict mode") == ["fail", "fail"]
     assert "REPEATABLE READ" in checks["isolation level"].found
@@ -315,7 +317,7 @@ def test_a_database_that_refuses_us(house: House, mariadb_url: str) -> None:
     for url in (mariadb_url.replace("root@", "nobody:hidden@"), mariadb_url + "x"):
         checks = look(house, TOMBOLA_DATABASE_URL=url)
         assert statuses(checks, "database", "migrations", "durability", "relay") == ["fail", "skip", "skip", "skip"]
-        assert "refuses us" in checks["database"].found
+        assert "refuses this login" in checks["database"].found
         assert "hidden" not in str(checks)
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.worker.doctor import Check, show
 from tombola.worker.doctor.checks import attempt, clock_ahead, clock_verdict, numbers_of, release_verdict
 from tombola.worker.doctor.configuration import examine_settings

@@ -153,7 +153,7 @@ CHARGE, PRIZE = ("consume", "-1.00", "10.00"), ("reward", "5.00", "9.00")
             "completed",
             [it._replace(notes="odds=other") for it in lines(CHARGE, PRIZE, ("reward_2", "5.00", "14.00"))],
             {
-                "I2": "was drawn with other odds or another seed: it cannot be recomputed",
+                "I2": "was drawn with other odds or another seed, and cannot be recomputed",
                 "I11": "has 3 ledger rows",
             },
         ),

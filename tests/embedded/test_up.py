@@ -23,8 +23,8 @@ from tombola.producers.client import DrawClient
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.entry import Entry
-from tombola.producers.storage.database import open_engine
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.requests import Submission
 from tombola.worker.embedded import running as embedded
 from tombola.worker.embedded import sample
 from tombola.worker.ledger import post as ledger
@@ -259,7 +259,7 @@ def test_what_was_accepted_is_drawn_though_the_state_was_set_aside(home: Path) -
     (home / "redis/appendonlydir/appendonly.aof.manifest").write_text("file nothing seq x\n")
     engine = open_engine(f"sqlite:///{home}/tombola.db")
     account = ledger.open_account(engine, user_id=1, balance=Decimal(1000))
-    Entry(engine, relay_after_s=0).accept([Asked(DrawRequest(account_id=account, request_key="lost"))])
+    Entry(engine, relay_after_s=0).accept([Submission(DrawRequest(account_id=account, request_key="lost"))])
     with embedded.run(embedded.Home(home)) as running, DrawClient.from_settings(running.settings) as client_of_draws:
         assert "set aside" in running.notice
         assert client_of_draws.wait("lost", timeout_s=UP_TIMEOUT_S).status == "completed"

@@ -23,7 +23,7 @@ from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.entry import Entry
 from tombola.producers.storage import api_keys
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.requests import Submission
 from tombola.worker.cli import app
 from tombola.worker.ledger import post as ledger
 
@@ -391,7 +391,7 @@ def test_a_full_backlog_lets_nothing_in_until_it_drains(closed_gateway: Gateway,
 
     wait_for(lambda: status() == 202, within_s=20, what=lambda: "what other tests left is still under way")
     waiting = draws([account], BACKLOG_MAX + 1, prefix="backlog")
-    Entry(house.engine, relay_after_s=60).accept([Asked(it) for it in waiting])
+    Entry(house.engine, relay_after_s=60).accept([Submission(it) for it in waiting])
     wait_for(lambda: status() == 429, within_s=20, what=lambda: "still let in")
     before = count(house)
     refused = closed_gateway.draw({"account_id": account}, "q-new", **mine)

@@ -29,7 +29,7 @@ from tests import processes, servers
 from tests.books import assert_books, table
 from tests.gateways import OPEN_TO_ALL, TIMEOUT_S, Gateway, gateway, settle
 from tests.processes import House, draws, wait_for
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.causes import dead_because
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.entry import Entry
@@ -39,8 +39,8 @@ from tombola.producers.gateway.results import Results
 from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tombola.producers.settings import Settings
 from tombola.producers.storage import api_keys
-from tombola.producers.storage.database import utc_now
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.requests import Submission
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.overdue import relay_once
 from tombola.worker.relay.retention import archive_once
@@ -656,7 +656,7 @@ def test_a_key_that_another_transaction_holds_waits_alone(mariadb_url: str, redi
                 end()
                 return [answer for answer, _ in await asyncio.gather(*held)]
 
-        entry.accept_with(other, Asked(DrawRequest(account_id=account, request_key="held")))
+        entry.accept_with(other, Submission(DrawRequest(account_id=account, request_key="held")))
         for answer in asyncio.run(all_at_once(5, lambda: None)):
             assert "request key" in problem(answer, 503, "request-busy")
             assert answer.headers["retry-after"] == "1"

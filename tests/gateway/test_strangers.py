@@ -24,7 +24,7 @@ from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.entry import Entry
 from tombola.producers.gateway.app import create_app
 from tombola.producers.storage import api_keys
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.requests import Submission
 
 pytestmark = pytest.mark.process
 
@@ -172,7 +172,7 @@ def test_a_batch_counts_as_its_draws(closed: Gateway, house: House) -> None:
 def test_a_caller_cannot_use_up_the_backlog_of_all(closed: Gateway, house: House, account: int) -> None:
     hog, other = bearer(house, "hog"), bearer(house, "modest")
     waiting = draws([account], BACKLOG_MAX // 2, prefix="hog")
-    Entry(house.engine, relay_after_s=60).accept([Asked(it, "hog") for it in waiting])
+    Entry(house.engine, relay_after_s=60).accept([Submission(it, "hog") for it in waiting])
 
     def status(key: str, who: dict[str, str]) -> int:
         return closed.draw({"account_id": account}, key, **who).status_code

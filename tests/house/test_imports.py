@@ -64,9 +64,9 @@ def file_name(path: Path) -> str:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {path.name for path in PRODUCERS} >= {"keys.py", "contract.py", "requests.py", "draw.py"}
+    assert {path.name for path in PRODUCERS} >= {"keys.py", "contract.py", "accepting.py", "draw.py"}
     assert {path.name for path in WORKER} >= {"batch.py", "consumer.py"}
-    assert "sqlalchemy" in {name for _, name in imported(PROJECT / "producers" / "storage" / "database.py")}
+    assert "sqlalchemy" in {name for _, name in imported(PROJECT / "producers" / "storage" / "engines.py")}
 
 
 @pytest.mark.parametrize("path", PRODUCERS, ids=lambda path: str(path.relative_to(PROJECT)))
@@ -132,7 +132,7 @@ def room(name: str) -> str:
 
 @pytest.mark.process
 def test_what_reaches_outside_would_be_noticed() -> None:
-    loaded = python("import sys\nimport tombola.producers.storage.database\nprint(*sys.modules)")
+    loaded = python("import sys\nimport tombola.producers.storage.engines\nprint(*sys.modules)")
     assert {"sqlalchemy", "pymysql", "socket"} <= set(loaded)
 
 

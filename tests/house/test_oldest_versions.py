@@ -32,7 +32,7 @@ print(ticket.lottery_session_id, ticket.reason)
 """
 READ = """
 from tombola.producers import DrawClient, Settings
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 with DrawClient.from_env() as client:
     print(client.wait("k-1", timeout_s=10).status)

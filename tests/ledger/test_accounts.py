@@ -16,7 +16,7 @@ from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest, ServiceUnavailable
 from tombola.producers.storage import api_keys
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.worker.audit import audit
 from tombola.worker.audit.record import API_KEY_ADD
 from tombola.worker.cli import app

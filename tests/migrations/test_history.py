@@ -15,7 +15,7 @@ from tombola import migrations
 from tombola.migrations import history
 from tombola.migrations.legacy import status as legacy
 from tombola.producers.domain.errors import ConfigurationError
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import metadata
 
 SHOPS = "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"

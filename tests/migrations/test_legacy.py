@@ -28,7 +28,7 @@ from tombola.migrations.legacy.session import open_session
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import ConfigurationError
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.worker.audit.audit import audit
 from tombola.worker.ledger.old_rows import OldDraws, holds_old_rows

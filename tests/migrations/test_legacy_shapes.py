@@ -37,7 +37,7 @@ from tombola.migrations.legacy.session import open_session
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import ConfigurationError
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.producers.storage.requests import archive, state_of_session
 from tombola.worker.audit.audit import audit

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from tests.migrations.test_migrations import TABLES, definitions
 from tombola import migrations
 from tombola.producers.domain.errors import ConfigurationError
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.worker.cli import app
 
 NOWHERE = "mysql+pymysql://nobody@127.0.0.1:1/nothing"
@@ -97,7 +97,7 @@ def test_it_goes_back_when_asked_twice(engine: Engine) -> None:
     assert migrate("downgrade", "0002", "--yes").output == "at 0002 already: nothing to do\n"
     assert refused("downgrade", "0003", "--yes") == "the database is at a revision before 0003, or at none"
     for unknown in ("9999", "head", "0002:0001", "'"):
-        assert refused("downgrade", unknown, "--yes").startswith(f"there is no revision {unknown}: this release brings")
+        assert refused("downgrade", unknown, "--yes").startswith(f"there is no revision {unknown}: this release has")
     migrate("downgrade", "base", "--yes")
     assert set(inspect(engine).get_table_names()) == {migrations.VERSION_TABLE}
 

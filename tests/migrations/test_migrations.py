@@ -30,7 +30,9 @@ from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.domain.operations import draw as operation
 from tombola.producers.domain.operations.operation import Rejection
 from tombola.producers.storage import api_keys
-from tombola.producers.storage.database import Fault, fault_of, open_engine, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.faults import Fault, fault_of
 from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.requests import state_of_session
 from tombola.producers.storage.schema import (
@@ -735,7 +737,7 @@ def test_what_cannot_be_migrated_is_told_in_one_line(url: str | None, words: str
 def test_a_wrong_password_is_told_in_one_line(mariadb_server: servers.Server) -> None:
     done = alembic("upgrade", "head", url=mariadb_server.url.replace("root@", "root:hidden@") + "mysql")
     assert done.returncode != 0
-    assert "the database refuses us" in done.stdout + done.stderr
+    assert "the database refuses this login" in done.stdout + done.stderr
     assert "hidden" not in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 

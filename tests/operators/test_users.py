@@ -14,7 +14,8 @@ from sqlalchemy import Engine, select, text, update
 
 from tests.ledgers import migrated
 from tombola.producers.domain.errors import InvalidRequest
-from tombola.producers.storage.database import open_engine, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import operator_sessions
 from tombola.producers.storage.schema import operators as table
 from tombola.worker.operators import actions

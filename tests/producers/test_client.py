@@ -32,7 +32,7 @@ from tombola.producers.domain.keys import alias
 from tombola.producers.domain.operations import draw as operation
 from tombola.producers.domain.operations.operation import Rejection
 from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.worker.cli import app
 from tombola.worker.dead_letters.parking import bury
 from tombola.worker.deliveries import Delivery, open_deliveries

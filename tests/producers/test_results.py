@@ -19,9 +19,9 @@ from tombola.producers.domain.contract import DrawRequest, DrawResult, parse_res
 from tombola.producers.domain.errors import DrawDead, ResultNotReady, ServiceUnavailable
 from tombola.producers.entry import Entry
 from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult, _dead_envelope, unwrap
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.ledger import get_lottery_session_transactions
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.requests import Submission
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Effort, Settled
@@ -272,7 +272,7 @@ def test_a_plain_celery_app_does_not_mind_the_seal(house: House, redis_url: str)
 
 def accepted(house: House, session_id: str = SESSION) -> DrawRequest:
     draw = DrawRequest(account_id=1, request_key=f"of-{session_id}", lottery_session_id=session_id)
-    Entry(house.engine, relay_after_s=60).accept([Asked(draw)])
+    Entry(house.engine, relay_after_s=60).accept([Submission(draw)])
     return draw
 
 
@@ -357,4 +357,4 @@ def test_a_result_store_that_is_away_is_not_told(house: House, caplog: pytest.Lo
         draw = accepted(house)
         assert time_out_once(house.engine, timeout_s=0, results=away) == 1
         away.forget_dead([draw])
-    assert "was not told of 1 dead draws" in caplog.text
+    assert "did not take 1 dead draws" in caplog.text

@@ -20,14 +20,15 @@ from tests.books import Row, assert_books, table
 from tests.processes import PROJECT, House, draws, environment, wait_for
 from tombola.producers import DrawClient, DrawRequest, IdempotencyKeyReused, PublishFailed
 from tombola.producers.brokers.rabbitmq import open_amqp
-from tombola.producers.brokers.streams import QUEUE, Broker, open_broker
+from tombola.producers.brokers.registry import Broker, open_broker
+from tombola.producers.brokers.streams import QUEUE
 from tombola.producers.domain.causes import DeadReason, Status
 from tombola.producers.domain.contract import parse_request
 from tombola.producers.entry import Entry
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import utc_now
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.worker.relay import relay as loop
 from tombola.worker.relay.given_up import time_out_once
@@ -92,7 +93,7 @@ def accept(engine: Engine, *asked: DrawRequest, is_published: bool = True) -> No
     """What a frontend does before it publishes, or instead of it."""
     entry = Entry(engine, relay_after_s=AFTER_S)
     for start in range(0, len(asked), 800):
-        some = [Asked(draw) for draw in asked[start : start + 800]]
+        some = [Submission(draw) for draw in asked[start : start + 800]]
         if is_published:
             entry.accept(some)
         else:

@@ -12,17 +12,17 @@ import redis
 from celery import Celery
 from sqlalchemy import func, select, text, update
 
-import tombola.producers.storage.requests
+import tombola.producers.storage.requests.accepting
 from tests.books import assert_books
 from tests.processes import House, draws
 from tests.processes import wait_for as wait_until
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import DrawDead, InvalidRequest, ReplayNotFound
 from tombola.producers.entry import Entry
 from tombola.producers.results import ResultStore
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import dead_letters as table
@@ -267,10 +267,10 @@ def lose_what_is_queued(house: House) -> None:
 def desk_accept(house: House, draw: DrawRequest) -> Any:
     """Accept a draw whose message is lost."""
     from tombola.producers.entry import Entry
-    from tombola.producers.storage.requests import Asked
+    from tombola.producers.storage.requests import Submission
 
     entry = Entry(house.engine, relay_after_s=10)
-    entry.accept([Asked(draw)])
+    entry.accept([Submission(draw)])
     return type("Client", (), {"close": lambda _self: None})()
 
 
@@ -496,14 +496,14 @@ def test_one_that_cannot_be_accepted_stays_parked_and_the_others_go_on(
 ) -> None:
     sent = draws(house.accounts(3), 20)
     desk.park_by_worker(*[draw.encode() for draw in sent], wheels={})
-    values = tombola.producers.storage.requests._request_values
+    values = tombola.producers.storage.requests.accepting.request_values
 
     def mistaken(request: DrawRequest, *others: str) -> Any:
         if request.request_key == sent[13].request_key:
             raise TypeError("a mistake of ours")
         return values(request, *others)
 
-    monkeypatch.setattr(tombola.producers.storage.requests, "_request_values", mistaken)
+    monkeypatch.setattr(tombola.producers.storage.requests.accepting, "request_values", mistaken)
     desk.work()
     ended = desk.replay()
     assert (ended.status, ended.selected, ended.settled, ended.refused) == (replay.DONE, 20, 19, 1)
@@ -516,9 +516,9 @@ def test_one_that_cannot_be_accepted_stays_parked_and_the_others_go_on(
 
 def test_a_celery_shop_is_told_of_the_dead_and_of_their_replay(house: House, desk: Desk) -> None:
     mine, _ = sent = draws(house.accounts(1), 2)
-    Entry(house.engine, relay_after_s=60).accept([Asked(mine)])
+    Entry(house.engine, relay_after_s=60).accept([Submission(mine)])
     forged = DrawRequest(account_id=7, request_key=sent[1].request_key, lottery_session_id="theirs")
-    Entry(house.engine, relay_after_s=60).accept([Asked(forged)])
+    Entry(house.engine, relay_after_s=60).accept([Submission(forged)])
     desk.park_by_worker(*[draw.encode() for draw in sent], wheels={})
     celery = Celery("shop", backend=house.env["TOMBOLA_RESULT_URL"], set_as_current=False)
     dead = celery.AsyncResult(mine.lottery_session_id)

@@ -29,9 +29,12 @@ from tombola.producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, Draw
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Campaign, Prize, Wheel
 from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import fault_of, open_engine, transaction, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.faults import fault_of
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.producers.storage.schema import account_asset_balances, api_idempotency_requests, asset_transactions
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.ledger import post as ledger
 from tombola.worker.ledger.post import AMOUNT_MAX, open_account, recharge
 from tombola.worker.settle import batch

@@ -13,7 +13,8 @@ from redis import Redis
 from tests.books import assert_books, table
 from tests.processes import House
 from tombola.producers.brokers.rabbitmq import open_amqp
-from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE, broker_of, open_broker
+from tombola.producers.brokers.registry import broker_of, open_broker
+from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE
 from tombola.producers.client import DrawClient
 from tombola.producers.domain.causes import LetterState
 from tombola.producers.domain.contract import DrawRequest
@@ -22,7 +23,7 @@ from tombola.producers.domain.signatures import Keyring
 from tombola.producers.entry import Entry
 from tombola.producers.results import KEY_PREFIX
 from tombola.producers.settings import Settings
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.requests import Submission
 from tombola.worker.dead_letters.letters import DeadLetter, Selection, edit, some
 from tombola.worker.deliveries import Delivery
 from tombola.worker.doctor.configuration import examine_settings
@@ -239,7 +240,7 @@ def test_a_copy_without_a_signature_does_no_harm_to_what_was_accepted(house: Hou
     """Whoever reads the queue knows every request word for word: it is not to be killed with that."""
     (account_id,) = house.accounts(1)
     honest = DrawRequest(account_id=account_id, request_key="k")
-    Entry(house.engine, relay_after_s=60).accept([Asked(honest, "shop")])
+    Entry(house.engine, relay_after_s=60).accept([Submission(honest, "shop")])
     send(house, (honest, {}), (honest, {"signature": signed(honest, WRONG)}))
     work(house)
     handle(house, Delivery(honest.encode(), 1, 9), Delivery(honest.encode(), 2, 9))  # delivered again and again
@@ -258,7 +259,7 @@ def test_what_a_stranger_lays_into_the_brokers_own_dead_letters(
     with house_of(tmp_path, rabbitmq_url, redis_url, SIGNED) as house:
         (account_id,) = house.accounts(1)
         honest = DrawRequest(account_id=account_id, request_key="k")
-        Entry(house.engine, relay_after_s=60).accept([Asked(honest)])
+        Entry(house.engine, relay_after_s=60).accept([Submission(honest)])
         with closing(open_broker(rabbitmq_url, publish_timeout_s=20)) as broker:
             broker.backlog()  # declares the queues
         connection = open_amqp(rabbitmq_url)
@@ -334,7 +335,7 @@ def test_a_replay_signs_nothing_that_nobody_vouches_for(house: House) -> None:
     send(house, (forged, {}), (unknown, {"signature": signed(unknown)}), (known, {}))
     work(house)
     assert house.causes() == ["not signed", "not signed", "unknown campaign"]
-    Entry(house.engine, relay_after_s=60).accept([Asked(known, "shop")])
+    Entry(house.engine, relay_after_s=60).accept([Submission(known, "shop")])
     time_out_once(house.engine, timeout_s=-60)
     assert statuses(house) == {"on-record": "dead"}
 
@@ -426,7 +427,7 @@ def test_celerys_task_draws_what_is_accepted(careful_house: House) -> None:
     (account_id,) = house.accounts(1)
     with pytest.raises(InvalidRequest, match="not accepted"):
         by_task(house, account_id=account_id, request_key="k")
-    Entry(house.engine, relay_after_s=60).accept([Asked(DrawRequest(account_id=account_id, request_key="k"))])
+    Entry(house.engine, relay_after_s=60).accept([Submission(DrawRequest(account_id=account_id, request_key="k"))])
     by_task(house, account_id=account_id, request_key="k")
     assert charged(house) == {"k"}
 

@@ -17,8 +17,8 @@ from tests.processes import SEED, House, draws, wait_for
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.entry import Entry
-from tombola.producers.storage.database import open_engine
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.requests import Submission
 from tombola.worker.ledger.post import open_account
 from tombola.worker.relay.relay import Relay
 from tombola.worker.settle import batch
@@ -253,7 +253,7 @@ def test_an_accepted_draw_that_waits_apart_is_not_published_again(house: House) 
     entry = Entry(open_engine(house.settings.need("database_url")), relay_after_s=house.settings.relay_after_s)
     relay = Relay.from_settings(house.settings)
     with held(house.engine, LOCK_ACCOUNT, id=account_id), consuming(house) as consumer:
-        entry.accept([Asked(draw)])
+        entry.accept([Submission(draw)])
         house.enqueue([draw])
         wait_for(lambda: len(consumer._aside) == 1, within_s=10, what=lambda: "it is not set aside")
         time.sleep(1.5 * house.settings.relay_after_s)

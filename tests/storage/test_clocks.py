@@ -20,8 +20,9 @@ from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.entry import Entry
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import open_engine, utc_now
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.storage.schema import operator_sessions, replays
 from tombola.producers.telemetry import metrics
@@ -114,9 +115,9 @@ def test_a_process_whose_clock_is_off_accepts_relays_and_settles_as_others_do(
     account_id = accounts.open_account(engine, user_id=1, balance=Decimal(9))
     set_clock(by)
     entry, broker = Entry(engine, relay_after_s=AFTER_S), Keeps()
-    entry.accept([Asked(draw("fresh"))])
+    entry.accept([Submission(draw("fresh"))])
     with engine.begin() as connection:
-        entry.accept_with(connection, Asked(draw("joined")))
+        entry.accept_with(connection, Submission(draw("joined")))
     fresh = row(engine, "fresh")
     assert all(is_true(fresh[it]) for it in ("created_at", "accepted_at", "published_at"))
     assert fresh["publish_at"] - fresh["accepted_at"] == timedelta(seconds=AFTER_S)
@@ -188,7 +189,7 @@ def test_dead_letters_replays_sessions_and_the_record_go_by_the_databases_clock(
 def test_what_is_told_of_ages(engine: Engine, set_clock: SetClock, by: timedelta) -> None:
     set_clock(by)
     entry = Entry(engine, relay_after_s=AFTER_S)
-    entry.accept([Asked(draw("waits"))])
+    entry.accept([Submission(draw("waits"))])
     settings, found = Settings(), Findings()
     with engine.connect() as connection:
         looks = dict(doctor.LOOKS)
@@ -215,7 +216,7 @@ def test_the_database_is_asked_once_in_a_while(engine: Engine, monkeypatch: pyte
     asked.clear()
     began = clock.now(engine)
     for number in range(30):
-        entry.accept([Asked(draw(f"k{number}"))])
+        entry.accept([Submission(draw(f"k{number}"))])
         batch.settle(engine, [draw(f"k{number}")], WHEELS, effort=Effort(tries_max=3))
         assert is_true(clock.now(engine))
     assert asked.count("SELECT UTC_TIMESTAMP(6)") <= 1 + (clock.now(engine) - began).total_seconds() / clock.ASK_EVERY_S
@@ -245,7 +246,7 @@ def test_a_database_that_does_not_answer_has_no_clock() -> None:
         clock.now(away)
     entry = Entry(away, relay_after_s=AFTER_S)
     acts: list[Callable[[], object]] = [
-        lambda: entry.accept([Asked(draw("k"))]),
+        lambda: entry.accept([Submission(draw("k"))]),
         lambda: batch.settle(away, [draw("k")], WHEELS, effort=Effort(tries_max=2)),
         lambda: relay_once(away, Keeps()),
         lambda: time_out_once(away),

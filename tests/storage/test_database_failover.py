@@ -14,11 +14,13 @@ from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.entry import Entry
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import RECYCLE_S, open_engine, transaction, utc_now
-from tombola.producers.storage.requests import Asked
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import RECYCLE_S, open_engine
+from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import account_asset_balances as balances
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.ledger import accounts
 from tombola.worker.relay.overdue import relay_once
 from tombola.worker.settle import batch
@@ -118,7 +120,7 @@ def accept_on(server: servers.Server, key: str) -> None:
     engine = open_engine(f"mysql+pymysql://app:app@127.0.0.1:{server.port}/app")
     then = utc_now().replace(year=2020)
     with transaction(engine) as open_transaction:
-        asked = [Asked(DrawRequest(account_id=1, request_key=key))]
+        asked = [Submission(DrawRequest(account_id=1, request_key=key))]
         requests.accept(open_transaction, asked, then, publish_at=then, is_published=False)
     engine.dispose()
 
@@ -126,7 +128,7 @@ def accept_on(server: servers.Server, key: str) -> None:
 def test_every_writer_goes_on_with_the_new_server(pair: Pair) -> None:
     relaying, settling, entering = (open_engine(pair.url) for _ in range(3))
     entry = Entry(entering, relay_after_s=10)
-    entry.accept([Asked(DrawRequest(account_id=1, request_key="before"))])
+    entry.accept([Submission(DrawRequest(account_id=1, request_key="before"))])
     for engine in (relaying, settling, entering):
         fill_pool(engine)
     for server in (pair.old, pair.new):
@@ -138,7 +140,7 @@ def test_every_writer_goes_on_with_the_new_server(pair: Pair) -> None:
     assert published == [1]
     draw = DrawRequest(account_id=1, request_key="settled")
     assert until_done(lambda: batch.settle(settling, [draw], WHEELS, effort=Effort(tries_max=3))) <= 1
-    assert until_done(lambda: entry.accept([Asked(DrawRequest(account_id=1, request_key="after"))])) <= 1
+    assert until_done(lambda: entry.accept([Submission(DrawRequest(account_id=1, request_key="after"))])) <= 1
     opened = []
     assert until_done(lambda: opened.append(accounts.open_account(entering, user_id=1))) == 0
     for engine in (relaying, settling, entering):
@@ -173,7 +175,7 @@ def test_a_server_that_is_read_only_for_a_while_is_used_again(pair: Pair) -> Non
 
 def test_who_only_reads_finds_the_new_server_before_long(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     assert RECYCLE_S <= 60
-    monkeypatch.setattr("tombola.producers.storage.database.RECYCLE_S", 1)
+    monkeypatch.setattr("tombola.producers.storage.engines.RECYCLE_S", 1)
     engine = open_engine(pair.url)
     fill_pool(engine)
     pair.fail_over()

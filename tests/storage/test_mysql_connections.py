@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.mysql_connections import SoonOpened
 
 URL = "mysql+pymysql://nobody@127.0.0.1:1/nothing"

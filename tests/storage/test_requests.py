@@ -30,8 +30,10 @@ from tombola.producers.domain.errors import InternalError, InvalidKey, RequestBu
 from tombola.producers.entry import Entry
 from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import open_engine, transaction, utc_now
-from tombola.producers.storage.requests import Acceptance, Asked, Known, State
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.requests import Acceptance, RequestRecord, SessionState, Submission, accepting
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit.audit import audit
 from tombola.worker.ledger import post as ledger
 from tombola.worker.ledger.post import open_account, recharge
@@ -74,7 +76,7 @@ def entry_of(engine: Engine) -> Entry:
 
 
 def ask(engine: Engine, draw: DrawRequest, caller: str = "") -> Acceptance:
-    (answer,) = entry_of(engine).accept([Asked(draw, caller)])
+    (answer,) = entry_of(engine).accept([Submission(draw, caller)])
     return answer
 
 
@@ -88,7 +90,7 @@ def settled(engine: Engine, draw: DrawRequest) -> Settled:
     return answer
 
 
-def state_of(entry: Entry, session_id: str) -> State:
+def state_of(entry: Entry, session_id: str) -> SessionState:
     state = entry.state_of(session_id)
     assert state is not None
     return state
@@ -112,14 +114,18 @@ def key_that(account_id: int, *, wins: bool) -> str:
 
 def test_what_is_new_is_accepted_once(engine: Engine, entry: Entry) -> None:
     draw = DrawRequest(account_id=6, request_key="k", lottery_session_id="s")
-    (first,) = entry.accept([Asked(draw, "shop")])
+    (first,) = entry.accept([Submission(draw, "shop")])
     assert (first.request, first.is_new, first.is_conflict) == (draw, True, False)
-    assert first.known is not None
-    assert first.known.status == Status.ACCEPTED
+    assert first.record is not None
+    assert first.record.status == Status.ACCEPTED
     (row,) = before = table(engine, "api_idempotency_requests")
     assert (row["status"], row["caller"], row["publish_attempts"]) == (Status.ACCEPTED, "shop", 1)
     assert row["created_at"] == row["accepted_at"] == row["published_at"] < row["publish_at"]
-    for again in (*entry.accept([Asked(draw, "shop")]), entry.recall(Asked(draw, "shop")), ask(engine, draw, "shop")):
+    for again in (
+        *entry.accept([Submission(draw, "shop")]),
+        entry.recall(Submission(draw, "shop")),
+        ask(engine, draw, "shop"),
+    ):
         assert again == first._replace(is_new=False)
     assert table(engine, "api_idempotency_requests") == before
 
@@ -134,10 +140,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def test_what_belongs_to_another_is_a_conflict_that_tells_nothing(engine: Engine, entry: Entry) -> None:
     fields: dict[str, Any] = {"account_id": 6, "request_key": "k", "lottery_session_id": "s", "campaign": "default"}
-    entry.accept([Asked(DrawRequest(**fields), "shop")])
+    entry.accept([Submission(DrawRequest(**fields), "shop")])
     before = table(engine, "api_idempotency_requests")
     for change, changed in CHANGES.items():
-        other = Asked(DrawRequest(**fields | changed), "shop")
+        other = Submission(DrawRequest(**fields | changed), "shop")
         answers = [*entry.accept([other]), *entry_of(engine).accept([other])]
         if change != "only the session":  # that the memory does not know by key
             answers += [it for it in [entry.recall(other)] if it is not None]
@@ -154,31 +160,31 @@ def test_one_batch_may_hold_everything(engine: Engine, entry: Entry) -> None:
         return DrawRequest(**{"account_id": account_id} | fields, request_key=key, lottery_session_id=session)
 
     known, told, archived, dead = draw("known"), draw("told", "s-told"), draw("archived"), draw("dead")
-    entry.accept([Asked(it) for it in (known, told, archived, dead)])
-    entry.accept([Asked(draw("shops"), "shop")])
+    entry.accept([Submission(it) for it in (known, told, archived, dead)])
+    entry.accept([Submission(draw("shops"), "shop")])
     settled(engine, archived)
     assert archive_all(engine) == 1
     first = settled(engine, told)
     with engine.begin() as connection:
         requests.give_up(connection, "dead", dead.fingerprint(), DeadReason.PARKED)
     asked = {
-        "new": Asked(draw("b-new")),
-        "the new one again": Asked(draw("b-new")),
-        "the new key for another": Asked(draw("b-new", account_id=9)),
-        "known": Asked(known),
-        "told": Asked(told),
-        "archived": Asked(archived),
-        "dead": Asked(dead),
-        "a known key for another": Asked(draw("known", account_id=9)),
-        "nobody's, now by a name": Asked(told, "rival"),
-        "the rival's by now": Asked(told, "shop"),
-        "nobody's again": Asked(told),
-        "another's key": Asked(draw("shops"), "rival"),
-        "another's session, and by now his own as well": Asked(draw("mine", "shops"), "rival"),
-        "another's session": Asked(draw("visit", "archived"), "rival"),
-        "a taken session": Asked(draw("a-thief", "known")),
-        "new, too": Asked(draw("a-new", "s-new"), "shop"),
-        "a session taken in this batch": Asked(draw("another-thief", "s-new"), "shop"),
+        "new": Submission(draw("b-new")),
+        "the new one again": Submission(draw("b-new")),
+        "the new key for another": Submission(draw("b-new", account_id=9)),
+        "known": Submission(known),
+        "told": Submission(told),
+        "archived": Submission(archived),
+        "dead": Submission(dead),
+        "a known key for another": Submission(draw("known", account_id=9)),
+        "nobody's, now by a name": Submission(told, "rival"),
+        "the rival's by now": Submission(told, "shop"),
+        "nobody's again": Submission(told),
+        "another's key": Submission(draw("shops"), "rival"),
+        "another's session, and by now his own as well": Submission(draw("mine", "shops"), "rival"),
+        "another's session": Submission(draw("visit", "archived"), "rival"),
+        "a taken session": Submission(draw("a-thief", "known")),
+        "new, too": Submission(draw("a-new", "s-new"), "shop"),
+        "a session taken in this batch": Submission(draw("another-thief", "s-new"), "shop"),
     }
     answers = dict(zip(asked, entry_of(engine).accept(list(asked.values())), strict=True))
     renamed = {
@@ -188,7 +194,7 @@ def test_one_batch_may_hold_everything(engine: Engine, entry: Entry) -> None:
     }
     assert {name: it.request for name, it in answers.items() if it.request != asked[name].request} == renamed
     assert {name for name, answer in answers.items() if answer.is_new} == {"new", "new, too", *renamed}
-    statuses = {name: answer.known.status for name, answer in answers.items() if answer.known is not None}
+    statuses = {name: answer.record.status for name, answer in answers.items() if answer.record is not None}
     assert statuses == {
         "new": Status.ACCEPTED,
         "the new one again": Status.ACCEPTED,
@@ -200,7 +206,7 @@ def test_one_batch_may_hold_everything(engine: Engine, entry: Entry) -> None:
         "nobody's again": Status.COMPLETED,
         "new, too": Status.ACCEPTED,
     } | dict.fromkeys(renamed, Status.ACCEPTED)
-    known_told = answers["told"].known
+    known_told = answers["told"].record
     assert known_told is not None
     assert (known_told.result, known_told.settled_at) == (first.result.decode(), first.settled_at)
     found = rows(engine)
@@ -224,7 +230,7 @@ def test_nothing_to_accept_needs_no_answer(entry: Entry) -> None:
 
 
 def test_keys_that_differ_in_case_are_two_requests(engine: Engine, entry: Entry) -> None:
-    asked = [Asked(DrawRequest(account_id=1, request_key=key)) for key in ("Abc", "abc", "ABC")]
+    asked = [Submission(DrawRequest(account_id=1, request_key=key)) for key in ("Abc", "abc", "ABC")]
     assert [answer.is_new for answer in entry.accept(asked)] == [True] * 3
 
 
@@ -241,14 +247,14 @@ def test_one_key_fifty_times_in_parallel_is_accepted_once(mariadb: Engine) -> No
         answers = []
         for turn in range(3):
             barrier.wait()
-            answers += entry.accept([Asked(DrawRequest(account_id=1, request_key=f"k{turn}"))])
+            answers += entry.accept([Submission(DrawRequest(account_id=1, request_key=f"k{turn}"))])
         return answers
 
     with ThreadPoolExecutor(50) as pool:
         everything = list(pool.map(click, range(50)))
     for answers in zip(*everything, strict=True):
         assert sum(answer.is_new for answer in answers) == 1
-        assert {answer.known and answer.known.status for answer in answers} == {Status.ACCEPTED}
+        assert {answer.record and answer.record.status for answer in answers} == {Status.ACCEPTED}
     assert set(rows(mariadb)) == {"k0", "k1", "k2"}
 
 
@@ -289,7 +295,7 @@ def test_overlapping_batches_in_opposite_orders_do_not_fail(mariadb: Engine) -> 
         answers = []
         for turn in range(8):
             asked = [
-                Asked(
+                Submission(
                     DrawRequest(account_id=1, request_key=f"k{turn}-{i:03d}", lottery_session_id=f"s{turn}-{-i % 97}")
                 )
                 for i in range(90)
@@ -318,7 +324,7 @@ def test_an_accept_meets_the_worker_that_settles_the_same_key(mariadb: Engine) -
     def client() -> list[Acceptance]:
         barrier.wait()
         return [answer for start in range(0, 60, 5) for answer in entry_of(mariadb).accept(
-            [Asked(draw) for draw in draws[start : start + 5]]
+            [Submission(draw) for draw in draws[start : start + 5]]
         )]  # fmt: skip
 
     with ThreadPoolExecutor(2) as pool:
@@ -339,14 +345,14 @@ def busy(engine: Engine, draws: Sequence[DrawRequest]) -> set[str]:
 def test_busy_names_what_an_open_transaction_holds(mariadb: Engine) -> None:
     draws = [DrawRequest(account_id=1, request_key=f"k{number:03d}", lottery_session_id=f"s{number % 799:03d}")
              for number in range(800)]  # fmt: skip
-    entry_of(mariadb).accept([Asked(draw) for draw in draws[600:799]])
+    entry_of(mariadb).accept([Submission(draw) for draw in draws[600:799]])
     others = [DrawRequest(account_id=1, request_key=f"x{number}") for number in range(3)]
     assert busy(mariadb, []) == busy(mariadb, draws) == busy(mariadb, others) == set()
     with open_engine(mariadb.url.render_as_string(hide_password=False)).connect() as other:
         entry = entry_of(mariadb)
         # Inserted and not committed: its key, and its session under another key.
-        entry.accept_with(other, Asked(draws[5]))
-        entry.accept_with(other, Asked(DrawRequest(account_id=1, request_key="theirs", lottery_session_id="s007")))
+        entry.accept_with(other, Submission(draws[5]))
+        entry.accept_with(other, Submission(DrawRequest(account_id=1, request_key="theirs", lottery_session_id="s007")))
         assert busy(mariadb, draws) == {"k005", "k007"}
         assert busy(mariadb, [draws[5]]) == {"k005"}
         assert busy(mariadb, others) == set()  # in a table so small that each search passes them
@@ -354,11 +360,11 @@ def test_busy_names_what_an_open_transaction_holds(mariadb: Engine) -> None:
         other.execute(text("SELECT 1 FROM api_idempotency_requests WHERE request_key = 'k700' FOR UPDATE"))
         assert busy(mariadb, draws) == {"k005", "k007", "k700"}
         for number in range(20, 57):
-            entry.accept_with(other, Asked(draws[number * 8]))
+            entry.accept_with(other, Submission(draws[number * 8]))
         assert len(busy(mariadb, draws)) == 40
         # Two keys for one session.
         other.rollback()
-        entry.accept_with(other, Asked(draws[0]))
+        entry.accept_with(other, Submission(draws[0]))
         assert busy(mariadb, draws) == {"k000", "k799"}
         other.rollback()
     assert busy(mariadb, draws) == set()
@@ -369,9 +375,9 @@ def test_what_another_transaction_holds_keeps_only_itself_waiting(mariadb: Engin
     draws = [DrawRequest(account_id=1, request_key=f"k{number:03d}") for number in range(100)]
     with open_engine(mariadb.url.render_as_string(hide_password=False)).connect() as other:
         for number in (3, 50):
-            entry_of(mariadb).accept_with(other, Asked(draws[number]))
+            entry_of(mariadb).accept_with(other, Submission(draws[number]))
         began = time.monotonic()
-        answers = entry.accept_each([Asked(draw) for draw in draws], busy_wait_s=0)
+        answers = entry.accept_each([Submission(draw) for draw in draws], busy_wait_s=0)
         took_s = time.monotonic() - began
         assert [number for number, it in enumerate(answers) if isinstance(it, RequestBusy)] == [3, 50]
         assert all(
@@ -379,16 +385,16 @@ def test_what_another_transaction_holds_keeps_only_itself_waiting(mariadb: Engin
         )
         assert took_s < 0.9  # a lock that is waited for takes a second at least
         with pytest.raises(RequestBusy):
-            entry.accept([Asked(draws[3])])
+            entry.accept([Submission(draws[3])])
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(entry.accept, [Asked(draws[3])])
+            waiting = pool.submit(entry.accept, [Submission(draws[3])])
             time.sleep(0.2)
             other.rollback()
             (answer,) = waiting.result()
         assert answer.is_new
         with ThreadPoolExecutor(1) as pool:
-            entry_of(mariadb).accept_with(other, Asked(draws[50]))
-            waiting = pool.submit(entry.accept, [Asked(draws[50])])
+            entry_of(mariadb).accept_with(other, Submission(draws[50]))
+            waiting = pool.submit(entry.accept, [Submission(draws[50])])
             time.sleep(0.2)
             other.commit()
             (answer,) = waiting.result()
@@ -399,15 +405,15 @@ def test_what_another_transaction_holds_keeps_only_itself_waiting(mariadb: Engin
 def test_a_gap_that_a_stranger_holds_keeps_only_its_keys_waiting(mariadb: Engine) -> None:
     """At the server's own isolation level a locking read of what is not there holds the place where it would be."""
     entry = entry_of(mariadb)
-    entry.accept([Asked(DrawRequest(account_id=1, request_key=key)) for key in ("k100", "k200", "k300")])
+    entry.accept([Submission(DrawRequest(account_id=1, request_key=key)) for key in ("k100", "k200", "k300")])
     draws = [DrawRequest(account_id=1, request_key=f"k{number}") for number in range(101, 300, 7)]
     url = mariadb.url.render_as_string(hide_password=False)
     with create_engine(url, isolation_level="REPEATABLE READ").connect() as stranger:
         stranger.execute(text("SELECT 1 FROM api_idempotency_requests WHERE request_key = 'k150' FOR UPDATE"))
-        answers = entry.accept_each([Asked(draw) for draw in draws], busy_wait_s=0)
+        answers = entry.accept_each([Submission(draw) for draw in draws], busy_wait_s=0)
     told = {it.request_key: type(answer) for it, answer in zip(draws, answers, strict=True)}
     assert told == {it.request_key: RequestBusy if it.request_key < "k200" else Acceptance for it in draws}
-    entry.accept([Asked(draw) for draw in draws])
+    entry.accept([Submission(draw) for draw in draws])
 
 
 # ---- what is wrong with one ------------------------------------------------------------------------------------------
@@ -418,42 +424,42 @@ def test_an_unknown_campaign_is_refused_before_anything_is_written(engine: Engin
     stranger = DrawRequest(account_id=1, request_key="k", campaign="spring")
     before = Entry(engine, relay_after_s=1, campaigns={"spring"})
     old = DrawRequest(account_id=1, request_key="old", campaign="spring")
-    before.accept([Asked(old)])
-    entry.accept([Asked(known)])
+    before.accept([Submission(old)])
+    entry.accept([Submission(known)])
     other = DrawRequest(account_id=1, request_key="known", campaign="spring")
-    told = entry_of(engine).accept_each([Asked(it) for it in (stranger, good, old, other)])
+    told = entry_of(engine).accept_each([Submission(it) for it in (stranger, good, old, other)])
     assert isinstance(told[0], UnknownCampaign)
     assert "'spring'" in str(told[0])
     assert isinstance(told[1], Acceptance)
     assert told[1].is_new
     # What was accepted while there was such a campaign is told as the first time, and a key stays its owner's.
     assert isinstance(told[2], Acceptance)
-    assert told[2].known is not None
+    assert told[2].record is not None
     assert told[2] == Acceptance(
-        old, Known(old.fingerprint(), "", Status.ACCEPTED, accepted_at=told[2].known.accepted_at)
+        old, RequestRecord(old.fingerprint(), "", Status.ACCEPTED, accepted_at=told[2].record.accepted_at)
     )
     assert told[3] == Acceptance(other, None)
     assert set(rows(engine)) == {"good", "known", "old"}
     with engine.connect() as connection, pytest.raises(UnknownCampaign):
-        entry.accept_with(connection, Asked(stranger))
+        entry.accept_with(connection, Submission(stranger))
     with engine.connect() as connection:
-        assert not entry.accept_with(connection, Asked(old)).is_conflict
-        assert entry.accept_with(connection, Asked(other)).is_conflict
+        assert not entry.accept_with(connection, Submission(old)).is_conflict
+        assert entry.accept_with(connection, Submission(other)).is_conflict
     assert set(rows(engine)) == {"good", "known", "old"}
 
 
 def test_a_mistake_of_ours_with_one_request_is_told_to_it_alone(
     engine: Engine, entry: Entry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    values = requests._request_values
+    values = accepting.request_values
 
     def mistaken(request: DrawRequest, *others: str) -> Any:
         if request.request_key == "k13":
             raise TypeError("a mistake of ours")
         return values(request, *others)
 
-    monkeypatch.setattr(requests, "_request_values", mistaken)
-    asked = [Asked(DrawRequest(account_id=1, request_key=f"k{number:02d}")) for number in range(50)]
+    monkeypatch.setattr(accepting, "request_values", mistaken)
+    asked = [Submission(DrawRequest(account_id=1, request_key=f"k{number:02d}")) for number in range(50)]
     answers = entry.accept_each(asked)
     assert [number for number, it in enumerate(answers) if not isinstance(it, Acceptance)] == [13]
     assert type(answers[13]) is InternalError
@@ -466,7 +472,7 @@ def test_a_mistake_of_ours_with_one_request_is_told_to_it_alone(
 
 
 def test_a_value_that_the_database_refuses_is_no_outage(mariadb: Engine) -> None:
-    asked = [Asked(DrawRequest(account_id=1, request_key=f"k{number:02d}")) for number in range(50)]
+    asked = [Submission(DrawRequest(account_id=1, request_key=f"k{number:02d}")) for number in range(50)]
     asked[20] = asked[20]._replace(caller="x" * 65)  # error 1406
     answers = entry_of(mariadb).accept_each(asked)
     assert [number for number, it in enumerate(answers) if not isinstance(it, Acceptance)] == [20]
@@ -480,14 +486,14 @@ def test_a_value_that_the_database_refuses_is_no_outage(mariadb: Engine) -> None
 def test_who_is_dead_stays_dead_however_often_he_is_asked_for(engine: Engine, entry: Entry) -> None:
     account_id = open_account(engine, user_id=1, balance=Decimal(10))
     draw = DrawRequest(account_id=account_id, request_key="k", lottery_session_id="s")
-    entry.accept([Asked(draw)])
+    entry.accept([Submission(draw)])
     with engine.begin() as connection:
         assert not requests.give_up(connection, "k", "another fingerprint", DeadReason.PARKED)
         assert requests.give_up(connection, "k", draw.fingerprint(), DeadReason.PARKED)
         assert not requests.give_up(connection, "k", draw.fingerprint(), DeadReason.NEVER_SETTLED)
     again = ask(engine, draw)
-    assert again.known is not None
-    assert (again.is_new, again.known.status, again.known.reason) == (False, Status.DEAD, DeadReason.PARKED)
+    assert again.record is not None
+    assert (again.is_new, again.record.status, again.record.reason) == (False, Status.DEAD, DeadReason.PARKED)
     state = state_of(entry, "s")
     assert (state.request, state.status, state.reason, state.result) == (draw, Status.DEAD, DeadReason.PARKED, None)
     assert isinstance(settle(engine, draw)[0], Refused)
@@ -497,7 +503,7 @@ def test_who_is_dead_stays_dead_however_often_he_is_asked_for(engine: Engine, en
 def test_revive_opens_only_what_is_dead(engine: Engine, entry: Entry) -> None:
     account_id = open_account(engine, user_id=1, balance=Decimal(10))
     draws = {key: DrawRequest(account_id=account_id, request_key=key) for key in ("accepted", "completed", "dead")}
-    entry.accept([Asked(draw, "shop") for draw in draws.values()])
+    entry.accept([Submission(draw, "shop") for draw in draws.values()])
     first = settled(engine, draws["completed"])
     with engine.begin() as connection:
         requests.give_up(connection, "dead", draws["dead"].fingerprint(), DeadReason.PARKED)
@@ -520,7 +526,7 @@ def test_who_is_given_up_while_a_worker_has_him_in_hand_is_not_charged(
     """Dead is an answer that clients have seen: the worker read `accepted`, and must look again."""
     account_id = open_account(mariadb, user_id=1, balance=Decimal(10))
     draws = [DrawRequest(account_id=account_id, request_key=key) for key in ("k1", "k2")]
-    entry_of(mariadb).accept([Asked(draw) for draw in draws])
+    entry_of(mariadb).accept([Submission(draw) for draw in draws])
     post = ledger.post
 
     def meanwhile(*arguments: Any) -> None:
@@ -548,9 +554,9 @@ def test_what_is_archived_is_told_in_the_same_bytes(engine: Engine, entry: Entry
     poor = open_account(engine, user_id=2, balance=Decimal("0.70"))
     wins, loses = (DrawRequest(account_id=rich, request_key=key_that(rich, wins=it)) for it in (True, False))
     asked = [wins, loses, *(DrawRequest(account_id=it, request_key=f"account-{it}") for it in (poor, 4711))]
-    entry.accept([Asked(draw, "shop") for draw in asked])
+    entry.accept([Submission(draw, "shop") for draw in asked])
     first = [settled(engine, draw) for draw in asked]
-    told = [ask(engine, draw, "shop").known for draw in asked]
+    told = [ask(engine, draw, "shop").record for draw in asked]
     assert [(it.result, it.settled_at) for it in told if it] == [(it.result.decode(), it.settled_at) for it in first]
     store = ResultStore.open(redis_url, ttl_s=60, engine=engine)
     store.put([StoredResult(it.request.lottery_session_id, it.result, it.settled_at) for it in first])
@@ -569,8 +575,8 @@ def test_what_is_archived_is_told_in_the_same_bytes(engine: Engine, entry: Entry
         assert (state.request, state.caller, state.result) == (draw, "shop", answer.result)
         assert state.settled_at == answer.settled_at
         again = ask(engine, draw, "shop")
-        assert again.known is not None
-        assert (again.is_new, again.known.is_settled, again.known.settled_at) == (False, True, answer.settled_at)
+        assert again.record is not None
+        assert (again.is_new, again.record.is_settled, again.record.settled_at) == (False, True, answer.settled_at)
         late = settled(engine, draw)
         assert (late.result, late.settled_at, late.is_repeat) == (answer.result, answer.settled_at, True)
         # It is as much his as before, and so is its session.
@@ -583,7 +589,7 @@ def test_what_is_archived_is_told_in_the_same_bytes(engine: Engine, entry: Entry
 def test_only_what_settled_long_ago_is_archived_in_steps(engine: Engine, entry: Entry) -> None:
     rich, poor = open_account(engine, user_id=1, balance=Decimal(100)), open_account(engine, user_id=2)
     draws = [DrawRequest(account_id=(rich, poor)[number % 2], request_key=f"k{number:02d}") for number in range(30)]
-    entry.accept([Asked(draw) for draw in draws[:20]])
+    entry.accept([Submission(draw) for draw in draws[:20]])
     for draw in draws[4:]:  # by the broker alone, from 20 on
         settled(engine, draw)
     with engine.begin() as connection:
@@ -675,8 +681,8 @@ class Requests(RuleBasedStateMachine):
         self.engine = open_engine(f"sqlite:///{path}")
         self.entry = entry_of(self.engine)
         self.expected: dict[str, Expected] = {}
-        self.given: dict[Asked, Request] = {}  # what stands on record for what was asked
-        self.refused: list[Asked] = []
+        self.given: dict[Submission, Request] = {}  # what stands on record for what was asked
+        self.refused: list[Submission] = []
 
     def teardown(self) -> None:
         assert audit(self.engine, WHEELS).violations == []
@@ -692,7 +698,7 @@ class Requests(RuleBasedStateMachine):
     def _that_are(self, *statuses: str) -> dict[str, Expected]:
         return {key: it for key, it in self.expected.items() if it.status in statuses}
 
-    def _check_renamed(self, it: Asked, given: Request, known: list[Expected]) -> None:
+    def _check_renamed(self, it: Submission, given: Request, known: list[Expected]) -> None:
         """Who gets an alias has asked for what another caller held, and it is an alias for that."""
         theirs = [one.request for one in known if one.caller != it.caller]
         for name in ("request_key", "lottery_session_id"):
@@ -702,10 +708,10 @@ class Requests(RuleBasedStateMachine):
                 assert asked_name in {getattr(other, other_name) for other in theirs for other_name in NAMES}
         assert (given.account_id, given.terms) == (it.request.account_id, it.request.terms)
 
-    @rule(asked=st.lists(st.builds(Asked, draws_, callers_), min_size=1, max_size=4))
-    def ask(self, asked: list[Asked]) -> None:
+    @rule(asked=st.lists(st.builds(Submission, draws_, callers_), min_size=1, max_size=4))
+    def ask(self, asked: list[Submission]) -> None:
         recalled = [self.entry.recall(it) for it in asked]
-        new: list[tuple[Asked, Request]] = []
+        new: list[tuple[Submission, Request]] = []
         at_first = list(self.expected.values())
         for it, answer, recall in zip(asked, self.entry.accept(asked), recalled, strict=True):
             given, before = answer.request, self.given.get(it)
@@ -724,8 +730,8 @@ class Requests(RuleBasedStateMachine):
                 assert known.request == given
                 assert known.caller == it.caller or "" in (known.caller, it.caller)
                 self.expected[given.request_key] = replace(known, caller=known.caller or it.caller)
-                assert answer.known is not None
-                assert (answer.known.status, answer.known.reason) == (known.status, known.reason)
+                assert answer.record is not None
+                assert (answer.record.status, answer.record.reason) == (known.status, known.reason)
             self.given[it] = given
             # What nobody's name stood for may have been named since, and is another's then: the memory does not know.
             if recall is not None and (it.caller or not recall.is_conflict):

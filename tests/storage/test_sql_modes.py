@@ -16,7 +16,8 @@ from tombola import migrations
 from tombola.producers import DrawClient, DrawRequest, IdempotencyKeyReused
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import SQL_MODE, Transaction, open_engine, transaction
+from tombola.producers.storage.engines import SQL_MODE, open_engine
+from tombola.producers.storage.transactions import Transaction, transaction
 from tombola.worker.settle import batch
 from tombola.worker.settle.batch import Settled
 

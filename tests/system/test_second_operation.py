@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from tests.books import Shape, assert_books
 from tests.processes import House
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain import operations
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest, Request, Row
@@ -39,7 +39,8 @@ from tombola.producers.domain.operations.operation import (
 from tombola.producers.gateway.results import Results
 from tombola.producers.results import ResultStore
 from tombola.producers.storage import requests
-from tombola.producers.storage.database import transaction, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit.audit import audit
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
@@ -340,7 +341,7 @@ def test_the_relay_knows_it_by_its_row(house: House, ids: tuple[int, int, int]) 
     asked = [exchange("swap", rich, coins), DrawRequest(account_id=rich, request_key="d1")]
     requests_of = {it.request_key: it for it in asked}
     with transaction(house.engine) as open_transaction:
-        accepted = [requests.Asked(it) for it in asked]
+        accepted = [requests.Submission(it) for it in asked]
         requests.accept(open_transaction, accepted, utc_now(), publish_at=utc_now(), is_published=False)
     with house.engine.begin() as connection:
         leased = requests.lease(

@@ -30,7 +30,8 @@ from tombola.producers.client import DrawClient
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import open_engine, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import dead_letters, replays
 from tombola.producers.telemetry import metrics as state

@@ -18,7 +18,8 @@ from redis import Redis
 
 from tests import gateways, processes
 from tests.processes import House, draws, wait_for
-from tombola.producers.brokers.streams import QUEUE, open_broker
+from tombola.producers.brokers.registry import open_broker
+from tombola.producers.brokers.streams import QUEUE
 from tombola.producers.client import DrawClient
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.telemetry import tracing

@@ -31,7 +31,7 @@ from tombola.producers.domain.contract import Request, parse_result_head
 from tombola.producers.domain.draw import Wheels
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.domain.operations.operation import Rejection, Written
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.requests import request_of
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests

@@ -189,7 +189,7 @@ def main() -> None:
         # What raised it has imported this already.
         from sqlalchemy.exc import SQLAlchemyError
 
-        from tombola.producers.storage.database import explain
+        from tombola.producers.storage.faults import explain
 
         if not isinstance(error, SQLAlchemyError):
             raise

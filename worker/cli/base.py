@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 
 from tombola.producers.domain.errors import ConfigurationError, InvalidRequest
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.worker.cli.terminal import out, print_json, print_table, shown
 from tombola.worker.embedded import running as embedded
 

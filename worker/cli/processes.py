@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from tombola.producers.domain.errors import DrawError
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.worker.cli.base import out, settings_with, until_interrupted
 from tombola.worker.embedded import running as embedded
 from tombola.worker.embedded.running import CONSOLE_PORT, CONSOLE_USER, GATEWAY_PORT

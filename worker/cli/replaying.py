@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Engine
 
-from tombola.producers.brokers.streams import broker_of
+from tombola.producers.brokers.registry import broker_of
 from tombola.producers.domain.draw import wheels
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.settings import Settings

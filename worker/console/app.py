@@ -22,7 +22,8 @@ from tombola.producers.brokers.redis_clients import open_redis
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import explain, open_engine
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.faults import explain
 from tombola.worker.console import shown
 from tombola.worker.console.jobs import Forecasts, Replays
 from tombola.worker.console.letters import Letters

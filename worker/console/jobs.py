@@ -19,11 +19,11 @@ from typing import Final
 from cachetools import TTLCache
 from sqlalchemy import Engine
 
-from tombola.producers.brokers.streams import Broker, broker_of
+from tombola.producers.brokers.registry import Broker, broker_of
 from tombola.producers.domain.draw import Wheel
 from tombola.producers.domain.errors import DrawError, ServiceUnavailable
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.replays.forecast import Forecast, forecast
 from tombola.worker.replays.replay import Replayer

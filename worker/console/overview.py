@@ -12,11 +12,11 @@ from sqlalchemy import Connection, func, select
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tombola.producers.brokers.streams import open_broker
+from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.causes import OPEN_STATES, Status
 from tombola.producers.domain.errors import ConfigurationError, DrawError
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import utc_now
+from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.telemetry import pulse
 from tombola.worker.audit import audits

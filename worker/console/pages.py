@@ -21,7 +21,7 @@ from tombola.producers.domain.causes import LetterState
 from tombola.producers.domain.draw import Wheel
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 from tombola.worker.console.jobs import Forecasts, Replays
 from tombola.worker.console.security import in_thread, must_act
 from tombola.worker.dead_letters.letters import Selection

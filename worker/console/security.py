@@ -48,7 +48,7 @@ from tombola.producers.domain.errors import (
     WrongOrigin,
 )
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.faults import explain
 from tombola.producers.web.headers import once
 from tombola.producers.web.hosts import Hosts
 from tombola.producers.web.proxies import Proxies, subscriber

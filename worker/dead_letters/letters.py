@@ -25,10 +25,11 @@ from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import DeadLetterNotFound, InvalidRequest
 from tombola.producers.domain.operations import parse_request
 from tombola.producers.storage import clock
-from tombola.producers.storage.database import explain, is_duplicate_key
+from tombola.producers.storage.chunks import chunks
+from tombola.producers.storage.faults import explain, is_duplicate_key
 from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.producers.storage.schema import dead_letters as table
-from tombola.worker.dead_letters.parking import ROWS_MAX, VERSION
+from tombola.worker.dead_letters.parking import VERSION
 from tombola.worker.operators import actions
 
 __all__ = ["DeadLetter", "Group", "Selection"]
@@ -217,9 +218,9 @@ def groups(connection: Connection, selection: Selection) -> list[Group]:
     ).all()
     shown: dict[int, Any] = {}
     ids = sorted({it for row in found for it in (row.oldest, row.sample)})
-    for start in range(0, len(ids), ROWS_MAX):
+    for some in chunks(ids):
         some_of_them = select(table.c.id, table.c.error, table.c.error_type, table.c.first_parked_at).where(
-            table.c.id.in_(ids[start : start + ROWS_MAX])
+            table.c.id.in_(some)
         )
         shown |= {row.id: row for row in connection.execute(some_of_them)}
     return [
@@ -265,10 +266,8 @@ def _move(
                     select(table.c.id).where(asked.condition(now)).order_by(table.c.id).with_for_update()
                 ).scalars()
             )
-            for start in range(0, len(ids), ROWS_MAX):
-                connection.execute(
-                    update(table).where(table.c.id.in_(ids[start : start + ROWS_MAX])).values(state=to, state_at=now)
-                )
+            for some in chunks(ids):
+                connection.execute(update(table).where(table.c.id.in_(some)).values(state=to, state_at=now))
             details = {"selection": asked.described(), "ids": ids[:SHOWN_IDS_MAX]}
             actions.record(connection, operator=operator, action=action, reason=why, count=len(ids), details=details)
     except SQLAlchemyError as error:

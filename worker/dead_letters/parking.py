@@ -28,9 +28,11 @@ from tombola.producers.domain.causes import OPEN_STATES, STRANGERS, Cause, DeadR
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import Fault, again_after_conflicts, explain, fault_of
+from tombola.producers.storage.chunks import chunks
+from tombola.producers.storage.faults import Fault, explain, fault_of
 from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.producers.storage.schema import dead_letters as table
+from tombola.producers.storage.transactions import again_after_conflicts
 from tombola.worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ log = logging.getLogger(__name__)
 HEADERS_KEPT_LENGTH_MAX: Final = 8 * 1024
 ERROR_LENGTH_MAX: Final = 2000
 TRACEBACK_LENGTH_MAX: Final = 12 * 1024  # in four bytes each it still fits a TEXT
-ROWS_MAX: Final = 500
+ROWS_MAX: Final = 500  # dead letters in one statement: each brings its body along
 TRIES_MAX: Final = 5
 VERSION: Final = version("tombola")
 INSTALLED_IN: Final = f"{Path(__file__).parents[2]}{os.sep}"
@@ -114,7 +116,7 @@ def park(engine: Engine, parkings: Sequence[Parking], *, worker: str) -> list[bo
     news: dict[int, bool] = {}
     refused: list[Parking] = []
     last_error: Exception | None = None
-    todo = [(range(start, min(start + ROWS_MAX, len(parkings))), False) for start in range(0, len(parkings), ROWS_MAX)]
+    todo = [(positions, False) for positions in chunks(range(len(parkings)), ROWS_MAX)]
     while todo:
         positions, is_bare = todo.pop(0)
         some = [parkings[position] for position in positions]
@@ -172,8 +174,7 @@ def bury(connection: Connection, given_up: Sequence[Request], reason: str, *, wo
     """Park requests that the relay has given up, in the transaction in which it does: nothing dies unseen."""
     why = why_dead(reason) or reason
     parkings = [Parking(Delivery(it.encode(), 0, 0), Cause.NEVER_SETTLED, why, it) for it in given_up]
-    for start in range(0, len(parkings), ROWS_MAX):
-        some = parkings[start : start + ROWS_MAX]
+    for some in chunks(parkings, ROWS_MAX):
         if not _bury_some(connection, some, worker):
             for it in some:
                 if not _bury_some(connection, [it], worker) and not _bury_some(connection, [it], worker, is_bare=True):
@@ -232,8 +233,7 @@ def follow_up_once(engine: Engine, *, rows_max: int = 10 * ROWS_MAX) -> int:
                     .limit(rows_max)
                 ).scalars()
             )
-        for start in range(0, len(ids), ROWS_MAX):
-            some = ids[start : start + ROWS_MAX]
+        for some in chunks(ids, ROWS_MAX):
             with engine.begin() as connection:
                 settle(connection, some, clock.now(connection))
     except SQLAlchemyError as error:

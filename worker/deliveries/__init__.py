@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
+from tombola.producers.brokers.registry import REDIS, kind_of
 from tombola.producers.domain.contract import BODY_BYTES_MAX, Request
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.domain.operations import parse_request
@@ -107,7 +108,7 @@ class Deliveries(Protocol):
 
 def open_deliveries(url: str, *, claim_after_s: float, prefetch: int) -> Deliveries:
     """The source behind a broker URL; it connects at first use."""
-    if url.startswith("redis"):
+    if kind_of(url) is REDIS:
         from tombola.worker.deliveries.streams import StreamDeliveries
 
         return StreamDeliveries(url, claim_after_s=claim_after_s)

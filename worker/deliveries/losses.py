@@ -17,7 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import InvalidRequest
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.chunks import chunks
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.worker.deliveries import Delivery
 from tombola.worker.metrics import BROKER_LOST, LOST_REASONS
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 REASON_HEADER: Final = "x-first-death-reason"
 DELIVERY_LIMIT: Final = "delivery_limit"
 PUBLISHED_MAX: Final = 3  # a request that was published so often and went beyond a limit each time may be to blame
-KEYS_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
 
 
 def left_to_relay(engine: Engine, dead: Sequence[Delivery]) -> list[Delivery]:
@@ -39,8 +39,7 @@ def left_to_relay(engine: Engine, dead: Sequence[Delivery]) -> list[Delivery]:
     """
     lost = [(delivery, request) for delivery in dead if (request := _lost(delivery)) is not None]
     found = []
-    for start in range(0, len(lost), KEYS_MAX):
-        some = lost[start : start + KEYS_MAX]
+    for some in chunks(lost):
         promised = _promised(engine, [request for _, request in some])
         found += [
             delivery

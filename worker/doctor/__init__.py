@@ -15,6 +15,7 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
+from tombola.producers.brokers.registry import RABBITMQ, REDIS, kind_of
 from tombola.producers.settings import Settings
 from tombola.worker.doctor.checks import Check, Findings, skipped
 from tombola.worker.doctor.configuration import examine_settings
@@ -34,6 +35,8 @@ MARKS: Final = {
 }
 NAME_WIDTH: Final = 26
 
+BROKER_LOOKS: Final = {REDIS: examine_stream, RABBITMQ: examine_queues}
+
 
 def examine(settings: Settings) -> Iterator[Check]:
     """Every check of the deployment behind `settings`, as it is made. Raises nothing and writes nothing."""
@@ -51,19 +54,17 @@ def examine(settings: Settings) -> Iterator[Check]:
     if settings.has("result_url"):
         has_beat = not settings.database_url.get_secret_value().startswith("sqlite")
         yield from examine_members(settings.need("result_url"), found, has_beat=has_beat)
-    broker_url = settings.broker_url.get_secret_value()
-    if is_stream := broker_url.startswith("redis"):
-        yield from examine_consumers(broker_url, found, claim_after_s=settings.claim_after_s)
+    if is_stream := settings.broker_kind is REDIS:
+        yield from examine_consumers(settings.need("broker_url"), found, claim_after_s=settings.claim_after_s)
     yield examine_workers(found, is_stream=is_stream)
 
 
 def _examine_broker(settings: Settings, found: Findings) -> Iterator[Check]:
     if not settings.has("broker_url"):
         yield _not_set("broker", "TOMBOLA_BROKER_URL")
-    elif (url := settings.need("broker_url")).startswith("redis"):
-        yield from examine_stream(url, found)
     else:
-        yield from examine_queues(url, found)
+        url = settings.need("broker_url")
+        yield from BROKER_LOOKS[kind_of(url)](url, found)
 
 
 def _examine_results(settings: Settings, found: Findings) -> Iterator[Check]:

@@ -14,7 +14,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tombola.producers.brokers.rabbitmq import AMQP_ERRORS
 from tombola.producers.domain.errors import ConfigurationError, DrawError
-from tombola.producers.storage.database import explain, utc_now
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.faults import explain
 
 Status = Literal["ok", "warn", "fail", "skip"]
 Verdict = tuple[Status, str, str]

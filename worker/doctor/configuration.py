@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from tombola.producers.brokers.registry import RABBITMQ
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.settings import Settings
 from tombola.worker.doctor.checks import Check, Verdict, attempt, fail, ok, skip, warn
@@ -61,7 +62,7 @@ def _remote_control(settings: Settings) -> Verdict:
 
 def _claim_time(settings: Settings) -> Verdict:
     batch_s = settings.batch_time_s_max
-    if settings.broker_url.get_secret_value().startswith("amqp"):
+    if settings.broker_kind is RABBITMQ:
         return ok(f"a batch takes {batch_s:g} s at most; RabbitMQ's consumer_timeout is 30 min, unless you changed it")
     margin_s = settings.claim_after_s - batch_s
     found = f"claimed after {settings.claim_after_s:g} s, a batch takes {batch_s:g} s at most: {margin_s:g} s to spare"

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tombola import migrations
 from tombola.migrations import history
 from tombola.migrations.legacy import status as legacy
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import metadata
 from tombola.worker.doctor.checks import (
     ANSWER_TIMEOUT_S,

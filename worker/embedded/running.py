@@ -32,7 +32,7 @@ import redis
 from tombola import migrations
 from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
 from tombola.producers.settings import HOME_VARIABLE, PREFIX, Settings, settings_in
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 20.0

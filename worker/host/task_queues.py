@@ -101,8 +101,8 @@ class ListChannel(lists.Channel):  # type: ignore[misc]
     Message = ListMessage
     QoS = ListQoS
     # After a failover by address they leave the old primary, as all of our connections do.
-    connection_class = redis_clients.Connection
-    connection_class_ssl = redis_clients.TlsConnection
+    connection_class = redis_clients.PrimaryConnection
+    connection_class_ssl = redis_clients.TlsPrimaryConnection
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous)

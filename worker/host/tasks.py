@@ -17,6 +17,7 @@ from celery import Celery, Task
 from sqlalchemy import Engine
 
 from tombola.producers.brokers.redis_clients import open_redis
+from tombola.producers.brokers.registry import REDIS, kind_of
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import wheels
 from tombola.producers.domain.errors import DrawError, InvalidRequest, ServiceUnavailable
@@ -24,7 +25,7 @@ from tombola.producers.domain.keys import check_request_key
 from tombola.producers.domain.signatures import SIGNATURE
 from tombola.producers.results import ResultStore, StoredResult
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.worker.deliveries.streams import forget_consumers
 from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.relay.relay import Relay
@@ -191,7 +192,7 @@ def run_archive(task: Task) -> int:
 def run_forget_consumers(task: Task) -> int:
     """`tombola.forget_consumers`: drop what the Stream's group remembers of processes that are long gone."""
     url = task.app.draw_settings.need("broker_url")
-    if not url.startswith("redis"):
+    if kind_of(url) is not REDIS:
         return 0
     client = open_redis(url)
     try:

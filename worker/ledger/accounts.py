@@ -16,10 +16,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from tombola.producers.domain import keys
 from tombola.producers.domain.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest
 from tombola.producers.storage import clock
-from tombola.producers.storage.database import CENT, again_after_conflicts, explain
+from tombola.producers.storage.column_types import CENT
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.ledger import RECHARGE
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.producers.storage.transactions import again_after_conflicts
 from tombola.worker.operators import actions
 
 AMOUNT_MAX: Final = Decimal("99999999.99")  # decimal(10,2)

@@ -17,10 +17,10 @@ from sqlalchemy import ColumnElement, Connection, Engine, func, inspect, text, t
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.draw import NOTES_PREFIX
 from tombola.producers.domain.operations.draw import CONSUME
-from tombola.producers.storage.database import Transaction
 from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.requests import owners_of_sessions
 from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.producers.storage.transactions import Transaction
 from tombola.worker.ledger.post import Charged, read_posting
 
 

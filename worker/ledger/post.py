@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 from tombola.producers.domain import operations
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.operations.operation import LockedAccount
-from tombola.producers.storage.database import Transaction, WhenHeld, time_text
 from tombola.producers.storage.ledger import Posting
+from tombola.producers.storage.transactions import Transaction, WhenHeld, time_text
 from tombola.worker.ledger.accounts import AMOUNT_MAX as AMOUNT_MAX
 from tombola.worker.ledger.accounts import open_account as open_account
 from tombola.worker.ledger.accounts import recharge as recharge

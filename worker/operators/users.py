@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.storage import clock
-from tombola.producers.storage.database import explain, is_duplicate_key
+from tombola.producers.storage.faults import explain, is_duplicate_key
 from tombola.producers.storage.schema import operator_sessions, operators
 from tombola.worker.operators import actions
 

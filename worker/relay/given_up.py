@@ -15,14 +15,14 @@ from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.results import ResultStore
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.chunks import IN_LIST_MAX
+from tombola.producers.storage.faults import explain
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.fields import about
 from tombola.worker.dead_letters import parking
 
 log = logging.getLogger(__name__)
 
-ROWS_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
 TIMEOUT_S: Final = 86_400.0
 
 
@@ -42,7 +42,7 @@ def tell_dead(results: ResultStore | None, dead: Sequence[Request], reason: Dead
 
 
 def time_out_once(
-    engine: Engine, *, rows_max: int = ROWS_MAX, timeout_s: float = TIMEOUT_S, results: ResultStore | None = None
+    engine: Engine, *, rows_max: int = IN_LIST_MAX, timeout_s: float = TIMEOUT_S, results: ResultStore | None = None
 ) -> int:
     """Give up to rows_max requests up that were accepted more than `timeout_s` ago; return how many."""
     try:

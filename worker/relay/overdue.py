@@ -17,12 +17,13 @@ from typing import Final, NamedTuple
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from tombola.producers.brokers.streams import Broker
+from tombola.producers.brokers.registry import Broker
 from tombola.producers.domain.causes import DeadReason
 from tombola.producers.domain.errors import PublishFailed
 from tombola.producers.results import ResultStore
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.chunks import IN_LIST_MAX
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.requests import Lease
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.fields import about
@@ -31,7 +32,6 @@ from tombola.worker.relay.given_up import here, tell_dead
 
 log = logging.getLogger(__name__)
 
-ROWS_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
 RELAYED_MAX: Final = 1_000_000
 AFTER_S: Final = 10.0
 TRIES_MAX: Final = 10
@@ -58,7 +58,7 @@ def relay_once(
     tries_max: int = TRIES_MAX,
     results: ResultStore | None = None,
 ) -> int:
-    """Republish up to rows_max accepted requests that are overdue, ROWS_MAX in a transaction; return how many.
+    """Republish up to rows_max accepted requests that are overdue, IN_LIST_MAX in a transaction; return how many.
 
     Requests that were published `tries_max` times before are dead from here on (NEVER_SETTLED): each is a dead letter,
     and `results` tells those who wait for it. Any number of relays may run at once: rows that another relay has in hand
@@ -85,7 +85,7 @@ def relay_once(
                 lease = requests.lease(
                     connection,
                     now,
-                    rows_max=min(ROWS_MAX, rows_max - published),
+                    rows_max=min(IN_LIST_MAX, rows_max - published),
                     tries_max=tries_max,
                     delay_after=patience.delay_after,
                     published_before=published_before,

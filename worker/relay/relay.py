@@ -10,15 +10,16 @@ from typing import Final
 
 from sqlalchemy import Engine
 
-from tombola.producers.brokers.streams import Broker, broker_of
+from tombola.producers.brokers.registry import Broker, broker_of
 from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
 from tombola.producers.results import ResultStore
 from tombola.producers.settings import Settings
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.chunks import IN_LIST_MAX
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.dead_letters import parking
-from tombola.worker.relay.given_up import ROWS_MAX, here, next_time_out_s, time_out_once
+from tombola.worker.relay.given_up import here, next_time_out_s, time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
 from tombola.worker.relay.overdue import relay_once
 
@@ -74,7 +75,7 @@ class Relay:
         timeout_s = self._settings.request_timeout_s
         due_in_s = next_time_out_s(self._engine, timeout_s=timeout_s)
         if due_in_s <= 0:
-            while time_out_once(self._engine, timeout_s=timeout_s, results=self._results) == ROWS_MAX:
+            while time_out_once(self._engine, timeout_s=timeout_s, results=self._results) == IN_LIST_MAX:
                 pass
             due_in_s = next_time_out_s(self._engine, timeout_s=timeout_s)
         # One that another transaction holds is overdue still: it is looked at in the next pass.

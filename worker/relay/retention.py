@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Final
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.chunks import IN_LIST_MAX
+from tombola.producers.storage.faults import explain
 
-ROWS_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
 
-
-def archive_once(engine: Engine, *, older_than_s: float, rows_max: int = ROWS_MAX) -> int:
+def archive_once(engine: Engine, *, older_than_s: float, rows_max: int = IN_LIST_MAX) -> int:
     """Archive up to rows_max requests that settled more than `older_than_s` ago; return how many."""
     try:
         with engine.begin() as connection:

@@ -19,9 +19,11 @@ from tombola.producers.domain.contract import Request, parse_result_head
 from tombola.producers.domain.draw import Wheels, blind_wheels
 from tombola.producers.domain.errors import DrawError, InvalidRequest
 from tombola.producers.storage import clock
-from tombola.producers.storage.database import Fault, explain, fault_of, transaction
+from tombola.producers.storage.chunks import chunks
+from tombola.producers.storage.faults import Fault, explain, fault_of
 from tombola.producers.storage.requests import look_up
 from tombola.producers.storage.schema import dead_letters as table
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.dead_letters.letters import Selection, request_in
 from tombola.worker.dead_letters.parking import ROWS_MAX, normalised
 from tombola.worker.ledger.old_rows import OldDraws
@@ -196,9 +198,9 @@ def originals_settled(connection: Connection, letters: Sequence[Letter]) -> set[
 def _in_order(engine: Engine, selection: Selection, limit: int | None) -> Iterator[list[Letter]]:
     with engine.connect().execution_options(read_only=True) as connection:
         ids = selected_ids(connection, selection, limit)
-    for start in range(0, len(ids), ROWS_MAX):
+    for some in chunks(ids, ROWS_MAX):
         with engine.connect().execution_options(read_only=True) as connection:
-            yield letters_of(connection, ids[start : start + ROWS_MAX])
+            yield letters_of(connection, some)
 
 
 def _lines(engine: Engine, rehearsal: Rehearsal, letters: Sequence[Letter], vouching: Vouching) -> Iterator[Line]:

@@ -22,17 +22,19 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from tombola.producers.brokers.streams import Broker
+from tombola.producers.brokers.registry import Broker
 from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState, Status
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import DrawError, InvalidRequest, PublishFailed, ReplayNotFound
 from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import Fault, RowsChanged, Transaction, again_after_conflicts, explain, fault_of
-from tombola.producers.storage.requests import Asked, Known
+from tombola.producers.storage.chunks import chunks
+from tombola.producers.storage.faults import Fault, RowsChanged, explain, fault_of
+from tombola.producers.storage.requests import RequestRecord, Submission
 from tombola.producers.storage.schema import dead_letters
 from tombola.producers.storage.schema import replays as table
+from tombola.producers.storage.transactions import Transaction, again_after_conflicts
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.dead_letters.parking import ROWS_MAX
@@ -324,8 +326,8 @@ class Replayer:
         found: dict[int, tuple[str, str]] = {}
         book = dead_letters.c
         with self._engine.connect().execution_options(read_only=True) as connection:
-            for start in range(0, len(ids), ROWS_MAX):
-                query = select(book.id, book.cause, book.error).where(book.id.in_(ids[start : start + ROWS_MAX]))
+            for some in chunks(ids):
+                query = select(book.id, book.cause, book.error).where(book.id.in_(some))
                 rows = connection.execute(query if state is None else query.where(book.state == state))
                 found |= {row.id: (row.cause, row.error) for row in rows}
         return found
@@ -477,7 +479,7 @@ class Replayer:
             return set()
         answers = requests.accept(
             joined,
-            [Asked(request) for request in new.values()],
+            [Submission(request) for request in new.values()],
             now,
             publish_at=now + self._relay_after,
             is_published=True,
@@ -540,5 +542,5 @@ class Replayer:
         return ended
 
 
-def _is_settled(known: Known | None) -> bool:
+def _is_settled(known: RequestRecord | None) -> bool:
     return known is not None and known.is_settled

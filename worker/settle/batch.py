@@ -35,20 +35,18 @@ from tombola.producers.domain.operations.operation import (
     Rejection,
 )
 from tombola.producers.storage import clock, requests
-from tombola.producers.storage.database import (
+from tombola.producers.storage.clock import utc_now
+from tombola.producers.storage.faults import (
     Fault,
-    Transaction,
-    conflict_pause_s,
     explain,
     fault_of,
     is_duplicate_key,
     is_lock_conflict,
     is_lock_timeout,
-    transaction,
-    utc_now,
 )
 from tombola.producers.storage.ledger import Posting
-from tombola.producers.storage.requests import Finished, Known
+from tombola.producers.storage.requests import RequestOutcome, RequestRecord
+from tombola.producers.storage.transactions import Transaction, conflict_pause_s, transaction
 from tombola.producers.telemetry.fields import about
 from tombola.worker import metrics
 from tombola.worker.ledger import post as ledger
@@ -328,7 +326,7 @@ class Rehearsal:
         self._wheels = wheels
         self._old_draws = old_draws
         self._accounts: dict[int, LockedAccount] = {}
-        self._seen: dict[str, Known] = {}
+        self._seen: dict[str, RequestRecord] = {}
         self._owners: dict[str, str] = {}
         self._charged: dict[str, dict[str, Decimal]] = {}
 
@@ -375,7 +373,7 @@ class _Book:
     """A batch in memory: what was read under the locks, and what is to be written."""
 
     accounts: dict[int, LockedAccount]
-    known: dict[str, Known]
+    known: dict[str, RequestRecord]
     wheels: Wheels
     now: datetime
     redelivered: Mapping[str, int] = field(default_factory=dict)
@@ -384,7 +382,7 @@ class _Book:
     owners: dict[str, str] | None = None  # whose the sessions are, by session, if that is looked after
     postings: list[Posting] = field(default_factory=list)
     moved: dict[int, Decimal] = field(default_factory=dict)
-    finished: list[Finished] = field(default_factory=list)
+    finished: list[RequestOutcome] = field(default_factory=list)
     locked: Locked = field(init=False)
 
     def __post_init__(self) -> None:
@@ -432,7 +430,7 @@ class _Book:
         body = operation.result(draw, outcome)
         text = body.decode()
         self.finished.append(
-            Finished(
+            RequestOutcome(
                 draw,
                 fingerprint,
                 status,
@@ -443,7 +441,7 @@ class _Book:
             )
         )
         # A key twice in one batch is the same case as a redelivery.
-        self.known[draw.request_key] = Known(fingerprint, "", status, text, self.now)
+        self.known[draw.request_key] = RequestRecord(fingerprint, "", status, text, self.now)
         return Settled(
             draw,
             body,
@@ -459,7 +457,7 @@ class _Book:
             return True
         return self.owners.setdefault(draw.lottery_session_id, draw.request_key) == draw.request_key
 
-    def _repeat(self, draw: Request, known: Known) -> Answer:
+    def _repeat(self, draw: Request, known: RequestRecord) -> Answer:
         """The first result of a settled draw: as it was kept, or rebuilt if it has been archived."""
         assert known.settled_at is not None
         if known.result is not None:

@@ -20,10 +20,11 @@ from tombola.producers.domain.causes import DeadReason, Status
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.results import ResultStore, StoredResult
-from tombola.producers.storage.database import explain
+from tombola.producers.storage.chunks import chunks
+from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.worker import metrics
-from tombola.worker.dead_letters.parking import ROWS_MAX, Parking
+from tombola.worker.dead_letters.parking import Parking
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +123,7 @@ def tell_dead(engine: Engine, results: Putting, parkings: Sequence[Parking]) -> 
     book = api_idempotency_requests.c
     dead = list(tried.values())
     try:
-        for start in range(0, len(dead), ROWS_MAX):
-            some = dead[start : start + ROWS_MAX]
+        for some in chunks(dead):
             with engine.connect().execution_options(read_only=True) as connection:
                 rows = connection.execute(
                     select(book.request_key, book.lottery_session_id, book.fingerprint, book.status).where(

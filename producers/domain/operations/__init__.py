@@ -1,4 +1,4 @@
-"""The operations, by kind: a file each. To add one is to write that file and to name it here.
+"""The operations, by kind: a file each. To add an operation, write its file and name it in OPERATIONS.
 
 Batch, forecast, result store, gateway and audit know an operation only through its four functions (operation.py).
 """
@@ -20,22 +20,22 @@ OPERATIONS: Final[dict[str, Operation[Any]]] = {DrawRequest.kind: draw}
 
 
 def operation_of(request: Request) -> Operation[Any]:
-    """The operation that `request` asks for."""
+    """The operation of `request`."""
     return OPERATIONS[request.kind]
 
 
 def proof_key(request: Request) -> str:
-    """The key of the ledger row that says that the request has happened."""
+    """The key of the ledger row that proves that the request has completed."""
     return f"{request.request_key}:{next(iter(OPERATIONS[request.kind].TYPES))}"
 
 
 def ledger_keys(request: Request) -> Sequence[str]:
-    """The keys of all ledger rows that the request may have."""
+    """The keys of all ledger rows that the request may write."""
     return [f"{request.request_key}:{entry_type}" for entry_type in OPERATIONS[request.kind].TYPES]
 
 
 def business_types() -> Set[str]:
-    """What stands in the ledger only for a request."""
+    """The business types that only requests write to the ledger."""
     return {business_type for operation in OPERATIONS.values() for business_type in operation.TYPES.values()}
 
 
@@ -59,7 +59,7 @@ def parse_request(body: bytes) -> Request:
 
 
 def _fields_of_kind(body: bytes) -> tuple[type[Request], Any] | None:
-    """The class and the fields that a body of a known kind asks for; None if it is of none."""
+    """The class and the fields of a body of a known kind; None for any other body."""
     try:
         head = msgspec.json.decode(body, type=_Head)
         fields = msgspec.json.decode(body)
@@ -82,7 +82,7 @@ def _made(kind: type[Request], fields: Any) -> Request:
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"not a {kind.kind} request: {error!s:.200}") from None
     if len(made.terms) > TERMS_LENGTH_MAX or not made.terms.isascii():
-        raise InvalidRequest(f"what a {kind.kind} request says does not fit into {TERMS_LENGTH_MAX} ASCII characters")
+        raise InvalidRequest(f"the terms of a {kind.kind} request have at most {TERMS_LENGTH_MAX} ASCII characters")
     return made
 
 
@@ -90,9 +90,9 @@ def _made(kind: type[Request], fields: Any) -> Request:
 
 
 def restore(request_key: str, lottery_session_id: str, account_id: int, terms: str) -> Request:
-    """The request that a row stands for, whose `terms` are Request.terms.
+    """The request of a row with these values; `terms` are Request.terms.
 
-    Raises InvalidRequest, or InvalidKey, for what is none; UnknownVersion for a kind that this release does not know.
+    Raises InvalidRequest, or InvalidKey, for values that make no request; UnknownVersion for an unknown kind.
     """
     common: dict[str, Any] = {
         "account_id": account_id,
@@ -103,7 +103,7 @@ def restore(request_key: str, lottery_session_id: str, account_id: int, terms: s
     if not is_kind:
         return DrawRequest(**common, campaign=terms)
     if kind not in OPERATIONS:
-        raise UnknownVersion(f"requests of kind {kind!r:.40} are not known here: upgrade")
+        raise UnknownVersion(f"this release does not know requests of kind {kind!r:.40}: upgrade")
     fields = OPERATIONS[kind].FIELDS
     names = [name for name in fields.__struct_fields__ if name not in Request.__struct_fields__]
     try:

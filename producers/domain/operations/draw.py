@@ -1,4 +1,4 @@
-"""A draw: one charge in the asset of its campaign, and what was won."""
+"""A draw: one charge in the asset of its campaign, and the prize, if any."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ NO_PRIZE: Final = Decimal("0.00")
 
 
 def needs(request: DrawRequest, _wheels: Wheels) -> Needs:
-    """The account that pays, and is paid."""
+    """The account that pays the charge and receives the prize."""
     return Needs((request.account_id,))
 
 
 def decide(request: DrawRequest, locked: Locked) -> Decision:
-    """The charge, and the prize if there is one; or why not."""
+    """The charge and the prize, if any; or a rejection or refusal."""
     wheel = locked.wheels.get(request.campaign)
     if wheel is None:
         return Refusal(Cause.UNKNOWN_CAMPAIGN, f"there is no campaign {request.campaign!r} here")
@@ -58,7 +58,7 @@ def decide(request: DrawRequest, locked: Locked) -> Decision:
 
 
 def _movements(request: DrawRequest, wheel: Wheel) -> Sequence[Movement]:
-    """All that a draw which can be paid for writes."""
+    """The movements of a draw whose charge the account can pay."""
     prize = wheel.draw(request.account_id, request.request_key)
     charge = Movement(request.account_id, CONSUME_TYPE, CONSUME, -wheel.campaign.cost, wheel.notes)
     if not prize.amount:
@@ -67,7 +67,7 @@ def _movements(request: DrawRequest, wheel: Wheel) -> Sequence[Movement]:
 
 
 def result(request: DrawRequest, outcome: Outcome) -> bytes:
-    """The draw's result. `prize_amount` and `balance_after` are of the account that paid, so of one asset.
+    """The draw's result. `prize_amount` and `balance_after` are of the account that paid, and so of one asset.
 
     Raises ValueError for a completed draw without a row of that account.
     """
@@ -96,7 +96,7 @@ def result(request: DrawRequest, outcome: Outcome) -> bytes:
 
 
 def check(request: DrawRequest, written: Written) -> Findings:
-    """One charge (I1); paid what the draw says (I2); that many rows (I11)."""
+    """One charge (I1); the prize that was drawn (I2); the number of rows (I11)."""
     return {
         "I1": _charged(written),
         "I2": _drawn(request, written),
@@ -116,9 +116,9 @@ def _drawn(request: DrawRequest, written: Written) -> Iterator[str]:
         if paid:
             yield f"is {written.status} and was paid {paid}"
     elif request.campaign not in written.wheels:
-        yield f"campaign {request.campaign} is not known here: it cannot be recomputed"
+        yield f"campaign {request.campaign} is unknown to this release: the draw cannot be recomputed"
     elif (drawn := _recomputed(request, written)) is None:
-        yield "was drawn with other odds or another seed: it cannot be recomputed"
+        yield "was drawn with other odds or another seed, and cannot be recomputed"
     elif paid != (says := _paid(drawn)):
         yield f"was paid {paid}, its draw says {says}"
 
@@ -137,7 +137,7 @@ def _whole(request: DrawRequest, written: Written) -> Iterator[str]:
 
 
 def _recomputed(request: DrawRequest, written: Written) -> Sequence[Movement] | None:
-    """What the draw should have written; None where campaign, odds or seed are not ours."""
+    """The movements that the draw must have written; None where its campaign, odds or seed are not known."""
     wheel = written.wheels.get(request.campaign)
     if wheel is None or any(row.notes != wheel.notes for row in written.rows if row.business_type == CONSUME):
         return None

@@ -1,10 +1,10 @@
-"""What an operation is: its fields on the wire and four pure functions; and the words that they speak in.
+"""What an operation is: its fields on the wire and four pure functions; and the types that these functions use.
 
 | function | says | used by |
 | --- | --- | --- |
 | `needs` | which accounts a request may touch, known before any lock | the batch, to lock everything in one order |
 | `decide` | the ledger rows to write, or the rejection | the batch; the forecast, on unlocked reads |
-| `result` | the answer's bytes, from request and ledger rows alone | the batch, and whatever rebuilds a result |
+| `result` | the answer's bytes, from request and ledger rows alone | the batch; the rebuild of a lost result |
 | `check` | what is wrong with what was written | the audit |
 """
 
@@ -20,27 +20,27 @@ from tombola.producers.domain.draw import Wheels
 
 
 class LockedAccount(NamedTuple):
-    """An account as it stands under its lock."""
+    """An account as read under its lock."""
 
     asset_code: str
     balance: Decimal
 
 
 class Needs(NamedTuple):
-    """What a request may touch: ids of accounts, existing or not, one at least."""
+    """What a request may touch: the ids of one or more accounts, which may not exist."""
 
     accounts: tuple[int, ...]
 
 
 class Locked(NamedTuple):
-    """What is known while a request is decided: the existing accounts, as those before it left them; campaigns."""
+    """The input of a decision: the existing accounts, as earlier requests of the batch left them, and the wheels."""
 
     accounts: Mapping[int, LockedAccount]
     wheels: Wheels
 
 
 class Movement(NamedTuple):
-    """A ledger row to write: `delta` of an account's own asset. Its key is derived with `entry_type`."""
+    """A ledger row to write: `delta` in the asset of the account. `entry_type` derives the key of the row."""
 
     account_id: int
     entry_type: str
@@ -50,14 +50,14 @@ class Movement(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """An outcome: the request was told no, and will be told no again. `balance` is what was told of the account."""
+    """A final outcome without a charge. `balance` is the account's balance in the answer."""
 
     reason: str
     balance: Decimal | None
 
 
 class Refusal(NamedTuple):
-    """No outcome: the request cannot be settled here, and becomes a dead letter."""
+    """No outcome: this worker cannot settle the request, which becomes a dead letter."""
 
     cause: Cause
     error: str
@@ -68,9 +68,9 @@ Outcome = Sequence[Row] | Rejection
 
 
 class Written(NamedTuple):
-    """What stands in the books of one request: its state, and all rows of its session in their order.
+    """What one request has written: its status, and all rows of its session in their order.
 
-    Reading a row raises where its stored value cannot be read.
+    An attribute of a row raises where the stored value cannot be read.
     """
 
     status: str
@@ -82,7 +82,7 @@ class Written(NamedTuple):
         return self.status == "completed"
 
 
-# What is wrong, by the audit's invariant; each is looked at by itself, and may raise whatever it likes.
+# Violations by invariant. The audit runs each iterator by itself, and each may raise any exception.
 Findings = Mapping[str, Iterator[str]]
 
 R = TypeVar("R", bound=Request, contravariant=True)
@@ -91,9 +91,9 @@ R = TypeVar("R", bound=Request, contravariant=True)
 class Operation(Protocol[R]):
     """One kind of request. A module can be one.
 
-    `TYPES` are the names of its ledger rows in their derived keys, with their business types. Each completed request
-    has a row of the first one, of its own account: that row is the proof that it has happened. `FIELDS` are its
-    fields on the wire, those that all requests have among them.
+    `TYPES` maps the entry types in the derived keys of its ledger rows to their business types. Each completed request
+    has a row of the first type on its own account: the proof that the request has completed. `FIELDS` is the class of
+    its requests.
     """
 
     @property
@@ -102,13 +102,13 @@ class Operation(Protocol[R]):
     def FIELDS(self) -> type[Request]: ...
 
     def needs(self, request: R, wheels: Wheels, /) -> Needs:
-        """Which accounts the request may touch, whatever is decided."""
+        """The accounts that the request may touch, whatever `decide` returns."""
 
     def decide(self, request: R, locked: Locked, /) -> Decision:
-        """What to write. Only accounts that it needs may be moved, and none below zero."""
+        """What to write. A movement is on an account of `needs`, and leaves no balance below zero."""
 
     def result(self, request: R, outcome: Outcome, /) -> bytes:
-        """The answer's bytes: the same ones from the rows about to be written as from the same rows read later."""
+        """The answer's bytes: equal from rows about to be written and from the same rows read later."""
 
     def check(self, request: R, written: Written, /) -> Findings:
-        """What is wrong with what was written."""
+        """The violations in what was written."""

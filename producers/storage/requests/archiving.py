@@ -1,0 +1,100 @@
+"""Read the state of a session, and archive: drop the text of old results, which can be rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import NamedTuple
+
+from sqlalchemy import Connection, select, update
+
+from tombola.producers.domain import operations
+from tombola.producers.domain.causes import Status
+from tombola.producers.domain.contract import Request, parse_result_head
+from tombola.producers.domain.operations.operation import Rejection
+from tombola.producers.storage.ledger import postings_of_request
+from tombola.producers.storage.requests.records import request_of
+from tombola.producers.storage.schema import api_idempotency_requests as table
+
+
+class SessionState(NamedTuple):
+    """The state of one session's request: `result` are the first result's bytes, None before the request settles."""
+
+    request: Request
+    caller: str
+    status: str
+    reason: str | None
+    result: bytes | None
+    settled_at: datetime | None
+
+
+def state_of_session(connection: Connection, lottery_session_id: str) -> SessionState | None:
+    """The state of this session's request, with the result rebuilt if its row is archived; None for no such session."""
+    row = connection.execute(select(table).where(table.c.lottery_session_id == lottery_session_id)).first()
+    if row is None:
+        return None
+    request = request_of(row)
+    body = None if row.result is None else row.result.encode()
+    if body is None and row.status == Status.COMPLETED:
+        rows = postings_of_request(connection, lottery_session_id, request.request_key)
+        body = operations.operation_of(request).result(request, rows)
+    elif body is None and row.status == Status.REJECTED:
+        body = operations.operation_of(request).result(request, Rejection(row.reason, row.balance_told))
+    return SessionState(request, row.caller, row.status, row.reason, body, row.settled_at)
+
+
+def states_of_sessions(connection: Connection, lottery_session_ids: Sequence[str]) -> dict[str, SessionState]:
+    """The states of these sessions by session id, without sessions that are accepted or unknown.
+
+    At most IN_LIST_MAX at once (producers.storage.in_lists). The result of an archived row is None here, and rebuilt
+    by state_of_session.
+    """
+    rows = connection.execute(
+        select(table).where(table.c.lottery_session_id.in_(lottery_session_ids), table.c.status != Status.ACCEPTED)
+    )
+    return {
+        row.lottery_session_id: SessionState(
+            request_of(row),
+            row.caller,
+            row.status,
+            row.reason,
+            None if row.result is None else row.result.encode(),
+            row.settled_at,
+        )
+        for row in rows
+    }
+
+
+def archive(connection: Connection, settled_before: datetime, *, rows_max: int) -> int:
+    """Drop the result's text of up to `rows_max` requests that settled before then; return how many.
+
+    An answer is rebuilt from the ledger, which keeps its rows for ever, or from the few columns of a rejection.
+    """
+    rows = connection.execute(
+        select(table.c.request_key, table.c.status, table.c.result)
+        .where(
+            table.c.status.in_((Status.COMPLETED, Status.REJECTED)),
+            table.c.settled_at < settled_before,
+            # The index leads to the oldest rows; a row without this time is archived already.
+            table.c.publish_at < settled_before,
+        )
+        .limit(rows_max)
+        .with_for_update(skip_locked=True)
+    ).all()
+    kept = {
+        row.request_key: parse_result_head(row.result.encode()).balance_after
+        for row in rows
+        if row.status == Status.REJECTED
+    }
+    for balance in set(kept.values()):
+        keys = [key for key, told in kept.items() if told == balance]
+        connection.execute(
+            update(table)
+            .where(table.c.request_key.in_(keys))
+            .values(result=None, publish_at=None, balance_told=None if balance is None else Decimal(balance))
+        )
+    keys = [row.request_key for row in rows if row.status == Status.COMPLETED]
+    if keys:
+        connection.execute(update(table).where(table.c.request_key.in_(keys)).values(result=None, publish_at=None))
+    return len(rows)

@@ -1,0 +1,80 @@
+"""The row of one request: its columns, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+
+from tombola.producers.domain import operations
+from tombola.producers.domain.causes import Status
+from tombola.producers.domain.contract import Request
+from tombola.producers.storage.schema import api_idempotency_requests as table
+from tombola.producers.storage.transactions import Transaction
+
+# The columns that describe the request itself, in the order of `request_values`.
+REQUEST_COLUMNS: Final = ("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "created_at")
+# As text: the driver takes longer to decode a time than all other columns of a row together.
+_ACCEPTED_AT: Final = "CAST(accepted_at AS CHAR)"
+_RECORD_COLUMNS: Final = f"fingerprint, caller, status, result, settled_at, reason, balance_told, {_ACCEPTED_AT}"
+
+
+class RequestRecord(NamedTuple):
+    """The row of a request; `result` is None before the request settles, and after its row is archived.
+
+    `accepted_at` is set for the batch that settles the request, and None in a locking read: a repeat is answered
+    without it.
+    """
+
+    fingerprint: str
+    caller: str
+    status: str
+    result: str | None = None
+    settled_at: datetime | None = None
+    reason: str | None = None
+    balance_told: Decimal | None = None
+    accepted_at: datetime | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        return self.status in (Status.COMPLETED, Status.REJECTED)
+
+
+def look_up(transaction: Transaction, request_keys: Sequence[str], *, lock: bool = False) -> dict[str, RequestRecord]:
+    """The rows of these requests, by request key; a request without a row is not in the result."""
+    rows = transaction.select(
+        f"SELECT request_key, {_RECORD_COLUMNS} FROM {table.name} WHERE request_key IN (??)",
+        sorted(request_keys) if lock else request_keys,
+        lock=lock,
+    )
+    return {
+        key: RequestRecord(
+            fingerprint,
+            caller,
+            status,
+            result,
+            None if settled_at is None else transaction.moment(settled_at),
+            reason,
+            None if balance is None else transaction.amount(balance),
+            None if accepted_at is None or lock else datetime.fromisoformat(f"{accepted_at}+00:00"),
+        )
+        for key, fingerprint, caller, status, result, settled_at, reason, balance, accepted_at in rows
+    }
+
+
+def request_values(request: Request, fingerprint: str, moment: str) -> tuple[str | int, ...]:
+    """The values of REQUEST_COLUMNS; `moment` is a time as text."""
+    return (
+        request.request_key,
+        request.lottery_session_id,
+        request.account_id,
+        request.terms,
+        fingerprint,
+        moment,
+    )
+
+
+def request_of(row: Any) -> Request:
+    """The request that a row of the table describes. Raises as operations.restore does."""
+    return operations.restore(row.request_key, row.lottery_session_id, row.account_id, row.campaign)

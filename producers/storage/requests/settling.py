@@ -1,0 +1,145 @@
+"""How a request leaves the status `accepted`: it settles, or it is given up; and how a replay revives a dead one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, Engine, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from tombola.producers.domain.causes import Status
+from tombola.producers.domain.contract import Request
+from tombola.producers.storage.faults import explain
+from tombola.producers.storage.requests.records import REQUEST_COLUMNS, request_values
+from tombola.producers.storage.schema import api_idempotency_requests as table
+from tombola.producers.storage.transactions import Transaction, time_text
+
+_OUTCOME_COLUMNS: Final = ("status", "reason", "result", "settled_at", "deliveries", "settled_by")
+
+
+class RequestOutcome(NamedTuple):
+    """A request that settles now, and its outcome. `is_accepted` says that the request has a row already."""
+
+    request: Request
+    fingerprint: str
+    status: Status
+    reason: str | None
+    result: str
+    is_accepted: bool
+    deliveries: int = 1
+
+
+def finish(
+    transaction: Transaction, outcomes: Sequence[RequestOutcome], now: datetime, *, settled_by: str | None = None
+) -> None:
+    """Record outcomes: one statement inserts the rows of requests without one, another updates accepted rows.
+
+    Raises RowsChanged when a row is no longer accepted.
+    """
+    moment = time_text(now)
+    transaction.insert(
+        table.name,
+        # `publish_at` is set for these rows, too: retention finds settled rows by it, along the index.
+        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, "publish_at"),
+        [
+            (
+                *request_values(it.request, it.fingerprint, moment),
+                it.status,
+                it.reason,
+                it.result,
+                moment,
+                it.deliveries,
+                settled_by,
+                moment,
+            )
+            for it in outcomes
+            if not it.is_accepted
+        ],
+    )
+    transaction.update(
+        table.name,
+        "request_key",
+        _OUTCOME_COLUMNS,
+        [
+            (it.request.request_key, it.status, it.reason, it.result, moment, it.deliveries, settled_by)
+            for it in outcomes
+            if it.is_accepted
+        ],
+        # The rows were read without a lock: a request that was given up meanwhile is dead and must not be charged.
+        where=f"status = '{Status.ACCEPTED}'",
+    )
+
+
+def give_up(connection: Connection, request_key: str, fingerprint: str, reason: str) -> bool:
+    """accepted → dead for the request with this key and fingerprint; return whether there was one."""
+    return bool(
+        connection.execute(
+            update(table)
+            .where(
+                table.c.request_key == request_key,
+                table.c.status == Status.ACCEPTED,
+                table.c.fingerprint == fingerprint,
+            )
+            .values(status=Status.DEAD, reason=reason)
+        ).rowcount
+    )
+
+
+def give_up_all(connection: Connection, given_up: Sequence[Request], reason: str) -> None:
+    """accepted → dead for each of these requests whose row is accepted and has the same content.
+
+    At most IN_LIST_MAX at once (producers.storage.in_lists).
+    """
+    if not given_up:
+        return
+    # A fingerprint covers the key as well: a row that has one of these fingerprints is one of these requests.
+    connection.execute(
+        update(table)
+        .where(
+            table.c.request_key.in_(sorted({it.request_key for it in given_up})),
+            table.c.fingerprint.in_(sorted({it.fingerprint() for it in given_up})),
+            table.c.status == Status.ACCEPTED,
+        )
+        .values(status=Status.DEAD, reason=reason)
+    )
+
+
+def revive(
+    connection: Connection,
+    request_keys: Sequence[str],
+    now: datetime,
+    *,
+    publish_at: datetime | None = None,
+    is_published: bool = False,
+) -> int:
+    """dead → accepted, for an operator's replay; return how many requests were dead.
+
+    `publish_at` (default: now) and `is_published` have the same meaning as in `accept`.
+    """
+    return connection.execute(
+        update(table)
+        .where(table.c.request_key.in_(request_keys), table.c.status == Status.DEAD)
+        .values(
+            status=Status.ACCEPTED,
+            reason=None,
+            publish_attempts=1 if is_published else 0,
+            publish_error=None,
+            published_at=now if is_published else None,
+            publish_at=publish_at or now,
+            accepted_at=now,  # the request's time begins anew; otherwise the relay would time it out at once
+        )
+    ).rowcount
+
+
+def try_writing(engine: Engine) -> None:
+    """Run the statement that records an outcome, on no row.
+
+    Raises ServiceUnavailable or ConfigurationError when the database cannot record outcomes: away, read-only.
+    """
+    try:
+        with engine.begin() as connection:
+            connection.execute(update(table).where(table.c.request_key == "").values(status=Status.DEAD))
+    except SQLAlchemyError as error:
+        raise explain(error) from error
