@@ -282,7 +282,7 @@ class Settings(BaseSettings):
         """How long one batch can take while the database is up, whatever locks other transactions hold.
 
         The accounts' locks are waited for once, as a whole. After that only writes can meet a lock that nothing warned
-        of: one in each try; and the last try begins at the end of this time (worker.settle.batch.settle), with two
+        of: one in each try; and the last try begins at the end of this time (worker.settle.tries.settle), with two
         writes.
         """
         return float(self.lock_wait_s * (self.tries_max + 3))

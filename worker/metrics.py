@@ -72,9 +72,7 @@ LOST_REASONS: Final = ("expired", "maxlen", "rejected", "delivery_limit")
 # All other codes are counted as `other`: a label has few values.
 CODES: Final = frozenset({1020, 1062, 1180, 1205, 1213, 3101})
 
-DRAWS_SETTLED, DRAWS_REJECTED, DRAWS_REPEATED = (
-    DRAWS.labels(outcome) for outcome in ("settled", "rejected", "repeat")
-)
+DRAWS_SETTLED, DRAWS_REJECTED, DRAWS_REPEATED = (DRAWS.labels(outcome) for outcome in ("settled", "rejected", "repeat"))
 
 # Each series exists from the start, at 0: Prometheus does not see an increase from no series to 1.
 for _cause in Cause:

@@ -18,7 +18,7 @@ from tombola.producers.domain.causes import Cause, LetterState
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
-from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
 from tombola.worker.replays import replay
 from tombola.worker.replays.forecast import forecast

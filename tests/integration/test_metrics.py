@@ -42,8 +42,8 @@ from tombola.worker.relay import lookout as relay_lookout
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
 from tombola.worker.relay.relay import Relay
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort
+from tombola.worker.settle import tries
+from tombola.worker.settle.rules import Rules
 from tombola.worker.settle.watch import Watch
 
 RELAY = [sys.executable, "-m", "tombola.worker", "relay"]
@@ -180,7 +180,7 @@ def test_retries_are_counted_by_the_databases_code(
 
     monkeypatch.setattr(ledger, "post", fail_once)
     before = now("transaction_retries_total", code=code)
-    batch.settle(house.engine, draws([account_id], 2), house.wheels, effort=Effort(tries_max=3), sleep=lambda _s: None)
+    tries.settle(house.engine, draws([account_id], 2), Rules(house.wheels, tries_max=3), sleep=lambda _s: None)
     assert now("transaction_retries_total", code=code) == before + 1
 
 
@@ -191,7 +191,7 @@ def test_an_outage_is_no_retry(house: House, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ledger, "post", gone)
     before = {code: now("transaction_retries_total", code=code) for code in ("2013", "other")}
     with pytest.raises(Exception, match="does not answer"):
-        batch.settle(house.engine, draws(house.accounts(1), 1), house.wheels, effort=Effort(tries_max=3))
+        tries.settle(house.engine, draws(house.accounts(1), 1), Rules(house.wheels, tries_max=3))
     assert {code: now("transaction_retries_total", code=code) for code in ("2013", "other")} == before
 
 

@@ -30,14 +30,15 @@ from tombola.producers.storage.schema import operator_actions, replays
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
-from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
 from tombola.worker.ledger import post as ledger
 from tombola.worker.operators import actions
 from tombola.worker.relay.relay import Relay
 from tombola.worker.replays import replay
 from tombola.worker.replays.forecast import Forecast, forecast
-from tombola.worker.replays.replay import Options, Replay, Replayer
+from tombola.worker.replays.replay import Options, Replay
+from tombola.worker.replays.replayer import Replayer
 from tombola.worker.settle.consumer import Consumer
 
 OVERDUE = datetime(2020, 1, 1, tzinfo=UTC)  # whoever's clock it is, and however late its answer came

@@ -27,8 +27,8 @@ from tombola.worker.ledger.old_rows import OldRows
 def audit(engine: Engine, wheels: Wheels) -> Report:
     """Check every invariant. `wheels` are the campaigns under the seed.
 
-    Raises ServiceUnavailable or ConfigurationError when the database cannot be read. A single table that cannot be read,
-    such as one that this user may not see, leaves its invariants "not looked at" in the report.
+    Raises ServiceUnavailable or ConfigurationError when the database cannot be read. When a single table cannot be
+    read, for example for lack of a privilege, its invariants are "not looked at" in the report.
     """
     report = Report()
     try:

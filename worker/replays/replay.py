@@ -167,14 +167,10 @@ def count_step(connection: Connection, replay_id: int, *, sent: int, refused: in
     )
 
 
-def count_outcomes(
-    connection: Connection, replay_id: int, *, settled: int, parked_again: int, now: datetime
-) -> Replay:
+def count_outcomes(connection: Connection, replay_id: int, *, settled: int, parked_again: int, now: datetime) -> Replay:
     """Bring a replay's outcomes up to date, which is its sign of life as well; return its row."""
     connection.execute(
-        update(table)
-        .where(table.c.id == replay_id)
-        .values(settled=settled, parked_again=parked_again, seen_at=now)
+        update(table).where(table.c.id == replay_id).values(settled=settled, parked_again=parked_again, seen_at=now)
     )
     return find(connection, replay_id)
 

@@ -28,7 +28,8 @@ from tombola.producers.telemetry.metrics import are_wanted
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker import metrics
 from tombola.worker.dead_letters import parking
-from tombola.worker.dead_letters.parking import Parking, Unparkable
+from tombola.worker.dead_letters.message import Parking
+from tombola.worker.dead_letters.parking import Unparkable
 from tombola.worker.deliveries import Deliveries, Delivery, open_deliveries
 from tombola.worker.deliveries.losses import left_to_relay
 from tombola.worker.ledger.old_rows import OldDraws
@@ -129,7 +130,7 @@ class Consumer:
                 except Exception:
                     failures += 1
                     log.exception("unexpected error in the consumer; trying again (%d)", failures)
-                    # What is in hand is delivered again and counted, so a message that is to blame is soon handled alone.
+                    # What is in hand is delivered again and counted: a message that is to blame is soon handled alone.
                     self._aside.clear()
                     self.deliveries.release()
                     self._outages.back_off(failures)

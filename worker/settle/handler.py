@@ -15,7 +15,8 @@ from tombola.producers.domain.errors import InvalidRequest, NotSigned, UnknownVe
 from tombola.producers.domain.signatures import SIGNATURE, Keyring
 from tombola.producers.results import StoredResult
 from tombola.worker.dead_letters import parking
-from tombola.worker.dead_letters.parking import Parking, Unparkable
+from tombola.worker.dead_letters.message import Parking
+from tombola.worker.dead_letters.parking import Unparkable
 from tombola.worker.deliveries import Delivery
 from tombola.worker.deliveries.losses import REASON_HEADER
 from tombola.worker.settle.answers import Deferred, Refused, Settled
@@ -104,9 +105,7 @@ class Handler:
                     )
                 case Deferred():
                     request = answer.request
-                    later.append(
-                        Later(request.account_id if answer.is_account_held else request.request_key, delivery)
-                    )
+                    later.append(Later(request.account_id if answer.is_account_held else request.request_key, delivery))
         self._results.put(
             [StoredResult(answer.request.lottery_session_id, answer.result, answer.settled_at) for answer in settled]
         )
@@ -133,7 +132,8 @@ class Handler:
             if it.delivery.tag in refused:
                 continue
             self._watch.count_parked(it.cause)
-            log.error("parked a dead letter (%s): %s", it.cause, it.error, extra={"cause": it.cause, **about_message(it)})
+            fields = {"cause": it.cause, **about_message(it)}
+            log.error("parked a dead letter (%s): %s", it.cause, it.error, extra=fields)
         return unparked
 
     def given_up_by_broker(self, delivery: Delivery) -> Parking:

@@ -23,7 +23,8 @@ from tombola.producers.results import ResultStore, StoredResult
 from tombola.producers.storage.database import explain
 from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.worker import metrics
-from tombola.worker.dead_letters.parking import ROWS_MAX, Parking
+from tombola.worker.dead_letters.message import Parking
+from tombola.worker.dead_letters.states import ROWS_MAX
 
 log = logging.getLogger(__name__)
 
@@ -140,4 +141,4 @@ def announce_dead(engine: Engine, results: Putting, parkings: Sequence[Parking])
                 DeadReason.PARKED,
             )
     except SQLAlchemyError as error:
-        log.warning("%d draws are parked, and this was not announced to waiting frontends: %s", len(dead), explain(error))
+        log.warning("%d draws are parked, and waiting frontends were not told: %s", len(dead), explain(error))
