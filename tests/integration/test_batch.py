@@ -33,7 +33,7 @@ from tombola.producers.storage.database import fault_of, open_engine, transactio
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.producers.storage.schema import account_asset_balances, api_idempotency_requests, asset_transactions
 from tombola.worker.ledger import post as ledger
-from tombola.worker.ledger.post import AMOUNT_MAX, open_account, recharge
+from tombola.worker.ledger.accounts import AMOUNT_MAX, open_account, recharge
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Answer, Deferred, Refused, Settled
 from tombola.worker.settle.rules import Rules

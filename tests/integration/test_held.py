@@ -19,7 +19,7 @@ from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.entry import Entry
 from tombola.producers.storage.database import open_engine
 from tombola.producers.storage.requests import Asked
-from tombola.worker.ledger.post import open_account
+from tombola.worker.ledger.accounts import open_account
 from tombola.worker.relay.relay import Relay
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Answer, Deferred, Refused, Settled

@@ -38,6 +38,7 @@ from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit
 from tombola.worker.deliveries import Delivery
 from tombola.worker.ledger import post as ledger
+from tombola.worker.ledger.accounts import open_account
 from tombola.worker.relay import lookout as relay_lookout
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
@@ -113,7 +114,7 @@ def now(name: str, **labels: str) -> float:
 def test_a_worker_tells_what_it_did(real_house: House, port: int) -> None:
     house = real_house
     accounts = house.accounts(5)
-    broke = ledger.open_account(house.engine, user_id=6, balance=Decimal(0))
+    broke = open_account(house.engine, user_id=6, balance=Decimal(0))
     accepted = draws(accounts, 30, prefix="accepted")
     told_no = DrawRequest(account_id=broke, request_key="told_no")
     bare = draws(accounts, 10, prefix="bare")

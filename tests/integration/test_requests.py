@@ -34,7 +34,7 @@ from tombola.producers.storage.database import open_engine, transaction, utc_now
 from tombola.producers.storage.requests import Acceptance, Asked, Known, State
 from tombola.worker.audit.audit import audit
 from tombola.worker.ledger import post as ledger
-from tombola.worker.ledger.post import open_account, recharge
+from tombola.worker.ledger.accounts import open_account, recharge
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.retention import archive_once
 from tombola.worker.settle import tries

@@ -31,8 +31,8 @@ from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.storage.database import open_engine
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.worker.audit.audit import audit
+from tombola.worker.ledger.accounts import recharge
 from tombola.worker.ledger.old_rows import OldDraws, holds_old_rows
-from tombola.worker.ledger.post import recharge
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Answer, Refused, Settled
 from tombola.worker.settle.rules import Rules

@@ -12,9 +12,6 @@ from tombola.producers.domain.contract import Request
 from tombola.producers.domain.operations.operation import LockedAccount
 from tombola.producers.storage.database import Transaction, WhenHeld, time_text
 from tombola.producers.storage.ledger import Posting
-from tombola.worker.ledger.accounts import AMOUNT_MAX as AMOUNT_MAX
-from tombola.worker.ledger.accounts import open_account as open_account
-from tombola.worker.ledger.accounts import recharge as recharge
 
 _COLUMNS: Final = (
     "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code",
