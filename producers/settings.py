@@ -284,7 +284,7 @@ class Settings(BaseSettings):
         """How long one batch can take while the database is up, whatever locks other transactions hold.
 
         A batch waits once for all its accounts' locks. After that only a write can wait for a lock, once in each try;
-        the last try begins at the end of this time (worker.settle.batch.settle), and has two writes.
+        the last try begins at the end of this time (worker.settle.tries.settle), and has two writes.
         """
         return float(self.lock_wait_s * (self.tries_max + 3))
 

@@ -15,8 +15,9 @@ from tests import processes, servers
 from tests.processes import House, Worker, wait_for
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.results import ResultStore, StoredResult
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort, Settled
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Settled
+from tombola.worker.settle.rules import Rules
 
 TIMEOUT_S = 40.0
 OPEN_TO_ALL = {"TOMBOLA_GATEWAY_AUTH": "none", "TOMBOLA_GATEWAY_RATE_MAX": "1000000"}
@@ -59,8 +60,8 @@ def gateway(house: House, *arguments: str, **env: str) -> Iterator[Gateway]:
 
 
 def settle(house: House, *asked: DrawRequest, store: bool = True) -> list[bytes]:
-    """Settle these draws as a worker does, and put their results if `store`; return the results."""
-    answers = batch.settle(house.engine, asked, house.wheels, effort=Effort(tries_max=1))
+    """What a worker does with these draws: settle them, and put their results unless told not to."""
+    answers = tries.settle(house.engine, asked, Rules(house.wheels, tries_max=1))
     settled = [answer for answer in answers if isinstance(answer, Settled)]
     assert len(settled) == len(asked)
     if store:

@@ -29,7 +29,7 @@ from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import dead_letters
 from tombola.worker.audit.audit import audit
-from tombola.worker.ledger import post as ledger
+from tombola.worker.ledger import accounts as ledger_accounts
 
 PROJECT = Path(__file__).parents[1]
 SEED = "5eed" * 16
@@ -164,7 +164,8 @@ class House:
 
     def accounts(self, count: int, *, balance: int = 1000) -> list[int]:
         return [
-            ledger.open_account(self.engine, user_id=number, balance=Decimal(balance)) for number in range(1, count + 1)
+            ledger_accounts.open_account(self.engine, user_id=number, balance=Decimal(balance))
+            for number in range(1, count + 1)
         ]
 
     def publish(self, *bodies: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What Prometheus is told of settling and of dead letters, and what a consumer tells while it works.
+"""The metrics of settling and of dead letters.
 
 Names and labels are a contract with worker/monitoring/. No label is ever a key or an account.
 """
@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from tombola.producers.domain.causes import Cause
 
 DRAWS: Final = Counter("tombola_draws", "draws answered: settled, rejected or repeat", ["outcome"])
-PARKED: Final = Counter("tombola_parked", "messages parked as dead letters, by cause", ["cause"])
+MESSAGES_PARKED: Final = Counter("tombola_parked", "messages parked as dead letters, by cause", ["cause"])
 DEFERRED: Final = Counter("tombola_deferred", "draws set aside, because another transaction held a lock for too long")
 REDELIVERED: Final = Counter("tombola_redelivered", "deliveries that were not the first of their message")
 RETRIES: Final = Counter(
@@ -66,17 +66,17 @@ REPLAYED: Final = Counter(
 
 OUTCOMES: Final = ("settled", "parked_again", "refused")
 
-# Of RabbitMQ's reasons those that are no fault of the message, or need not be. Nobody but a stranger rejects.
+# RabbitMQ's reasons that are no fault of the message, or need not be. Our own consumers never reject: a stranger's do.
 LOST_REASONS: Final = ("expired", "maxlen", "rejected", "delivery_limit")
 
-# The rest are `other`: a label has few values.
+# All other codes are counted as `other`: a label has few values.
 CODES: Final = frozenset({1020, 1062, 1180, 1205, 1213, 3101})
 
-SETTLED, REJECTED, REPEATS = (DRAWS.labels(outcome) for outcome in ("settled", "rejected", "repeat"))
+DRAWS_SETTLED, DRAWS_REJECTED, DRAWS_REPEATED = (DRAWS.labels(outcome) for outcome in ("settled", "rejected", "repeat"))
 
-# There from the beginning, at 0: an increase from nothing to one would not be seen.
+# Each series exists from the start, at 0: Prometheus does not see an increase from no series to 1.
 for _cause in Cause:
-    PARKED.labels(_cause)
+    MESSAGES_PARKED.labels(_cause)
 for _code in (*map(str, sorted(CODES)), "other"):
     RETRIES.labels(_code)
 for _reason in LOST_REASONS:
@@ -85,8 +85,8 @@ for _outcome in OUTCOMES:
     REPLAYED.labels(_outcome)
 
 
-def tell_retry(error: BaseException) -> None:
-    """This error undid a transaction, which is run again or split."""
+def count_retry(error: BaseException) -> None:
+    """Count a transaction that `error` undid, by the error's code; the transaction is run again or split."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
     code = error.args[0] if isinstance(error, pymysql.MySQLError) and error.args else None

@@ -2,10 +2,10 @@
 
     signature = lower-case hex of HMAC-SHA256(secret, canonical body)
 
-The canonical body is the value of Request.encode() (examples: tests/domain/golden/signatures.json). The signature travels
-beside the body, under the name `signature`: a field of a Stream's entry, a header of an AMQP message, a keyword of the
-task `tombola.draw`. Several secrets may be valid at once, so that a secret can be replaced without downtime: the first
-secret signs, and all of them verify.
+The canonical body is the value of Request.encode() (examples: tests/domain/golden/signatures.json). The signature
+travels beside the body, under the name `signature`: a field of a Stream's entry, a header of an AMQP message, a keyword
+of the task `tombola.draw`. Several secrets may be valid at once, so that a secret can be replaced without downtime: the
+first secret signs, and all of them verify.
 """
 
 from __future__ import annotations

@@ -18,10 +18,11 @@ from tombola.producers.domain.causes import Cause, LetterState
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
-from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
 from tombola.worker.replays import replay
 from tombola.worker.replays.forecast import forecast
+from tombola.worker.replays.replayer import Replayer
 
 OTHER_ACCOUNT: Final = ACCOUNTS + 1
 PARKED_AT_ONCE: Final = 500
@@ -155,10 +156,10 @@ def full_replay(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
 def _replay_all(lab: Lab, contestant: Contestant, count: int) -> float:
     """From the first one sent to the last one known to be settled."""
     with closing(open_broker(contestant.broker_url, publish_timeout_s=30)) as broker:
-        replayer = replay.Replayer(lab.engine, broker, lab.settings(contestant.broker_url))
+        runner = Replayer(lab.engine, broker, lab.settings(contestant.broker_url))
         begin = time.perf_counter()
         replay_id = replay.begin(lab.engine, Selection(), replay.Options(), operator="bench", reason="to see how fast")
-        done = replayer.run(replay_id)
+        done = runner.run(replay_id)
         took_s = time.perf_counter() - begin
     if (done.status, done.settled) != (replay.DONE, count):
         raise BenchmarkFailed(f"the replay ended so: {done}")

@@ -32,8 +32,9 @@ from tests.benchmarks.legacy import legacy
 from tests.benchmarks.report import Finding, at_least, at_most
 from tombola.producers import DrawClient, DrawRequest
 from tombola.producers.brokers.registry import open_broker
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Settled
+from tombola.worker.settle.rules import Rules
 
 BATCH: Final = 500
 LATENCY_RATE: Final = 20.0  # draws a second
@@ -111,12 +112,12 @@ def settle_all(lab: Lab, contestant: Contestant, count: int) -> float:
 
 
 def ceiling(lab: Lab, count: int) -> float:
-    """worker.settle.batch.settle in a bare loop: what the database and our SQL would do with no queue around them."""
+    """worker.settle.tries.settle in a bare loop: what the database and our SQL would do with no queue around them."""
     lab.clear()
     draws = make_draws(count)
 
     for start in range(0, count, BATCH):
-        batch.settle(lab.engine, draws[start : start + BATCH], WHEELS, effort=Effort(tries_max=3))
+        tries.settle(lab.engine, draws[start : start + BATCH], Rules(WHEELS, tries_max=3))
     lab.check_books(count)
     return lab.settle_rate(draws)
 
@@ -299,8 +300,8 @@ _OLD_TIME: Final = "'2023-11-14' + INTERVAL seq SECOND"
 
 def _fill_ledger(lab: Lab, rows: int) -> None:
     """Old rows as the worker writes them: 10 requests have 13 ledger rows, and keep their results."""
-    (sample,) = batch.settle(lab.engine, make_draws(1), WHEELS, effort=Effort(tries_max=3))
-    if not isinstance(sample, batch.Settled):
+    (sample,) = tries.settle(lab.engine, make_draws(1), Rules(WHEELS, tries_max=3))
+    if not isinstance(sample, Settled):
         raise BenchmarkFailed(f"the sample draw was not settled: {sample}")
     with lab.engine.connect() as connection:
         notes = connection.execute(text("SELECT notes FROM asset_transactions LIMIT 1")).scalar_one()

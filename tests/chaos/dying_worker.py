@@ -27,7 +27,7 @@ from tombola.producers.results import ResultStore, StoredResult
 from tombola.producers.storage.transactions import Transaction, transaction
 from tombola.worker.deliveries import Deliveries, Delivery, open_deliveries
 from tombola.worker.host import tasks
-from tombola.worker.settle import batch, consumer
+from tombola.worker.settle import batch, consumer, tries
 
 DIE_AT = os.environ["DIE_AT"]
 DIE_ON = os.environ["DIE_ON"]
@@ -97,7 +97,7 @@ def dying_settle(settle: Callable[..., Any]) -> Callable[..., Any]:
 
 
 PATCHES: dict[str, tuple[Any, str, Any]] = {
-    "before_commit": (batch, "transaction", dying_transaction),
+    "before_commit": (tries, "transaction", dying_transaction),
     "after_commit": (consumer, "ResultStore", DyingResultStore),
     "after_results": (consumer, "open_deliveries", dying_deliveries),
     "in_task": (tasks, "ResultStore", DyingTaskResultStore),

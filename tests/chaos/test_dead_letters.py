@@ -33,7 +33,8 @@ from tombola.worker.host.task_queues import SHOPS
 from tombola.worker.relay.relay import Relay
 from tombola.worker.replays import replay
 from tombola.worker.replays.forecast import WOULD_CHARGE, forecast
-from tombola.worker.replays.replay import Options, Replayer
+from tombola.worker.replays.replay import Options
+from tombola.worker.replays.replayer import Replayer
 
 pytestmark = pytest.mark.chaos
 

@@ -24,7 +24,7 @@ from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.schema import dead_letters, replays
 from tombola.worker import cli
 from tombola.worker.dead_letters import parking
-from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
 from tombola.worker.operators import actions
 from tombola.worker.replays import replay

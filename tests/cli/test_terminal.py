@@ -21,7 +21,7 @@ from tombola.producers.storage import api_keys
 from tombola.worker import cli
 from tombola.worker.cli import terminal
 from tombola.worker.dead_letters import parking
-from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
 from tombola.worker.operators import actions
 from tombola.worker.operators import users as operators

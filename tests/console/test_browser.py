@@ -31,7 +31,7 @@ from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
-from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
 from tombola.worker.operators import actions
 from tombola.worker.operators import users as operators

@@ -29,10 +29,11 @@ from tombola.worker.console import story
 from tombola.worker.console.story import Story
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking
-from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
 from tombola.worker.operators import actions
-from tombola.worker.settle.batch import Effort, settle
+from tombola.worker.settle.rules import Rules
+from tombola.worker.settle.tries import settle
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def accepted(house: processes.House, draw: DrawRequest, caller: str = "shop") ->
 
 
 def settled(house: processes.House, *draws: DrawRequest) -> None:
-    settle(house.engine, list(draws), house.wheels, effort=Effort(tries_max=3))
+    settle(house.engine, list(draws), Rules(house.wheels, tries_max=3))
 
 
 def parked(house: processes.House, draw: DrawRequest, error: str = "boom") -> int:

@@ -23,9 +23,9 @@ from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import dead_letters
-from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters import groups, message, parking, states
 from tombola.worker.dead_letters.letters import DeadLetter, Selection, some
-from tombola.worker.dead_letters.parking import HEADERS_KEPT_LENGTH_MAX, Parking
+from tombola.worker.dead_letters.message import HEADERS_KEPT_LENGTH_MAX, Parking
 from tombola.worker.deliveries import BODY_KEPT_BYTES_MAX, Delivery
 from tombola.worker.deliveries.losses import PUBLISHED_MAX
 from tombola.worker.relay.relay import Relay
@@ -86,7 +86,7 @@ def test_all_that_is_known_is_kept(house: House) -> None:
     assert (it.body, it.body_bytes, it.is_whole) == (body, len(body), True)
     assert (it.request_key, it.lottery_session_id, it.account_id) == ("k1", None, 6)
     assert (it.cause, it.error, it.state, it.queue) == (Cause.INVALID, "not a draw request", LetterState.PARKED, QUEUE)
-    assert (it.deliveries, it.times_parked, it.worker, it.version) == (3, 1, "host:1", parking.VERSION)
+    assert (it.deliveries, it.times_parked, it.worker, it.version) == (3, 1, "host:1", message.VERSION)
     assert json.loads(it.headers or "") == {"traceparent": "00-1-2-01"}
     assert it.first_parked_at == it.last_parked_at == it.state_at
 
@@ -180,7 +180,7 @@ def test_parked_by_eight_threads_at_once_is_one_row(mariadb_url: str, redis_url:
 def test_parking_gives_the_request_up_in_the_same_transaction(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     poison.accept(house.engine, [DRAW])
     with monkeypatch.context() as broken:
-        broken.setattr(parking, "_park", lambda *_, **_options: 1 / 0)
+        broken.setattr(states, "park", lambda *_, **_options: 1 / 0)
         with pytest.raises(parking.Unparkable, match="division by zero"):
             park(house.engine, of())
     assert status_of(house.engine, "k1") == ("accepted", None)
@@ -279,9 +279,9 @@ def test_another_type_at_the_same_place_is_another_group() -> None:
             return caught
 
     ids = {
-        parking.group_of(Cause.FAILED_ALONE, "x", fail(ValueError("x"))),
-        parking.group_of(Cause.FAILED_ALONE, "x", fail(KeyError("x"))),
-        parking.group_of(Cause.INVALID, "x", fail(KeyError("x"))),
+        groups.group_of(Cause.FAILED_ALONE, "x", fail(ValueError("x"))),
+        groups.group_of(Cause.FAILED_ALONE, "x", fail(KeyError("x"))),
+        groups.group_of(Cause.INVALID, "x", fail(KeyError("x"))),
     }
     assert len(ids) == 3
 
@@ -298,7 +298,7 @@ def test_another_type_at_the_same_place_is_another_group() -> None:
     ],
 )
 def test_what_is_one_messages_own_does_not_part_a_group(one: str, other: str) -> None:
-    assert parking.group_of(Cause.INVALID, one) == parking.group_of(Cause.INVALID, other)
+    assert groups.group_of(Cause.INVALID, one) == groups.group_of(Cause.INVALID, other)
 
 
 @pytest.mark.parametrize(
@@ -311,12 +311,12 @@ def test_what_is_one_messages_own_does_not_part_a_group(one: str, other: str) ->
     ],
 )
 def test_our_own_fields_and_types_part_groups(one: str, other: str) -> None:
-    assert parking.group_of(Cause.INVALID, one) != parking.group_of(Cause.INVALID, other)
+    assert groups.group_of(Cause.INVALID, one) != groups.group_of(Cause.INVALID, other)
 
 
 def test_a_group_is_the_same_in_every_process() -> None:
     """It is in operators' scripts and in links: another value is another release's."""
-    assert parking.group_of(Cause.UNKNOWN_CAMPAIGN, "there is no campaign 'x' here") == "ab739c4ce3a00d18"
+    assert groups.group_of(Cause.UNKNOWN_CAMPAIGN, "there is no campaign 'x' here") == "ab739c4ce3a00d18"
 
 
 # ---- bounds ----------------------------------------------------------------------------------------------------------
@@ -363,8 +363,8 @@ def test_an_error_and_its_stack_are_bounded_and_storable(house: House) -> None:
     error = raised(lose, "\ud800\x00😀" * 20_000)
     park(house.engine, of(cause=Cause.FAILED_ALONE, error=str(error), exception=error))
     it = the_letter(house.engine)
-    assert len(it.error) == parking.ERROR_LENGTH_MAX
-    assert len(it.traceback or "") == parking.TRACEBACK_LENGTH_MAX
+    assert len(it.error) == message.ERROR_LENGTH_MAX
+    assert len(it.traceback or "") == message.TRACEBACK_LENGTH_MAX
     assert "\\ud800" in it.error
 
 

@@ -47,7 +47,7 @@ from tombola.worker.deliveries import open_deliveries
 from tombola.worker.doctor import Check, examine
 from tombola.worker.doctor.checks import Findings
 from tombola.worker.doctor.streams import examine_consumers, examine_stream
-from tombola.worker.ledger.post import open_account
+from tombola.worker.ledger.accounts import open_account
 
 SECRET = "5ec2e7" * 12
 SEALED = {

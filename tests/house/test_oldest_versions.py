@@ -16,8 +16,9 @@ from tests.processes import House
 from tombola.producers.domain.contract import parse_request
 from tombola.producers.results import ResultStore, StoredResult
 from tombola.worker.deliveries import open_deliveries
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort, Settled
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Settled
+from tombola.worker.settle.rules import Rules
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "requirements-oldest.lock"
@@ -97,7 +98,7 @@ def test_a_shop_draws_with_the_oldest_versions(
         finally:
             source.close()
         draw = parse_request(delivery.body)
-        (answer,) = batch.settle(house.engine, [draw], house.wheels, effort=Effort(tries_max=1))
+        (answer,) = tries.settle(house.engine, [draw], Rules(house.wheels, tries_max=1))
         assert isinstance(answer, Settled)
         store = ResultStore.from_settings(house.settings)
         store.put([StoredResult("k-1", answer.result, answer.settled_at)])

@@ -18,14 +18,15 @@ from tombola.producers.domain.errors import AccountNotFound, IdempotencyKeyReuse
 from tombola.producers.storage import api_keys
 from tombola.producers.storage.engines import open_engine
 from tombola.worker.audit import audit
-from tombola.worker.audit.record import API_KEY_ADD
+from tombola.worker.audit.on_record import API_KEY_ADD
 from tombola.worker.cli import app
 from tombola.worker.cli.access import _on_record
 from tombola.worker.ledger import accounts
 from tombola.worker.operators import actions
 from tombola.worker.operators.actions import Action
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Settled
+from tombola.worker.settle.rules import Rules
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"seed" * 8)}
 
@@ -79,8 +80,8 @@ def test_a_draw_may_have_the_same_key(engine: Engine) -> None:
     account_id = accounts.open_account(engine, user_id=1, balance=Decimal(10))
     accounts.recharge(engine, account_id, Decimal(5), key="k")
     draw = DrawRequest(account_id=account_id, request_key="k2", lottery_session_id="k")
-    (answer,) = batch.settle(engine, [draw], WHEELS, effort=Effort(tries_max=3))
-    assert isinstance(answer, batch.Settled)
+    (answer,) = tries.settle(engine, [draw], Rules(WHEELS, tries_max=3))
+    assert isinstance(answer, Settled)
     assert accounts.recharge(engine, account_id, Decimal(5), key="k").is_repeat
 
 

@@ -31,10 +31,11 @@ from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.worker.audit.audit import audit
+from tombola.worker.ledger.accounts import recharge
 from tombola.worker.ledger.old_rows import OldDraws, holds_old_rows
-from tombola.worker.ledger.post import recharge
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Answer, Refused, Settled
+from tombola.worker.settle.rules import Rules
 
 ROWS = 20_000
 WAIT_S_MAX = 1.5  # of the writers; a second is for the table's lock, the rest for two busy cores
@@ -217,10 +218,8 @@ def test_whatever_the_old_tables_look_like(engine: Engine, collation: str, id_ty
     run(engine, "expand", "backfill", "verify", "contract", "verify")
     assert_migrated(engine)
     assert rows_of(engine) == before
-    (settled,) = batch.settle(
-        engine, [DrawRequest(account_id=6)], WHEELS, effort=Effort(tries_max=2), old_draws=OldDraws()
-    )
-    assert isinstance(settled, batch.Settled)
+    (settled,) = tries.settle(engine, [DrawRequest(account_id=6)], Rules(WHEELS, tries_max=2, old_draws=OldDraws()))
+    assert isinstance(settled, Settled)
     assert audit(engine, WHEELS).is_clean
     rollback.rollback(engine, keep_new_rows=True, say=quiet)
     assert definitions(engine) == shape
@@ -349,7 +348,7 @@ def test_old_and_new_code_charge_the_same_accounts_and_no_chain_breaks(url: str,
         args=(engine,),
         kwargs={"own_session": False, "follow": True, "say": quiet, "tell": quiet, "stopping": stopping},
     )
-    answers: list[batch.Answer] = []
+    answers: list[Answer] = []
     mine = open_engine(url)
 
     def settle(lane: int) -> None:
@@ -359,7 +358,7 @@ def test_old_and_new_code_charge_the_same_accounts_and_no_chain_breaks(url: str,
                 DrawRequest(account_id=chance.randint(1, legacy.ACCOUNTS), request_key=f"new_{lane}_{number}_{i}")
                 for i in range(10)
             ]
-            answers.extend(batch.settle(mine, draws, WHEELS, effort=Effort(tries_max=10), old_draws=OldDraws()))
+            answers.extend(tries.settle(mine, draws, Rules(WHEELS, tries_max=10, old_draws=OldDraws())))
 
     with legacy.writers(url, 3, rate=100) as old:
         following.start()
@@ -373,7 +372,7 @@ def test_old_and_new_code_charge_the_same_accounts_and_no_chain_breaks(url: str,
     mine.dispose()
     assert not old.failures
     assert old.draws > 50
-    assert [type(answer) for answer in answers] == [batch.Settled] * 800
+    assert [type(answer) for answer in answers] == [Settled] * 800
     assert_chains(engine)
     run(engine, "backfill", "verify", "contract")
     assert audit(engine, WHEELS).violations == []
@@ -388,9 +387,9 @@ def test_old_and_new_code_charge_the_same_accounts_and_no_chain_breaks(url: str,
     assert rows_of(engine) == kept
     assert audit(engine, WHEELS).violations == []
     asked = [answer.request for answer in answers[:20]]
-    again = batch.settle(engine, asked, WHEELS, effort=Effort(tries_max=2), old_draws=OldDraws())
-    assert [answer.result for answer in again if isinstance(answer, batch.Settled) and answer.is_repeat] == [
-        answer.result for answer in answers[:20] if isinstance(answer, batch.Settled)
+    again = tries.settle(engine, asked, Rules(WHEELS, tries_max=2, old_draws=OldDraws()))
+    assert [answer.result for answer in again if isinstance(answer, Settled) and answer.is_repeat] == [
+        answer.result for answer in answers[:20] if isinstance(answer, Settled)
     ]
 
 
@@ -412,21 +411,19 @@ def test_a_draw_by_old_code_is_not_charged_again(url: str, engine: Engine, is_la
         (f"tx_{last}", "old_key"),
     ]
 
-    def settle(**fields: Any) -> batch.Answer:
-        (answer,) = batch.settle(
-            engine, [DrawRequest(**fields)], WHEELS, effort=Effort(tries_max=2), old_draws=OldDraws()
-        )
+    def settle(**fields: Any) -> Answer:
+        (answer,) = tries.settle(engine, [DrawRequest(**fields)], Rules(WHEELS, tries_max=2, old_draws=OldDraws()))
         return answer
 
     stranger = settle(account_id=7, request_key="old_key")
-    assert isinstance(stranger, batch.Refused)
+    assert isinstance(stranger, Refused)
     assert stranger.cause == "fingerprint mismatch"
     intruder = settle(account_id=6, request_key="other", lottery_session_id="old_key")
-    assert isinstance(intruder, batch.Refused)
+    assert isinstance(intruder, Refused)
 
     for _ in range(2):
         answer = settle(account_id=6, request_key="old_key")
-        assert isinstance(answer, batch.Settled)
+        assert isinstance(answer, Settled)
         assert answer.is_repeat
         result = json.loads(answer.result)
         assert [row["idempotency_key"] for row in result["transactions"]] == [f"tx_{first}", f"tx_{last}"]
@@ -439,7 +436,7 @@ def test_a_draw_by_old_code_is_not_charged_again(url: str, engine: Engine, is_la
     run(engine, "backfill", "verify")
     assert audit(engine, WHEELS).violations == []
     # Another key by its bytes is another draw, wherever the old index does not mind.
-    assert isinstance(settle(account_id=6, request_key="newer"), batch.Settled)
+    assert isinstance(settle(account_id=6, request_key="newer"), Settled)
 
 
 def test_a_whole_worker_on_a_migrated_ledger(url: str, engine: Engine, redis_url: str) -> None:
@@ -579,7 +576,7 @@ def test_new_code_goes_on_while_the_table_is_rebuilt(url: str, engine: Engine) -
     legacy.fill(engine, ROWS)
     run(engine, "expand", "backfill", "verify")
     waits_s: list[float] = []
-    answers: list[batch.Answer] = []
+    answers: list[Answer] = []
     stopping = threading.Event()
     mine = open_engine(url)
 
@@ -587,7 +584,7 @@ def test_new_code_goes_on_while_the_table_is_rebuilt(url: str, engine: Engine) -
         while not stopping.is_set():
             begin = time.perf_counter()
             draws = [DrawRequest(account_id=account_id) for account_id in range(1, 6)]
-            answers.extend(batch.settle(mine, draws, WHEELS, effort=Effort(tries_max=3), old_draws=OldDraws()))
+            answers.extend(tries.settle(mine, draws, Rules(WHEELS, tries_max=3, old_draws=OldDraws())))
             waits_s.append(time.perf_counter() - begin)
 
     worker = threading.Thread(target=settle)
@@ -598,7 +595,7 @@ def test_new_code_goes_on_while_the_table_is_rebuilt(url: str, engine: Engine) -
     mine.dispose()
     assert len(waits_s) > 10
     assert max(waits_s) < WAIT_S_MAX
-    assert all(isinstance(answer, batch.Settled) and not answer.is_repeat for answer in answers)
+    assert all(isinstance(answer, Settled) and not answer.is_repeat for answer in answers)
     run(engine, "verify")
     assert_chains(engine)
     assert audit(engine, WHEELS).violations == []

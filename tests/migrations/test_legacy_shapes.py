@@ -42,8 +42,9 @@ from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.producers.storage.requests import archive, state_of_session
 from tombola.worker.audit.audit import audit
 from tombola.worker.ledger.old_rows import OldDraws
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Answer, Refused, Settled
+from tombola.worker.settle.rules import Rules
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, bytes.fromhex("5eed" * 16))}
 DRAWS = 90
@@ -130,11 +131,11 @@ def first_step(shape: str) -> str:
     return "expand" if shape == "a" else "adopt"
 
 
-def ask(engine: Engine, session_id: str, **fields: Any) -> batch.Answer:
+def ask(engine: Engine, session_id: str, **fields: Any) -> Answer:
     """Ask for the draw that old code called `session_id`, as a retry or a redelivery does."""
     account = f"SELECT account_id FROM asset_transactions WHERE business_id = '{session_id}' LIMIT 1"
     request = DrawRequest(**{"account_id": scalar(engine, account), "request_key": session_id} | fields)
-    (answer,) = batch.settle(engine, [request], WHEELS, effort=Effort(tries_max=2), old_draws=OldDraws())
+    (answer,) = tries.settle(engine, [request], Rules(WHEELS, tries_max=2, old_draws=OldDraws()))
     return answer
 
 
@@ -153,7 +154,7 @@ def assert_answered_from_first_rows(engine: Engine, names: list[str]) -> None:
                 {"name": name},
             ).all()
         answer = ask(engine, name)
-        assert isinstance(answer, batch.Settled), answer
+        assert isinstance(answer, Settled), answer
         assert answer.is_repeat
         result = json.loads(answer.result)
         shown = [(it["business_type"], it["delta_amount"], it["balance_after"]) for it in result["transactions"]]
@@ -207,7 +208,7 @@ def test_to_contracted_and_back_killed_at_every_step(url: str, engine: Engine, s
     total, distinct = "SELECT COUNT(*) FROM asset_transactions", "SELECT COUNT(DISTINCT idempotency_key) "
     assert scalar(engine, total) == scalar(engine, f"{distinct} FROM asset_transactions")
     new = ask(engine, names[0], request_key="a_new_draw")
-    assert isinstance(new, batch.Settled)
+    assert isinstance(new, Settled)
     assert not new.is_repeat
     found = audit(engine, WHEELS)
     assert found.violations == []
@@ -230,7 +231,7 @@ def test_to_contracted_and_back_killed_at_every_step(url: str, engine: Engine, s
     run(engine, first_step(shape), "backfill", "verify")
     assert_answered_from_first_rows(engine, some_of(names))
     again = ask(engine, names[0], request_key="a_new_draw")
-    assert isinstance(again, batch.Settled)
+    assert isinstance(again, Settled)
     assert again.result == new.result
 
 
@@ -257,17 +258,17 @@ def test_whatever_collation_the_columns_have(url: str, engine: Engine, collation
     run(engine, "adopt", "backfill", "verify")
     assert_answered_from_first_rows(engine, names[:3])
     # Workers run from here on, also one that waits for no lock.
-    (impatient,) = batch.settle(
-        engine, [DrawRequest(account_id=1, request_key="impatient")], WHEELS,
-        effort=Effort(tries_max=2, has_patience=False), old_draws=OldDraws(),
+    (impatient,) = tries.settle(
+        engine, [DrawRequest(account_id=1, request_key="impatient")],
+        Rules(WHEELS, tries_max=2, old_draws=OldDraws()), has_patience=False,
     )  # fmt: skip
-    assert isinstance(impatient, batch.Settled)
+    assert isinstance(impatient, Settled)
     assert audit(engine, WHEELS).violations == []
     run(engine, "contract", "verify")
     assert_answered_from_first_rows(engine, names[3:6])
     # Keys that differ in case alone are two.
     both = [ask(engine, names[0], request_key=key) for key in ("a_key", "A_KEY")]
-    assert [isinstance(it, batch.Settled) and not it.is_repeat for it in both] == [True, True]
+    assert [isinstance(it, Settled) and not it.is_repeat for it in both] == [True, True]
     assert audit(engine, WHEELS).violations == []
     # On the way back their keys are one again, unless the old collation knew two: the later ones go aside meanwhile.
     run(engine, "rollback, rows kept", "verify")
@@ -278,8 +279,8 @@ def test_whatever_collation_the_columns_have(url: str, engine: Engine, collation
     run(engine, "adopt", "backfill", "verify", "contract", "verify")
     assert scalar(engine, "SELECT COUNT(*) FROM asset_transactions WHERE idempotency_key LIKE 'A\\_KEY%'") in (1, 2)
     again = [ask(engine, names[0], request_key=key) for key in ("a_key", "A_KEY")]
-    assert [it.result for it in again if isinstance(it, batch.Settled) and it.is_repeat] == [
-        it.result for it in both if isinstance(it, batch.Settled)
+    assert [it.result for it in again if isinstance(it, Settled) and it.is_repeat] == [
+        it.result for it in both if isinstance(it, Settled)
     ]
     assert audit(engine, WHEELS).violations == []
 
@@ -313,11 +314,11 @@ def test_a_draw_is_known_by_its_session_and_its_charge_whatever_its_keys(url: st
         draw(connection, session_id, 6, wins=True)  # meanwhile, beside us
         assert_answered_from_first_rows(engine, [session_id])
         other_account = ask(engine, session_id, account_id=7)
-        assert isinstance(other_account, batch.Refused)
+        assert isinstance(other_account, Refused)
         intruder = ask(engine, session_id, request_key="another", lottery_session_id=session_id)
-        assert isinstance(intruder, batch.Refused)
+        assert isinstance(intruder, Refused)
         first = ask(engine, session_id)
-        assert isinstance(first, batch.Settled)
+        assert isinstance(first, Settled)
         with engine.begin() as archiving:
             assert archive(archiving, utc_now() + timedelta(days=1), rows_max=10) == 1
         with engine.connect() as reading:
@@ -337,7 +338,7 @@ def test_a_draw_is_known_by_its_session_and_its_charge_whatever_its_keys(url: st
         connection.commit()
     connection.close()
     answer = ask(engine, "with_coupon")
-    assert isinstance(answer, batch.Settled)
+    assert isinstance(answer, Settled)
     keys = [it["idempotency_key"] for it in json.loads(answer.result)["transactions"]]
     assert keys == ["with_coupon:consume", "coupon_1"]
     run(engine, "verify", "contract")
@@ -348,15 +349,15 @@ def test_a_session_of_our_own_is_no_charge_of_a_request_called_like_it(url: str,
     names = make(engine, url, "d")
     run(engine, "adopt", "backfill")
     ours = ask(engine, names[0], request_key="ours", lottery_session_id="a_session")
-    assert isinstance(ours, batch.Settled)
+    assert isinstance(ours, Settled)
     assert not ours.is_repeat
     # Another request that is called like that session, and has one of its own, is another draw.
     other = ask(engine, names[0], request_key="a_session", lottery_session_id="another_session")
-    assert isinstance(other, batch.Settled)
+    assert isinstance(other, Settled)
     assert not other.is_repeat
-    assert isinstance(ask(engine, names[0], request_key="a_session", lottery_session_id="a_session"), batch.Refused)
+    assert isinstance(ask(engine, names[0], request_key="a_session", lottery_session_id="a_session"), Refused)
     again = ask(engine, names[0], request_key="ours", lottery_session_id="a_session")
-    assert isinstance(again, batch.Settled)
+    assert isinstance(again, Settled)
     assert again.result == ours.result
 
 

@@ -45,7 +45,7 @@ from tombola.producers.storage.schema import (
     operators,
     replays,
 )
-from tombola.worker.ledger.post import open_account
+from tombola.worker.ledger.accounts import open_account
 from tombola.worker.relay.retention import archive_once
 
 PROJECT = Path(__file__).parents[2]

@@ -38,8 +38,9 @@ from tombola.worker.dead_letters.parking import bury
 from tombola.worker.deliveries import Delivery, open_deliveries
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.retention import archive_once
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort, Settled
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Settled
+from tombola.worker.settle.rules import Rules
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])
@@ -77,7 +78,7 @@ def queued(url: str, count: int) -> list[DrawRequest]:
 
 def settle(house: House, *asked: DrawRequest, store: bool = True) -> list[bytes]:
     """What a worker would do, in this process."""
-    answers = batch.settle(house.engine, asked, house.wheels, effort=Effort(tries_max=1))
+    answers = tries.settle(house.engine, asked, Rules(house.wheels, tries_max=1))
     settled = [answer for answer in answers if isinstance(answer, Settled)]
     assert len(settled) == len(asked)
     if store:

@@ -23,8 +23,9 @@ from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.producers.storage.requests import Submission
 from tombola.worker.relay.given_up import time_out_once
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort, Settled
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Settled
+from tombola.worker.settle.rules import Rules
 
 SESSION = "lottery_tx_1700000000000_abcdef_001"
 
@@ -51,7 +52,7 @@ def store(house: House) -> Iterator[ResultStore]:
 def settle(house: House, *, session_id: str = SESSION, balance: int = 10, key: str = "request_1") -> StoredResult:
     (account_id,) = house.accounts(1, balance=balance)
     draw = DrawRequest(account_id=account_id, request_key=key, lottery_session_id=session_id)
-    (answer,) = batch.settle(house.engine, [draw], house.wheels, effort=Effort(tries_max=1))
+    (answer,) = tries.settle(house.engine, [draw], Rules(house.wheels, tries_max=1))
     assert isinstance(answer, Settled)
     return StoredResult(session_id, answer.result, answer.settled_at)
 
@@ -230,7 +231,7 @@ def test_the_rows_of_a_session_by_transaction_id(house: House) -> None:
     (account_id,) = house.accounts(1, balance=100)
     for number in range(100):
         draw = DrawRequest(account_id=account_id, request_key=f"try_{number}", lottery_session_id=f"session_{number}")
-        (answer,) = batch.settle(house.engine, [draw], house.wheels, effort=Effort(tries_max=1))
+        (answer,) = tries.settle(house.engine, [draw], Rules(house.wheels, tries_max=1))
         assert isinstance(answer, Settled)
         if parse_result(answer.result).won:
             break

@@ -34,8 +34,9 @@ from tombola.worker.relay import relay as loop
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.overdue import DELAY_S_MAX, relay_once
 from tombola.worker.relay.relay import Relay
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort, Refused, Settled
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Refused, Settled
+from tombola.worker.settle.rules import Rules
 
 AFTER_S = 10.0
 HOUR = timedelta(hours=1)
@@ -147,7 +148,7 @@ def moment(stored: Any) -> datetime:
 
 
 def settle(house: House, *asked: DrawRequest) -> None:
-    answers = batch.settle(house.engine, asked, house.wheels, effort=Effort(tries_max=2))
+    answers = tries.settle(house.engine, asked, Rules(house.wheels, tries_max=2))
     assert all(isinstance(answer, Settled) for answer in answers), answers
 
 
@@ -271,7 +272,7 @@ def test_the_wait_doubles_with_each_attempt_until_it_is_given_up(
     age(house.engine, draw.request_key)
     assert relay(house, loses, tries_max=8) == 0
 
-    (late,) = batch.settle(house.engine, [draw], house.wheels, effort=Effort(tries_max=1))
+    (late,) = tries.settle(house.engine, [draw], Rules(house.wheels, tries_max=1))
     assert isinstance(late, Refused)
     with house.engine.begin() as connection:
         assert requests.revive(connection, [draw.request_key], utc_now()) == 1

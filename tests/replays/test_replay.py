@@ -30,14 +30,15 @@ from tombola.producers.storage.schema import operator_actions, replays
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
-from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
-from tombola.worker.ledger import post as ledger
+from tombola.worker.ledger import accounts as ledger_accounts
 from tombola.worker.operators import actions
 from tombola.worker.relay.relay import Relay
 from tombola.worker.replays import replay
 from tombola.worker.replays.forecast import Forecast, forecast
-from tombola.worker.replays.replay import Options, Replay, Replayer
+from tombola.worker.replays.replay import Options, Replay
+from tombola.worker.replays.replayer import Replayer
 from tombola.worker.settle.consumer import Consumer
 
 OVERDUE = datetime(2020, 1, 1, tzinfo=UTC)  # whoever's clock it is, and however late its answer came
@@ -140,7 +141,7 @@ def test_what_a_bad_deploy_parked_is_foretold_and_settles_once(house: House, des
 
 def test_a_forecast_comes_true_line_by_line(house: House, desk: Desk) -> None:
     rich, poor = house.accounts(2, balance=1)
-    ledger.recharge(house.engine, rich, Decimal(5))
+    ledger_accounts.recharge(house.engine, rich, Decimal(5))
     stranger = 4711
     asked = [
         *[DrawRequest(account_id=poor, request_key=f"poor_{number}") for number in range(12)],

@@ -36,9 +36,10 @@ from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.producers.storage.schema import account_asset_balances, api_idempotency_requests, asset_transactions
 from tombola.producers.storage.transactions import transaction
 from tombola.worker.ledger import post as ledger
-from tombola.worker.ledger.post import AMOUNT_MAX, open_account, recharge
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Answer, Deferred, Effort, Refused, Settled
+from tombola.worker.ledger.accounts import AMOUNT_MAX, open_account, recharge
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Answer, Deferred, Refused, Settled
+from tombola.worker.settle.rules import Rules
 
 SEED = bytes(range(32))
 SPRING = Campaign(
@@ -75,7 +76,7 @@ def _engine(url: str) -> Iterator[Engine]:
 
 
 def settle(engine: Engine, *draws: DrawRequest, tries_max: int = 2) -> list[Answer]:
-    return batch.settle(engine, draws, WHEELS, effort=Effort(tries_max, lock_wait_s=LOCK_WAIT_S), sleep=lambda _: None)
+    return tries.settle(engine, draws, Rules(WHEELS, tries_max, lock_wait_s=LOCK_WAIT_S), sleep=lambda _: None)
 
 
 def settled(engine: Engine, *draws: DrawRequest) -> list[Settled]:
@@ -324,7 +325,7 @@ def test_an_unknown_campaign_is_refused_alone_and_left_unrecorded(engine: Engine
     assert refused.cause == "unknown campaign"
     assert isinstance(answer, Settled)
     summer = Campaign("summer", "POINT", Decimal(1), (Prize(1, Decimal(0)),))
-    (later,) = batch.settle(engine, [early], {"summer": Wheel(summer, SEED)}, effort=Effort(tries_max=1))
+    (later,) = tries.settle(engine, [early], Rules({"summer": Wheel(summer, SEED)}, tries_max=1))
     assert isinstance(later, Settled)
     assert not later.is_repeat
 
@@ -452,7 +453,7 @@ def test_an_archived_request_needs_no_campaign_any_more(engine: Engine) -> None:
     draw = DrawRequest(account_id=account_id, request_key="k")
     (first,) = settled(engine, draw)
     archive(engine)
-    (again,) = batch.settle(engine, [draw], {}, effort=Effort(tries_max=1))
+    (again,) = tries.settle(engine, [draw], Rules({}, tries_max=1))
     assert isinstance(again, Settled)
     assert again.result == first.result
 
@@ -648,7 +649,7 @@ def test_no_draws_need_no_transaction(mariadb: Engine, monkeypatch: pytest.Monke
             pytest.fail("it goes on and on")
         return transaction(engine)
 
-    monkeypatch.setattr(batch, "transaction", count)
+    monkeypatch.setattr(tries, "transaction", count)
     assert settle(mariadb) == []
 
 
@@ -785,7 +786,7 @@ def record_errors(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
         codes.append(error.args[0] if isinstance(error, pymysql.MySQLError) else None)
         return fault_of(error)
 
-    monkeypatch.setattr(batch, "fault_of", remember)
+    monkeypatch.setattr(tries, "fault_of", remember)
     return codes
 
 
@@ -959,7 +960,7 @@ def test_crashes_do_not_roll_the_dice_again(mariadb: Engine) -> None:
 
     with pytest.MonkeyPatch.context() as patch, at_commit(galera_conflict, galera_conflict):
         patch.setattr(ledger, "post", remember)
-        batch.settle(mariadb, draws, WHEELS, effort=Effort(tries_max=3), sleep=lambda _: None)
+        tries.settle(mariadb, draws, Rules(WHEELS, tries_max=3), sleep=lambda _: None)
     assert len(attempts) == 3
     assert attempts[0] == attempts[1] == attempts[2]
     assert any(entry.endswith("reward 5.00") for entry in attempts[0])

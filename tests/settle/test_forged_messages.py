@@ -32,7 +32,8 @@ from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.relay import Relay
 from tombola.worker.replays import replay
 from tombola.worker.replays.forecast import Forecast, forecast
-from tombola.worker.replays.replay import Options, Replayer
+from tombola.worker.replays.replay import Options
+from tombola.worker.replays.replayer import Replayer
 from tombola.worker.replays.vouching import Vouching
 from tombola.worker.settle.consumer import Consumer
 

@@ -19,14 +19,15 @@ from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.entry import Entry
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.requests import Submission
-from tombola.worker.ledger.post import open_account
+from tombola.worker.ledger.accounts import open_account
 from tombola.worker.relay.relay import Relay
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Answer, Deferred, Effort, Refused, Settled
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Answer, Deferred, Refused, Settled
 from tombola.worker.settle.consumer import Consumer
+from tombola.worker.settle.rules import Rules
 
 WHEELS = {"default": Wheel(DEFAULT_CAMPAIGN, bytes.fromhex(SEED))}
-NO_PATIENCE = Effort(has_patience=False)
+RULES = Rules(WHEELS)
 
 
 @pytest.fixture
@@ -46,8 +47,8 @@ def draws_on(account_ids: Sequence[int]) -> list[DrawRequest]:
     return [DrawRequest(account_id=it, request_key=f"draw_{n:04d}") for n, it in enumerate(account_ids)]
 
 
-def settle(engine: Engine, draws: Sequence[Request], effort: Effort = Effort()) -> list[Answer]:  # noqa: B008
-    return batch.settle(engine, draws, WHEELS, effort=effort)
+def settle(engine: Engine, draws: Sequence[Request], *, has_patience: bool = True) -> list[Answer]:
+    return tries.settle(engine, draws, RULES, has_patience=has_patience)
 
 
 def deferred(answers: Sequence[Answer]) -> list[str]:
@@ -93,7 +94,7 @@ def test_forty_of_eight_hundred_wait_and_the_others_settle_at_once(engine: Engin
         assert all(it.is_account_held for it in answers if isinstance(it, Deferred))
         # One wait, for the first of the five accounts: ten halvings of a second each took four times as long.
         assert took_s < 5
-        again = settle(engine, [it.request for it in answers if isinstance(it, Deferred)], NO_PATIENCE)
+        again = settle(engine, [it.request for it in answers if isinstance(it, Deferred)], has_patience=False)
         assert deferred(again) == expected
     assert deferred(settle(engine, draws)) == []
 
@@ -124,9 +125,9 @@ def _in_thread(work: Any) -> Iterator[Any]:
         yield pool.submit(timed).result
 
 
-@pytest.mark.parametrize("effort", [Effort(), NO_PATIENCE], ids=["patient", "impatient"])
+@pytest.mark.parametrize("has_patience", [True, False], ids=["patient", "impatient"])
 @pytest.mark.parametrize("what", ["its key", "its session", "its ledger row", "its row, accepted"])
-def test_what_holds_one_request_defers_that_request_alone(engine: Engine, what: str, effort: Effort) -> None:
+def test_what_holds_one_request_defers_that_request_alone(engine: Engine, what: str, has_patience: bool) -> None:
     ids = accounts(engine, 5)
     draws = draws_on([ids[number % 4] for number in range(60)])
     draw = draws[33]
@@ -152,8 +153,8 @@ def test_what_holds_one_request_defers_that_request_alone(engine: Engine, what: 
     statement, values = holders[what]
     with held(engine, statement, **values):
         began = time.monotonic()
-        answers = settle(engine, draws, effort)
-        assert time.monotonic() - began < (5 if effort.has_patience else 2)
+        answers = settle(engine, draws, has_patience=has_patience)
+        assert time.monotonic() - began < (5 if has_patience else 2)
         assert deferred(answers) == [draw.request_key]
         assert not any(it.is_account_held for it in answers if isinstance(it, Deferred))
     assert all(isinstance(answer, Settled) for answer in settle(engine, draws))

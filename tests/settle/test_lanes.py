@@ -13,15 +13,17 @@ from sqlalchemy import Engine
 
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.errors import ServiceUnavailable
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Deferred, Effort, Handling
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Deferred
+from tombola.worker.settle.batch import Handling
 from tombola.worker.settle.lanes import SPLIT_SIZE_MIN, Lanes
+from tombola.worker.settle.rules import Rules
 
 COUNT = 4
 
 
 class Transactions:
-    """In place of batch.settle: which draws it was given together, and what was going on at the same time."""
+    """In place of tries.settle: which draws it was given together, and what was going on at the same time."""
 
     def __init__(self) -> None:
         self.given: list[list[str]] = []
@@ -33,7 +35,7 @@ class Transactions:
         self._accounts: list[set[int]] = []
         self._lock = threading.Lock()
 
-    def settle(self, _engine: Any, draws: Sequence[Request], _wheels: Any, **_how: Any) -> list[Deferred]:
+    def settle(self, _engine: Any, draws: Sequence[Request], *_rules: Any, **_how: Any) -> list[Deferred]:
         mine = {draw.account_id for draw in draws}
         with self._lock:
             self.given.append([draw.request_key for draw in draws])
@@ -52,12 +54,12 @@ class Transactions:
 @pytest.fixture
 def transactions(monkeypatch: pytest.MonkeyPatch) -> Transactions:
     made = Transactions()
-    monkeypatch.setattr(batch, "settle", made.settle)
+    monkeypatch.setattr(tries, "settle", made.settle)
     return made
 
 
 def lanes_on(dialect: str = "mysql") -> Lanes:
-    return Lanes(cast(Engine, SimpleNamespace(dialect=SimpleNamespace(name=dialect))), {}, COUNT)
+    return Lanes(cast(Engine, SimpleNamespace(dialect=SimpleNamespace(name=dialect))), Rules({}), COUNT)
 
 
 def draws_of(count: int, accounts: int) -> list[Request]:
@@ -65,7 +67,7 @@ def draws_of(count: int, accounts: int) -> list[Request]:
 
 
 def settle(by: Lanes, draws: Sequence[Request]) -> list[str]:
-    answers = by.settle(draws, Handling(), Effort())
+    answers = by.settle(draws, Handling())
     return [answer.error for answer in answers if isinstance(answer, Deferred)]
 
 

@@ -12,8 +12,10 @@ from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.results import ResultStore
 from tombola.worker.dead_letters import parking
 from tombola.worker.deliveries import Delivery
-from tombola.worker.settle import batch
-from tombola.worker.settle.consumer import Consumer, Stopping
+from tombola.worker.settle import tries
+from tombola.worker.settle.consumer import Consumer
+from tombola.worker.settle.outages import Stopping
+from tombola.worker.settle.rules import Rules
 
 
 class Handed:
@@ -62,7 +64,7 @@ def house(tmp_path: Path, redis_url: str) -> Iterator[House]:
 @pytest.fixture
 def consumer(house: House) -> Iterator[Consumer]:
     results = ResultStore.open(house.settings.need("result_url"), ttl_s=60)
-    yield Consumer(Handed(), house.engine, results, house.wheels, house.settings)
+    yield Consumer(Handed(), house.engine, results, Rules.of(house.settings, house.wheels), house.settings)
     results.close()
 
 
@@ -89,7 +91,7 @@ def test_a_shutdown_while_the_database_is_away_parks_no_suspect(
         raise ServiceUnavailable("the database does not answer")
 
     with monkeypatch.context() as away:
-        away.setattr(batch, "settle", settle)
+        away.setattr(tries, "settle", settle)
         consumer.deliveries = source = Handed(delivery)
         with pytest.raises(Stopping):
             consumer.consume_once(wait_s=0)
@@ -105,7 +107,7 @@ def test_an_outage_that_lasts_parks_no_suspect(
 ) -> None:
     """This worker parked it before it tried: that it is known now is no reason to give it up."""
     delivery = suspect(house)
-    settle, failures = batch.settle, 0
+    settle, failures = tries.settle, 0
 
     def settle_later(*args: Any, **options: Any) -> Any:
         nonlocal failures
@@ -114,7 +116,7 @@ def test_an_outage_that_lasts_parks_no_suspect(
             raise ServiceUnavailable("the database does not answer")
         return settle(*args, **options)
 
-    monkeypatch.setattr(batch, "settle", settle_later)
+    monkeypatch.setattr(tries, "settle", settle_later)
     unpark = parking.unpark
 
     def unpark_later(*args: Any) -> None:

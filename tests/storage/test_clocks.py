@@ -29,7 +29,7 @@ from tombola.producers.telemetry import metrics
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
-from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
 from tombola.worker.doctor import draws as doctor
 from tombola.worker.doctor.checks import Findings
@@ -40,8 +40,9 @@ from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.overdue import relay_once
 from tombola.worker.relay.retention import archive_once
 from tombola.worker.replays import replay
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Settled
+from tombola.worker.settle.rules import Rules
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"seed" * 8)}
 AFTER_S = 10.0
@@ -128,13 +129,12 @@ def test_a_process_whose_clock_is_off_accepts_relays_and_settles_as_others_do(
     assert time_out_once(engine) == 0
     assert {row(engine, key)["status"] for key in ("fresh", "joined")} == {"accepted"}
 
-    answers = batch.settle(
+    answers = tries.settle(
         engine,
         [DrawRequest(account_id=account_id, request_key="fresh"), draw("new")],
-        WHEELS,
-        effort=Effort(tries_max=3),
+        Rules(WHEELS, tries_max=3),
     )
-    assert all(isinstance(it, batch.Settled) and is_true(it.settled_at) for it in answers)
+    assert all(isinstance(it, Settled) and is_true(it.settled_at) for it in answers)
     assert all(is_true(row(engine, key)["settled_at"]) for key in ("fresh", "new"))
     assert archive_once(engine, older_than_s=3600) == 0
     assert all(is_true(it["created_at"]) for it in rows_of(engine, "asset_transactions"))
@@ -217,7 +217,7 @@ def test_the_database_is_asked_once_in_a_while(engine: Engine, monkeypatch: pyte
     began = clock.now(engine)
     for number in range(30):
         entry.accept([Submission(draw(f"k{number}"))])
-        batch.settle(engine, [draw(f"k{number}")], WHEELS, effort=Effort(tries_max=3))
+        tries.settle(engine, [draw(f"k{number}")], Rules(WHEELS, tries_max=3))
         assert is_true(clock.now(engine))
     assert asked.count("SELECT UTC_TIMESTAMP(6)") <= 1 + (clock.now(engine) - began).total_seconds() / clock.ASK_EVERY_S
     asked.clear()
@@ -247,7 +247,7 @@ def test_a_database_that_does_not_answer_has_no_clock() -> None:
     entry = Entry(away, relay_after_s=AFTER_S)
     acts: list[Callable[[], object]] = [
         lambda: entry.accept([Submission(draw("k"))]),
-        lambda: batch.settle(away, [draw("k")], WHEELS, effort=Effort(tries_max=2)),
+        lambda: tries.settle(away, [draw("k")], Rules(WHEELS, tries_max=2)),
         lambda: relay_once(away, Keeps()),
         lambda: time_out_once(away),
     ]

@@ -23,8 +23,8 @@ from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.producers.storage.transactions import transaction
 from tombola.worker.ledger import accounts
 from tombola.worker.relay.overdue import relay_once
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort
+from tombola.worker.settle import tries
+from tombola.worker.settle.rules import Rules
 
 pytestmark = pytest.mark.process
 
@@ -139,7 +139,7 @@ def test_every_writer_goes_on_with_the_new_server(pair: Pair) -> None:
     assert until_done(lambda: published.append(relay_once(relaying, Takes()))) <= 1
     assert published == [1]
     draw = DrawRequest(account_id=1, request_key="settled")
-    assert until_done(lambda: batch.settle(settling, [draw], WHEELS, effort=Effort(tries_max=3))) <= 1
+    assert until_done(lambda: tries.settle(settling, [draw], Rules(WHEELS, tries_max=3))) <= 1
     assert until_done(lambda: entry.accept([Submission(DrawRequest(account_id=1, request_key="after"))])) <= 1
     opened = []
     assert until_done(lambda: opened.append(accounts.open_account(entering, user_id=1))) == 0

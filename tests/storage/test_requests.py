@@ -36,11 +36,12 @@ from tombola.producers.storage.requests import Acceptance, RequestRecord, Sessio
 from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit.audit import audit
 from tombola.worker.ledger import post as ledger
-from tombola.worker.ledger.post import open_account, recharge
+from tombola.worker.ledger.accounts import open_account, recharge
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.retention import archive_once
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Answer, Effort, Refused, Settled
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Answer, Refused, Settled
+from tombola.worker.settle.rules import Rules
 
 WHEELS = wheels(bytes(range(32)))
 RELAY_AFTER_S = 10.0
@@ -81,7 +82,7 @@ def ask(engine: Engine, draw: DrawRequest, caller: str = "") -> Acceptance:
 
 
 def settle(engine: Engine, *draws: DrawRequest) -> list[Answer]:
-    return batch.settle(engine, draws, WHEELS, effort=Effort(tries_max=2), sleep=lambda _: None)
+    return tries.settle(engine, draws, Rules(WHEELS, tries_max=2), sleep=lambda _: None)
 
 
 def settled(engine: Engine, draw: DrawRequest) -> Settled:

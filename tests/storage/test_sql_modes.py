@@ -18,8 +18,9 @@ from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import SQL_MODE, open_engine
 from tombola.producers.storage.transactions import Transaction, transaction
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Settled
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Settled
+from tombola.worker.settle.rules import Rules
 
 MODES = [
     "",
@@ -110,7 +111,7 @@ def test_a_draw_is_accepted_in_a_transaction_of_any_mode(house: House) -> None:
                     assert client.enqueue(draw, connection=connection).request_key == draw.request_key
             with theirs.begin() as connection, pytest.raises(IdempotencyKeyReused):
                 clients[1].enqueue(other, connection=connection)
-            (answer,) = batch.settle(house.engine, [draw], house.wheels)
+            (answer,) = tries.settle(house.engine, [draw], Rules(house.wheels))
             assert isinstance(answer, Settled)
             with theirs.begin() as connection:
                 assert clients[1].enqueue(draw, connection=connection).result is not None

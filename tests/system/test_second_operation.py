@@ -44,16 +44,19 @@ from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit.audit import audit
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
-from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import received
 from tombola.worker.ledger.accounts import open_account
 from tombola.worker.replays import replay
 from tombola.worker.replays.forecast import forecast
-from tombola.worker.replays.replay import Options, Replayer
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Deferred, Effort, Handling, Settled
+from tombola.worker.replays.replay import Options
+from tombola.worker.replays.replayer import Replayer
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Deferred, Settled
+from tombola.worker.settle.batch import Handling
 from tombola.worker.settle.consumer import Consumer
 from tombola.worker.settle.lanes import Lanes
+from tombola.worker.settle.rules import Rules
 
 CENT = Decimal("0.01")
 
@@ -273,12 +276,12 @@ def test_it_waits_for_each_of_its_accounts(mariadb_house: House) -> None:
     house = mariadb_house
     rich, coins, poor = house.accounts(3)
     asked = [exchange("swap", rich, coins), DrawRequest(account_id=rich, request_key="d1"), exchange("to", rich, poor)]
-    effort = Effort(tries_max=2, has_patience=False)
+    rules = Rules(house.wheels, tries_max=2)
     with house.engine.begin() as connection:
         connection.execute(text("SELECT * FROM account_asset_balances WHERE id = :id FOR UPDATE"), {"id": coins})
-        held, *others = batch.settle(house.engine, asked, house.wheels, effort=effort)
+        held, *others = tries.settle(house.engine, asked, rules, has_patience=False)
     assert (type(held), [type(it) for it in others]) == (Deferred, [Settled, Settled])
-    (answer,) = batch.settle(house.engine, asked[:1], house.wheels, effort=effort)
+    (answer,) = tries.settle(house.engine, asked[:1], rules, has_patience=False)
     assert isinstance(answer, Settled)
     assert_books(house.engine, SHAPES)
 
@@ -293,7 +296,7 @@ def test_lanes_share_no_account(mariadb_house: House) -> None:
         else DrawRequest(account_id=accounts[number % 8], request_key=f"d{number}")
         for number in range(160)
     ]
-    answers = Lanes(house.engine, house.wheels, 4).settle(asked, Handling(), Effort(tries_max=1, lock_wait_s=20))
+    answers = Lanes(house.engine, Rules(house.wheels, tries_max=1, lock_wait_s=20), 4).settle(asked, Handling())
     assert [it.request.request_key for it in answers] == [it.request_key for it in asked]
     assert all(isinstance(it, Settled) for it in answers)
     assert_books(house.engine, SHAPES)

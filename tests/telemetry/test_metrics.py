@@ -41,12 +41,13 @@ from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit
 from tombola.worker.deliveries import Delivery
 from tombola.worker.ledger import post as ledger
+from tombola.worker.ledger.accounts import open_account
 from tombola.worker.relay import lookout as relay_lookout
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
 from tombola.worker.relay.relay import Relay
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Effort
+from tombola.worker.settle import tries
+from tombola.worker.settle.rules import Rules
 from tombola.worker.settle.watch import Watch
 
 RELAY = [sys.executable, "-m", "tombola.worker", "relay"]
@@ -116,7 +117,7 @@ def now(name: str, **labels: str) -> float:
 def test_a_worker_tells_what_it_did(real_house: House, port: int) -> None:
     house = real_house
     accounts = house.accounts(5)
-    broke = ledger.open_account(house.engine, user_id=6, balance=Decimal(0))
+    broke = open_account(house.engine, user_id=6, balance=Decimal(0))
     accepted = draws(accounts, 30, prefix="accepted")
     told_no = DrawRequest(account_id=broke, request_key="told_no")
     bare = draws(accounts, 10, prefix="bare")
@@ -183,7 +184,7 @@ def test_retries_are_counted_by_the_databases_code(
 
     monkeypatch.setattr(ledger, "post", fail_once)
     before = now("transaction_retries_total", code=code)
-    batch.settle(house.engine, draws([account_id], 2), house.wheels, effort=Effort(tries_max=3), sleep=lambda _s: None)
+    tries.settle(house.engine, draws([account_id], 2), Rules(house.wheels, tries_max=3), sleep=lambda _s: None)
     assert now("transaction_retries_total", code=code) == before + 1
 
 
@@ -194,7 +195,7 @@ def test_an_outage_is_no_retry(house: House, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ledger, "post", gone)
     before = {code: now("transaction_retries_total", code=code) for code in ("2013", "other")}
     with pytest.raises(Exception, match="does not answer"):
-        batch.settle(house.engine, draws(house.accounts(1), 1), house.wheels, effort=Effort(tries_max=3))
+        tries.settle(house.engine, draws(house.accounts(1), 1), Rules(house.wheels, tries_max=3))
     assert {code: now("transaction_retries_total", code=code) for code in ("2013", "other")} == before
 
 

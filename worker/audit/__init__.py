@@ -1,1 +1,1 @@
-"""The proof that the books balance, and the audits on record."""
+"""The proof that the books balance: a file for each group of invariants, and the audits on record."""

@@ -1,9 +1,9 @@
-"""The audits on record: when the last one ended, and what it found. See worker.audit.audit for what an audit proves."""
+"""The audits on record: when the last one ended, and what it found. worker.audit.audit says what an audit proves."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Engine, select
@@ -11,17 +11,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import operator_actions as table
+from tombola.worker.audit.report import Report
 from tombola.worker.operators import actions
-
-if TYPE_CHECKING:  # the metrics read these, and the audit itself needs the metrics
-    from tombola.worker.audit.audit import Report
 
 AUDIT: Final = "audit"
 COUNT_MAX: Final = 2**31 - 1  # the column's
 
 
 class Audited(NamedTuple):
-    """An audit on record: `violations` of all invariants, and the names of those that were `not_looked_at`."""
+    """An audit on record: the number of violations, and the invariants that were not examined."""
 
     at: datetime
     by: str
@@ -30,7 +28,7 @@ class Audited(NamedTuple):
 
     @property
     def is_clean(self) -> bool:
-        """Whether every invariant was looked at, and held."""
+        """Whether every invariant was examined, and held."""
         return not self.violations and not self.not_looked_at
 
     def __str__(self) -> str:
@@ -58,7 +56,7 @@ def record(engine: Engine, report: Report, *, by: str) -> None:
 
 
 def last(connection: Connection) -> Audited | None:
-    """The last audit on record; None if there never was one."""
+    """The last audit on record; None if there is none."""
     query = select(table).where(table.c.action == AUDIT).order_by(table.c.id.desc()).limit(1)
     row = connection.execute(query).mappings().first()
     if row is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -43,8 +43,8 @@ class Simulation:
     pulls: int = 0
     refused: int = 0  # over the limit per account
     prizes: Counter[str] = field(default_factory=Counter)
-    paid: Counter[str] = field(default_factory=Counter)
-    squares: Counter[str] = field(default_factory=Counter)
+    paid: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    squares: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     spent: Decimal = Decimal(0)
     value: Decimal = Decimal(0)
     sold_out_at: dict[str, int] = field(default_factory=dict)  # prize code: the pull that took the last unit
@@ -131,7 +131,7 @@ def _draw(found: Simulation, player: Player, drawing: Drawing, pulls: int, stock
 
 
 def _pay(found: Simulation, prize: Prize) -> None:
-    paid: Counter[str] = Counter()
+    paid: dict[str, float] = defaultdict(float)
     for grant in prize.grants:
         if grant.asset_code:
             paid[grant.asset_code] += float(grant.amount)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.storage import api_keys
-from tombola.worker.audit.record import API_KEY_ADD, API_KEY_REVOKE
+from tombola.worker.audit.on_record import API_KEY_ADD, API_KEY_REVOKE
 from tombola.worker.cli.base import JsonOption, WhyOption, engine_of, out, print_json, print_table
 from tombola.worker.operators import actions
 

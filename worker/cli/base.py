@@ -19,7 +19,7 @@ from tombola.producers.domain.errors import ConfigurationError, InvalidRequest
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
 from tombola.worker.cli.terminal import out, print_json, print_table, shown
-from tombola.worker.embedded import running as embedded
+from tombola.worker.embedded.home import settings_from_anywhere
 
 __all__ = ["out", "print_json", "print_table", "shown"]
 
@@ -33,7 +33,7 @@ WhyOption = Annotated[str, typer.Option("--reason", help="Why, for the record of
 
 def settings_with(*needed: str) -> Settings:
     """TOMBOLA_*, or what embedded mode left; raises ConfigurationError when one of `needed` is missing."""
-    settings = embedded.settings_from_anywhere()
+    settings = settings_from_anywhere()
     if settings.need("database_url").startswith("sqlite") and not all(settings.has(name) for name in needed):
         raise ConfigurationError("tombola is not up: start it with `tombola up` in another terminal")
     for name in needed:

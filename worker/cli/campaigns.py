@@ -125,7 +125,7 @@ def _show_prizes(odds: Odds, found: Simulation | None) -> None:
         table.add_column(name, justify="left" if name == "prize" else "right", no_wrap=True)
     table.add_column("")
     for prize in odds.prizes:
-        drawn = ()
+        drawn: tuple[str, ...] = ()
         if found is not None:
             number = found.prizes[prize.code]
             drawn = (f"{number:,}", f"{number / found.pulls:.4%}")

@@ -18,6 +18,7 @@ from tombola.producers.domain.errors import DrawError
 from tombola.producers.storage.engines import open_engine
 from tombola.worker.cli.base import out, settings_with, until_interrupted
 from tombola.worker.embedded import running as embedded
+from tombola.worker.embedded.home import Home
 from tombola.worker.embedded.running import CONSOLE_PORT, CONSOLE_USER, GATEWAY_PORT
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def up(
     from tombola.producers.domain.draw import wheels
     from tombola.worker.embedded import sample
 
-    home = embedded.Home.find()
+    home = Home.find()
     with until_interrupted() as interrupted, embedded.run(home, port=port) as running:
         engine = open_engine(running.settings.need("database_url"))
         parts = ", ".join(["SQLite", running.redis_name, *(f"a {part.name}" for part in running.parts)])

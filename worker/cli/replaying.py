@@ -36,7 +36,8 @@ from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.operators.actions import shell_operator
 from tombola.worker.replays import replay as replays
 from tombola.worker.replays.forecast import OUTCOMES, REFUSALS, Forecast, forecast
-from tombola.worker.replays.replay import Options, Replay, Replayer
+from tombola.worker.replays.replay import Options, Replay
+from tombola.worker.replays.replayer import Replayer
 from tombola.worker.replays.vouching import Vouching
 
 LINES_SHOWN_MAX: Final = 20

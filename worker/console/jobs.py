@@ -26,7 +26,7 @@ from tombola.producers.settings import Settings
 from tombola.producers.storage.clock import utc_now
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.replays.forecast import Forecast, forecast
-from tombola.worker.replays.replay import Replayer
+from tombola.worker.replays.replayer import Replayer
 from tombola.worker.replays.vouching import NOTHING_ASKED, Vouching
 
 log = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""Messages that were set aside: parked with their cause, grouped, selected, discarded."""
+"""Messages that were set aside, with their causes: parked, grouped, selected, discarded."""

@@ -1,12 +1,7 @@
-"""Dead letters as operators see them: look, count, group, edit a copy, discard, restore. Parking is
-worker.dead_letters.parking's.
+"""Dead letters as operators see them: select, count, group, edit a copy, discard, restore.
 
-    parked ──► replaying ──► settled            worker.replays sends it, worker.dead_letters.parking follows it up
-      │ ▲          └───────► parked again ──► replaying …
-      ▼ │
-    discarded
-
-Whatever an operator does is one transaction with its row in the record of actions.
+Each act of an operator is one transaction with its row in the record of actions. worker.dead_letters.parking parks,
+worker.replays replays, worker.dead_letters.states has the states.
 """
 
 from __future__ import annotations
@@ -17,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Engine, and_, false, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, false, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState, Status
@@ -29,7 +24,8 @@ from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.faults import explain, is_duplicate_key
 from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.producers.storage.schema import dead_letters as table
-from tombola.worker.dead_letters.parking import VERSION
+from tombola.worker.dead_letters import states
+from tombola.worker.dead_letters.message import VERSION
 from tombola.worker.operators import actions
 
 __all__ = ["DeadLetter", "Group", "Selection"]
@@ -40,9 +36,9 @@ AGE_S_MAX: Final = 36_500 * 86_400.0
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which dead letters. What is not said does not matter, but for the state: those that are parked.
+    """Which dead letters: all that meet every condition given here; by default those that are parked.
 
-    Ages count from the last time a message was parked, in seconds.
+    Ages are in seconds since the message was last parked. Raises InvalidRequest for a value out of range.
     """
 
     ids: tuple[int, ...] = ()
@@ -68,7 +64,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 raise InvalidRequest(f"an age is at most {AGE_S_MAX / 86_400:,.0f} days, not {age_s / 86_400:,.0f}")
 
     def condition(self, now: datetime) -> ColumnElement[bool]:
-        """The selection as SQL; `now` by the clock of the database (producers.storage.clock)."""
+        """The selection as SQL. `now` is by the database's clock (producers.storage.clock)."""
         parts: list[ColumnElement[bool]] = [table.c.state.in_(self.states)]
         if self.ids:
             parts.append(table.c.id.in_(self.ids))
@@ -79,7 +75,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             (table.c.request_key, self.request_key),
         ):
             if isinstance(value, str) and not value.isascii():
-                parts.append(false())  # none is called so, and MariaDB refuses to compare them
+                parts.append(false())  # no such name exists, and MariaDB refuses the comparison
             elif value is not None:
                 parts.append(column == value)
         if self.older_than_s is not None:
@@ -89,13 +85,13 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return and_(*parts)
 
     def described(self) -> Mapping[str, Any]:
-        """The selection for the record: what is said, and the state."""
+        """The selection for the record: its conditions, with the states also when they are the default."""
         said: dict[str, Any] = msgspec.to_builtins(self)
         return {**said, "states": list(self.states)}
 
 
 class DeadLetter(NamedTuple):
-    """One dead letter: the columns of its row. `body` is its beginning, `body_bytes` its whole length."""
+    """One dead letter: the columns of its row. `body` may be only the beginning of a body of `body_bytes`."""
 
     id: int
     body_sha256: str
@@ -128,12 +124,12 @@ class DeadLetter(NamedTuple):
         return len(self.body) == self.body_bytes
 
     def request(self) -> Request:
-        """What it asks for; raises InvalidRequest if that cannot be read, or was not kept."""
+        """The request in the body; raises InvalidRequest if it cannot be read, or was not kept whole."""
         return request_in(self.body, self.body_bytes)
 
 
 def request_in(body: bytes, body_bytes: int) -> Request:
-    """What a message that was kept asks for; raises InvalidRequest if that cannot be read, or was not kept."""
+    """The request in a body that was kept; raises InvalidRequest if it cannot be read, or was not kept whole."""
     if len(body) != body_bytes:
         raise InvalidRequest(f"only the first {len(body):,} of {body_bytes:,} bytes were kept")
     return parse_request(body)
@@ -141,7 +137,8 @@ def request_in(body: bytes, body_bytes: int) -> Request:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Dead letters that are alike: `title` is the latest one's error, `error_type` its kind, `sample_id` its id."""
+    """Dead letters that are alike. `title`, `error_type` and `sample_id` are the error, its type and the id of the
+    latest."""
 
     group_id: str
     cause: str
@@ -153,13 +150,13 @@ class Group:
     error_type: str | None
 
 
-# ---- look ------------------------------------------------------------------------------------------------------------
+# ---- read ------------------------------------------------------------------------------------------------------------
 
 
 def some(
     connection: Connection, selection: Selection, *, rows_max: int, before_id: int | None = None
 ) -> list[DeadLetter]:
-    """Up to `rows_max` of them, the latest first, going on below `before_id`."""
+    """Up to `rows_max` of the selected dead letters, the latest first, from below `before_id` on."""
     query = select(table).where(selection.condition(clock.now(connection))).order_by(table.c.id.desc()).limit(rows_max)
     if before_id is not None:
         query = query.where(table.c.id < before_id)
@@ -167,7 +164,7 @@ def some(
 
 
 def get(connection: Connection, dead_letter_id: int) -> DeadLetter:
-    """One of them; raises DeadLetterNotFound."""
+    """One dead letter; raises DeadLetterNotFound."""
     row = None
     if abs(dead_letter_id) <= ID_MAX:
         row = connection.execute(select(table).where(table.c.id == dead_letter_id)).first()
@@ -177,7 +174,7 @@ def get(connection: Connection, dead_letter_id: int) -> DeadLetter:
 
 
 def copies(connection: Connection, dead_letter_id: int) -> list[int]:
-    """The ids of its edited copies."""
+    """The ids of the edited copies of a dead letter, ascending."""
     return list(
         connection.execute(
             select(table.c.id).where(table.c.edited_from == dead_letter_id).order_by(table.c.id)
@@ -186,7 +183,7 @@ def copies(connection: Connection, dead_letter_id: int) -> list[int]:
 
 
 def count(connection: Connection, selection: Selection) -> int:
-    """How many are selected."""
+    """The number of selected dead letters."""
     return int(
         connection.execute(
             select(func.count()).select_from(table).where(selection.condition(clock.now(connection)))
@@ -195,20 +192,20 @@ def count(connection: Connection, selection: Selection) -> int:
 
 
 def counts(connection: Connection) -> dict[tuple[str, str], int]:
-    """How many there are, by state and cause."""
+    """The number of dead letters, by state and cause."""
     rows = connection.execute(select(table.c.state, table.c.cause, func.count()).group_by(table.c.state, table.c.cause))
     return {(state, cause): int(number) for state, cause, number in rows}
 
 
 def groups(connection: Connection, selection: Selection) -> list[Group]:
-    """The selected ones by group, the largest first."""
+    """The selected dead letters by group, the largest group first."""
     found = connection.execute(
         select(
             table.c.group_id,
             table.c.cause,
             func.count().label("number"),
             func.max(table.c.last_parked_at).label("last"),
-            # Rows count up as they are parked first. The index has their ids, and not that time.
+            # Ids ascend in the order of first parking. The index has the ids, and not that time.
             func.min(table.c.id).label("oldest"),
             func.max(table.c.id).label("sample"),
         )
@@ -235,7 +232,7 @@ def groups(connection: Connection, selection: Selection) -> list[Group]:
             shown[row.sample].error_type,
         )
         for row in found
-        if row.oldest in shown and row.sample in shown  # else they went meanwhile
+        if row.oldest in shown and row.sample in shown  # otherwise deleted since the first query
     ]
 
 
@@ -243,21 +240,27 @@ def groups(connection: Connection, selection: Selection) -> list[Group]:
 
 
 def discard(engine: Engine, selection: Selection, *, operator: str, reason: str) -> int:
-    """Put the selected ones away: they are replayed no more, and can be restored. Return how many."""
-    states = tuple(state for state in selection.states if state in OPEN_STATES)
-    return _move(engine, selection, states, LetterState.DISCARDED, "discard", operator, reason)
+    """Discard the selected dead letters: they can no longer be replayed, but restored. Returns how many.
+
+    Raises InvalidRequest without a reason, and ServiceUnavailable or ConfigurationError when the database cannot be
+    used.
+    """
+    asked = _in_states(selection, tuple(state for state in selection.states if state in OPEN_STATES))
+    return _move(engine, asked, LetterState.DISCARDED, action="discard", operator=operator, reason=reason)
 
 
 def restore(engine: Engine, selection: Selection, *, operator: str, reason: str) -> int:
-    """Park again, as if for the first time, what was discarded; return how many."""
-    return _move(engine, selection, (LetterState.DISCARDED,), LetterState.PARKED, "restore", operator, reason)
+    """discarded → parked for the selected dead letters; return how many. Raises as `discard` does."""
+    asked = _in_states(selection, (LetterState.DISCARDED,))
+    return _move(engine, asked, LetterState.PARKED, action="restore", operator=operator, reason=reason)
 
 
-def _move(
-    engine: Engine, selection: Selection, states: tuple[str, ...], to: str, action: str, operator: str, reason: str
-) -> int:
+def _in_states(selection: Selection, these: tuple[str, ...]) -> Selection:
+    return msgspec.structs.replace(selection, states=these)
+
+
+def _move(engine: Engine, asked: Selection, to: LetterState, *, action: str, operator: str, reason: str) -> int:
     why = actions.checked_reason(reason)
-    asked = msgspec.structs.replace(selection, states=states)
     try:
         with engine.begin() as connection:
             now = clock.now(connection)
@@ -266,8 +269,7 @@ def _move(
                     select(table.c.id).where(asked.condition(now)).order_by(table.c.id).with_for_update()
                 ).scalars()
             )
-            for some in chunks(ids):
-                connection.execute(update(table).where(table.c.id.in_(some)).values(state=to, state_at=now))
+            states.move(connection, ids, to, now)
             details = {"selection": asked.described(), "ids": ids[:SHOWN_IDS_MAX]}
             actions.record(connection, operator=operator, action=action, reason=why, count=len(ids), details=details)
     except SQLAlchemyError as error:
@@ -276,10 +278,10 @@ def _move(
 
 
 def edit(engine: Engine, dead_letter_id: int, body: bytes, *, operator: str, reason: str) -> int:
-    """Park an edited copy of a dead letter, to be replayed instead of it; return the copy's id.
+    """Park an edited copy of a dead letter, to be replayed in its place; return the copy's id.
 
     Raises InvalidRequest if the copy is no draw request, names another request key or account than its original, or
-    comes too late: the original's request has settled.
+    comes too late because the original's request has settled; otherwise as `discard` does.
     """
     why = actions.checked_reason(reason)
     request = parse_request(body)
@@ -291,8 +293,6 @@ def edit(engine: Engine, dead_letter_id: int, body: bytes, *, operator: str, rea
             refuse_if_settled(connection, original, request)
             copy = {
                 "body_sha256": request.fingerprint(),
-                "state": LetterState.PARKED,
-                "state_at": now,
                 "cause": original.cause,
                 "error": original.error,
                 "group_id": original.group_id,
@@ -302,22 +302,18 @@ def edit(engine: Engine, dead_letter_id: int, body: bytes, *, operator: str, rea
                 "lottery_session_id": request.lottery_session_id,
                 "account_id": request.account_id,
                 "queue": original.queue,
-                "deliveries": 0,
-                "times_parked": 1,
-                "first_parked_at": now,
-                "last_parked_at": now,
                 "worker": operator[:100],
                 "version": VERSION,
                 "edited_from": original.id,
             }
-            (copy_id,) = connection.execute(insert(table).values(copy)).inserted_primary_key or (0,)
+            copy_id = states.add_copy(connection, copy, now)
             details = {"id": original.id, "copy": copy_id, "before": _text(original.body), "after": _text(body)}
             actions.record(connection, operator=operator, action="edit", reason=why, count=1, details=details)
     except SQLAlchemyError as error:
         if is_duplicate_key(error):
             raise InvalidRequest("this very message is among the dead letters already: replay that one") from None
         raise explain(error) from error
-    return int(copy_id)
+    return copy_id
 
 
 def _refuse_other_claims(original: DeadLetter, request: Request) -> None:
@@ -330,14 +326,14 @@ def _refuse_other_claims(original: DeadLetter, request: Request) -> None:
 
 
 def refuse_if_settled(connection: Connection, original: DeadLetter, request: Request) -> None:
-    """Raise InvalidRequest if the original, or the request under its key, has settled meanwhile."""
+    """Raise InvalidRequest if the original, or the request under its key, has settled."""
     settled = original.state == LetterState.SETTLED or bool(settled_keys(connection, [request.request_key]))
     if settled:
         raise InvalidRequest(f"dead letter {original.id} has settled meanwhile: an edited copy would be another draw")
 
 
 def settled_keys(connection: Connection, request_keys: Sequence[str]) -> set[str]:
-    """Those of these requests that are completed or rejected."""
+    """The keys among `request_keys` whose requests are completed or rejected."""
     book = api_idempotency_requests
     return set(
         connection.execute(

@@ -1,4 +1,4 @@
-"""Where messages come from: one contract, a Redis Stream (streams.py) or a RabbitMQ quorum queue (queues.py)."""
+"""The sources of messages: one contract, for a Redis Stream (streams.py) and a RabbitMQ quorum queue (queues.py)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.domain.operations import parse_request
 
 NO_HEADERS: Final[Mapping[str, Any]] = MappingProxyType({})
-BODY_KEPT_BYTES_MAX: Final = 64 * 1024  # of a body that is too large to be a draw: as much as a dead letter keeps
-HELD_BYTES_MAX: Final = 32 * 1024 * 1024  # bodies that one fetch takes in, before they are cut to BODY_KEPT_BYTES_MAX
-COUNT_MAX: Final = 2**31 - 1  # what the column of a dead letter holds
+BODY_KEPT_BYTES_MAX: Final = 64 * 1024  # a larger body is no draw; a dead letter keeps its beginning
+HELD_BYTES_MAX: Final = 32 * 1024 * 1024  # of bodies in one fetch, before each is cut to BODY_KEPT_BYTES_MAX
+COUNT_MAX: Final = 2**31 - 1  # the maximum of a dead letter's column
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message in hand. `count` says how often it has been delivered, this time included.
+    """One message in hand. `count` is the number of its deliveries, this one included.
 
-    `headers` is what came beside the body: a Stream entry's other fields, an AMQP message's application headers.
-    `body` is the beginning of a body that was larger than BODY_KEPT_BYTES_MAX; `body_bytes` and `sha256` are the whole
-    one's. `problem` says what is wrong with a message that cannot be a draw whatever its body says.
+    `headers` are the other fields of a Stream entry, or the application headers of an AMQP message. Of a body larger
+    than BODY_KEPT_BYTES_MAX, `body` is the beginning; `body_bytes` and `sha256` are always of the whole body.
+    `problem` says why a message cannot be a draw, whatever its body says; empty otherwise.
     """
 
     body: bytes
@@ -46,7 +46,7 @@ class Delivery:
         return hashlib.sha256(self.body).hexdigest() if self.whole is None else self.whole[1]
 
     def request(self) -> Request:
-        """The draw that it asks for; raises InvalidRequest with what is wrong."""
+        """The draw that the message asks for; raises InvalidRequest, which says what is wrong."""
         if self.problem:
             raise InvalidRequest(self.problem)
         if self.whole is not None:
@@ -57,7 +57,7 @@ class Delivery:
 def received(
     body: bytes, tag: bytes | int, count: int = 1, headers: Mapping[str, Any] = NO_HEADERS, *, problem: str = ""
 ) -> Delivery:
-    """The delivery of a message as a broker hands it over: no larger and no more often than we can keep."""
+    """The delivery of a message from a broker, with body and count cut to what a dead letter can keep."""
     whole = None
     if len(body) > BODY_KEPT_BYTES_MAX:
         whole = (len(body), hashlib.sha256(body).hexdigest())
@@ -68,46 +68,46 @@ def received(
 class Deliveries(Protocol):
     """A source of deliveries, for one thread. Every method raises ServiceUnavailable when the broker is away.
 
-    What was fetched is *in hand* until it is acked, requeued or released. What is in hand when the process dies, or
-    when the broker takes it for dead, comes back to this or another consumer with a higher count.
+    A fetched delivery is *in hand* until it is acked, requeued or released. When the process dies, or the broker takes
+    the process for dead, what is in hand is delivered again, to this or another consumer, with a higher count.
     """
 
     def fetch(self, count_max: int, *, wait_s: float) -> list[Delivery]:
-        """Whatever is waiting, up to `count_max`; when nothing is, wait up to `wait_s` for the first to come.
+        """The waiting messages, up to `count_max`. When none is waiting, wait up to `wait_s` for the first.
 
-        Takes in no more than about HELD_BYTES_MAX at once, however large the messages are.
+        Takes in about HELD_BYTES_MAX at most, however large the messages are.
         """
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Tell the broker that these are done with, each at most once. What else is in hand stays in hand."""
+        """Tell the broker that these are done, each at most once. All other deliveries stay in hand."""
 
     def keep(self, deliveries: Sequence[Delivery]) -> None:
-        """Say that these are still being seen to, so that no other consumer takes them over.
+        """Renew the claim on these deliveries, so that no other consumer takes them over.
 
-        To be called more often than every `claim_after_s` for what stays in hand.
+        Call it more often than every `claim_after_s` for deliveries that stay in hand.
         """
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        """Put these at the end of the queue, as new messages, and out of hand: others get their turn before them."""
+        """Put these at the end of the queue, as new messages; they are in hand no more."""
 
     def release(self) -> None:
-        """Give back at once all that is in hand or was fetched ahead: other consumers can have it. Never raises.
+        """Give back at once all that is in hand or was fetched ahead, for other consumers. Never raises.
 
-        The next fetch begins anew, and until the first ack nothing is fetched ahead: what has gone wrong may go on.
+        The next fetch begins anew. Until the first ack nothing is fetched ahead, because the fault may last.
         """
 
     def fetch_dead(self, count_max: int) -> list[Delivery]:
-        """Up to `count_max` of the messages that the broker itself has given up on, in its own dead-letter queue."""
+        """Up to `count_max` messages from the broker's own dead-letter queue, which the broker has given up on."""
 
     def ack_dead(self, deliveries: Sequence[Delivery]) -> None:
-        """Take these out of the broker's dead-letter queue. The last fetch_dead's only, each at most once."""
+        """Take these out of the broker's dead-letter queue: deliveries of the last fetch_dead, each at most once."""
 
     def close(self) -> None:
-        """Release, and let go of the connection. Never raises."""
+        """Release, and close the connection. Never raises."""
 
 
 def open_deliveries(url: str, *, claim_after_s: float, prefetch: int) -> Deliveries:
-    """The source behind a broker URL; it connects at first use."""
+    """The source behind a broker URL. It connects at first use."""
     if kind_of(url) is REDIS:
         from tombola.worker.deliveries.streams import StreamDeliveries
 

@@ -1,7 +1,7 @@
-"""What RabbitMQ let go by itself because an operator's policy told it to, and the relay will publish again.
+"""Losses: messages that RabbitMQ dropped by an operator's policy, and that the relay publishes again.
 
-A delivery limit is such a policy, too, where it is lower than ours: each stop of a worker counts as a delivery. So a
-request is believed for the first few times that RabbitMQ gives its message up, and parked after that.
+A delivery limit lower than ours is such a policy, too, because each stop of a worker counts as a delivery. So the first
+few times that RabbitMQ gives up a request's message count as losses; after that the message is parked.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 REASON_HEADER: Final = "x-first-death-reason"
 DELIVERY_LIMIT: Final = "delivery_limit"
-PUBLISHED_MAX: Final = 3  # a request that was published so often and went beyond a limit each time may be to blame
+PUBLISHED_MAX: Final = 3  # a request that went beyond a delivery limit after each of so many publishes may be to blame
 
 
 def left_to_relay(engine: Engine, dead: Sequence[Delivery]) -> list[Delivery]:
-    """Those of the broker's dead letters that are but lost messages of requests which are on record, and not given up.
+    """The deliveries among `dead` that are losses: messages of requests that are on record and not given up.
 
-    They can be acked: the request's row is the promise, and the relay keeps it. A message that was never accepted is
-    not among them, as nothing else knows of it; nor is one that went beyond a delivery limit again and again.
-    Raises ServiceUnavailable or ConfigurationError when the database cannot tell.
+    They can be acked: the request's row is the promise, and the relay keeps it. A message without an accepted request
+    is no loss, as nothing else knows of its draw; nor is a message that went beyond a delivery limit again and again.
+    Raises ServiceUnavailable or ConfigurationError when the database cannot be used.
     """
     lost = [(delivery, request) for delivery in dead if (request := _lost(delivery)) is not None]
     found = []
@@ -62,7 +62,7 @@ def _reason(delivery: Delivery) -> str:
 
 
 def _lost(delivery: Delivery) -> Request | None:
-    """What a message asks for that was lost, if it can be read."""
+    """The request of a message that a policy dropped; None for other messages, and for unreadable ones."""
     if _reason(delivery) in LOST_REASONS:
         with suppress(InvalidRequest):
             return delivery.request()
@@ -70,15 +70,15 @@ def _lost(delivery: Delivery) -> Request | None:
 
 
 def _promised(engine: Engine, requests: Sequence[Request]) -> dict[str, int]:
-    """How often those were published that were accepted, or have settled already, by fingerprint."""
+    """The number of publishes of those requests that were accepted and are not dead, by fingerprint."""
     keys = sorted({request.request_key for request in requests})
     try:
         with engine.connect().execution_options(read_only=True) as connection:
-            told = connection.execute(
+            rows = connection.execute(
                 select(table.c.fingerprint, table.c.publish_attempts).where(
                     table.c.request_key.in_(keys), table.c.status != Status.DEAD
                 )
             )
-            return {row.fingerprint: row.publish_attempts for row in told}
+            return {row.fingerprint: row.publish_attempts for row in rows}
     except SQLAlchemyError as error:
         raise explain(error) from error

@@ -1,10 +1,10 @@
 """Deliveries from a RabbitMQ quorum queue.
 
-The broker pushes up to `prefetch` messages ahead, so that the next batch is here when this one is done. The callback
-sits on the AMQP channel itself: kombu's Message, which it would build for each, costs as much as settling the draw.
+The broker pushes up to `prefetch` messages ahead, so that the next batch is here when this batch is done. The callback
+is on the AMQP channel itself: building kombu's Message for each message costs as much as settling the draw.
 
-Tags: each connection's messages are numbered from 1 on. Ours go on from where the last connection's ended, so that what
-came on a lost connection, and is still in somebody's hand, is never taken for something else.
+Tags: AMQP numbers the messages of each connection from 1 on. Our tags continue where those of the last connection
+ended, so that a delivery from a lost connection is never mistaken for another one.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
 
-COUNT_HEADER: Final = "x-delivery-count"  # the broker's: what a publisher writes there is overwritten
-HEADERS_BYTES_MAX: Final = 64 * 1024  # that a copy takes along; a frame holds twice as much
+COUNT_HEADER: Final = "x-delivery-count"  # the broker overwrites what a publisher writes there
+HEADERS_BYTES_MAX: Final = 64 * 1024  # of the headers of a requeued copy; a frame holds twice as much
 TAG_FRAME: Final = struct.Struct(">BHIHHQBB")  # a method whose arguments are a delivery tag and a bit
 REQUEUE: Final = 1
 
@@ -44,14 +44,15 @@ class QueueDeliveries:
         self._wire: Connection | None = None
         self._channel: Any = None
         self._consumer_tag = ""  # empty while nothing is consumed
-        self._is_cautious = False  # what was fetched ahead last time could not be seen through
+        self._is_cautious = False  # after a release: fetch nothing ahead until the first ack
         self._waiting: deque[Delivery] = deque()
         self._in_hand: set[int] = set()  # tags that were fetched, and neither acked nor given back
-        self._base = 0  # the last tag before this connection's first
+        self._base = 0  # the last tag of earlier connections
         self._last = 0  # the last tag so far
         self._taken_bytes = 0  # by this fetch, before cutting
         self._dead = _DeadQueue(url)
-        self._copies = QueueBroker(url, publish_timeout_s=ANSWER_TIMEOUT_S)  # who publishes may be blocked: not we
+        # On a connection of its own, because RabbitMQ may block connections that publish.
+        self._copies = QueueBroker(url, publish_timeout_s=ANSWER_TIMEOUT_S)
 
     def fetch(self, count_max: int, *, wait_s: float) -> list[Delivery]:
         self._taken_bytes = 0
@@ -60,20 +61,20 @@ class QueueDeliveries:
             wire.heartbeat_tick()
             if not self._waiting:
                 _await(wire, wait_s)
-            # What is not taken in stays in the socket, and then with the broker.
+            # Messages that are not taken in stay in the socket, and then with the broker.
             wire.take_in(lambda: len(self._waiting) >= count_max or self._taken_bytes >= HELD_BYTES_MAX)
         fetched = [self._waiting.popleft() for _ in range(min(count_max, len(self._waiting)))]
         self._in_hand.update(int(delivery.tag) for delivery in fetched)
         return fetched
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        # What came on a connection that is gone comes back: there is nothing to ack any more.
+        # Deliveries of a lost connection are delivered again: they cannot be acked any more.
         tags = self._in_hand.intersection(int(delivery.tag) for delivery in deliveries)
         if not tags or self._wire is None:
             return
         self._in_hand -= tags
         with self._explained("the queue cannot be acked"), self._wire.within(ANSWER_TIMEOUT_S):
-            if self._is_cautious:  # the prefetch is a consumer's for life: the next fetch begins another
+            if self._is_cautious:  # a consumer's prefetch cannot be changed: the next fetch begins another consumer
                 self._is_cautious = False
                 self._channel.basic_cancel(self._consumer_tag)
                 self._consumer_tag = ""
@@ -83,18 +84,19 @@ class QueueDeliveries:
             below = [tag for tag in tags if tag < lowest]
             if below:
                 self._channel.basic_ack(max(below) - self._base, multiple=True)
-            # AMQP acks one, or all up to one: above what stays in hand each needs a frame, all of them in one write.
+            # AMQP acks one tag, or all tags up to one. Above a tag that stays in hand each ack needs a frame of its
+            # own; all frames go out in one write.
             self._write(spec.Basic.Ack, (tag for tag in tags if tag > lowest))
 
     def keep(self, deliveries: Sequence[Delivery]) -> None:
-        # They are ours for as long as the connection lives, and that wants a sign of life.
+        # Deliveries are ours as long as the connection lives, and the connection lives by heartbeats.
         if self._wire is not None:
             with self._explained("the queue does not answer"), self._wire.within(ANSWER_TIMEOUT_S):
                 self._wire.send_heartbeat()
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
         if any(delivery.whole is not None for delivery in deliveries):
-            raise ValueError("of a message that was cut there is no copy to be made: park it")
+            raise ValueError("a message whose body was cut cannot be requeued: park it")
         deliveries = [delivery for delivery in deliveries if int(delivery.tag) in self._in_hand]
         if deliveries:
             self._copies.publish([it.body for it in deliveries], [_publishable(it.headers) for it in deliveries])
@@ -105,13 +107,13 @@ class QueueDeliveries:
         self._close()
 
     def _close(self) -> None:
-        # Closing is what gives back: the broker requeues all that is not acked.
+        # Closing gives back: the broker requeues all that is not acked.
         connection, self._connection, self._wire, self._channel = self._connection, None, None, None
         self._consumer_tag = ""
         if connection is not None:
             with suppress(Exception):
                 connection.release()
-        self._waiting.clear()  # now, as some may have come while it was closing
+        self._waiting.clear()  # last: more may have come while the connection was closing
         self._in_hand.clear()
 
     def _write(self, method: tuple[int, int], tags: Iterable[int], flag: int = 0) -> None:
@@ -139,11 +141,11 @@ class QueueDeliveries:
             self._wire = self._connection.connection
             self._base = self._last
             self._channel = self._wire.channel()
-            self._channel.auto_decode = False  # a body is bytes, whatever its content encoding claims
+            self._channel.auto_decode = False  # a body is bytes, whatever its content encoding says
             declare_queues(self._channel)
         if not self._consumer_tag:
             self._channel.basic_qos(0, 1 if self._is_cautious else self._prefetch, False)
-            # Each time another consumer tag, the broker's: a known one would give it back what is still in hand.
+            # The broker names each consumer anew: with a known name it would get back what is still in hand.
             self._consumer_tag = self._channel.basic_consume(QUEUE, callback=self._on_message)
         return self._wire
 
@@ -154,13 +156,13 @@ class QueueDeliveries:
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
-        """Errors of the connection end it, and are told as ServiceUnavailable."""
+        """Close the connection after any of its errors, and raise ServiceUnavailable."""
         with _explained(what, self._close):
             yield
 
 
 class _DeadQueue:
-    """The broker's own dead letters. On a connection of their own: an answer would have to wait behind the draws."""
+    """The broker's own dead-letter queue, on a connection of its own, where answers need not wait behind draws."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -187,7 +189,7 @@ class _DeadQueue:
             self._in_hand -= tags
             if all(tag > max(tags) for tag in self._in_hand):
                 self._channel.basic_ack(max(tags), multiple=True)
-            else:  # what could not be parked stays
+            else:  # messages that could not be parked stay
                 for tag in tags:
                     self._channel.basic_ack(tag)
 
@@ -221,7 +223,7 @@ def _explained(what: str, close: Callable[[], None]) -> Iterator[None]:
 
 
 def _await(wire: Connection, wait_s: float) -> None:
-    """Take in the first thing that comes within `wait_s`."""
+    """Take in the first frame that comes within `wait_s`."""
     if wait_s > 0:
         with suppress(TimeoutError), wire.within(wait_s):
             wire.drain_events()
@@ -232,7 +234,7 @@ def _delivery(message: Any, tag: int) -> Delivery:
     problem = properties.get(UNDECODABLE, "")
     headers = properties.get("application_headers") or NO_HEADERS
     return received(
-        message.body or b"",  # py-amqp has a text there if it is empty
+        message.body or b"",  # py-amqp has an empty str where the body is empty
         tag,
         _count(message.delivery_info, headers),
         headers,
@@ -241,13 +243,13 @@ def _delivery(message: Any, tag: int) -> Delivery:
 
 
 def _count(info: Mapping[str, Any], headers: Mapping[str, Any]) -> int:
-    """How often the broker has delivered a message, this time included; the first time the header is a stranger's."""
+    """The number of deliveries of a message, this one included. On the first one a publisher has written the header."""
     before = headers.get(COUNT_HEADER, 1) if info["redelivered"] else 0
     return before + 1 if isinstance(before, int) and before >= 0 else 1
 
 
 def _publishable(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The headers of a copy: without the broker's count, and without what cannot be sent as it came."""
+    """The headers of a requeued copy: without the broker's count, and without values that cannot be sent again."""
     kept: dict[str, Any] = {}
     room = HEADERS_BYTES_MAX
     for name, value in headers.items():

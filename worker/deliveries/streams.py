@@ -1,11 +1,11 @@
 """Deliveries from a Redis Stream through a consumer group.
 
-What a consumer has read stays in the group's pending list until it is acked. A consumer that gives no sign of life for
-`claim_after_s` loses what it held to whoever looks next: XPENDING says how often each was delivered, XCLAIM takes it.
-(XAUTOCLAIM does both in one call, but keeps the count to itself.)
+An entry that a consumer has read stays in the group's pending list until it is acked. When a consumer gives no sign of
+life for `claim_after_s`, another consumer claims what it held: XPENDING says how often each entry was delivered, XCLAIM
+takes it. (XAUTOCLAIM does both in one call, but does not return the count.)
 
-XREADGROUP and XCLAIM count entries, not bytes, and Redis and we would hold all of the reply. So where the Stream holds
-more than a worker may take in, a script in Redis reads it in small slices and stops in time.
+XREADGROUP and XCLAIM count entries, not bytes, and both Redis and the worker would hold the whole reply. So while the
+Stream holds more than a worker may take in, a script in Redis reads it in small slices and stops in time.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from tombola.producers.domain.signatures import SIGNATURE, SIGNATURE_LENGTH
 from tombola.worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
 
 READ_TIMEOUT_S: Final = 10.0
-NO_BLOCK_PAUSE_S: Final = 0.01  # for a server that does not know how to BLOCK (fakeredis): do not spin
-CLAIM_LOOKS_PER_TERM: Final = 5  # how often within claim_after_s a busy consumer looks for what others left behind
+NO_BLOCK_PAUSE_S: Final = 0.01  # with a server that cannot BLOCK (fakeredis): do not spin
+CLAIM_LOOKS_PER_TERM: Final = 5  # how often within claim_after_s a busy consumer looks for entries to claim
 CLAIM_LOOK_EVERY_S_MAX: Final = 5.0
-HEADERS_KEPT_BYTES_MAX: Final = 16 * 1024  # of an entry's other fields; a dead letter keeps less
+HEADERS_KEPT_BYTES_MAX: Final = 16 * 1024  # of an entry's fields beside the body; a dead letter keeps less
 TAGS_PER_COMMAND: Final = 1000
 SIGNATURE_FIELD: Final = SIGNATURE.encode()
-# How long it holds what was found about the Stream's size: what comes in between is read uncounted.
+# How long a measured size of the Stream is believed; entries added in between are read unmeasured.
 SMALL_FOR_S: Final = 0.1
 LARGE_FOR_S: Final = 1.0
 
-# Bytes in the Stream, or -1 where nobody can tell soon: walking through it takes a microsecond for some 20 small draws.
+# Bytes in the Stream, or -1 if it is too long to be measured: a walk takes a microsecond for some 20 small draws.
 _SIZE: Final = """
 if redis.call('XLEN', KEYS[1]) > 100000 then return -1 end
 local bytes = redis.pcall('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0)
@@ -53,7 +53,7 @@ local function weight(fields)
 end
 """
 
-# XREADGROUP without BLOCK until there are enough entries, or bytes.
+# XREADGROUP without BLOCK, until there are enough entries or bytes.
 _READ: Final = (
     _SLICED
     + """
@@ -72,7 +72,7 @@ return found
 """
 )
 
-# Take over what has been idle for too long, with its counts, until there are enough entries, or bytes.
+# Claim what has been idle for too long, with its counts, until there are enough entries or bytes.
 _CLAIM: Final = (
     _SLICED
     + """
@@ -92,14 +92,15 @@ for first = 1, #pending, SLICE do
       room = room - weight(entry[2])
     end
   end
-  -- Deleted behind our back: Redis before 7 would keep it pending for ever.
+  -- Deleted entries: Redis before 7 would keep them pending for ever.
   for tag in pairs(gone) do redis.call('XACK', KEYS[1], ARGV[1], tag) end
 end
 return found
 """
 )
 
-# Only what is still ours: a claim would take back what another consumer has claimed meanwhile. The tags are in order.
+# Only entries that are still ours: otherwise a claim would take back what another consumer has claimed since. The tags
+# are in order.
 _KEEP: Final = """
 local mine, command = {}, {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}
 for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[#ARGV], 1000000, ARGV[2])) do
@@ -114,7 +115,7 @@ if kept > 0 then redis.call(unpack(command)) end
 return kept
 """
 
-# Twice is as good as once: what has been requeued is no longer there.
+# Idempotent: an entry that was requeued is no longer there.
 _REQUEUE: Final = """
 for i = 2, #ARGV do
   local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
@@ -126,7 +127,7 @@ for i = 2, #ARGV do
 end
 """
 
-# A consumer that still holds messages must not be deleted: its pending list would go with it.
+# A consumer that holds entries must not be deleted: its pending list would be deleted with it.
 _FORGET: Final = """
 local forgotten = 0
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
@@ -146,7 +147,7 @@ class StreamDeliveries:
 
     def __init__(self, url: str, *, claim_after_s: float) -> None:
         self._client = open_redis(url, timeout_s=READ_TIMEOUT_S)
-        # The reply as it comes: redis-py's own shaping takes longer than reading it.
+        # Raw replies: redis-py's own parsing takes longer than reading them.
         for command in ("XREADGROUP", "XPENDING", "XCLAIM"):
             self._client.set_response_callback(command, _as_it_is)
         self._read_script = self._client.register_script(_READ)
@@ -171,22 +172,22 @@ class StreamDeliveries:
             else:
                 fetched = self._share(count_max, min(wait_s, self._claim_every_s))
             if not fetched:
-                self._next_claim = 0.0  # idle: there is time to look
+                self._next_claim = 0.0  # idle: there is time to look for entries to claim
             return fetched
         except redis.RedisError as error:
-            self._declared = False  # FLUSHALL takes the group along
+            self._declared = False  # FLUSHALL deletes the group as well
             raise ServiceUnavailable(f"the Stream cannot be read: {told_of_stream(error)}") from error
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
             return
         tags = [delivery.tag for delivery in deliveries]
-        # Acked and gone: a Stream keeps what it is not told to forget, and Redis is memory. In this order, as what is
-        # pending and gone is acked by the next look; and not in MULTI, where a Redis that is full refuses everything.
+        # Delete what is acked: a Stream keeps its entries, and Redis is memory. Delete first: an entry that is deleted
+        # and pending is acked by the next claim. Not in MULTI: a full Redis refuses all of it.
         with _outages("acked"), self._client.pipeline(transaction=False) as pipeline:
             pipeline.execute_command("XDEL", QUEUE, *tags)
             pipeline.execute_command("XACK", QUEUE, GROUP, *tags)
-            if is_look_due := self._is_look_at_size_due():  # along with these it takes no time of its own
+            if is_look_due := self._is_look_at_size_due():  # in this pipeline it needs no round trip of its own
                 pipeline.eval(_SIZE, 1, QUEUE)
             replies = pipeline.execute()
             if is_look_due:
@@ -199,7 +200,7 @@ class StreamDeliveries:
                 try:
                     self._keep_script(keys=[QUEUE], args=[GROUP, self.consumer, *some])
                 except redis.ResponseError as error:
-                    if "NOGROUP" not in str(error):  # all are gone: the next fetch says so
+                    if "NOGROUP" not in str(error):  # the Stream is gone: the next fetch declares the group again
                         raise
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
@@ -212,7 +213,7 @@ class StreamDeliveries:
             self._release()
 
     def fetch_dead(self, count_max: int) -> list[Delivery]:
-        return []  # a Stream gives nothing up
+        return []  # a Stream gives up on no message
 
     def ack_dead(self, deliveries: Sequence[Delivery]) -> None:
         return
@@ -225,7 +226,7 @@ class StreamDeliveries:
             self._client.close()
 
     def _release(self) -> None:
-        """Make what this consumer still holds look long idle, so that the others need not wait for it."""
+        """Mark what this consumer holds as long idle, so that other consumers can claim it at once."""
         first: Any = "-"
         while True:
             pending: Any = self._client.execute_command(
@@ -240,10 +241,10 @@ class StreamDeliveries:
             first = b"(" + tags[-1]
 
     def _share(self, count_max: int, wait_s: float) -> list[Delivery]:
-        """Half of a batch at most is what others left behind: new ones do not wait for the end of it."""
+        """A batch of which at most half is claimed from other consumers, so that new entries go on meanwhile."""
         claimed = self._claim((count_max + 1) // 2)
         if not claimed:
-            self._next_claim = time.monotonic() + self._claim_every_s  # else there may be more
+            self._next_claim = time.monotonic() + self._claim_every_s  # otherwise there may be more to claim
         if len(claimed) == count_max:
             return claimed
         return claimed + self._read(count_max - len(claimed), 0 if claimed else wait_s)
@@ -267,7 +268,7 @@ class StreamDeliveries:
         return [_delivery(tag, fields) for tag, fields in entries]
 
     def _look_at_size(self) -> bool:
-        """Whether the Stream holds more bytes than one read may take in."""
+        """Whether the Stream holds more bytes than one fetch may take in; measured if it is time."""
         if self._is_look_at_size_due():
             self._learn_size(self._client.eval(_SIZE, 1, QUEUE))
         return self._is_large
@@ -287,9 +288,9 @@ class StreamDeliveries:
 
 
 def forget_consumers(client: redis.Redis, *, name: str = "", idle_s: float = 3600) -> int:
-    """Delete the consumer `name`, or all that have been idle for `idle_s`, unless they hold messages; return how many.
+    """Delete the consumer `name`, or all idle for `idle_s`, except those that hold entries; return how many.
 
-    Consumers are named after their process, so without this the group would remember every process there ever was.
+    Consumers are named after their processes, so without this the group would remember every process for ever.
     """
     try:
         return int(client.eval(_FORGET, 1, QUEUE, GROUP, name, int(idle_s * 1000)))
@@ -312,7 +313,7 @@ def _as_it_is(reply: Any, **_options: Any) -> Any:
 
 
 def _place(tag: bytes | int) -> tuple[int, ...]:
-    """Where in the Stream an entry stands."""
+    """The position of an entry in the Stream, for sorting."""
     return tuple(map(int, str(tag, "ascii").split("-"))) if isinstance(tag, bytes) else (tag,)
 
 
@@ -332,7 +333,8 @@ def _delivery(tag: bytes, fields: Any, count: int = 1) -> Delivery:
     headers = _headers((name, value) for name, value in pairs if name != BODY_FIELD)
     if len(bodies) == 1:
         return received(bodies[0], tag, count, headers)
-    # All of it, as a dead letter is known by its body: a misspelt field must not make a hundred draws one letter.
+    # The body of the delivery is the whole entry, because a dead letter is found by its body: a hundred draws with a
+    # misspelt field must not become one dead letter.
     body = b"\n".join(b"%b: %b" % pair for pair in pairs)
     problem = f"an entry of the Stream has one field `body`, this one has {len(bodies)}"
     return received(body, tag, count, headers, problem=problem)

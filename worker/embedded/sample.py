@@ -24,7 +24,10 @@ from tombola.producers.domain.operations.draw import CONSUME, REWARD
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import asset_transactions as transactions
-from tombola.worker.audit import audit, audits
+from tombola.worker.audit import audits
+from tombola.worker.audit import report as audit_report
+from tombola.worker.audit.audit import audit
+from tombola.worker.audit.report import INVARIANTS, Report, Violation
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.ledger import accounts as acts
 from tombola.worker.operators.actions import shell_operator
@@ -166,12 +169,12 @@ def show(summary: Summary, engine: Engine, wheels: Wheels, console: Console) -> 
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    report = audit.audit(engine, wheels)
+    report = audit(engine, wheels)
     audits.record(engine, report, by=shell_operator())
     return show_audit(report, console)
 
 
-def show_audit(report: audit.Report, console: Console) -> bool:
+def show_audit(report: Report, console: Console) -> bool:
     """Print what the audit found, invariant by invariant; whether all hold."""
     console.print(
         f"\nAudit of {report.requests:,} requests, {report.rows:,} ledger rows, {report.accounts:,} accounts:"
@@ -182,11 +185,13 @@ def show_audit(report: audit.Report, console: Console) -> bool:
             "violated": f"[bold red]VIOLATED {report.counts[invariant]:,} times[/]",
             "not looked at": f"[bold yellow]NOT LOOKED AT[/] {escape(report.obstacles.get(invariant, ''))}",
         }[state]
-        console.print(f"  {invariant:<4} {audit.INVARIANTS[invariant]:<50} {mark}", highlight=False)
+        console.print(f"  {invariant:<4} {INVARIANTS[invariant]:<50} {mark}", highlight=False)
     for violation in _first_of_each(report):
         console.print(Text(f"  {violation}", style="red"))
     if report.is_cut:
-        console.print(f"Only the first {audit.VIOLATIONS_KEPT_MAX:,} violations of each are kept: --json lists these.")
+        console.print(
+            f"Only the first {audit_report.VIOLATIONS_KEPT_MAX:,} violations of each are kept: --json lists these."
+        )
     if report.is_clean:
         console.print("[bold green]The books balance.[/]")
     elif report.violations:
@@ -196,10 +201,10 @@ def show_audit(report: audit.Report, console: Console) -> bool:
     return report.is_clean
 
 
-def _first_of_each(report: audit.Report) -> list[audit.Violation]:
+def _first_of_each(report: Report) -> list[Violation]:
     """Some violations of each invariant, so that none hides the others."""
     return [
         violation
-        for invariant in audit.INVARIANTS
+        for invariant in INVARIANTS
         for violation in [it for it in report.violations if it.invariant == invariant][:SHOWN_OF_EACH_MAX]
     ]

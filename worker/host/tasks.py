@@ -30,8 +30,9 @@ from tombola.worker.deliveries.streams import forget_consumers
 from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.relay.relay import Relay
 from tombola.worker.relay.retention import archive_once
-from tombola.worker.settle import batch
-from tombola.worker.settle.batch import Deferred, Effort, Refused, Settled
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Deferred, Refused, Settled
+from tombola.worker.settle.rules import Rules
 
 log = logging.getLogger(__name__)
 
@@ -105,15 +106,10 @@ def _request(fields: dict[str, Any], task_id: Any) -> DrawRequest:
 def _settle(settings: Settings, request: DrawRequest) -> Settled:
     engine = _engine(settings)
 
+    rules = Rules.of(settings, wheels(settings.seed_bytes), _old_draws(engine))
+
     def settle_once() -> Settled:
-        (answer,) = batch.settle(
-            engine,
-            [request],
-            wheels(settings.seed_bytes),
-            effort=Effort(settings.tries_max, settings.lock_wait_s),
-            old_draws=_old_draws(engine),
-            accepted_only=settings.accepted_only,
-        )
+        (answer,) = tries.settle(engine, [request], rules)
         if isinstance(answer, Deferred):
             raise ServiceUnavailable(answer.error)
         if isinstance(answer, Refused):

@@ -1,6 +1,6 @@
-"""Accounts as operators see them: open one, recharge one. Each act is one transaction with its row in the record.
+"""Accounts as operators see them: open, recharge. Each act is one transaction with its row in the record of actions.
 
-An act under a key happens once: so an outcome that nobody has heard of is found out by doing the same again.
+An act under a key happens once. So the caller who has lost the outcome repeats the act, and gets it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from tombola.worker.operators import actions
 AMOUNT_MAX: Final = Decimal("99999999.99")  # decimal(10,2)
 TRIES_MAX: Final = 5
 
-# What the row of an opening is called in its derived key; a recharge's has its business type. Draws have others.
+# The type in the derived key of an opening's ledger row. A recharge's key has its business type; draws have others.
 OPENING_TYPE: Final = "opening"
-# What is done to accounts, on record; and the notes of the ledger rows that are: older releases left them empty.
+# The names of the acts on record, and the notes of ledger rows that are on record: older releases left notes empty.
 ACCOUNT_ADD: Final = "account add"
 ACCOUNT_RECHARGE: Final = "account recharge"
 ON_RECORD: Final = "on record"
@@ -39,7 +39,7 @@ _is_standalone_recharge = re.compile(rf"{RECHARGE}_([1-9]\d{{0,18}})_\d{{13}}_[0
 
 
 class Recharged(NamedTuple):
-    """What a recharge came to, now or since it was made first: the account, its key, and the balance after it."""
+    """The outcome of a recharge, also when it was made earlier. `balance_after` is the balance right after it."""
 
     account_id: int
     key: str
@@ -51,12 +51,12 @@ class Recharged(NamedTuple):
 def recharge(
     engine: Engine, account_id: int, amount: Decimal, *, key: str | None = None, by: str | None = None, reason: str = ""
 ) -> Recharged:
-    """Add `amount` to an account, once under one `key`: a repeat changes nothing and answers as the first one did.
+    """Add `amount` to an account, once under one `key`: a repeat changes nothing and gets the first outcome.
 
-    `key` is a request key, or a recharge's standalone key as it is made here without one. `by` is the operator, for the
-    record. Raises AccountNotFound; InvalidRequest for an amount that is not positive, not in cents or too large;
-    IdempotencyKeyReused if the key is another recharge's; ServiceUnavailable or ConfigurationError when the database
-    cannot be used: then the same call with the same key finds out what had happened.
+    `key` is a request key, or a standalone key of a recharge; None makes one. `by` is the operator, for the record.
+    Raises AccountNotFound; InvalidRequest for an amount that is not positive, not in cents or too large;
+    IdempotencyKeyReused if the key belongs to another recharge; ServiceUnavailable or ConfigurationError when the
+    database cannot be used: then the same call with the same key finds out what has happened.
     """
     _check_amount(amount)
     key = key or keys.make_standalone_key(RECHARGE, account_id)
@@ -71,14 +71,14 @@ def recharge(
                 raise _is_reused(key)
             return Recharged(account_id, key, amount, known.balance_after, is_repeat=True)
         after = _pay_in(connection, row, amount, row_key, by=by)
-        _record(connection, ACCOUNT_RECHARGE, by, reason, account_id, row_key, amount)
+        _record(connection, ACCOUNT_RECHARGE, by, reason, _details(account_id, row_key, amount))
         return Recharged(account_id, key, amount, after)
 
     return _once(engine, act)
 
 
 class Opened(NamedTuple):
-    """An account that was opened, now or since it was first: what it began with."""
+    """The outcome of an opening, also when it was made earlier. `balance` is what the account began with."""
 
     account_id: int
     user_id: int
@@ -97,11 +97,11 @@ def add(
     by: str | None = None,
     reason: str = "",
 ) -> Opened:
-    """Open an account and recharge it with `balance`, in one transaction. The books begin at zero, so they add up.
+    """Open an account and recharge it with `balance`, in one transaction: the account's chain begins at zero.
 
-    `user_id` None is the next free number. With a `key`, the opening has a ledger row whatever the balance, and a
-    repeat changes nothing and answers as the first one did. `by` is the operator, for the record. Raises InvalidRequest
-    for an asset code or a balance that will not do, or if the user has such an account; and as `recharge` does.
+    `user_id` None takes the next free number. With a `key`, the opening has a ledger row whatever the balance, and a
+    repeat changes nothing and gets the first outcome. `by` is the operator, for the record. Raises InvalidRequest for
+    an invalid asset code or balance, or if the user has an account in this asset; otherwise as `recharge` does.
     """
     if not _is_asset_code(asset_code):
         raise InvalidRequest(f"an asset code is 1 to 50 characters of A-Z a-z 0-9 . _ and -: {asset_code!r:.80}")
@@ -127,14 +127,14 @@ def add(
         opening_key = row_key or (keys.make_standalone_key(RECHARGE, account.id) if balance else None)
         if opening_key is not None:
             _pay_in(connection, account, balance, opening_key, by=by)
-        _record(connection, ACCOUNT_ADD, by, reason, account.id, opening_key, balance, user_id=user)
+        _record(connection, ACCOUNT_ADD, by, reason, _details(account.id, opening_key, balance) | {"user_id": user})
         return Opened(account.id, user, asset_code, balance)
 
     return _once(engine, act)
 
 
 def open_account(engine: Engine, *, user_id: int, asset_code: str = "POINT", balance: Decimal = Decimal(0)) -> int:
-    """Open an account as `add` does; return its id."""
+    """Open an account as `add` does, without a record; return its id."""
     return add(engine, user_id=user_id, asset_code=asset_code, balance=balance).account_id
 
 
@@ -142,7 +142,7 @@ _Outcome = TypeVar("_Outcome")
 
 
 def _once(engine: Engine, act: Callable[[Connection], _Outcome]) -> _Outcome:
-    """`act` in a transaction; again when another one was quicker with the same key, user or lock."""
+    """`act` in a transaction, which runs again after a conflict with another one over a key, a user or a lock."""
     try:
         return again_after_conflicts(engine, act, tries_max=TRIES_MAX)
     except SQLAlchemyError as error:
@@ -155,12 +155,12 @@ def _check_amount(amount: Decimal) -> None:
 
 
 def _recharge_row_key(key: str, account_id: int) -> str:
-    """The ledger row's key: a standalone one as it is; else it is derived, with a type that no draw has."""
+    """The ledger row's key: a standalone key as it is; any other key derived, with a type that no draw has."""
     standalone = _is_standalone_recharge(key)
     if standalone is None:
         return keys.derive(key, RECHARGE)
     if int(standalone[1]) != account_id:
-        raise InvalidRequest(f"this key is of a recharge of account {standalone[1]}, not {account_id}")
+        raise InvalidRequest(f"this key belongs to a recharge of account {standalone[1]}, not {account_id}")
     return key
 
 
@@ -170,11 +170,11 @@ def _known_recharge(connection: Connection, row_key: str) -> Any:
 
 
 def _is_reused(key: str | None) -> IdempotencyKeyReused:
-    return IdempotencyKeyReused(f"the key {key} was used for something else: nothing is changed")
+    return IdempotencyKeyReused(f"the key {key} was used for another act: nothing is changed")
 
 
 def _pay_in(connection: Connection, account: Any, amount: Decimal, row_key: str, *, by: str | None) -> Decimal:
-    """Post a recharge of a locked account, and move its balance; return that."""
+    """Post a recharge of a locked account and move its balance; return the new balance."""
     after: Decimal = account.balance + amount
     if after > AMOUNT_MAX:
         raise InvalidRequest(f"account {account.id} would hold more than {AMOUNT_MAX:,}")
@@ -199,17 +199,10 @@ def _pay_in(connection: Connection, account: Any, amount: Decimal, row_key: str,
     return after
 
 
-def _record(
-    connection: Connection,
-    action: str,
-    by: str | None,
-    reason: str,
-    account_id: int,
-    row_key: str | None,
-    amount: Decimal,
-    **more: int,
-) -> None:
-    if by is None:
-        return
-    details = {"account_id": account_id, "key": row_key, "amount": f"{amount:.2f}", **more}
-    actions.record(connection, operator=by, action=action, reason=reason, count=1, details=details)
+def _details(account_id: int, row_key: str | None, amount: Decimal) -> dict[str, Any]:
+    return {"account_id": account_id, "key": row_key, "amount": f"{amount:.2f}"}
+
+
+def _record(connection: Connection, action: str, by: str | None, reason: str, details: dict[str, Any]) -> None:
+    if by is not None:
+        actions.record(connection, operator=by, action=action, reason=reason, count=1, details=details)

@@ -1,6 +1,6 @@
-"""All of legacy that is left in the house: what old code wrote into a ledger that was its own (`tombola legacy`).
+"""Rows that old code wrote into a ledger that was its own before `tombola legacy`: all of legacy in `worker/`.
 
-OldDraws keeps its draws from being charged again; OldRows tells the audit which rows it cannot recompute.
+OldDraws keeps the draws of old code from being charged again; OldRows tells the audit which rows cannot be recomputed.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from tombola.worker.ledger.post import Charged, read_posting
 
 
 def holds_old_rows(database: Engine | Connection) -> bool:
-    """Whether this ledger was old code's before (`tombola legacy`): then its draws are known by their session alone."""
-    # Only MySQL and MariaDB have them.
+    """Whether old code has written this ledger (`tombola legacy`): its draws are found by their session alone."""
+    # Legacy ledgers are on MySQL or MariaDB.
     return database.dialect.name != "sqlite" and inspect(database).has_table("legacy_migration")
 
 
 def is_adopted(connection: Connection) -> bool:
-    """Whether a legacy ledger had keys already when it was taken over: then its rows have keys of any form, and code of
-    the owner's may go on writing them (`tombola legacy adopt`)."""
+    """Whether a legacy ledger had keys already when it was taken over (`tombola legacy adopt`): then its rows have keys
+    of any form, and the owner's code may go on writing such rows."""
     found = connection.execute(text("SELECT details FROM legacy_migration WHERE step = 'expand'")).scalar()
     return found is not None and json.loads(found).get("shape", "a") != "a"
 
 
 def old_accounts_until(connection: Connection) -> datetime | None:
-    """Until when old code may have opened accounts in a legacy ledger; None: it may still do so.
+    """The time until which old code may have opened accounts in a legacy ledger; None if it still may.
 
-    That is until the contract, after which old code cannot write, unless it gives keys. It had clocks of any time zone:
-    hence a day more.
+    This is the end of the contract step: after it old code cannot write rows without keys. One day is added, because
+    old code's clock may be of any time zone.
     """
     if is_adopted(connection):
         return None
@@ -52,16 +52,16 @@ def old_accounts_until(connection: Connection) -> datetime | None:
 
 
 class Met(NamedTuple):
-    """What old code has to do with a batch: whose some sessions are, and which of its requests are charged already."""
+    """What old code has charged of a batch: the owners of its sessions, by session; its draws, by request key."""
 
     owners: dict[str, str]
     charged: dict[str, Charged]
 
 
 class OldDraws:
-    """The draws that old code has charged, and the sessions that are theirs. Made once, at start.
+    """The draws that old code has charged, and their sessions. Made once, at the start of a worker.
 
-    Unless it `adopts` them, which a forecast does not, their rows stay without a key until the backfill.
+    With `adopts`, rows without a key get the key that the backfill would give them. A forecast does not adopt rows.
     """
 
     def __init__(self, *, adopts: bool = True) -> None:
@@ -69,16 +69,16 @@ class OldDraws:
 
     @classmethod
     def of(cls, database: Engine | Connection, *, adopts: bool = True) -> Self | None:
-        """Those of this ledger; None where no old code has ever been."""
+        """The old draws of this ledger; None if old code has never written it."""
         return cls(adopts=adopts) if holds_old_rows(database) else None
 
     def meet(self, transaction: Transaction, asking: Sequence[Request]) -> Met:
-        """What is theirs of what these requests ask for."""
+        """The old draws and sessions that these requests name. Raises the driver's errors."""
         names = sorted({name for it in asking for name in (it.request_key, it.lottery_session_id)})
         old = _charged(transaction, names, adopts=self._adopts)
         if not old:
             return Met({}, {})
-        # A session in which one of our own requests was drawn is that request's, whatever its name.
+        # A session in which a request of ours was drawn belongs to that request, whatever the session's name.
         owners = {session_id: session_id for session_id in old} | {
             session_id: key
             for session_id, key in owners_of_sessions(transaction, list(old)).items()
@@ -89,11 +89,11 @@ class OldDraws:
 
 
 def _charged(transaction: Transaction, names: Sequence[str], *, adopts: bool) -> dict[str, Charged]:
-    """Charged draws whose session is among `names`, by session, with all of its rows in their order.
+    """Charged draws whose session is among `names`, by session, with all rows of the session in their order.
 
-    A draw is known by its session and its `lottery_consume` row, whatever the form of its keys: old code had one name
-    for request key and session. Rows that have no key or no session yet are read as the backfill will leave them, and
-    with `adopts` get both here and now.
+    A draw is found by its session and its `lottery_consume` row, whatever the form of its keys: old code had one name
+    for request key and session. Rows without a key or a session are read as the backfill will leave them; with `adopts`
+    they get both now.
     """
     if not names:
         return {}
@@ -104,20 +104,19 @@ def _charged(transaction: Transaction, names: Sequence[str], *, adopts: bool) ->
     )
     found = [
         *transaction.select(f"{columns.format(session='lottery_session_id')} lottery_session_id IN (??)", names),
-        # After the contract no row is without a session, and the server knows that without looking.
+        # After the contract step no row is without a session; the server knows this from the column's definition.
         *transaction.select(
             f"{columns.format(session='business_id')} business_id IN (??) AND lottery_session_id IS NULL", names
         ),
     ]
-    rows = sorted(
-        (row for row in found if row[2] in wanted), key=itemgetter(0)
-    )  # old columns may hold `ABC` and `abc` for equal
+    # Old columns may compare `ABC` and `abc` as equal.
+    rows = sorted((row for row in found if row[2] in wanted), key=itemgetter(0))
     to_fill = [row for row in rows if row[3] is None or row[9] is None]
     if to_fill and adopts:
         transaction.update(
             "asset_transactions",
             "transaction_id",
-            # The times, as some servers set them by themselves.
+            # The times as well, because some servers would set them to now.
             ("idempotency_key", "lottery_session_id", "created_at", "updated_at"),
             [(row[0], row[3] or f"tx_{row[0]}", row[2], str(row[10]), str(row[11])) for row in to_fill],
         )
@@ -133,21 +132,21 @@ def _charged(transaction: Transaction, names: Sequence[str], *, adopts: bool) ->
 
 
 class OldRows(enum.Enum):
-    """By what they are known."""
+    """How rows of old code are recognised in a ledger."""
 
     NONE = enum.auto()
-    BY_KEY = enum.auto()  # the backfill's, or none yet
-    BY_NOTES = enum.auto()  # old code may have given keys of any form: only our workers note the odds
+    BY_KEY = enum.auto()  # by the backfill's key, or by no key before the backfill
+    BY_NOTES = enum.auto()  # by their notes: keys may be of any form, and only our workers note the odds
 
     @classmethod
     def of(cls, connection: Connection) -> OldRows:
-        """What holds for this ledger."""
+        """How rows of old code are recognised in this ledger."""
         if not holds_old_rows(connection):
             return cls.NONE
         return cls.BY_NOTES if is_adopted(connection) else cls.BY_KEY
 
     def hold(self, transaction_id: int, key: str | None, notes: Any) -> bool:
-        """Whether old code wrote this row; it has no key before the backfill comes to it."""
+        """Whether old code wrote this row; `key` is None before the backfill."""
         if self is OldRows.NONE:
             return False
         if key is None or key == f"tx_{transaction_id}":
@@ -155,7 +154,7 @@ class OldRows(enum.Enum):
         return self is OldRows.BY_NOTES and not str(notes or "").startswith(NOTES_PREFIX)
 
     def others(self) -> ColumnElement[bool]:
-        """The condition for rows of new code."""
+        """The SQL condition for rows that our workers wrote."""
         if self is OldRows.NONE:
             return true()
         if self is OldRows.BY_NOTES:

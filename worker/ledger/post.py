@@ -1,4 +1,4 @@
-"""The ledger as it is written: lock accounts, post rows, move balances. Reading is producers.storage.ledger's."""
+"""Writing the ledger: lock accounts, post rows, move balances. producers.storage.ledger reads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from tombola.producers.domain.contract import Request
 from tombola.producers.domain.operations.operation import LockedAccount
 from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.transactions import Transaction, WhenHeld, time_text
-from tombola.worker.ledger.accounts import AMOUNT_MAX as AMOUNT_MAX
-from tombola.worker.ledger.accounts import open_account as open_account
-from tombola.worker.ledger.accounts import recharge as recharge
 
 _COLUMNS: Final = (
     "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code",
@@ -28,8 +25,8 @@ def lock_accounts(
 ) -> dict[int, LockedAccount]:
     """Lock these accounts in the order of their ids, so that no two batches wait for each other in a circle.
 
-    Missing accounts are not in the result. One lock after the other may keep us waiting: after `wait_s_max` in all, the
-    server ends the statement (1969, 3024). `lock=False` reads only, for forecasts.
+    Missing accounts are not in the result. Each lock may have to be waited for: after `wait_s_max` in all, the server
+    ends the statement (errors 1969, 3024). `lock=False` reads only, for forecasts.
     """
     query = transaction.within(wait_s_max, _ACCOUNTS) if lock else _ACCOUNTS
     return _accounts(transaction, transaction.select(query, sorted(account_ids), lock=lock))
@@ -38,7 +35,7 @@ def lock_accounts(
 def lock_free_accounts(
     transaction: Transaction, account_ids: Iterable[int]
 ) -> tuple[dict[int, LockedAccount], set[int]]:
-    """Lock those of these accounts that can be had at once; the others' ids are the second part of the result."""
+    """Lock the accounts that no other transaction holds; the second part of the result are the ids of held accounts."""
     ids = sorted(account_ids)
     free = _accounts(transaction, transaction.select(_ACCOUNTS, ids, lock=True, when_held=WhenHeld.SKIP))
     missing = [account_id for account_id in ids if account_id not in free]
@@ -57,7 +54,7 @@ def _accounts(transaction: Transaction, rows: Sequence[tuple[Any, ...]]) -> dict
 
 
 class Charged(NamedTuple):
-    """A request that the ledger holds: whose it is, and its rows in their order."""
+    """A charged request: its account, its session, and its ledger rows in their order."""
 
     account_id: int
     lottery_session_id: str
@@ -78,7 +75,7 @@ def read_posting(transaction: Transaction, row: Sequence[Any]) -> Posting:
 
 
 def charged(transaction: Transaction, requests: Sequence[Request]) -> dict[str, Charged]:
-    """Those of these requests that the ledger holds, by request key."""
+    """The requests among these that are charged, by request key."""
     if not requests:
         return {}
     found = transaction.select(
@@ -96,13 +93,13 @@ def charged(transaction: Transaction, requests: Sequence[Request]) -> dict[str, 
     ):
         posting = read_posting(transaction, row)
         it = charged.get(posting.request_key)
-        if it is not None:  # else a row of that session under another key
+        if it is not None:  # otherwise a row of that session under another request key
             it.rows.append(posting)
     return charged
 
 
 def busy(transaction: Transaction, requests: Sequence[Request]) -> set[str]:
-    """The keys of those of these requests whose ledger rows another open transaction holds; see Transaction.held."""
+    """The keys of requests whose ledger rows another open transaction holds; see Transaction.held."""
     keys = [key for request in requests for key in operations.ledger_keys(request)]
     held = transaction.held("asset_transactions", "uk_idempotency_key", "idempotency_key", keys)
     return {key.partition(":")[0] for key in held}
@@ -112,10 +109,10 @@ def busy(transaction: Transaction, requests: Sequence[Request]) -> set[str]:
 
 
 def post(transaction: Transaction, postings: Sequence[Posting], now: datetime) -> None:
-    """Insert `postings` in one statement.
+    """Insert `postings` in one statement, in the order of the draws.
 
-    In the order in which the draws were made: under an account's lock the auto-increment id is then the order of its
-    chain of balances, which is what old readers and the audit go by.
+    So under an account's lock the auto-increment ids are in the order of the account's chain of balances, on which old
+    readers and the audit rely.
     """
     money, moment = transaction.money, time_text(now)
     transaction.insert(

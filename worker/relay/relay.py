@@ -18,7 +18,7 @@ from tombola.producers.storage.chunks import IN_LIST_MAX
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.pulse import Pulse
-from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters import parking, states
 from tombola.worker.relay.given_up import here, next_time_out_s, time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
 from tombola.worker.relay.overdue import relay_once
@@ -62,7 +62,7 @@ class Relay:
             tries_max=self._settings.relay_tries_max,
             results=self._results,
         )
-        parking.follow_up_once(self._engine)
+        states.follow_up_once(self._engine)
         self._bury_unseen()
         if metrics.are_wanted(self._settings):
             self._operators.look(self._engine)
@@ -84,7 +84,7 @@ class Relay:
     def _bury_unseen(self) -> None:
         if time.monotonic() < self._next_look_for_unseen:
             return
-        while parking.bury_unseen_once(self._engine, worker=here()) == parking.ROWS_MAX:
+        while parking.bury_unseen_once(self._engine, worker=here()) == states.ROWS_MAX:
             pass
         self._next_look_for_unseen = time.monotonic() + LOOK_FOR_UNSEEN_EVERY_S
 

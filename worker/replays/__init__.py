@@ -1,1 +1,1 @@
-"""Replaying dead letters: foretold, vouched for, sent."""
+"""Replays of dead letters: the forecast, vouching, and sending again."""

@@ -1,7 +1,7 @@
-"""What a replay would do, before it is done: per message and summed. It writes nothing.
+"""The forecast of a replay: what it would do, per message and in sums, without writing.
 
-The answer comes from the transaction's own book (worker.settle.batch), read without locks and never posted; so a
-forecast cannot say anything else than what settling would do now. Draws and recharges that happen in between change it.
+The answers come from the transaction's own book, read without locks and never posted (worker.settle.rehearsal); so the
+forecast says what settling would do now. Draws and recharges that settle before the replay change its outcome.
 """
 
 from __future__ import annotations
@@ -12,23 +12,25 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Engine
 
-from tombola.producers.domain.causes import Cause, LetterState
+from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import Request, parse_result_head
 from tombola.producers.domain.draw import Wheels, blind_wheels
 from tombola.producers.domain.errors import DrawError, InvalidRequest
-from tombola.producers.storage import clock
 from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.faults import Fault, explain, fault_of
 from tombola.producers.storage.requests import look_up
-from tombola.producers.storage.schema import dead_letters as table
 from tombola.producers.storage.transactions import transaction
-from tombola.worker.dead_letters.letters import Selection, request_in
-from tombola.worker.dead_letters.parking import ROWS_MAX, normalised
+from tombola.worker.dead_letters.groups import normalised
+from tombola.worker.dead_letters.letters import Selection
+from tombola.worker.dead_letters.states import ROWS_MAX
 from tombola.worker.ledger.old_rows import OldDraws
+from tombola.worker.replays.selected import Letter, letters_of, originals_settled, selected_ids
 from tombola.worker.replays.vouching import NOTHING_ASKED, Vouching
-from tombola.worker.settle.batch import Answer, Refused, Rehearsal, Settled
+from tombola.worker.settle.answers import Answer, Refused, Settled
+from tombola.worker.settle.rehearsal import Rehearsal
+from tombola.worker.settle.rules import Rules
 
 ALREADY_SETTLED: Final = "already settled"
 WOULD_CHARGE: Final = "would charge"
@@ -40,16 +42,16 @@ UNKNOWN_CAMPAIGN: Final = "unknown campaign"
 OUTCOMES: Final = (
     ALREADY_SETTLED, WOULD_CHARGE, WOULD_BE_REJECTED, CONFLICT, CANNOT_BE_PARSED, UNVOUCHED, UNKNOWN_CAMPAIGN,
 )  # fmt: skip
-# What a replay leaves parked.
+# Outcomes that a replay leaves parked.
 REFUSALS: Final = (CONFLICT, CANNOT_BE_PARSED, UNVOUCHED)
-# What is parked still, or again, after a replay.
+# Outcomes that are parked still, or again, after a replay.
 HOPELESS: Final = (*REFUSALS, UNKNOWN_CAMPAIGN)
 
 LINES_MAX: Final = 200_000
 
 
 class Line(NamedTuple):
-    """What would become of one dead letter, and why if that is not plain."""
+    """The outcome that a replay of one dead letter would have; `why` is empty where the outcome says it."""
 
     id: int
     request_key: str | None
@@ -60,7 +62,7 @@ class Line(NamedTuple):
 
 @dataclass(slots=True)
 class _Alike:
-    """Lines whose reasons differ in quoted words and numbers only, and the first one's reason."""
+    """Lines whose reasons differ only in quoted words and numbers; `example` is the first line's reason."""
 
     outcome: str
     example: str
@@ -73,10 +75,10 @@ class _Alike:
 
 @dataclass
 class Forecast:
-    """Sums, and a line for each of the first LINES_MAX. `charged` is by asset code.
+    """Sums, and lines for the first LINES_MAX dead letters. `charged` is by asset code.
 
-    It is exact if the prizes could be drawn: without the seed, what would be won is left out, and a charge that a prize
-    would pay for shows as a rejection.
+    The forecast is exact if the prizes could be drawn. Without the seed it leaves out prizes, and shows a rejection
+    where a prize would pay for the next charge.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -87,7 +89,7 @@ class Forecast:
 
     @property
     def reasons(self) -> Counter[str]:
-        """Why, where that is not plain: `outcome: reason`, or `outcome, such as: reason` where like ones differ."""
+        """Counts by `outcome: reason`, or by `outcome, such as: reason` where like reasons differ in details."""
         return Counter({str(it): it.count for it in self._alike.values()})
 
     @property
@@ -96,16 +98,16 @@ class Forecast:
 
     @property
     def hopeless(self) -> int:
-        """How many would be left parked, or be parked again."""
+        """The number of dead letters that would stay parked, or be parked again."""
         return sum(self.counts[it] for it in HOPELESS)
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether that is most of them: then a replay is asked for twice, and begins with a few."""
+        """Whether more than half are hopeless: then a replay must be confirmed twice, and begins with a few."""
         return 2 * self.hopeless > self.total
 
     def add(self, line: Line) -> None:
-        """Count a line, and keep it if there is room."""
+        """Count a line; keep it if there is room."""
         self.counts[line.outcome] += 1
         if line.why:
             alike = self._alike.setdefault((line.outcome, normalised(line.why)), _Alike(line.outcome, line.why))
@@ -124,16 +126,16 @@ def forecast(
     vouching: Vouching = NOTHING_ASKED,
     tell: Callable[[int], None] = lambda _done: None,
 ) -> Forecast:
-    """What a replay of `selection`, up to `limit` of them in the order of their ids, would do now.
+    """What a replay of `selection`, up to `limit` dead letters in the order of their ids, would do now.
 
-    `wheels` are the campaigns under the seed, None where that is not known; `vouching` is what the settings say that
-    has to be vouched for. `tell` hears how many are done.
+    `wheels` are the campaigns under the seed, None where the seed is unknown; `vouching` says which messages need
+    vouching, by the settings. `tell` is called with the number of dead letters that are done.
     Raises ServiceUnavailable or ConfigurationError when the database cannot be used.
     """
-    book = blind_wheels() if wheels is None else wheels
     said = Forecast(is_exact=wheels is not None)
     try:
-        rehearsal = Rehearsal(book, old_draws=OldDraws.of(engine, adopts=False))
+        rules = Rules(blind_wheels() if wheels is None else wheels, old_draws=OldDraws.of(engine, adopts=False))
+        rehearsal = Rehearsal(rules)
         for letters in _in_order(engine, selection, limit):
             for line in _lines(engine, rehearsal, letters, vouching):
                 said.add(line)
@@ -148,51 +150,6 @@ def forecast(
             raise
         raise explain(error) from error
     return said
-
-
-def selected_ids(connection: Connection, selection: Selection, limit: int | None) -> list[int]:
-    """The ids of those that a replay takes, in its order."""
-    query = select(table.c.id).where(selection.condition(clock.now(connection))).order_by(table.c.id)
-    return list(connection.execute(query if limit is None else query.limit(limit)).scalars())
-
-
-class Letter(NamedTuple):
-    """What a replay needs of a dead letter: without stack and headers a hundred thousand are sooner read."""
-
-    id: int
-    state: str
-    body: bytes
-    body_bytes: int
-    request_key: str | None
-    account_id: int | None
-    edited_from: int | None
-    headers: str | None
-
-    def request(self) -> Request:
-        """What it asks for; raises InvalidRequest if that cannot be read, or was not kept."""
-        return request_in(self.body, self.body_bytes)
-
-
-_LETTER: Final = [table.c[name] for name in Letter._fields]
-
-
-def letters_of(connection: Connection, ids: Sequence[int]) -> list[Letter]:
-    """These dead letters, in the order of their ids."""
-    return [
-        Letter(*row) for row in connection.execute(select(*_LETTER).where(table.c.id.in_(ids)).order_by(table.c.id))
-    ]
-
-
-def originals_settled(connection: Connection, letters: Sequence[Letter]) -> set[int]:
-    """Which of these edited copies come too late: the ids of their originals that have settled."""
-    originals = sorted({it.edited_from for it in letters if it.edited_from is not None})
-    if not originals:
-        return set()
-    return set(
-        connection.execute(
-            select(table.c.id).where(table.c.id.in_(originals), table.c.state == LetterState.SETTLED)
-        ).scalars()
-    )
 
 
 def _in_order(engine: Engine, selection: Selection, limit: int | None) -> Iterator[list[Letter]]:
@@ -225,7 +182,7 @@ def _lines(engine: Engine, rehearsal: Rehearsal, letters: Sequence[Letter], vouc
             for it, why in zip(asked, whys, strict=True)
         ]
         draws = [it for it, is_out in zip(asked, unvouched, strict=True) if it is not None and not is_out]
-        answers = iter(rehearsal.settle(open_transaction, draws))
+        answers = iter(rehearsal.answers(open_transaction, draws))
     for letter, request, why, is_out in zip(letters, asked, whys, unvouched, strict=True):
         if request is None:
             outcome = CANNOT_BE_PARSED

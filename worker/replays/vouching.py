@@ -1,7 +1,7 @@
-"""Who vouches for a dead letter, before a replay signs and accepts what it asks for.
+"""Vouching for a dead letter, before a replay signs and accepts its request.
 
-A message with a good signature vouches for itself, and so does a request that is on record with the same content. For
-the rest somebody has to: a replay leaves it parked, unless the operator says that he vouches for what he has selected.
+A valid signature vouches for a message, and so does a request on record with the same content. Any other message needs
+an operator: a replay leaves it parked, unless the operator vouches for all selected messages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from tombola.producers.settings import Settings
 
 
 class Vouching(NamedTuple):
-    """What has to be vouched for: nothing, where messages are neither signed nor have to be accepted."""
+    """What the settings ask of a message: by default neither a signature nor an accepted request.
+
+    `by_operator`: the operator vouches for all messages.
+    """
 
     keyring: Keyring = NO_KEYS
     accepted_only: bool = False
@@ -29,20 +32,20 @@ class Vouching(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings, *, by_operator: bool = False) -> Vouching:
-        """What these settings ask for. `by_operator`: the operator vouches for all of it."""
+        """What `settings` ask of a message."""
         return cls(settings.keyring, settings.accepted_only, by_operator)
 
     def why_not(self, request: Request, headers: str | None) -> str:
-        """Why nobody vouches for a request that is not on record; empty if somebody does.
+        """Why a request that is not on record stays parked; empty if its signature or the operator vouches for it.
 
-        `headers` is what came beside the message, as its dead letter keeps it.
+        `headers` are the message's headers as its dead letter keeps them: a JSON object, or None.
         """
         if is_alias(request.request_key) or is_alias(request.lottery_session_id):
             return "its key or session is an alias, which only an accepted request has"
         if self.by_operator:
             return ""
         try:
-            self.keyring.check(request, _told(headers).get(SIGNATURE))
+            self.keyring.check(request, _decoded(headers).get(SIGNATURE))
         except NotSigned:
             return f"{Cause.NOT_SIGNED}, and not on record"
         return f"{Cause.NOT_ACCEPTED}: not on record" if self.accepted_only else ""
@@ -51,7 +54,7 @@ class Vouching(NamedTuple):
 NOTHING_ASKED: Final = Vouching()
 
 
-def _told(headers: str | None) -> Mapping[str, Any]:
+def _decoded(headers: str | None) -> Mapping[str, Any]:
     with suppress(msgspec.DecodeError):
         told = msgspec.json.decode(headers or "{}")
         return told if isinstance(told, dict) else {}

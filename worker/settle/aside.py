@@ -1,7 +1,7 @@
-"""Draws set aside: another transaction holds what they need, so they stay in hand and are tried again, apart.
+"""Draws set aside: another transaction holds a row that they need, so they stay in hand and are tried again, apart.
 
-Nothing is wrong with them, and new draws of other accounts must not wait behind them. Draws that wait for the same
-account (or for the same request, where the account is free) are tried again together, after a wait that doubles.
+Such draws are in order, and new draws of other accounts must not wait behind them. Draws that wait for the same account
+(or for the same request, when its account is free) are tried again together, after a wait that doubles.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Held = int | str  # an account id, or a request key
 
 @dataclass(slots=True)
 class _Queue:
-    """What waits for one thing that is held."""
+    """The deliveries that wait for one account or request."""
 
     due_at: float
     wait_s: float = WAIT_S_MIN
-    is_tried: bool = False  # and not found to be held again
+    is_tried: bool = False  # and so far not added again
     deliveries: list[Delivery] = field(default_factory=list)
 
 
 class Aside:
-    """Up to `count_max` deliveries in hand, by what they wait for. For one thread."""
+    """Up to `count_max` deliveries in hand, by the account or request that they wait for. For one thread."""
 
     def __init__(self, count_max: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._count_max = count_max
@@ -45,11 +45,11 @@ class Aside:
         return ((held, delivery) for held, queue in self._queues.items() for delivery in queue.deliveries)
 
     def is_held(self, held: Held) -> bool:
-        """Whether others wait for that already: later ones need not find out again."""
+        """Whether deliveries wait for this account or request already: later ones need not try."""
         return held in self._queues
 
     def add(self, held: Held, delivery: Delivery) -> bool:
-        """Set a delivery aside; False if there is no room for it."""
+        """Set a delivery aside; False if there is no room."""
         queue = self._queues.get(held)
         if queue is None:
             queue = self._queues[held] = _Queue(self._clock() + WAIT_S_MIN)
@@ -61,7 +61,7 @@ class Aside:
         return True
 
     def take_due(self, count_max: int) -> list[Delivery]:
-        """Up to `count_max` deliveries that are to be tried now; those still held are to be added again."""
+        """Up to `count_max` deliveries to try now. The caller adds again what is still held, then calls `end_try`."""
         now = self._clock()
         taken: list[Delivery] = []
         for queue in self._queues.values():
@@ -75,8 +75,9 @@ class Aside:
         self._count -= len(taken)
         return taken
 
-    def tell_tried(self) -> None:
-        """Everything taken has been tried: what was not added again is free, and its others are due."""
+    def end_try(self) -> None:
+        """All taken deliveries have been tried. An account or request that was not added again is free: its other
+        deliveries are due at once."""
         self._queues = {held: it for held, it in self._queues.items() if it.deliveries or not it.is_tried}
         for queue in self._queues.values():
             if queue.is_tried:
@@ -84,10 +85,10 @@ class Aside:
 
     @property
     def due_in_s(self) -> float:
-        """How long until something is to be tried again; infinite when nothing is set aside."""
+        """Seconds until the next try; infinite when nothing is set aside."""
         return max(0.0, min((it.due_at for it in self._queues.values()), default=float("inf")) - self._clock())
 
     def clear(self) -> None:
-        """Nothing of it is in hand any more."""
+        """Forget all deliveries: they are in hand no more."""
         self._queues.clear()
         self._count = 0

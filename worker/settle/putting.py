@@ -1,8 +1,8 @@
-"""Putting results where frontends look, without ever holding up the settling.
+"""Put results into the result store, without ever holding up the settling.
 
-A result that the store does not take is put later, by a thread of its own. How many are kept for that is bounded: what
-is dropped is rebuilt from the database when it is asked for. So a store that is full, hung or away costs waiting
-frontends a moment, and the books nothing.
+A result that the store does not take is put later, by a thread of its own. The number of results kept for this is
+bounded: a result that is dropped is rebuilt from the database when a frontend asks for it. So a store that is full,
+hung or away delays waiting frontends for a moment, and does nothing to the books.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.worker import metrics
-from tombola.worker.dead_letters.parking import Parking
+from tombola.worker.dead_letters.message import Parking
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ AGAIN_AFTER_S: Final = 1.0
 
 
 class Putting:
-    """Puts results now, or else later. `put` may be called from any thread."""
+    """Puts results now, or later when the store is away. `put` may be called from any thread."""
 
     def __init__(self, store: ResultStore) -> None:
         self.store = store
@@ -45,7 +45,7 @@ class Putting:
         self._thread: threading.Thread | None = None
 
     def put(self, results: Sequence[StoredResult]) -> None:
-        """Store and announce `results`. Never raises, and does not wait for a store that is known to be away."""
+        """Store and announce `results`. Never raises. Does not wait for a store that is known to be away."""
         with self._changed:
             if self._is_away:
                 self._owe(results)
@@ -53,26 +53,26 @@ class Putting:
         try:
             self.store.put(results)
         except ServiceUnavailable as error:
-            self._tell_away(error, results)
+            self._begin_outage(error, results)
 
     def put_dead(self, dead: Sequence[Request], reason: str) -> None:
-        """Tell of draws that were given up, unless the store is away: then the database alone tells."""
+        """Announce draws that were given up. While the store is away, only the database says so."""
         if self._is_away:
             return
         try:
             self.store.put_dead(dead, reason)
         except ServiceUnavailable as error:
-            self._tell_away(error, ())
+            self._begin_outage(error, ())
 
     def close(self) -> None:
-        """Make one more attempt at what is owed, and end."""
+        """Try once more to put the owed results, and end the thread."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(2 * AGAIN_AFTER_S)
 
-    def _tell_away(self, error: ServiceUnavailable, owed: Sequence[StoredResult]) -> None:
+    def _begin_outage(self, error: ServiceUnavailable, owed: Sequence[StoredResult]) -> None:
         metrics.RESULT_OUTAGES.inc()
         log.warning("%s; draws go on settling, their results are put later", error)
         with self._changed:
@@ -114,10 +114,10 @@ class Putting:
                     self._changed.wait_for(lambda: self._is_closed, AGAIN_AFTER_S)
 
 
-def tell_dead(engine: Engine, results: Putting, parkings: Sequence[Parking]) -> None:
-    """Tell those who wait for these draws that they are dead, when they are parked: as far as the servers answer.
+def announce_dead(engine: Engine, results: Putting, parkings: Sequence[Parking]) -> None:
+    """Announce to waiting frontends that these parked draws are dead. Never raises; logs when a server is away.
 
-    A message whose key, or session, belongs to another request says nothing of that one.
+    A message whose request key or session belongs to another request announces nothing: that request may be in order.
     """
     tried = {request.request_key: request for it in parkings if (request := it.gives_up) is not None}
     book = api_idempotency_requests.c
@@ -140,4 +140,4 @@ def tell_dead(engine: Engine, results: Putting, parkings: Sequence[Parking]) -> 
                 DeadReason.PARKED,
             )
     except SQLAlchemyError as error:
-        log.warning("%d draws are parked, and who waits for them was not told: %s", len(dead), explain(error))
+        log.warning("%d draws are parked, and waiting frontends were not told: %s", len(dead), explain(error))

@@ -1,4 +1,4 @@
-"""What a consumer tells of its work while it goes on: metrics, a span for each batch, the pulse."""
+"""A consumer's telemetry: metrics, a span for each batch, the pulse."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from tombola.producers.telemetry import tracing
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker import metrics
 from tombola.worker.deliveries import Delivery
-from tombola.worker.settle.batch import Settled
+from tombola.worker.settle.answers import Settled
 
 
 class Watch:
-    """What a consumer tells of its work: metrics, a span per batch, and the pulse.
-
-    `with_latency` looks at every single draw, for which it takes one in a hundred parts of settling it.
-    """
+    """Counts the work of one consumer. `with_latency` measures every draw, and costs about 1 % of the time it takes."""
 
     def __init__(self, pulse: Pulse | None = None, *, with_latency: bool = False) -> None:
         self._pulse = pulse
@@ -26,7 +23,7 @@ class Watch:
 
     @contextmanager
     def batch(self, fetched: Sequence[Delivery]) -> Iterator[None]:
-        """Around all that is done with one batch."""
+        """A context for all work on one batch: counts it, and spans it."""
         self._began = began = time.perf_counter()
         metrics.BATCH_DRAWS.observe(len(fetched))
         metrics.REDELIVERED.inc(sum(delivery.count > 1 for delivery in fetched))
@@ -34,27 +31,28 @@ class Watch:
             yield
         metrics.BATCH_SECONDS.observe(time.perf_counter() - began)
 
-    def tell(self, settled: Sequence[Settled], deferred: int) -> None:
-        """These draws are settled, and their results stored."""
+    def count(self, settled: Sequence[Settled], deferred: int) -> None:
+        """Count draws that are settled, with their results put, and draws to try again later."""
         repeats = sum(it.is_repeat for it in settled)
         rejected = sum(it.is_rejected for it in settled)
         counts = {"settled": len(settled) - repeats - rejected, "rejected": rejected, "repeats": repeats}
-        for counter, count in zip((metrics.SETTLED, metrics.REJECTED, metrics.REPEATS), counts.values(), strict=True):
+        counters = (metrics.DRAWS_SETTLED, metrics.DRAWS_REJECTED, metrics.DRAWS_REPEATED)
+        for counter, count in zip(counters, counts.values(), strict=True):
             counter.inc(count)
         metrics.DEFERRED.inc(deferred)
         if self._pulse is not None:
             for what, count in counts.items():
                 self._pulse.add(what, count)
         if self._with_latency:
-            # Both times are the database's (producers.storage.clock): what has gone by since the batch began comes on
-            # top.
+            # Both times are by the database's clock (producers.storage.clock), and `settled_at` is when the batch
+            # began: add the time since then.
             since_s = time.perf_counter() - self._began
             for it in settled:
                 if it.accepted_at is not None:
                     metrics.LATENCY.observe((it.settled_at - it.accepted_at).total_seconds() + since_s)
 
-    def tell_parked(self, cause: str) -> None:
-        """A message is parked."""
-        metrics.PARKED.labels(cause).inc()
+    def count_parked(self, cause: str) -> None:
+        """Count a parked message."""
+        metrics.MESSAGES_PARKED.labels(cause).inc()
         if self._pulse is not None:
             self._pulse.add("parked")

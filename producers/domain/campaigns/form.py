@@ -106,9 +106,12 @@ def _worded(what: str, fields: Any, path: Path) -> Wrong:
         return Wrong((*path, unknown[1]), "there is no such setting")
     if missing := re.search(r"missing required field `(.*)`", what):
         return Wrong(path, f"{missing[1]} is missing")
-    value = fields
+    value: Any = fields
     for step in path:
-        value = value[step] if isinstance(value, dict | list) and step != "..." else None
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            value = None
     wanted = re.search(r"Expected `(\w+)", what)
     if wanted and wanted[1] == "int":
         return Wrong(path, f"this is a whole number, not {value!r:.40}")

@@ -47,7 +47,7 @@ def state_of_session(connection: Connection, lottery_session_id: str) -> Session
 def states_of_sessions(connection: Connection, lottery_session_ids: Sequence[str]) -> dict[str, SessionState]:
     """The states of these sessions by session id, without sessions that are accepted or unknown.
 
-    At most IN_LIST_MAX at once (producers.storage.in_lists). The result of an archived row is None here, and rebuilt
+    At most IN_LIST_MAX at once (producers.storage.chunks). The result of an archived row is None here, and rebuilt
     by state_of_session.
     """
     rows = connection.execute(

@@ -90,7 +90,7 @@ def give_up(connection: Connection, request_key: str, fingerprint: str, reason: 
 def give_up_all(connection: Connection, given_up: Sequence[Request], reason: str) -> None:
     """accepted → dead for each of these requests whose row is accepted and has the same content.
 
-    At most IN_LIST_MAX at once (producers.storage.in_lists).
+    At most IN_LIST_MAX at once (producers.storage.chunks).
     """
     if not given_up:
         return

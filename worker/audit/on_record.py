@@ -1,7 +1,7 @@
 """I12: every operator action is on record. What moved money or keys is compared with `operator_actions`, both ways.
 
-Books of older releases hold recharges, accounts and API keys that nobody put on record: only rows that say that they
-are on record (worker.ledger.accounts.ON_RECORD) are looked up there. What the record says must be there in any case.
+Books of older releases hold recharges, accounts and API keys without a record. So only ledger rows with the note
+ON_RECORD (worker.ledger.accounts) are looked up in the record. What the record names must exist in any case.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from sqlalchemy import Connection, select
 from tombola.producers.storage.column_types import CENT
 from tombola.producers.storage.schema import api_keys, dead_letters, operator_actions, replays
 from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.audit.report import Violation
+from tombola.worker.audit.stored import FETCH_SIZE
 from tombola.worker.ledger.accounts import ACCOUNT_ADD, ACCOUNT_RECHARGE, ON_RECORD
 
 API_KEY_ADD: Final = "api-key add"
 API_KEY_REVOKE: Final = "api-key revoke"
 
 Found = tuple[str, str]  # the subject, and what is wrong with it
-FETCH_SIZE: Final = 2000
 
 
-def check(connection: Connection) -> Iterator[Found]:
-    """Whatever the record lacks, and whatever it says that is not so."""
-    yield from _replays(connection)
-    yield from _recharges(connection)
-    yield from _api_keys(connection)
+def check_record(connection: Connection) -> Iterator[Violation]:
+    """What is missing from the record, and what the record says that is not so."""
+    for check in (_replays, _recharges, _api_keys):
+        for subject, what in check(connection):
+            yield Violation("I12", subject, what)
 
 
 def _replays(connection: Connection) -> Iterator[Found]:
-    """A dead letter that was replayed names its replay, which somebody began, and which ended on record."""
+    """A dead letter that was replayed names its replay, whose begin and end are on record."""
     begun = {row.id: row.ended_at for row in connection.execute(select(replays.c.id, replays.c.ended_at))}
     recorded: dict[str, set[int | None]] = {}
     for action, replay_id in connection.execute(
@@ -42,7 +43,7 @@ def _replays(connection: Connection) -> Iterator[Found]:
         recorded.setdefault(action, set()).add(replay_id)
     for replay_id, ended_at in begun.items():
         if replay_id not in recorded.get("replay", ()):
-            yield f"replay {replay_id}", "nobody is on record for it"
+            yield f"replay {replay_id}", "its begin is not on record"
         if ended_at is not None and replay_id not in recorded.get("replay ended", ()):
             yield f"replay {replay_id}", "its end is not on record"
     named = connection.execute(
@@ -50,11 +51,11 @@ def _replays(connection: Connection) -> Iterator[Found]:
     ).scalars()
     for replay_id in named:
         if replay_id not in begun:
-            yield f"replay {replay_id}", "dead letters name it, and it is not on record"
+            yield f"replay {replay_id}", "dead letters name it, and it does not exist"
 
 
 def _recharges(connection: Connection) -> Iterator[Found]:
-    """What an operator paid in: the same account and amount in the ledger and on record, once each."""
+    """Recharges by operators: the same account and amount in the ledger and on record, once each."""
     recorded: dict[str, tuple[int, str]] = {}
     for id, _, details in _recorded(connection, ACCOUNT_ADD, ACCOUNT_RECHARGE):
         if details is None:
@@ -71,7 +72,7 @@ def _recharges(connection: Connection) -> Iterator[Found]:
     for key, account_id, amount in rows:
         said = recorded.pop(key, None)
         if said is None:
-            yield f"recharge {key}", "nobody is on record for it"
+            yield f"recharge {key}", "it is not on record"
         elif said != (account_id, str(Decimal(amount).quantize(CENT))):
             yield (
                 f"recharge {key}",
@@ -82,7 +83,7 @@ def _recharges(connection: Connection) -> Iterator[Found]:
 
 
 def _api_keys(connection: Connection) -> Iterator[Found]:
-    """A key that somebody made is there, and one that somebody revoked lets nobody in."""
+    """An API key that was made on record exists, and a key that was revoked on record is revoked."""
     keys = {row.key_id: row.revoked_at for row in connection.execute(select(api_keys.c.key_id, api_keys.c.revoked_at))}
     for id, action, details in _recorded(connection, API_KEY_ADD, API_KEY_REVOKE):
         key_id = (details or {}).get("key_id")
@@ -91,11 +92,11 @@ def _api_keys(connection: Connection) -> Iterator[Found]:
         elif key_id not in keys:
             yield f"API key {key_id}", "is on record, and gone"
         elif action == API_KEY_REVOKE and keys[key_id] is None:
-            yield f"API key {key_id}", "was revoked on record, and lets its caller in again"
+            yield f"API key {key_id}", "was revoked on record, and is valid again"
 
 
 def _recorded(connection: Connection, *actions: str) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
-    """Id, action and details of these actions, the oldest first; None where they are no JSON object."""
+    """Id, name and details of these actions, the oldest first; details None where they are no JSON object."""
     rows = connection.execute(
         select(operator_actions.c.id, operator_actions.c.action, operator_actions.c.details)
         .where(operator_actions.c.action.in_(actions))

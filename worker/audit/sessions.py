@@ -1,0 +1,192 @@
+"""I1, I2, I10, I11: every request beside the ledger rows of its session.
+
+What I1, I2 and I11 ask of one request is said by its operation (`check` in producers.domain.operations). Sessions are
+streamed in the order of their ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from decimal import Decimal
+from itertools import groupby
+from typing import Any, Final
+
+from sqlalchemy import Connection, func, select
+
+from tombola.producers.domain import operations
+from tombola.producers.domain.contract import Request, parse_result_head
+from tombola.producers.domain.draw import Wheels
+from tombola.producers.domain.errors import DrawError
+from tombola.producers.domain.operations.operation import Rejection, Written
+from tombola.producers.storage.requests import request_of
+from tombola.producers.storage.schema import api_idempotency_requests as requests
+from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.audit.report import Report, Violation
+from tombola.worker.audit.stored import FETCH_SIZE, amount_of, stored
+from tombola.worker.ledger.old_rows import OldRows
+
+_REQUEST: Final = [
+    stored(requests.c[name])
+    for name in (
+        *("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "status", "reason", "result"),
+        *("publish_at", "balance_told"),
+    )
+]
+_LEDGER: Final = [
+    stored(transactions.c[name], "row_")
+    for name in (
+        *("transaction_id", "account_id", "idempotency_key", "business_type", "asset_code", "delta_amount"),
+        *("balance_before", "balance_after", "notes"),
+    )
+]
+
+
+def check_sessions(connection: Connection, report: Report, wheels: Wheels, old: OldRows) -> Iterator[Violation]:
+    """Check every request beside the rows of its session. Counts the requests and ledger rows in `report`."""
+    report.requests = connection.execute(select(func.count()).select_from(requests)).scalar_one()
+    report.rows = connection.execute(select(func.count()).select_from(transactions)).scalar_one()
+    pairs = connection.execution_options(yield_per=FETCH_SIZE).execute(
+        select(*_REQUEST, *_LEDGER)
+        .join(transactions, transactions.c.lottery_session_id == requests.c.lottery_session_id, isouter=True)
+        .order_by(requests.c.lottery_session_id, requests.c.request_key, transactions.c.transaction_id)
+    )
+    for _, session in groupby(pairs, key=lambda pair: (pair.lottery_session_id, pair.request_key)):
+        yield from _Session(connection, list(session), wheels, old).check()
+    # Charges without a request. Old code had no requests.
+    of_requests = transactions.c.business_type.in_(sorted(operations.business_types()))
+    orphans = connection.execute(
+        select(transactions.c.lottery_session_id)
+        .join(requests, transactions.c.lottery_session_id == requests.c.lottery_session_id, isouter=True)
+        .where(requests.c.request_key.is_(None), of_requests, old.others())
+        .distinct()
+    )
+    for (session_id,) in orphans:
+        yield Violation("I1", f"session {session_id}", "was charged without a request")
+
+
+class _Row:
+    """The ledger's half of a pair, as operations read it. Reading a value that is no amount raises Unreadable."""
+
+    __slots__ = ("_connection", "_pair")
+
+    def __init__(self, connection: Connection, pair: Any) -> None:
+        self._connection = connection
+        self._pair = pair
+
+    @property
+    def account_id(self) -> int:
+        return self._pair.row_account_id  # type: ignore[no-any-return]
+
+    @property
+    def idempotency_key(self) -> str:
+        return self._pair.row_idempotency_key  # type: ignore[no-any-return]
+
+    @property
+    def business_type(self) -> str:
+        return self._pair.row_business_type  # type: ignore[no-any-return]
+
+    @property
+    def asset_code(self) -> str:
+        return self._pair.row_asset_code  # type: ignore[no-any-return]
+
+    @property
+    def delta(self) -> Decimal:
+        return amount_of(self._connection, self._pair.row_delta_amount)
+
+    @property
+    def before(self) -> Decimal:
+        return amount_of(self._connection, self._pair.row_balance_before)
+
+    @property
+    def after(self) -> Decimal:
+        return amount_of(self._connection, self._pair.row_balance_after)
+
+    @property
+    def notes(self) -> str:
+        return self._pair.row_notes  # type: ignore[no-any-return]
+
+
+class _Session:
+    """A request and all ledger rows of its session. A check yields what is wrong, and may raise any error."""
+
+    def __init__(self, connection: Connection, pairs: list[Any], wheels: Wheels, old: OldRows) -> None:
+        self._connection = connection
+        self.request = pairs[0]
+        pairs = [pair for pair in pairs if pair.row_transaction_id is not None]
+        self.written = Written(self.request.status, [_Row(connection, pair) for pair in pairs], wheels)
+        # A request that old code has charged: answered from its rows, which do not say how it was drawn.
+        self.is_old = bool(pairs) and all(
+            old.hold(pair.row_transaction_id, pair.row_idempotency_key, pair.row_notes) for pair in pairs
+        )
+
+    def check(self) -> Iterator[Violation]:
+        subject = f"request {self.request.request_key}"
+        for invariant, wrong in self._checks():
+            try:
+                for what in wrong:
+                    yield Violation(invariant, subject, what)
+            except Exception as error:  # a row may hold anything; no row may keep the audit from the next one
+                yield Violation(invariant, subject, _cannot_be_told(error))
+
+    def _checks(self) -> Iterator[tuple[str, Iterator[str]]]:
+        try:
+            asked = request_of(self.request)
+        except Exception as error:
+            yield "I10", iter([_cannot_be_told(error)])
+            yield "I11", self._whole(None)
+            return
+        operation = operations.operation_of(asked)
+        for invariant, wrong in operation.check(asked, self.written).items():
+            if invariant == "I1" or not self.is_old:
+                yield invariant, wrong
+        yield "I10", self._answered(asked)
+        yield "I11", self._whole(operation.needs(asked, self.written.wheels).accounts)
+
+    def _whole(self, accounts: Collection[int] | None) -> Iterator[str]:
+        """I11 for requests of every kind; the operation checks the rest.
+
+        `accounts` are the accounts that the request may touch, None where the request cannot be read.
+        """
+        rows = self.written.rows
+        if not self.written.is_completed:
+            if rows:
+                yield f"is {self.request.status} and has {len(rows)} ledger rows"
+            return
+        if accounts is not None and any(row.account_id not in accounts for row in rows):
+            yield "its session moves another account"
+        keys = [row.idempotency_key for row in rows]
+        if not self.is_old and any(key is None or not key.startswith(f"{self.request.request_key}:") for key in keys):
+            yield f"its session holds foreign rows: {keys}"
+
+    def _answered(self, asked: Request) -> Iterator[str]:
+        """I10: the kept result is what the ledger says, and belongs to this request."""
+        request = self.request
+        if asked.fingerprint() != request.fingerprint:
+            yield "its row does not match its fingerprint"
+        if request.status in ("accepted", "dead"):
+            return
+        result = operations.operation_of(asked).result
+        rebuilt = None
+        if self.written.is_completed:
+            if not self.written.rows:
+                yield "its result cannot be rebuilt: the ledger has no rows of it"
+                return
+            rebuilt = result(asked, self.written.rows).decode()
+        if request.result is None and request.publish_at is None:  # archived: rebuilt at each request for it
+            told = None if request.balance_told is None else amount_of(self._connection, request.balance_told)
+            kept = rebuilt or result(asked, Rejection(request.reason, told)).decode()
+        else:
+            kept = request.result or ""
+        if rebuilt is not None and rebuilt != kept:
+            yield "its kept result is not what the ledger says"
+        try:
+            said = parse_result_head(kept.encode())
+        except DrawError as error:
+            yield str(error)
+            return
+        if (said.status, said.reason) != (request.status, request.reason):
+            yield f"is {request.status}, its kept result says {said.status}"
+
+
+def _cannot_be_told(error: Exception) -> str:
+    return f"cannot be told: {type(error).__name__}: {error!s:.200}"

@@ -1,0 +1,173 @@
+"""A batch in memory: what was read under the locks, the answers that follow from it, and the rows to write.
+
+The forecast reads the same book without locks (worker.settle.rehearsal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+
+from tombola.producers.domain import keys, operations
+from tombola.producers.domain.causes import Cause, Status
+from tombola.producers.domain.contract import Request
+from tombola.producers.domain.operations.operation import (
+    Locked,
+    LockedAccount,
+    Movement,
+    Outcome,
+    Refusal,
+    Rejection,
+)
+from tombola.producers.storage.ledger import Posting
+from tombola.producers.storage.requests import RequestOutcome, RequestRecord
+from tombola.producers.storage.transactions import Transaction
+from tombola.worker.ledger import post as ledger
+from tombola.worker.settle.answers import Answer, Refused, Settled
+from tombola.worker.settle.rules import Rules
+
+
+@dataclass(slots=True)
+class Book:
+    """`accounts` and `known` are the locked accounts and the requests on record; `postings`, `moved` and `finished`
+    are the rows to write. All of them change as draws are answered.
+
+    `redelivered` are delivery counts above 1, by request key. `owners` names the request of each lottery session, None
+    where the unique constraint alone checks this.
+    """
+
+    accounts: dict[int, LockedAccount]
+    known: dict[str, RequestRecord]
+    rules: Rules
+    now: datetime
+    redelivered: Mapping[str, int] = field(default_factory=dict)
+    owners: dict[str, str] | None = None
+    charged: dict[str, ledger.Charged] = field(default_factory=dict)
+    postings: list[Posting] = field(default_factory=list)
+    moved: dict[int, Decimal] = field(default_factory=dict)
+    finished: list[RequestOutcome] = field(default_factory=list)
+    locked: Locked = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.locked = Locked(self.accounts, self.rules.wheels)
+
+    def read_ledger(self, open_transaction: Transaction, draws: Sequence[Request]) -> None:
+        """Read which of `draws` are charged already; draws that old code has charged, and their sessions, as well.
+
+        The ledger's keys never expire: a request whose own row is gone is not charged again.
+        """
+        self.charged = ledger.charged(open_transaction, [it for it in draws if self._needs_ledger(it.request_key)])
+        if self.rules.old_draws is not None:
+            asking = [it for it in draws if self._needs_ledger(it.request_key)]
+            met = self.rules.old_draws.meet(open_transaction, asking)
+            if met.owners:
+                self.owners = (self.owners or {}) | met.owners
+                self.charged |= met.charged
+
+    def _needs_ledger(self, request_key: str) -> bool:
+        """Whether the request's own row leaves open if the ledger has charged it, or what its rows are."""
+        known = self.known.get(request_key)
+        return known is None or (known.result is None and known.status in (Status.ACCEPTED, Status.COMPLETED))
+
+    def answer(self, draw: Request, fingerprint: str) -> Answer:
+        """The answer for `draw`; a draw that settles now is in the rows to write."""
+        known = self.known.get(draw.request_key)
+        if known is not None:
+            if known.fingerprint != fingerprint:
+                return Refused(draw, Cause.FINGERPRINT_MISMATCH, "this request key belongs to another request")
+            if known.status == Status.DEAD:
+                return Refused(draw, Cause.NEVER_SETTLED, f"this request was given up ({known.reason}): replay it")
+            if known.is_settled:
+                return self._repeat(draw, known)
+        operation = operations.operation_of(draw)
+        charged = self.charged.get(draw.request_key)
+        outcome: Outcome
+        if charged is not None:
+            if (charged.account_id, charged.lottery_session_id) != (draw.account_id, draw.lottery_session_id):
+                return Refused(draw, Cause.FINGERPRINT_MISMATCH, "this request key was charged for another request")
+            outcome = charged.rows
+        elif known is None and (self.rules.accepted_only or _has_alias(draw)):
+            return Refused(draw, Cause.NOT_ACCEPTED, "no accepted request is on record for this draw")
+        else:
+            decision = operation.decide(draw, self.locked)
+            if isinstance(decision, Refusal):
+                return Refused(draw, decision.cause, decision.error)
+            if not self._owns_session(draw):
+                return Refused(draw, Cause.FINGERPRINT_MISMATCH, "its lottery session belongs to another request")
+            outcome = decision if isinstance(decision, Rejection) else self._move(draw, decision)
+        is_rejected = isinstance(outcome, Rejection)
+        status = Status.REJECTED if is_rejected else Status.COMPLETED
+        body = operation.result(draw, outcome)
+        text = body.decode()
+        self.finished.append(
+            RequestOutcome(
+                draw,
+                fingerprint,
+                status,
+                outcome.reason if isinstance(outcome, Rejection) else None,
+                text,
+                is_accepted=known is not None,
+                deliveries=self.redelivered.get(draw.request_key, 1),
+            )
+        )
+        # A key twice in one batch is the same case as a redelivery.
+        self.known[draw.request_key] = RequestRecord(fingerprint, "", status, text, self.now)
+        return Settled(
+            draw,
+            body,
+            self.now,
+            is_repeat=charged is not None,
+            is_rejected=is_rejected,
+            accepted_at=None if known is None else known.accepted_at,
+        )
+
+    def _owns_session(self, draw: Request) -> bool:
+        """Whether the lottery session belongs to this request; a free session belongs to it from now on."""
+        if self.owners is None:
+            return True
+        return self.owners.setdefault(draw.lottery_session_id, draw.request_key) == draw.request_key
+
+    def _repeat(self, draw: Request, known: RequestRecord) -> Answer:
+        """The first result of a settled draw: as it was kept, or rebuilt if it has been archived."""
+        assert known.settled_at is not None
+        if known.result is not None:
+            return Settled(draw, known.result.encode(), known.settled_at, is_repeat=True)
+        outcome: Outcome
+        if known.status == Status.REJECTED:
+            outcome = Rejection(known.reason or "", known.balance_told)
+        elif (charged := self.charged.get(draw.request_key)) is not None:
+            outcome = charged.rows
+        else:
+            return Refused(draw, Cause.FAILED_ALONE, "this request is completed, and the ledger has no rows of it")
+        body = operations.operation_of(draw).result(draw, outcome)
+        return Settled(draw, body, known.settled_at, is_repeat=True)
+
+    def _move(self, request: Request, movements: Sequence[Movement]) -> list[Posting]:
+        """The ledger rows of these movements, each continuing the balance that the last row left its account with."""
+        postings = []
+        for account_id, entry_type, business_type, delta, notes in movements:
+            asset_code, before = self.accounts[account_id]
+            after = before + delta
+            posting = Posting(
+                account_id,
+                request.lottery_session_id,
+                f"{request.request_key}:{entry_type}",
+                business_type,
+                asset_code,
+                delta,
+                before,
+                after,
+                notes,
+            )
+            postings.append(posting)
+            self.accounts[account_id] = LockedAccount(asset_code, after)
+            self.moved[account_id] = after
+        self.postings += postings
+        return postings
+
+
+def _has_alias(draw: Request) -> bool:
+    """Whether the draw has a name that only accepting a request gives."""
+    return keys.is_alias(draw.request_key) or keys.is_alias(draw.lottery_session_id)

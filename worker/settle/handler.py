@@ -1,0 +1,168 @@
+"""What becomes of fetched messages: draws are settled and their results put, the other messages are parked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sqlalchemy import Engine
+
+from tombola.producers.domain.causes import Cause
+from tombola.producers.domain.contract import Request
+from tombola.producers.domain.errors import InvalidRequest, NotSigned, UnknownVersion, Unparsable
+from tombola.producers.domain.signatures import SIGNATURE, Keyring
+from tombola.producers.results import StoredResult
+from tombola.worker.dead_letters import parking
+from tombola.worker.dead_letters.message import Parking
+from tombola.worker.dead_letters.parking import Unparkable
+from tombola.worker.deliveries import Delivery
+from tombola.worker.deliveries.losses import REASON_HEADER
+from tombola.worker.settle.answers import Deferred, Refused, Settled
+from tombola.worker.settle.aside import Aside, Held
+from tombola.worker.settle.batch import Handling
+from tombola.worker.settle.lanes import Lanes
+from tombola.worker.settle.putting import Putting, announce_dead
+from tombola.worker.settle.watch import Watch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round of the consumer did, in messages."""
+
+    settled: int = 0
+    repeats: int = 0
+    parked: int = 0
+    deferred: int = 0
+    strangers: int = 0  # parked messages that are neither signed nor accepted
+
+
+class Later(NamedTuple):
+    """A delivery to try again later, and what the delivery waits for."""
+
+    held: Held
+    delivery: Delivery
+
+
+class Handler:
+    """Settles, answers and parks; acks nothing. `name` is the worker's, for the record."""
+
+    def __init__(
+        self, engine: Engine, lanes: Lanes, results: Putting, keyring: Keyring, aside: Aside, watch: Watch, name: str
+    ) -> None:
+        self._engine = engine
+        self._lanes = lanes
+        self._results = results
+        self._keyring = keyring
+        self._aside = aside
+        self._watch = watch
+        self._name = name
+
+    def read(self, delivery: Delivery) -> Request:
+        """The draw that a message asks for. Raises InvalidRequest; NotSigned if the signature is missing or wrong."""
+        request = delivery.request()
+        if self._keyring.secrets:
+            self._keyring.check(request, delivery.headers.get(SIGNATURE))
+        return request
+
+    def handle(self, fetched: Sequence[Delivery], *, has_patience: bool = True) -> tuple[Round, list[Later]]:
+        """Settle the draws among `fetched`, put their results, park the other messages.
+
+        Returns what was done, and the deliveries to try again later; all others can be acked. With `has_patience`,
+        draws of accounts that others wait for already are not tried. Raises ServiceUnavailable or ConfigurationError
+        when the database cannot be used; it is safe to repeat.
+        """
+        parsed: list[tuple[Delivery, Request]] = []
+        parkings: list[Parking] = []
+        later: list[Later] = []
+        for delivery in fetched:
+            try:
+                request = self.read(delivery)
+            except InvalidRequest as error:
+                parkings.append(Parking(delivery, _cause_of(error), str(error), exception=error))
+                continue
+            if has_patience and self._aside.is_held(request.account_id):
+                later.append(Later(request.account_id, delivery))
+            else:
+                parsed.append((delivery, request))
+        answers = self._lanes.settle(
+            [draw for _, draw in parsed],
+            Handling(self._name, {draw.request_key: delivery.count for delivery, draw in parsed if delivery.count > 1}),
+            has_patience=has_patience,
+        )
+        settled: list[Settled] = []
+        for (delivery, _), answer in zip(parsed, answers, strict=True):
+            match answer:
+                case Settled():
+                    settled.append(answer)
+                case Refused():
+                    is_echo = answer.cause == Cause.NEVER_SETTLED
+                    parkings.append(
+                        Parking(delivery, answer.cause, answer.error, answer.request, answer.exception, is_echo=is_echo)
+                    )
+                case Deferred():
+                    request = answer.request
+                    later.append(Later(request.account_id if answer.is_account_held else request.request_key, delivery))
+        self._results.put(
+            [StoredResult(answer.request.lottery_session_id, answer.result, answer.settled_at) for answer in settled]
+        )
+        unparked = self.park(parkings)
+        later += [Later(it.sha256, it.delivery) for it in unparked]
+        self._watch.count(settled, len(later))
+        repeats = sum(answer.is_repeat for answer in settled)
+        if repeats:
+            log.info("%d of %d draws were repeats, answered with their first result", repeats, len(settled))
+        strangers = sum(it.is_strangers for it in parkings)
+        return Round(len(settled), repeats, len(parkings) - len(unparked), len(later), strangers), later
+
+    def park(self, parkings: Sequence[Parking]) -> list[Parking]:
+        """Park messages in the database; return those that the database refuses, which must stay unacked."""
+        unparked: list[Parking] = []
+        if parkings:
+            try:
+                parking.park(self._engine, parkings, worker=self._name)
+            except Unparkable as error:
+                unparked = error.parkings
+            announce_dead(self._engine, self._results, parkings)
+        refused = {it.delivery.tag for it in unparked}
+        for it in parkings:
+            if it.delivery.tag in refused:
+                continue
+            self._watch.count_parked(it.cause)
+            fields = {"cause": it.cause, **about_message(it)}
+            log.error("parked a dead letter (%s): %s", it.cause, it.error, extra=fields)
+        return unparked
+
+    def given_up_by_broker(self, delivery: Delivery) -> Parking:
+        """The parking of a message from RabbitMQ's own dead-letter queue.
+
+        A message without a reason in its headers is there for its delivery limit.
+        """
+        request = None
+        try:
+            request = self.read(delivery)
+        except NotSigned as error:
+            return Parking(delivery, Cause.NOT_SIGNED, str(error), exception=error)
+        except InvalidRequest:
+            pass
+        header = delivery.headers.get(REASON_HEADER)
+        reason = header if isinstance(header, str) else "delivery_limit"
+        return Parking(delivery, Cause.TOO_MANY_DELIVERIES, f"RabbitMQ gave it up: {reason}", request)
+
+
+def about_message(it: Parking) -> dict[str, str]:
+    """The fields of a log line that name the message's draw, as far as the message names them."""
+    key, session, _ = it.claims
+    fields = {"request_key": key, "lottery_session_id": session or key}
+    return {name: text for name, text in fields.items() if text is not None}
+
+
+def _cause_of(error: InvalidRequest) -> str:
+    if isinstance(error, UnknownVersion):
+        return Cause.UNKNOWN_VERSION
+    if isinstance(error, NotSigned):
+        return Cause.NOT_SIGNED
+    return Cause.UNPARSABLE if isinstance(error, Unparsable) else Cause.INVALID

@@ -1,0 +1,29 @@
+"""What never changes between the batches of a worker: made once, at its start."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tombola.producers.domain.draw import Wheels
+from tombola.producers.settings import Settings
+from tombola.worker.ledger.old_rows import OldDraws
+
+
+class Rules(NamedTuple):
+    """How a worker settles.
+
+    `old_draws` are the draws that old code has charged, in a legacy ledger: they are not charged again. With
+    `accepted_only` a draw is charged only if it is on record as accepted, with the same content. A batch gets up to
+    `tries_max` transactions as a whole; each waits up to `lock_wait_s` for its locks.
+    """
+
+    wheels: Wheels
+    tries_max: int = 3
+    lock_wait_s: float = 1.0
+    old_draws: OldDraws | None = None
+    accepted_only: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings, wheels: Wheels, old_draws: OldDraws | None = None) -> Rules:
+        """The rules in `settings`; `wheels` are the campaigns under the seed."""
+        return cls(wheels, settings.tries_max, settings.lock_wait_s, old_draws, settings.accepted_only)
