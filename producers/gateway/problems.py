@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import inspect
 import logging
 from typing import Any, Final
 
 import msgspec
-from litestar import Request, Response, get
+from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from tombola.producers.domain.errors import (
@@ -32,7 +31,6 @@ from tombola.producers.domain.errors import (
 from tombola.producers.web.problems import (
     BEFORE_ANY_APPLICATION,
     BODY_TOO_LARGE,
-    KINDS_PATH,
     PROBLEM_TYPE,
     Kind,
     Problem,
@@ -145,25 +143,3 @@ async def send_problem(send: Any, error: Exception) -> None:
     headers += [(name.lower().encode(), value.encode()) for name, value in more.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def _page() -> bytes:
-    """Every kind at the place where its `type` leads."""
-    rows = "".join(
-        f'<tr id="{it.code}"><td><code>{it.code}</code><td>{it.status}<td>{html.escape(it.means)}'
-        f"<td>{html.escape(it.remedy)}"
-        for it in KINDS
-    )
-    head = "<tr><th>code<th>status<th>what it means<th>what to do"
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Errors · tombola</title>'
-        f"<h1>Errors</h1><table><thead>{head}</thead><tbody>{rows}</tbody></table></html>"
-    ).encode()
-
-
-_PAGE: Final = _page()
-
-
-@get(KINDS_PATH, include_in_schema=False)
-async def show_kinds() -> Response[bytes]:
-    return Response(_PAGE, media_type="text/html; charset=utf-8")
