@@ -17,7 +17,7 @@ from tombola.producers.storage import clock
 from tombola.producers.storage.schema import dead_letters as table
 from tombola.worker.console import shown
 from tombola.worker.console.pages import AGES, ALL, OPEN, Page, act, address, fields_of, page, selection_of, whole
-from tombola.worker.console.security import must_act, operator_of
+from tombola.worker.console.security.roles import must_act, operator_of
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters.letters import Selection
 

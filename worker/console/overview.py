@@ -22,7 +22,7 @@ from tombola.producers.telemetry import pulse
 from tombola.worker.audit import audits
 from tombola.worker.console import shown
 from tombola.worker.console.pages import Desk, Page, page
-from tombola.worker.console.security import in_thread
+from tombola.worker.console.threads import in_thread
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.host import housekeeping
 

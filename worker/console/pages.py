@@ -23,7 +23,8 @@ from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.settings import Settings
 from tombola.producers.storage.database import explain
 from tombola.worker.console.jobs import Forecasts, Replays
-from tombola.worker.console.security import in_thread, must_act
+from tombola.worker.console.security.roles import must_act
+from tombola.worker.console.threads import in_thread
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.operators.users import Operator
 

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from tombola.producers.results import KEY_PREFIX
 from tombola.worker.console import shown, story
 from tombola.worker.console.pages import Page, page, whole
-from tombola.worker.console.security import in_thread, operator_of
+from tombola.worker.console.security.roles import operator_of
+from tombola.worker.console.threads import in_thread
 from tombola.worker.operators import actions
 from tombola.worker.operators import users as operators
 

@@ -17,7 +17,7 @@ from tombola.producers.domain.errors import DrawError, InvalidRequest
 from tombola.worker.console import shown
 from tombola.worker.console.jobs import Job
 from tombola.worker.console.pages import AGES, OPEN, Page, act, address, fields_of, page, selection_of, whole
-from tombola.worker.console.security import must_act, operator_of
+from tombola.worker.console.security.roles import must_act, operator_of
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.operators import actions
