@@ -3,7 +3,7 @@
 A request passes through these files:
 
 front.py    what holds for every request: proxies, hosts, CORS, metrics, problems
-door.py     admission: API keys, rate limits, back-pressure
+admission.py admission: API keys, rate limits, back-pressure
 routes/     a file per subject
 service.py  what the routes share
 intake.py   concurrent accepts share a transaction

@@ -19,8 +19,8 @@ from litestar import Litestar
 from litestar.middleware import DefineMiddleware
 
 from tombola.producers.domain.contract import BODY_BYTES_MAX
+from tombola.producers.gateway.admission import AdmissionMiddleware
 from tombola.producers.gateway.document import document
-from tombola.producers.gateway.door import Door
 from tombola.producers.gateway.front import Front
 from tombola.producers.gateway.problems import problem_handlers
 from tombola.producers.gateway.routes import accounts, documents, draws, health, page
@@ -39,7 +39,7 @@ def create_app(settings: Settings) -> Front:
     app = Litestar(
         [*ROUTES, *documents.document_routes(openapi_document), *(page.ROUTES if settings.gateway_page else ())],
         lifespan=[gateway.running],
-        middleware=[DefineMiddleware(Door, keeper=gateway.keeper)],
+        middleware=[DefineMiddleware(AdmissionMiddleware, admission=gateway.admission)],
         exception_handlers=problem_handlers(),
         request_max_body_size=BODY_BYTES_MAX,
         logging_config=None,  # the framework would replace our log handlers
@@ -47,4 +47,4 @@ def create_app(settings: Settings) -> Front:
     )
     app.state.gateway = gateway
     app.state.file_turns = asyncio.Lock()
-    return Front(app, settings, gateway.keeper, partial(draws.make_draw, gateway))
+    return Front(app, settings, gateway.admission, partial(draws.make_draw, gateway))

@@ -49,7 +49,7 @@ class ReadinessChecks:
             self._checking = None
 
     async def _has_database(self) -> bool:
-        """Whether the database answers a query within CHECK_TIMEOUT_S, which is less than probes wait."""
+        """Whether the database answers a query within CHECK_TIMEOUT_S, which is less time than probes have."""
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 await self._read(requests.count_accepted_once)

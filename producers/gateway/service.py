@@ -16,7 +16,7 @@ from tombola.producers.brokers.streams import broker_of
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.errors import OutOfBounds, SessionNotFound
 from tombola.producers.entry import Entry
-from tombola.producers.gateway.door import Doorkeeper
+from tombola.producers.gateway.admission import Admission
 from tombola.producers.gateway.intake import Intake
 from tombola.producers.gateway.readers import Readers
 from tombola.producers.gateway.readiness import ReadinessChecks
@@ -43,7 +43,7 @@ class Gateway:
         self.engine: Engine = open_engine(url, lock_wait_s=lock_wait_s, read_timeout_s=SHORT_READ_TIMEOUT_S)
         self.readers = Readers()
         self.entry = Entry(self.engine, relay_after_s=settings.relay_after_s)
-        self.keeper = Doorkeeper(settings, self.engine, self.readers)
+        self.admission = Admission(settings, self.engine, self.readers)
         self._owners: LRUCache[str, tuple[str, int]] = LRUCache(OWNERS_REMEMBERED_MAX)  # caller and account, by session
         self._users: LRUCache[int, int] = LRUCache(USERS_REMEMBERED_MAX)  # by account
 
@@ -58,7 +58,7 @@ class Gateway:
         )
         self.readiness = ReadinessChecks(self.read, self.intake, self.results)
         self.results.start()
-        watching = asyncio.create_task(self.keeper.watch_backlog())
+        watching = asyncio.create_task(self.admission.watch_backlog())
         try:
             # The server lets open requests finish before it ends the application: long polls must not hold it up.
             with on_termination(self.results.stop_waiting):
@@ -154,6 +154,6 @@ def gateway_of(request: Request[Any, Any, Any]) -> Gateway:
 
 
 def holder_of(request: Request[Any, Any, Any]) -> Holder:
-    """The holder of the API key that a request under /v1 came with (producers.gateway.door)."""
+    """The holder of the API key that a request under /v1 came with (producers.gateway.admission)."""
     holder: Holder = request.scope["holder"]  # type: ignore[typeddict-item]
     return holder

@@ -239,7 +239,7 @@ def contract(
         bool, typer.Option("--drop-business-unique", help="Drop the old unique index on business_id as well.")
     ] = False,
     quiet_s: Annotated[
-        float, typer.Option(min=0.0, help="Begin after this many seconds without a new row of old code.")
+        float, typer.Option(min=0.0, help="Wait this many seconds first; fail if old code adds a row.")
     ] = contracting.QUIET_S,
     writers_wait: WritersWaitOption = False,
     yes: YesOption = False,

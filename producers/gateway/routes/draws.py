@@ -133,7 +133,7 @@ async def make_draw_described(data: NewDraw, idempotency_key: IdempotencyKey = N
 async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
     gateway, holder = gateway_of(request), holder_of(request)
     data = strictly(_decode_draws, await request.body())
-    gateway.keeper.count_more(request.scope, len(data.draws) - 1)
+    gateway.admission.count_more(request.scope, len(data.draws) - 1)
     asked = [
         _asked(
             DrawRequest(
@@ -186,7 +186,7 @@ async def show_draw(
 ) -> Response[DrawResult | DeadDraw]:
     gateway = gateway_of(request)
     if wait_s:
-        gateway.keeper.begin_wait(request.scope)
+        gateway.admission.begin_wait(request.scope)
     body, state = await gateway.result(session_id, holder_of(request), wait_s)
     if body is not None:
         return Response(body, media_type="application/json")  # type: ignore[arg-type]
@@ -207,7 +207,7 @@ async def show_draw(
 )
 async def watch_draw(request: Request[Any, Any, Any], session_id: SessionId) -> ServerSentEvent:
     gateway, holder = gateway_of(request), holder_of(request)
-    gateway.keeper.begin_wait(request.scope)
+    gateway.admission.begin_wait(request.scope)
     body, state = await gateway.result(session_id, holder, 0.0)  # before the stream: it may raise
 
     async def events() -> AsyncIterator[ServerSentEventMessage]:
