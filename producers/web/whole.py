@@ -28,7 +28,7 @@ class Whole(NamedTuple):
 
 
 async def send_whole(send: Send, answer: Whole) -> None:
-    """Send the answer in one write; in ASGI's messages behind another server than uvicorn, or on a paused connection."""
+    """Send the answer in one write; in ASGI's messages if the server is not uvicorn, or if its connection is paused."""
     cycle = getattr(send, "__self__", None)
     if (
         RequestResponseCycle is None
