@@ -42,7 +42,7 @@ def house(database_url: str) -> Iterator[processes.House]:
 
 def tell(house: processes.House, query: str) -> Story:
     with house.engine.connect().execution_options(read_only=True) as connection:
-        return story.tell(connection, query)
+        return story.find(connection, query)
 
 
 def accepted(house: processes.House, draw: DrawRequest, caller: str = "shop") -> None:

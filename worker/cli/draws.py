@@ -77,8 +77,8 @@ def _says_why(settings: Settings, session: str) -> Iterator[None]:
         if letter is None:
             raise
         # Any message may name any session: only the request's own row proves that the draw is dead.
-        said = f"{error}. Dead letter {letter.id} names this session; {letter.state}, {letter.cause}: {letter.error}"
-        raise type(error)(said.replace("..", ".")) from None
+        message = f"{error}. Dead letter {letter.id} names this session; {letter.state}, {letter.cause}: {letter.error}"
+        raise type(error)(message.replace("..", ".")) from None
 
 
 def _show(found: DrawResult) -> None:

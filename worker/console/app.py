@@ -30,12 +30,12 @@ from tombola.producers.domain.errors import (
 from tombola.producers.settings import Settings
 from tombola.producers.storage.database import explain, open_engine
 from tombola.worker.console import shown
-from tombola.worker.console.jobs import Forecasts, Replays
-from tombola.worker.console.letters import Letters
-from tombola.worker.console.overview import Overview
-from tombola.worker.console.pages import Desk
-from tombola.worker.console.records import Actions, Stories, Users
-from tombola.worker.console.replaying import Replays as ReplayPages
+from tombola.worker.console.jobs import ForecastRunner, ReplayRunner
+from tombola.worker.console.letters import LettersPage
+from tombola.worker.console.overview import OverviewPage
+from tombola.worker.console.pages import Services
+from tombola.worker.console.records import ActionsPage, StoryPage, UsersPage
+from tombola.worker.console.replaying import ReplaysPage
 from tombola.worker.console.security.guard import Guard
 from tombola.worker.console.security.headers import Nonces
 from tombola.worker.console.security.login import Login
@@ -55,7 +55,7 @@ STATUSES: Final[dict[type[DrawError], int]] = {
 class Admin(BaseAdmin):
     """starlette-admin without the parts that the console does not use: lists, forms, imports and exports of models."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, services: Services) -> None:
         super().__init__(
             title="tombola",
             base_url="/",
@@ -63,15 +63,15 @@ class Admin(BaseAdmin):
             templates_dir=str(HERE / "templates"),
             static_dir=str(HERE / "static"),
             theme=DefaultTheme(TablerSettings(base="slate", primary="blue", radius=0.5)),
-            index_view=Overview(desk),
-            auth_provider=Login(desk.engine),
+            index_view=OverviewPage(services),
+            auth_provider=Login(services.engine),
             secret_key=secrets.token_hex(32),  # signs nothing but the messages that are shown once after a form
             timezone_config=None,
         )
         self.templates.env.add_extension(Nonces)
         self.templates.env.filters.update(shown.FILTERS)
-        for view in (Letters(desk), ReplayPages(desk), Stories(desk), Actions(desk), Users(desk)):
-            self.add_view(view)
+        for view in (LettersPage, ReplaysPage, StoryPage, ActionsPage, UsersPage):
+            self.add_view(view(services))
 
     def _init_csrf(self) -> None:
         """Does nothing: the guard checks forms before they arrive here."""
@@ -99,21 +99,20 @@ def create_app(settings: Settings) -> Guard:
     engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
     wheels = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, settings.seed_bytes)} if settings.has("seed") else None
     client = open_redis(settings.need("result_url"), timeout_s=REDIS_TIMEOUT_S) if settings.has("result_url") else None
-    desk = Desk(
-        settings, engine, client, wheels, Forecasts(engine, wheels, Vouching.of(settings)), Replays(settings, engine)
-    )
+    forecasts = ForecastRunner(engine, wheels, Vouching.of(settings))
+    services = Services(settings, engine, client, wheels, forecasts, ReplayRunner(settings, engine))
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         yield
-        desk.replays.close()
-        desk.forecasts.close()
+        services.replays.close()
+        services.forecasts.close()
         engine.dispose()
         if client is not None:
             client.close()
 
     app = Starlette(lifespan=lifespan)
-    admin = Admin(desk)
+    admin = Admin(services)
     admin.mount_to(app)
     handlers: Any = {DrawError: admin._render_error, SQLAlchemyError: admin._render_error}
     for kind, handler in handlers.items():
