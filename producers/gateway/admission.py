@@ -125,7 +125,7 @@ class Admission:
                 if not self._needs_key or 2 * count < self._backlog_max:
                     self._over_their_share = frozenset()
                 elif shares.is_due():
-                    self._over_their_share = await self._readers.run(self._find_hogs)
+                    self._over_their_share = await self._readers.run(self._find_over_share)
                     shares.done()
             except SQLAlchemyError as error:
                 log.warning("%s; the backlog is not known", explain(error))
@@ -139,7 +139,7 @@ class Admission:
         with self._engine.connect().execution_options(read_only=True) as connection:
             return requests.count_accepted(connection, count_max=self._backlog_max + 1)
 
-    def _find_hogs(self) -> frozenset[str]:
+    def _find_over_share(self) -> frozenset[str]:
         """Callers whose draws under way are at least as many as the backlog has room left.
 
         So n such callers get at most 1 / (n + 1) of the backlog each, and as much is left for other callers.

@@ -23,7 +23,7 @@ PROTOCOL: Final = "tombola.producers.web.protocol:Protocol"
 
 
 def app() -> Front:
-    """The application from TOMBOLA_*, for any ASGI server: `uvicorn --factory producers.gateway.serve:app`."""
+    """The application from TOMBOLA_*, for any ASGI server: `uvicorn --factory tombola.producers.gateway.serve:app`."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     settings = Settings.from_env()
     set_up_logging(settings.log_format)

@@ -42,7 +42,7 @@ WAIT_S_MAX: Final = 60.0
 KEEP_ALIVE_S: Final = 15.0
 RETRY_AFTER_S: Final = "1"
 
-# Names of a session that are other paths than its result's.
+# Session ids that would make a URL path of another resource.
 SESSIONS_WITHOUT_PATH: Final = frozenset({".", "..", "batch"})
 
 NOT_YET: Final = ResponseSpec(DrawTicket, description="Accepted, and not settled yet.", generate_examples=False)
