@@ -1,7 +1,11 @@
-"""The HTTP gateway for web frontends: accept draws, hand out results. An ASGI application, `create_app(settings)`.
+"""The HTTP gateway for web frontends: accepts draws, answers with results. An ASGI application: `create_app(settings)`.
 
-app.py      the routes and what they answer
-door.py     who may come in, and how many: API keys, rate limits, back-pressure
+A request passes through these files:
+
+front.py    what holds for every request: proxies, hosts, CORS, metrics, problems
+admission.py admission: API keys, rate limits, back-pressure
+routes/     a file per subject
+service.py  what the routes share
 intake.py   concurrent accepts share a transaction
-results.py  waiting for results without a thread or a query for each
+results.py  waiting for results without a thread or a query per wait
 """

@@ -1,6 +1,6 @@
-"""Whose API key it is. A key that was found is remembered; those that were not are looked up together.
+"""The callers of API keys. Known keys are remembered; unknown keys are looked up together, in one query.
 
-So strangers cost the database a query now and then, however many they are, and keep no caller from being found.
+So requests with made-up keys, however many, cost at most one query per LOOK_UP_EVERY_S, and do not delay callers.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tombola.producers.storage import api_keys
 from tombola.producers.storage.api_keys import Holder
 from tombola.producers.storage.faults import explain
 
-REMEMBERED_S: Final = 5.0  # so long a revoked key may still get in
+REMEMBERED_S: Final = 5.0  # a revoked key is accepted this long at most
 REMEMBERED_MAX: Final = 10_000
 LOOK_UP_EVERY_S: Final = 0.05
 LOOK_UP_SIZE_MAX: Final = 100
 
 
 class Callers:
-    """The callers by what they send as `Authorization`."""
+    """Callers by the `Authorization` header that they send."""
 
     def __init__(self, engine: Engine, readers: Readers) -> None:
         self._engine = engine
@@ -36,20 +36,20 @@ class Callers:
         self._looking: asyncio.Task[None] | None = None
 
     def recall(self, authorization: bytes) -> Holder | None:
-        """The caller, if this key was found in the last few seconds."""
+        """The key's holder, if the key was found within REMEMBERED_S."""
         try:
-            return self._found[authorization]  # `get` takes three times as long
+            return self._found[authorization]  # TTLCache.get takes three times as long
         except KeyError:
             return None
 
     def is_familiar(self, authorization: bytes) -> bool:
-        """Whether this was a caller's at some time: no stranger's, though the key may be revoked now."""
+        """Whether a caller has used this header before; the key may be revoked by now."""
         return authorization in self._once_found
 
     async def find(self, authorization: bytes) -> Holder | None:
-        """The caller; None for a key that is not known, or was revoked.
+        """The key's holder; None for a key that does not exist or is revoked.
 
-        Raises NotAllowed for what is no key at all, and ServiceUnavailable when the database does not answer.
+        Raises NotAllowed for a header without a key, and ServiceUnavailable when the database does not answer.
         """
         scheme, _, text = authorization.decode("latin-1").partition(" ")
         api_key = text.strip()
@@ -67,10 +67,10 @@ class Callers:
             future = self._asked[api_key] = asyncio.get_running_loop().create_future()
             if self._looking is None:
                 self._looking = asyncio.create_task(self._look())
-        return await asyncio.shield(future)  # others may wait for it
+        return await asyncio.shield(future)  # other requests with this key may wait for it
 
     async def _look(self) -> None:
-        """Look up all that are asked for, until there are none."""
+        """Look up keys until no request waits for one."""
         while self._asked:
             asked = dict(list(self._asked.items())[:LOOK_UP_SIZE_MAX])
             try:
@@ -79,7 +79,7 @@ class Callers:
                 for api_key, future in asked.items():
                     del self._asked[api_key]
                     future.set_exception(error)
-                    future.exception()  # whoever asked may have gone
+                    future.exception()  # marks it as retrieved: the request may have been cancelled
             else:
                 for api_key, future in asked.items():
                     del self._asked[api_key]
@@ -89,7 +89,7 @@ class Callers:
         self._looking = None
 
     def _find(self, keys: tuple[str, ...]) -> dict[str, Holder]:
-        """In a reading thread."""
+        """Query the database; runs in a reading thread."""
         try:
             with self._engine.connect().execution_options(read_only=True) as connection:
                 return api_keys.holders_of(connection, keys)

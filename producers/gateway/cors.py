@@ -1,7 +1,7 @@
-"""Which pages of other origins may call us (TOMBOLA_CORS_ORIGINS): none, unless it is said.
+"""CORS: the origins whose pages can call the gateway (TOMBOLA_CORS_ORIGINS); none by default.
 
-A browser asks beforehand, with OPTIONS and without a key, and hides the answer from a page that may not read it.
-Cookies play no part: a key travels in `Authorization`, which a page has to have.
+A browser sends a preflight first (OPTIONS, without a key), and hides answers from pages of other origins. Cookies are
+not used: a key is sent in `Authorization`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PREFLIGHT: Final[tuple[Header, ...]] = (
 
 
 class Cors:
-    """The origins that are allowed."""
+    """The allowed origins."""
 
     def __init__(self, origins: Sequence[str]) -> None:
         self.origins = frozenset(origins)
@@ -32,24 +32,24 @@ class Cors:
         return bool(self.origins)
 
     def headers(self, origin: bytes | None) -> list[Header]:
-        """What an answer to a page of this origin says beside."""
+        """The CORS headers of an answer to a page of `origin`."""
         if ANY in self.origins:
             allowed = b"*"
         elif origin is not None and origin.decode("latin-1").lower() in self.origins:
             allowed = origin
         else:
             return [(b"vary", b"Origin")]
-        told = [(b"access-control-allow-origin", allowed), (b"access-control-expose-headers", _READABLE)]
-        return told if allowed == b"*" else [*told, (b"vary", b"Origin")]
+        headers = [(b"access-control-allow-origin", allowed), (b"access-control-expose-headers", _READABLE)]
+        return headers if allowed == b"*" else [*headers, (b"vary", b"Origin")]
 
     @staticmethod
     def is_preflight(scope: Any) -> bool:
-        """Whether a browser asks beforehand."""
+        """Whether the request is a preflight."""
         return scope["method"] == "OPTIONS" and any(name == _ASKS_METHOD for name, _ in scope["headers"])
 
     def preflight(self, scope: Any, origin: bytes | None) -> list[Header]:
-        """The answer's headers, all but those that `headers` has: none for an origin that may not."""
+        """The headers of the answer to a preflight, without those of `headers`; none for an origin not allowed."""
         if not any(name == b"access-control-allow-origin" for name, _ in self.headers(origin)):
             return []
         asked = [(_ALLOWS_HEADERS, value) for name, value in scope["headers"] if name == _ASKS_HEADERS]
-        return [*_PREFLIGHT, *asked[:1]]  # a page may send whatever it likes: what it may not say is no header
+        return [*_PREFLIGHT, *asked[:1]]  # every request header is allowed: the gateway checks what it reads

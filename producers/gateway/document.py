@@ -1,21 +1,29 @@
-"""The OpenAPI document: made once, before anybody asks for it."""
+"""The OpenAPI document, and what the routes say in it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from litestar import Litestar
-from litestar.openapi import OpenAPIConfig
+from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.spec import Components, SecurityScheme
 
-from tombola.producers.web.problems import KINDS_PATH
+from tombola.producers.gateway.problems import codes_of
+from tombola.producers.web.problems import KINDS_PATH, PROBLEM_TYPE, Problem
+
+_PROBLEMS: Final = {
+    status: ResponseSpec(Problem, description=codes_of(status), media_type=PROBLEM_TYPE, generate_examples=False)
+    for status in (400, 401, 403, 404, 413, 422, 429, 500, 503)
+}
+READ_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 403, 404, 429, 503)}
+WRITE_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 403, 413, 422, 429, 500, 503)}
 
 
 def document(routes: Sequence[Any], *, needs_key: bool) -> bytes:
-    """What these routes take and answer, as JSON."""
+    """The OpenAPI document of these routes, as JSON."""
     config = OpenAPIConfig(
         title="tombola",
         version=version("tombola"),

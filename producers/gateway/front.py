@@ -1,6 +1,6 @@
-"""In front of the routes: everything that holds for each request, whatever it asks for.
+"""In front of the routes: what holds for every request. Proxies, hosts, CORS, admission, metrics, errors as problems.
 
-`POST /v1/draws` is answered from here: the framework's way through a request takes longer than all the rest of it.
+`POST /v1/draws` is answered from here, without the framework, which would take longer than everything else.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any, Final, Protocol
 
 from prometheus_client import Counter, Histogram
 
+from tombola.producers.gateway.admission import Admission, App, Scope, Send
 from tombola.producers.gateway.cors import Cors
-from tombola.producers.gateway.door import App, Doorkeeper, Scope, Send
 from tombola.producers.gateway.problems import send_problem
 from tombola.producers.settings import Settings
 from tombola.producers.web.headers import NO_CONTENT, NO_SNIFFING, SAFETY, once
@@ -23,7 +23,7 @@ from tombola.producers.web.whole import Whole, send_whole
 Receive = Callable[[], Awaitable[Any]]
 
 DRAWS: Final = "/v1/draws"
-# They are asked by address, and tell a page nothing that it could use.
+# Probes call them by IP address, so any host is allowed; a page of another origin learns nothing useful from them.
 CHECKS: Final = frozenset({"/healthz", "/readyz"})
 
 REQUESTS: Final = Counter(
@@ -38,17 +38,17 @@ SECONDS: Final = Histogram(
 
 
 class MakeDraw(Protocol):
-    """What answers `POST /v1/draws`."""
+    """The function that answers `POST /v1/draws`."""
 
     async def __call__(self, scope: Scope, receive: Any) -> Whole: ...
 
 
 class Front:
-    """The ASGI application: `app` behind what holds for all of its routes."""
+    """ASGI middleware around `app`, the application with all routes."""
 
-    def __init__(self, app: App, settings: Settings, keeper: Doorkeeper, make_draw: MakeDraw) -> None:
+    def __init__(self, app: App, settings: Settings, admission: Admission, make_draw: MakeDraw) -> None:
         self.app = app
-        self._keeper = keeper
+        self._admission = admission
         self._make_draw = make_draw
         self._proxies = Proxies(settings.trusted_proxies)
         self._hosts = Hosts(settings.allowed_hosts)
@@ -60,44 +60,44 @@ class Front:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        answer, method = Answer(send), scope["method"]
+        sender, method = ResponseSender(send), scope["method"]
         try:
             if method == "HEAD":
-                scope, receive = {**scope, "method": "GET"}, answer.heard(receive)
-                answer.is_head = True
-            await self._serve(scope, receive, answer)
+                scope, receive = {**scope, "method": "GET"}, sender.heard(receive)
+                sender.is_head = True
+            await self._serve(scope, receive, sender)
         except Exception as error:
-            if answer.status:  # it is on its way: the server can only break it off
+            if sender.status:  # the response has begun: the server can only abort it
                 raise
-            await send_problem(answer, error)
+            await send_problem(sender, error)
         finally:
-            self._keeper.end_wait(scope)
-            self._measure(scope, method, answer.status or 500, time.perf_counter() - started)
+            self._admission.end_wait(scope)
+            self._measure(scope, method, sender.status or 500, time.perf_counter() - started)
 
-    async def _serve(self, scope: Scope, receive: Receive, answer: Answer) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, sender: ResponseSender) -> None:
         if self._proxies:
             self._proxies.apply(scope)
         scope["given"] = given = once(scope["headers"])
         path = scope["path"]
         origin = given.get(b"origin")
         if self._cors:
-            answer.headers += self._cors.headers(origin)
+            sender.headers += self._cors.headers(origin)
         if self._hosts and path not in CHECKS:
             self._hosts.check(given.get(b"host"), origin, origins=self._cors.origins)
         if self._cors and self._cors.is_preflight(scope):
-            await answer({"type": "http.response.start", "status": 204, "headers": self._cors.preflight(scope, origin)})
-            await answer({"type": "http.response.body", "body": b"", "more_body": False})
+            await sender({"type": "http.response.start", "status": 204, "headers": self._cors.preflight(scope, origin)})
+            await sender({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        await self._keeper.receive(scope)
+        await self._admission.receive(scope)
         if path == DRAWS and scope["method"] == "POST":
             scope["path_template"] = DRAWS
-            scope["holder"] = await self._keeper.admit(scope)
-            await answer.whole(await self._make_draw(scope, receive))
+            scope["holder"] = await self._admission.admit(scope)
+            await sender.whole(await self._make_draw(scope, receive))
         else:
-            await self.app(scope, receive, answer)
+            await self.app(scope, receive, sender)
 
     def _measure(self, scope: Scope, method: str, status: int, seconds: float) -> None:
-        # The template, not the path: a label for every session would never end.
+        # The template, not the path: a path per session would be a metric per session.
         label = (scope.get("path_template") or "other", method, status)
         known = self._known.get(label)
         if known is None:
@@ -106,8 +106,8 @@ class Front:
         known[1].observe(seconds)
 
 
-class Answer:
-    """Where an answer goes: with the headers that all have, and without a body where only the head was asked for."""
+class ResponseSender:
+    """ASGI `send` that adds the headers of all responses, and drops the body of responses to HEAD."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -132,12 +132,12 @@ class Answer:
         await self._send(message)
 
     async def whole(self, answer: Whole) -> None:
-        """Answer a request that is no HEAD with all there is."""
+        """Send a whole answer to a request other than HEAD."""
         self.status = answer.status
         await send_whole(self._send, answer._replace(headers=[*answer.headers, *SAFETY, *self.headers]))
 
     def heard(self, receive: Receive) -> Receive:
-        """`receive`, for which the client is gone as soon as it has all that it asked for: a stream ends then."""
+        """`receive` that reports a disconnect once the response to HEAD is sent, so that streams end."""
 
         async def hear() -> Any:
             return {"type": "http.disconnect"} if self._is_done else await receive()

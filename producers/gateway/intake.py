@@ -1,10 +1,9 @@
 """The intake: requests that arrive while one transaction is under way share the next one.
 
-A lone request is accepted at once. Under load a batch is what piled up since the last one began, ACCEPT_EVERY_S at
-the least: without it many small transactions would take the time that few larger ones need for as many requests.
-What another open transaction holds waits apart from the others, tried every BUSY_EVERY_S, for BUSY_WAIT_S at most.
-Publishing comes after the commit and holds nobody up: what does not get through is accepted all the same, and the
-relay's to publish.
+A lone request is accepted at once. Under load, a batch is what arrived since the last batch began, ACCEPT_EVERY_S ago
+or more: many small transactions would take longer than few large ones. A request whose key another transaction holds
+waits apart from the others: it is tried every BUSY_EVERY_S, for BUSY_WAIT_S at most. Publishing comes after the commit
+and delays no answer: a request whose publish fails stays accepted, and the relay publishes it.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ ACCEPT_EVERY_S: Final = 0.005
 BUSY_EVERY_S: Final = 0.05
 PUBLISH_SIZE_MAX: Final = 2000
 CHECK_TIMEOUT_S: Final = 3.0
-UNPUBLISHED_MAX: Final = 50_000  # beyond, a broker that is slow or away: the relay has these anyway
+UNPUBLISHED_MAX: Final = 50_000  # behind a broker that is slow or away; the relay publishes further requests
 
 ACCEPTS: Final = Counter(
     "tombola_gateway_accepts", "draws asked for: accepted, replayed (known before) or conflict", ["outcome"]
@@ -52,36 +51,36 @@ ACCEPT_SECONDS: Final = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
 
-Beside = Mapping[str, str]  # what travels beside a body: see producers.telemetry.tracing
-NOTHING: Final[Beside] = {}
+MessageHeaders = Mapping[str, str]  # of the trace: see producers.telemetry.tracing
+NO_HEADERS: Final[MessageHeaders] = {}
 
 
 class Waiting(NamedTuple):
-    """A request, whoever waits for its answer, and until when it may be busy (in the loop's time)."""
+    """A request, the future of its answer, and the loop's time until which RequestBusy is retried."""
 
     asked: Submission
     future: asyncio.Future[Acceptance]
-    beside: Beside | None
+    headers: MessageHeaders | None
     busy_until: float
 
 
 class Intake:
-    """Accepts requests for one event loop, in two lanes.
+    """Accepts requests for one event loop, in two queues.
 
-    What another transaction holds waits in a lane of its own, with all that ask for the same key: the others are
-    accepted meanwhile.
+    Requests whose key another transaction holds wait in a queue of their own, with all requests for the same key;
+    other requests are accepted meanwhile.
     """
 
     def __init__(self, entry: Entry, broker: Broker, pulse: Pulse | None = None) -> None:
         self._entry = entry
         self._pulse = pulse
         self._publisher = Publisher(broker)
-        self._open = Lane("accept", ACCEPT_EVERY_S, self, entry.accept_free)
-        self._busy = Lane("accept-busy", BUSY_EVERY_S, self, partial(entry.accept_each, busy_wait_s=0))
+        self._open = AcceptQueue("accept", ACCEPT_EVERY_S, self, entry.accept_free)
+        self._busy = AcceptQueue("accept-busy", BUSY_EVERY_S, self, partial(entry.accept_each, busy_wait_s=0))
         self._busy_keys: dict[str, int] = {}
 
     async def accept(self, asked: Submission) -> Acceptance:
-        """Accept one request; return when that is durable. Raises what Entry.accept raises."""
+        """Accept one request; return when the accept is durable. Raises what Entry.accept raises."""
         answer = self._entry.recall(asked)
         if answer is None:
             began = time.perf_counter()
@@ -91,19 +90,19 @@ class Intake:
         return answer
 
     async def accept_many(self, asked: Sequence[Submission]) -> list[Answer]:
-        """Accept several requests, each for itself; return when all of them are durable, or have failed.
+        """Accept several requests, each independently; return when all accepts are durable or have failed.
 
-        Raises ServiceUnavailable or ConfigurationError when that is the answer to all of them.
+        Raises ServiceUnavailable or ConfigurationError if all of them failed so.
         """
-        answers = await asyncio.gather(*[self.accept(it) for it in asked], return_exceptions=True)
-        told: list[Answer] = []
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, DrawError):
-                raise answer
-            told.append(answer)
-        if told and all(isinstance(it, ServiceUnavailable | ConfigurationError) for it in told):
-            raise told[0]  # type: ignore[misc]
-        return told
+        outcomes = await asyncio.gather(*[self.accept(it) for it in asked], return_exceptions=True)
+        answers: list[Answer] = []
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, DrawError):
+                raise outcome
+            answers.append(outcome)
+        if answers and all(isinstance(it, ServiceUnavailable | ConfigurationError) for it in answers):
+            raise answers[0]  # type: ignore[misc]
+        return answers
 
     async def has_broker(self) -> bool:
         """Whether the broker answers."""
@@ -113,7 +112,7 @@ class Intake:
             return False
 
     def close(self) -> None:
-        """Publish what is left, and end the threads."""
+        """Publish what waits to be published, and end the threads."""
         self._open.close()
         self._busy.close()
         self._publisher.close()
@@ -140,9 +139,9 @@ class Intake:
             del self._busy_keys[key]
 
     def publish(self, batch: list[Waiting], answers: list[Answer]) -> None:
-        """In a lane's thread, when the answers are on their way."""
+        """Publish the new requests of a batch. Runs in the queue's thread, after its answers were passed on."""
         new = [
-            (answer.request.encode(), it.beside or NOTHING)
+            (answer.request.encode(), it.headers or NO_HEADERS)
             for answer, it in zip(answers, batch, strict=True)
             if isinstance(answer, Acceptance) and answer.is_new
         ]
@@ -150,22 +149,24 @@ class Intake:
             self._pulse.add("accepted", len(new))
         self._publisher.publish(new)
 
-    def answer(self, lane: Lane, loop: asyncio.AbstractEventLoop, it: Waiting, answer: Answer | BaseException) -> None:
-        """Tell who waits, or have it wait apart."""
+    def answer(
+        self, queue: AcceptQueue, loop: asyncio.AbstractEventLoop, it: Waiting, answer: Answer | BaseException
+    ) -> None:
+        """Answer a request; put one that is busy into the queue for busy requests, until its time is over."""
         if it.future.done():
             return
         if not isinstance(answer, BaseException):
             it.future.set_result(answer)
         elif not isinstance(answer, RequestBusy) or loop.time() >= it.busy_until:
             it.future.set_exception(answer)
-        elif lane is self._busy:
-            lane.add(loop, it)
+        elif queue is self._busy:
+            queue.add(loop, it)
         else:
             self._wait_apart(loop, it)
 
 
-class Lane:
-    """A queue of requests and the thread that accepts them: all that have come since it began the last time."""
+class AcceptQueue:
+    """A queue of requests, and the thread that accepts them: a batch is all requests since the last batch began."""
 
     def __init__(
         self, name: str, every_s: float, intake: Intake, accept: Callable[[Sequence[Submission]], list[Answer]]
@@ -179,23 +180,23 @@ class Lane:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     def add(self, loop: asyncio.AbstractEventLoop, it: Waiting) -> None:
-        """Take one along, soon."""
+        """Queue a request for the next batch."""
         self._waiting.append(it)
         if not self._is_working:
             self._is_working = True
             self._go_on(loop)
 
     def close(self) -> None:
-        """End the thread, when it has done what is under way."""
+        """End the thread after the batch under way."""
         self._thread.shutdown()
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Soon at the earliest: requests that came in together go in together.
+        # Never at once: requests that arrived in one round of the loop belong to one batch.
         loop.call_at(self._began_at + self._every_s, self._next, loop)
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), ACCEPT_SIZE_MAX))]
-        # A client that has gone away takes its request along, unless it is under way.
+        # Drop requests whose client disconnected before their batch began.
         batch = [it for it in batch if not it.future.done()]
         if not batch:
             self._is_working = False
@@ -204,20 +205,20 @@ class Lane:
         try:
             self._thread.submit(self._work, loop, batch)
         except RuntimeError:  # closed
-            ending = ServiceUnavailable("this gateway is ending: send the same request again")
+            ending = ServiceUnavailable("this gateway process is ending: send the same request again")
             self._done(loop, batch, [ending] * len(batch))
 
     def _work(self, loop: asyncio.AbstractEventLoop, batch: list[Waiting]) -> None:
-        """In the thread."""
+        """Accept a batch, in the thread."""
         try:
             answers = self._accept([it.asked for it in batch])
-        except BaseException as error:  # whatever it is, nobody waits for ever
+        except BaseException as error:  # every request needs an answer
             loop.call_soon_threadsafe(self._done, loop, batch, [error] * len(batch))
             return
         loop.call_soon_threadsafe(self._done, loop, batch, answers)
         try:
             self._intake.publish(batch, answers)
-        except Exception:  # they are accepted all the same
+        except Exception:  # the draws stay accepted
             log.exception("%d accepted draws are left to the relay", len(batch))
 
     def _done(
@@ -229,26 +230,26 @@ class Lane:
 
 
 class Publisher:
-    """Publishes what was accepted, in a thread of its own, all that has piled up at once."""
+    """Publishes accepted requests in a thread of its own, up to PUBLISH_SIZE_MAX at once."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._waiting: deque[tuple[bytes, Beside]] = deque()
+        self._waiting: deque[tuple[bytes, MessageHeaders]] = deque()
         self._publishing = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._is_closing = False
 
-    def publish(self, messages: Sequence[tuple[bytes, Beside]]) -> None:
-        """Publish these bodies with what travels beside them, soon; returns at once."""
+    def publish(self, messages: Sequence[tuple[bytes, MessageHeaders]]) -> None:
+        """Queue these bodies, with their headers, for publishing; return at once."""
         if messages and len(self._waiting) < UNPUBLISHED_MAX:
             self._waiting.extend(messages)
             self._publishing.submit(self._publish)
 
     def check(self) -> Future[bool]:
-        """Whether the broker answers."""
+        """A future: whether the broker answers."""
         return self._publishing.submit(self._check)
 
     def close(self) -> None:
-        """Publish what is left, unless the broker does not take it, then end."""
+        """Publish what waits, unless the broker refuses it; then end the thread."""
         self._is_closing = True
         self._publishing.submit(self._broker.close)
         self._publishing.shutdown()
@@ -256,15 +257,15 @@ class Publisher:
     def _publish(self) -> None:
         messages = [self._waiting.popleft() for _ in range(min(len(self._waiting), PUBLISH_SIZE_MAX))]
         if not messages:
-            return  # an earlier turn took them along
-        bodies, besides = zip(*messages, strict=True)
+            return  # an earlier call published them
+        bodies, headers = zip(*messages, strict=True)
         try:
             with metrics.watching_blocked():
-                self._broker.publish(bodies, besides if any(besides) else None)
+                self._broker.publish(bodies, headers if any(headers) else None)
         except PublishFailed as error:
             log.warning("%s; %d accepted draws are left to the relay", error, len(messages))
             if self._is_closing:
-                self._waiting.clear()  # the relay has these as well
+                self._waiting.clear()  # the relay publishes these as well
         except Exception:
             log.exception("%d accepted draws are left to the relay", len(messages))
 

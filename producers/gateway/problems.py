@@ -1,14 +1,13 @@
-"""Errors as problem+json: one clear message that says what to do, and never a trace of what is inside."""
+"""Errors as problem+json: one message that says what to do, without internals."""
 
 from __future__ import annotations
 
-import html
 import inspect
 import logging
 from typing import Any, Final
 
 import msgspec
-from litestar import Request, Response, get
+from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from tombola.producers.domain.errors import (
@@ -32,7 +31,6 @@ from tombola.producers.domain.errors import (
 from tombola.producers.web.problems import (
     BEFORE_ANY_APPLICATION,
     BODY_TOO_LARGE,
-    KINDS_PATH,
     PROBLEM_TYPE,
     Kind,
     Problem,
@@ -52,7 +50,7 @@ _INVALID: Final = _kind(InvalidRequest, 400, "Change the request: `detail` names
 _INTERNAL: Final = _kind(InternalError, 500, _NOT_AGAIN)
 _UNAVAILABLE: Final = _kind(ServiceUnavailable, 503, _AGAIN)
 
-# The first that fits; whatever else has a name is our own mistake.
+# The first type that fits counts; any other DrawError is a mistake of ours.
 _KINDS: Final[dict[type[DrawError], Kind]] = {
     UnknownCampaign: _kind(UnknownCampaign, 422, "Ask for a campaign that the gateway's release knows."),
     InvalidKey: _kind(InvalidKey, 400, "Make a key of those characters."),
@@ -69,10 +67,10 @@ _KINDS: Final[dict[type[DrawError], Kind]] = {
     TooManyRequests: _kind(TooManyRequests, 429, _AGAIN),
     RequestBusy: _kind(RequestBusy, 503, _AGAIN),
     ServiceUnavailable: _UNAVAILABLE,
-    # A caller can do nothing about our settings: what is wrong with them is for the log.
+    # A caller cannot change the gateway's settings: the log says what is wrong with them.
     ConfigurationError: _UNAVAILABLE,
 }
-# What the framework raises.
+# Errors of the framework.
 _NOT_FOUND: Final = Kind("not-found", 404, "There is nothing at this path.", "See the routes in `/openapi.json`.")
 _METHOD: Final = Kind("method-not-allowed", 405, "This path does not take this method.", "See the header `Allow`.")
 _OF_FRAMEWORK: Final = {404: _NOT_FOUND, 405: _METHOD, 413: BODY_TOO_LARGE}
@@ -86,26 +84,26 @@ KINDS: Final = tuple(
 
 _HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
 _INSIDE: Final = {
-    500: "This is our mistake; it is in the log. Sending the same request again does not help until it is mended.",
+    500: "An error inside the gateway; its log has the details. The same request fails again until it is repaired.",
     503: "The service is not available now. Send the same request again.",
 }
 
 
 def problem_of(error: DrawError) -> Problem:
-    """The problem that an error of ours is."""
+    """The problem for an error of ours."""
     kind = next((kind for error_type, kind in _KINDS.items() if isinstance(error, error_type)), _INTERNAL)
-    # What keeps the database from answering is for the log, not for a caller.
+    # Details of an outage are for the log, not for callers.
     is_for_caller = kind.status not in _INSIDE or isinstance(error, RequestBusy)
     return Problem.of(kind, str(error) if is_for_caller else _INSIDE[kind.status])
 
 
 def codes_of(status: int) -> str:
-    """Which kinds of problem have this status, for the OpenAPI document."""
+    """The kinds of problem with this status, for the OpenAPI document."""
     return " ".join(f"`{it.code}`: {it.means}" for it in KINDS if it.status == status)
 
 
-def _told(error: Exception) -> tuple[Problem, dict[str, str]]:
-    """The problem that an error is, and the headers that go with it. What is not the caller's to know is logged."""
+def _problem_and_headers(error: Exception) -> tuple[Problem, dict[str, str]]:
+    """The problem for any error, and its headers. Logs the errors whose details callers do not get."""
     if isinstance(error, DrawError):
         problem = problem_of(error)
         if problem.status >= 500:
@@ -120,50 +118,28 @@ def _told(error: Exception) -> tuple[Problem, dict[str, str]]:
 
 def _detail(error: HTTPException) -> str:
     if isinstance(error, ValidationException) and isinstance(error.extra, list):
-        said = [f"{it.get('key', 'body')}: {it.get('message', '')}" for it in error.extra if isinstance(it, dict)]
-        return "; ".join(said) or error.detail
+        parts = [f"{it.get('key', 'body')}: {it.get('message', '')}" for it in error.extra if isinstance(it, dict)]
+        return "; ".join(parts) or error.detail
     return error.detail
 
 
 def _handle(_request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    problem, headers = _told(error)
+    problem, headers = _problem_and_headers(error)
     return Response(
         msgspec.json.encode(problem), status_code=problem.status, media_type=PROBLEM_TYPE, headers=headers or None
     )
 
 
 def problem_handlers() -> Any:
-    """Litestar's exception handlers: every error leaves as problem+json."""
+    """Litestar's exception handlers: every error becomes problem+json."""
     return {DrawError: _handle, HTTPException: _handle, Exception: _handle}
 
 
 async def send_problem(send: Any, error: Exception) -> None:
-    """The same in plain ASGI."""
-    problem, more = _told(error)
+    """Answer with the problem for an error, in plain ASGI."""
+    problem, more = _problem_and_headers(error)
     body = msgspec.json.encode(problem)
     headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"content-length", b"%d" % len(body))]
     headers += [(name.lower().encode(), value.encode()) for name, value in more.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def _page() -> bytes:
-    """Every kind at the place where its `type` leads."""
-    rows = "".join(
-        f'<tr id="{it.code}"><td><code>{it.code}</code><td>{it.status}<td>{html.escape(it.means)}'
-        f"<td>{html.escape(it.remedy)}"
-        for it in KINDS
-    )
-    head = "<tr><th>code<th>status<th>what it means<th>what to do"
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Errors · tombola</title>'
-        f"<h1>Errors</h1><table><thead>{head}</thead><tbody>{rows}</tbody></table></html>"
-    ).encode()
-
-
-_PAGE: Final = _page()
-
-
-@get(KINDS_PATH, include_in_schema=False)
-async def show_kinds() -> Response[bytes]:
-    return Response(_PAGE, media_type="text/html; charset=utf-8")

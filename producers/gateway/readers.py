@@ -16,17 +16,17 @@ READ_WAIT_S: Final = 4.0
 
 
 class Readers:
-    """The threads that read the database. Nobody waits longer than READ_WAIT_S for one, nor for what it finds.
+    """The threads that read the database. A read, with its wait for a free thread, takes READ_WAIT_S at most.
 
-    Behind a server that is frozen all of them are soon taken: what waits for one is given up, and cannot pile up.
+    A frozen server soon occupies all threads: reads that wait for one are cancelled then, and do not pile up.
     """
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")
 
     async def run(self, function: Callable[[], T]) -> T:
-        """What `function` returns, called in one of the threads. Raises ServiceUnavailable when that takes too long."""
-        future = self.pool.submit(function)  # cancelled with the wait, if it has not begun
+        """The result of `function`, called in one of the threads. Raises ServiceUnavailable after READ_WAIT_S."""
+        future = self.pool.submit(function)  # cancelled with the wait, unless a thread has begun it
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), READ_WAIT_S)
         except TimeoutError:

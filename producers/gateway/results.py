@@ -1,8 +1,7 @@
-"""Waiting for results: one Redis subscription for all who wait, so that a wait costs neither a thread nor a query.
+"""Waiting for results: one Redis subscription for all waits, so that a wait costs neither a thread nor a query.
 
-The database is asked, too, for all who wait together: once a second while Redis is away, and otherwise once for each of
-them, as Redis may have forgotten what settled before. Whatever Redis says, a result that is not the session's own is no
-result.
+The database is asked as well, for all waits together: every second while Redis is away, otherwise once per wait, as
+Redis may have evicted a result that was there before. A stored result that names another session counts as none.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ CONNECTIONS_MAX: Final = 50
 RECONNECT_S_MAX: Final = 2.0
 CANCEL_EVERY_S: Final = 0.1
 
-# What a subscription raises that is lost; redis-py's own mistake where the listener closes it at the same moment.
+# Raised by a lost subscription. AttributeError is a bug of redis-py: the listener closed the subscription meanwhile.
 _LOST: Final = (RedisError, OSError, AttributeError)
 
 FindStates = Callable[[Sequence[str]], dict[str, SessionState]]
@@ -42,10 +41,9 @@ class Results:
     """Finds results, and waits for them; for one event loop."""
 
     def __init__(self, url: str, find_states: FindStates, readers: ThreadPoolExecutor, *, secret: bytes = b"") -> None:
-        # A connection that breaks is not tried again behind our back: the database knows as well, and a subscription
-        # that came back by itself would have missed what was announced meanwhile.
+        # Retries are off: after a silent reconnect the subscription would have missed announcements.
         self._client = Redis.from_pool(open_async_pool(url, timeout_s=READ_TIMEOUT_S, connections_max=CONNECTIONS_MAX))
-        self._own_channel = f"{CONTROL_CHANNEL}-{secrets.token_hex(8)}"  # a subscription needs at least one
+        self._own_channel = f"{CONTROL_CHANNEL}-{secrets.token_hex(8)}"  # a subscription needs at least one channel
         self._find_states = find_states
         self._readers = readers
         self._secret = secret
@@ -57,21 +55,21 @@ class Results:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to listen, in the running loop."""
+        """Start the listener, in the running loop."""
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._ask_database())]
 
     def stop_waiting(self) -> None:
-        """Tell all who wait, and all who still come, that there is nothing yet: this process is about to end."""
+        """End all waits, and those still to come, without a result: the process is about to end."""
         self.is_stopping = True
         for session_id in self._waiting:
             self._answer(session_id, None)
 
     async def close(self) -> None:
-        """Stop listening."""
+        """Stop the listener, and close the connections."""
         running = {task for task in self._tasks if not task.done()}
         while running:
-            # More than once: before Python 3.12 `asyncio.wait_for`, around each write of redis-py, loses a cancellation
-            # that comes as the write ends.
+            # Repeatedly: before Python 3.12 `asyncio.wait_for`, which redis-py uses around each write, loses a
+            # cancellation that arrives as the write ends.
             for task in running:
                 task.cancel()
             _, running = await asyncio.wait(running, timeout=CANCEL_EVERY_S)
@@ -81,7 +79,7 @@ class Results:
 
     @property
     def waiting(self) -> int:
-        """How many are waiting."""
+        """The number of waits."""
         return sum(map(len, self._waiting.values()))
 
     async def ping(self) -> bool:
@@ -92,21 +90,21 @@ class Results:
             return False
 
     async def peek(self, session_id: str) -> bytes | None:
-        """The first result's bytes if Redis has them; None otherwise, also when Redis does not answer."""
+        """The result's bytes if Redis has them; None otherwise, also when Redis does not answer."""
         if not self._is_up:
             return None
         try:
             stored: Any = await self._client.get(KEY_PREFIX + session_id)
-        except ResponseError:  # something else lies under that key
+        except ResponseError:  # the key's value is not a string
             return None
         except (RedisError, OSError):
             return None
         return None if stored is None else unwrap(stored, session_id, self._secret)
 
     async def wait(self, session_id: str, *, timeout_s: float) -> bytes | None:
-        """The first result's bytes as soon as they are there.
+        """The result's bytes as soon as Redis or the database has them.
 
-        None after `timeout_s`, or earlier when the database knows more: it is to be asked then.
+        None after `timeout_s`, or earlier for a session that has died: the caller asks the database then.
         """
         if self.is_stopping:
             return await self.peek(session_id)
@@ -117,11 +115,11 @@ class Results:
         futures.add(future)
         self._unasked.add(session_id)
         try:
-            # Subscribed before it looks: a result that comes in between is not missed.
+            # Subscribe, then read: a result stored in between is not missed.
             if len(futures) == 1:
                 await self._subscribe(session_id)
             if (body := await self.peek(session_id)) is not None:
-                self._hand_out(session_id, body)  # to those who looked before we had subscribed
+                self._hand_out(session_id, body)  # to waits that read before the subscription
                 return body
             return await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
@@ -135,7 +133,7 @@ class Results:
 
     async def _subscribe(self, session_id: str) -> None:
         if self._is_up:
-            with suppress(*_LOST):  # the listener notices as well, and starts anew
+            with suppress(*_LOST):  # the listener notices as well, and subscribes again
                 await self._subscription.subscribe(KEY_PREFIX + session_id)
 
     async def _unsubscribe(self, session_id: str) -> None:
@@ -144,21 +142,21 @@ class Results:
                 await self._subscription.unsubscribe(KEY_PREFIX + session_id)
 
     async def _listen(self) -> None:
-        """Hand out what is announced; after an outage subscribe anew and look for what was missed."""
+        """Hand out announced results; after an outage subscribe again, and read what was announced meanwhile."""
         failures = 0
         while True:
             try:
                 self._subscription = self._client.pubsub(ignore_subscribe_messages=True)
                 await self._subscription.subscribe(self._own_channel)
-                self._is_up = True  # from here on whoever waits subscribes by himself
+                self._is_up = True  # from here on each wait subscribes itself
                 if self._waiting:
                     await self._subscription.subscribe(*[KEY_PREFIX + session_id for session_id in self._waiting])
                 failures = 0
-                self._unasked.update(self._waiting)  # what settled meanwhile was announced to nobody
+                self._unasked.update(self._waiting)  # results of the outage were announced without a listener
                 for session_id in list(self._waiting):
                     self._hand_out(session_id, await self.peek(session_id))
                 await self._hear()
-            except Exception as error:  # whatever it is: without a listener nobody would be told
+            except Exception as error:  # without a listener every wait would take its whole time
                 if self._is_up or not failures:
                     log.warning("the result store does not answer: %s; the database is asked instead", error)
                 self._is_up = False
@@ -168,16 +166,16 @@ class Results:
                 await asyncio.sleep(min(RECONNECT_S_MAX, 0.1 * 2 ** min(failures, 8)))
 
     async def _hear(self) -> None:
-        """Hand out what is announced, until the subscription fails or hears nothing of what is published."""
+        """Hand out announced results until the subscription fails, or misses what is published to its own channel."""
         heard_at, asked_at = time.monotonic(), 0.0
         while True:
-            # None also for what confirms a subscription.
+            # None also for the confirmation of a subscription.
             message = await self._subscription.get_message(timeout=READ_TIMEOUT_S)
             now = time.monotonic()
             if message is None:
-                # After a failover this subscription may be with the old primary, which is silent and lets us be.
+                # After a failover the subscription may be at the old primary, which stays connected and silent.
                 if asked_at and now - asked_at >= READ_TIMEOUT_S:
-                    raise ConnectionError("what is published does not come through")
+                    raise ConnectionError("published messages do not arrive")
                 if not asked_at and now - heard_at >= READ_TIMEOUT_S / 2:
                     asked_at = now
                     await self._client.publish(self._own_channel, b"")
@@ -187,10 +185,10 @@ class Results:
                 session_id = message["channel"].decode().removeprefix(KEY_PREFIX)
                 self._hand_out(session_id, unwrap(message["data"], session_id, self._secret))
                 if tells_dead(message["data"], session_id, self._secret):
-                    self._answer(session_id, None)  # the database is asked then
+                    self._answer(session_id, None)  # each wait asks the database then
 
     async def _ask_database(self) -> None:
-        """Once a second, for all who wait while Redis is away, else for those who began to wait since."""
+        """Ask the database once a second: for all waits while Redis is away, else for waits begun since."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(ASK_DATABASE_EVERY_S)
@@ -202,7 +200,7 @@ class Results:
             try:
                 states = await loop.run_in_executor(self._readers, self._find_states, asked)
             except Exception as error:
-                log.warning("the database does not answer who waits: %s", error)
+                log.warning("the database does not answer for %d waits: %s", len(asked), error)
                 self._unasked.update(session_id for session_id in asked if session_id in self._waiting)
                 continue
             for session_id, state in states.items():

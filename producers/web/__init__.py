@@ -1,7 +1,11 @@
-"""What strangers meet first, whichever door they knock at: shared by the gateway and the operators' console.
+"""HTTP parts that the gateway and the operators' console share: what meets a request before the application does.
 
-protocol    a connection: how large and how slow a request may be, how many connections there are
-proxies     whose address it is, when proxies stand in between
-hosts       which names we answer to
-budget      how often each of many may do something
+protocol    connections: bounds on the size and duration of requests, and on the number of connections
+proxies     the client's address behind trusted proxies
+hosts       the allowed names of the server
+budget      rate limits by name
+headers     headers that can come only once, headers of every answer
+problems    problem+json, and the problems that arise before an application
+whole       answers sent in one write
+serving     uvicorn's options
 """

@@ -1,4 +1,4 @@
-"""How often each of many may do something. Kept in memory: a limit that asked Redis first would fail with it."""
+"""Rate limits by name. Kept in memory: a limit in Redis would fail with Redis."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ REMEMBERED_MAX: Final = 10_000
 
 
 class Budget:
-    """`per_s` a second for each name, saved up to one second's worth (a token bucket).
+    """A token bucket for each name: `per_s` tokens a second, at most one second's tokens at once.
 
-    The oldest of more than REMEMBERED_MAX names begins anew, with all it may have.
+    Beyond REMEMBERED_MAX names the oldest one is forgotten, and would begin with a full bucket.
     """
 
     def __init__(self, per_s: int, *, now: Callable[[], float] = time.monotonic) -> None:
         self.per_s = per_s
         self._now = now
-        self._left: dict[str, list[float]] = {}  # what is left, and when that was
+        self._left: dict[str, list[float]] = {}  # tokens left, and the time of that count
 
     def take(self, name: str) -> bool:
-        """Take one; False when none is left."""
+        """Take one token; False if none is left."""
         bucket = self._fill(name)
         if bucket[0] < 1.0:
             return False
@@ -29,9 +29,9 @@ class Budget:
         return True
 
     def take_more(self, name: str, count: int) -> bool:
-        """Take `count` more, for something that turned out to be as much; False if they are not left.
+        """Take `count` further tokens, beside the one taken before; False if they are not left.
 
-        What is more than a second's worth may be taken by a name that has used up nothing else; it is owed then.
+        A name that took nothing else in the last second can take more than a second's tokens, and owes them then.
         """
         bucket = self._fill(name)
         if bucket[0] < min(count, self.per_s - 1):
@@ -40,7 +40,7 @@ class Budget:
         return True
 
     def has(self, name: str) -> bool:
-        """Whether one is left."""
+        """Whether a token is left."""
         return self._fill(name)[0] >= 1.0
 
     def _fill(self, name: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""Headers: those that may come only once, and those that every answer has."""
+"""Headers: request headers that can come only once, and headers of every answer."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Final
 
 from tombola.producers.domain.errors import InvalidRequest
 
-# Two of them, and a proxy may have looked at the other one.
+# If such a header came twice, a proxy might have checked the other one.
 _ONCE: Final = frozenset({b"authorization", b"content-type", b"host", b"idempotency-key", b"origin"})
 
-# For a browser that opens an answer as a page, whatever is in it. Pages say themselves what they need.
+# For browsers that open an answer as a page. Answers that are pages set a Content-Security-Policy of their own.
 NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 NO_CONTENT: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 SAFETY: Final = (NO_SNIFFING, NO_CONTENT)
 
 
 def once(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Those that may come only once, by their names in lower case; raises InvalidRequest for one that comes twice."""
+    """The headers that can come only once, by name in lower case; raises InvalidRequest for one that comes twice."""
     found: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in _ONCE:

@@ -1,7 +1,7 @@
-"""Which names we answer to (TOMBOLA_ALLOWED_HOSTS): a page must not reach us under a name of its own.
+"""The names that the server answers to (TOMBOLA_ALLOWED_HOSTS), against DNS rebinding.
 
-A page of evil.example can have that name lead to 127.0.0.1 after it was loaded, and is of the same origin as the server
-there then (DNS rebinding). What gives it away is the name: browsers send it as `Host`, and the page's as `Origin`.
+A page of evil.example can change that name's address to 127.0.0.1 after it was loaded: for the browser, the server
+there has the page's origin then. The name gives the page away: browsers send it as `Host`, and as `Origin`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Final
 
 from tombola.producers.domain.errors import WrongHost, WrongOrigin
 
-# Not another page's names, wherever they are said: health checks inside a container use them.
+# Always allowed: no page of another machine has these names, and health checks inside a container use them.
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class Hosts:
-    """The names that are allowed; all of them when there are none. `*.example.com` stands for every name below that."""
+    """The allowed names; every name if `allowed` is empty. `*.example.com` allows every name below example.com."""
 
     def __init__(self, allowed: Iterable[str]) -> None:
         names = [name.lower() for name in allowed]
@@ -27,15 +27,15 @@ class Hosts:
         return bool(self._names)
 
     def check(self, host: bytes | None, origin: bytes | None, *, origins: Container[str] = ()) -> None:
-        """Raises WrongHost, or WrongOrigin unless the origin is one of `origins`. Without a Host nothing is reached."""
+        """Raise WrongHost for another or no host, and WrongOrigin for another origin that is not one of `origins`."""
         if not self._names:
             return
         if not self._has(_name_of((host or b"").decode("latin-1"))):
             raise WrongHost
         if origin is None:
             return
-        said = origin.decode("latin-1")
-        if said not in origins and not self._has(_name_of(said.partition("://")[2])):
+        text = origin.decode("latin-1")
+        if text not in origins and not self._has(_name_of(text.partition("://")[2])):
             raise WrongOrigin
 
     def _has(self, name: str) -> bool:
@@ -43,7 +43,7 @@ class Hosts:
 
 
 def _name_of(host: str) -> str:
-    """The name in `name:port`, without the port and the dot at the end of a full name."""
+    """The name in `name:port`, without the port and the trailing dot of a fully qualified name."""
     name, colon, port = host.rpartition(":")
     if not colon or not (port.isdigit() or not port) or (host.startswith("[") and not name.endswith("]")):
         name = host

@@ -1,6 +1,6 @@
-"""An error over HTTP: problem+json (RFC 9457), and the kinds that arise before a request reaches an application.
+"""Errors over HTTP as problem+json (RFC 9457), and the kinds that arise before a request reaches an application.
 
-A program tells kinds apart by `code`, which is stable; `type` is the code as a link to the gateway's page of all kinds.
+Programs distinguish kinds by `code`, which is stable; `type` links to the kind on the gateway's page of all kinds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ KINDS_PATH: Final = "/docs/errors"
 
 
 class Kind(NamedTuple):
-    """One kind of problem: its code, the answer's status, what it means, and what a client does about it."""
+    """A kind of problem: its code, the answer's status, its meaning, and what a client does about it."""
 
     code: str
     status: int
@@ -39,7 +39,7 @@ class Problem(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, kind: Kind, detail: str = "") -> Problem:
-        """A problem of this kind; without a detail of its own it says what the kind means."""
+        """A problem of this kind; without `detail`, the kind's meaning is the detail."""
         return cls(HTTPStatus(kind.status).phrase, kind.status, detail or kind.means, kind.code, kind.type)
 
 

@@ -1,10 +1,10 @@
-"""A connection, and what it may cost: uvicorn's protocol with bounds on size, time and number.
+"""uvicorn's HTTP protocol with bounds on the size, the duration and the number of requests and connections.
 
-uvicorn reads heads of any size, waits for the rest of a request for ever, and turns the newest connection away when
-there are too many, though others may be silent. Here a head and a body have a length, a request has a time to be whole,
-an answer has a time to be taken, and of too many connections the one goes that has been without a request for longest.
+uvicorn reads heads of any size, waits for the rest of a request for ever, and refuses the newest connection if there
+are too many, even if others are idle. Here heads and bodies have a maximal size, a request must be complete and an
+answer must be taken in time, and beyond the maximal number of connections the longest idle one is closed.
 
-Answers of this file are problem+json, as the gateway's are: the request never reached an application.
+Requests refused here never reach an application; they are answered with problem+json, like the gateway's.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ log = logging.getLogger(__name__)
 
 HEAD_BYTES_MAX: Final = 16 * 1024
 HEADERS_MAX: Final = 100
-PIECES_MAX: Final = 1024  # of a body: thousands of chunks in one packet would take milliseconds
-FRAMING_FACTOR: Final = 2  # how much more a body may be as it comes, in chunks
+PIECES_MAX: Final = 1024  # of a body: parsing thousands of chunks in one packet would take milliseconds
+FRAMING_FACTOR: Final = 2  # bytes of a chunked body on the wire per byte of body, at most
 PIPELINED_MAX: Final = 16
 WRITE_S_MAX: Final = 60.0
 LINGER_S: Final = 2.0
 LINGER_BYTES_MAX: Final = 2 * 1024 * 1024
-MISTAKES_PER_S_MAX: Final = 20  # from one address; what is beyond waits for its answer
+MISTAKES_PER_S_MAX: Final = 20  # from one address; answers to more are delayed
 MISTAKE_HELD_S: Final = 1.0
-TELL_EVERY_S: Final = 10.0
+LOG_EVERY_S: Final = 10.0
 
 REFUSED: Final = Counter(
     "tombola_http_refused", "requests refused before any application saw them, by the answer's status", ["status"]
@@ -53,21 +53,21 @@ _WHY: Final = {kind.status: problems.Problem.of(kind) for kind in problems.BEFOR
         problems.HEAD_TOO_LARGE, f"A request's head has at most {HEAD_BYTES_MAX:,} bytes and {HEADERS_MAX} headers."
     ),
     503: problems.Problem.of(
-        problems.TOO_MANY_CONNECTIONS, "Too many connections are open here: come back in a second."
+        problems.TOO_MANY_CONNECTIONS, "Too many connections are open here: try again in a second."
     ),
 }
 
 
 class _TooLarge(Exception):
-    """The head, or a body in too many pieces, in one of the parser's callbacks."""
+    """Raised in the parser's callbacks for a head that is too large, or a body in too many pieces."""
 
 
 class _TooMany(Exception):
-    """Requests that came before the answer to an earlier one, in one of the parser's callbacks."""
+    """Raised in the parser's callbacks for too many pipelined requests."""
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. Subclasses say how large a body is and how long a request may take to come."""
+    """One connection. Subclasses may change the maximal size of a body and the time for a request to arrive."""
 
     body_bytes_max: ClassVar[int] = 16 * 1024
     request_s_max: ClassVar[float] = 10.0
@@ -81,13 +81,13 @@ class Protocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._connections_max = config.limit_concurrency
-        self.limit_concurrency = None  # uvicorn would turn away requests of connections that are let in here
+        self.limit_concurrency = None  # uvicorn would refuse requests of connections that this class accepted
         self._idle = _idle_connections(server_state)
-        self._is_open = False  # a message has begun and is not whole
-        self._received_bytes = 0  # of it
+        self._is_open = False  # a request has begun and is not complete
+        self._received_bytes = 0  # of that request
         self._head_bytes = 0
         self._pieces = self._body_bytes = 0  # of its body
-        self._is_over = False  # nothing is read any more
+        self._is_over = False  # no more requests are read
         self._patience: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -123,12 +123,12 @@ class Protocol(HttpToolsProtocol):
             self._stalled = None
 
     def _end(self) -> None:
-        """Close at once: what was not sent yet is not waited for."""
+        """Close at once, without sending what is buffered."""
         self._is_over = True
         self._idle.pop(self, None)
         self.transport.abort()
 
-    # ---- what comes in -----------------------------------------------------------------------------------------------
+    # ---- requests ----------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -139,14 +139,14 @@ class Protocol(HttpToolsProtocol):
             return
         if len(data) <= HEAD_BYTES_MAX:
             self._feed(data)
-        else:  # in pieces, so that the bounds are looked at in between
+        else:  # in pieces, so that the bounds are checked in between
             view = memoryview(data)
             for start in range(0, len(data), HEAD_BYTES_MAX):
                 self._feed(view[start : start + HEAD_BYTES_MAX])
         self._watch()
 
     def _watch(self) -> None:
-        """Lose patience in a while, unless a request is whole and has no answer yet."""
+        """Start the timer for the next request, or stop it while a complete request has no answer."""
         if self._is_over:
             return
         if self._is_open or self.cycle is None or self.cycle.response_complete:
@@ -172,9 +172,9 @@ class Protocol(HttpToolsProtocol):
                 self._look_at_size()
 
     def _go_on_without(self, rest: bytes) -> None:
-        """Read the request again as if it had not asked for another protocol, which it may live without.
+        """Parse the request again without its Upgrade header, which a server may ignore.
 
-        The parser takes all that follows for that protocol: a body, and every later request.
+        The parser would treat the body, and every later request, as data of the other protocol.
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
@@ -209,13 +209,13 @@ class Protocol(HttpToolsProtocol):
         if self._head_bytes > HEAD_BYTES_MAX or len(self.headers) >= HEADERS_MAX:
             raise _TooLarge
         if len(name) == 14 and name.lower() == b"content-length":
-            self._body_bytes = int(value)  # what it will be
+            self._body_bytes = int(value)  # as announced
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
-            return  # it comes again
-        self._head_bytes = -1  # is behind us
+            return  # the head is parsed again, without Upgrade
+        self._head_bytes = -1  # complete
         self._idle.pop(self, None)
         super().on_headers_complete()
         if self._body_bytes > self.body_bytes_max:
@@ -244,14 +244,14 @@ class Protocol(HttpToolsProtocol):
             self._idle[self] = None
 
     def _end_with_answer(self) -> None:
-        """What is asked with a body that is too large: the application says so, and the rest of it is not read."""
+        """Let the application refuse a body that is too large; close then, without reading the rest of the body."""
         self.cycle.keep_alive = False
         self.cycle.transport = _Lingering(self)  # type: ignore[assignment]
 
     def linger(self) -> None:
-        """Close, when the other side has had the time to read what it was answered.
+        """Close after LINGER_S, so that the client can read the answer.
 
-        A connection that is closed under somebody who is still sending takes the answer with it.
+        Closing at once, while the client still sends, would discard the answer on its side.
         """
         self._is_over = True
         self._idle[self] = None
@@ -259,7 +259,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.loop.call_later(LINGER_S, self._end)
 
-    # ---- what is not let in ------------------------------------------------------------------------------------------
+    # ---- refusals ----------------------------------------------------------------------------------------------------
 
     def _lose_patience(self) -> None:
         self._patience = None
@@ -268,16 +268,16 @@ class Protocol(HttpToolsProtocol):
         if self._is_open:
             self._refuse(408)
         elif self.cycle is None or self.cycle.response_complete:
-            self.transport.close()  # it asks nothing
+            self.transport.close()  # idle
 
     def _refuse(self, status: int) -> None:
-        """Answer in the application's stead, and read no more. Not at once, if the address makes a habit of it."""
+        """Answer instead of the application, and read no more. After many mistakes of an address, answer later."""
         self._is_over = True
         self._is_open = False
         self._idle[self] = None
         REFUSED.labels(status).inc()
         address = self.client[0] if self.client else ""
-        _mistakes.tell(status, address)
+        _mistakes.add(status, address)
         if status == 503 or _mistakes.budget.take(subscriber(address)):
             self._answer(status)
         else:
@@ -289,7 +289,7 @@ class Protocol(HttpToolsProtocol):
         cycle, has_head = self.cycle, self._head_bytes < 0
         if cycle is not None and not cycle.response_complete:
             if cycle.response_started or not has_head:
-                self._end()  # an answer is half on its way, or would be taken for an earlier question's
+                self._end()  # an answer is half sent, or the client would take this one for an earlier request's
                 return
             cycle.disconnected = True
             cycle.message_event.set()
@@ -299,7 +299,7 @@ class Protocol(HttpToolsProtocol):
 
 
 class _Lingering:
-    """The transport of an answer that ends its connection."""
+    """The transport for the last answer of a connection: closing it lingers."""
 
     def __init__(self, connection: Protocol) -> None:
         self._connection = connection
@@ -327,7 +327,7 @@ _idle: Final[WeakKeyDictionary[ServerState, dict[Protocol, None]]] = WeakKeyDict
 
 
 def _idle_connections(server_state: ServerState) -> dict[Protocol, None]:
-    """A server's connections without a request, the one that has been so for longest first."""
+    """The server's idle connections, the longest idle one first."""
     found = _idle.get(server_state)
     if found is None:
         found = _idle[server_state] = {}
@@ -335,22 +335,22 @@ def _idle_connections(server_state: ServerState) -> dict[Protocol, None]:
 
 
 class _Mistakes:
-    """What is refused, in the log: now and then a line, not one for each."""
+    """Counts refusals, and logs them in one line per LOG_EVERY_S."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.budget = Budget(MISTAKES_PER_S_MAX)
         self._now = now
         self._count = 0
-        self._told_at = float("-inf")
+        self._logged_at = float("-inf")
 
-    def tell(self, status: int, address: str) -> None:
+    def add(self, status: int, address: str) -> None:
         self._count += 1
-        if self._now() < self._told_at + TELL_EVERY_S:
+        if self._now() < self._logged_at + LOG_EVERY_S:
             return
         log.warning(
             "%d requests refused, the last one (%d) from %s: %s", self._count, status, address, _WHY[status].detail
         )
-        self._count, self._told_at = 0, self._now()
+        self._count, self._logged_at = 0, self._now()
 
 
 _mistakes: Final = _Mistakes()

@@ -1,9 +1,8 @@
-"""Whose address it is: the caller's, not the proxy's, when the proxy is one that we trust (TOMBOLA_TRUSTED_PROXIES).
+"""The client's address behind trusted proxies (TOMBOLA_TRUSTED_PROXIES).
 
-A proxy adds the address that it was called from at the end of `X-Forwarded-For`, or of `Forwarded` (RFC 7239); what
-stands before that was there when it was called, and may be made up. So both are read from the right, as long as those
-who added something are trusted. A header that the proxies do not know may be made up as a whole: where both are there
-and do not agree, neither is believed.
+A proxy appends the address of its peer to `X-Forwarded-For`, or to `Forwarded` (RFC 7239); earlier entries may be
+forged. So both headers are read from the right, as long as the entries are trusted proxies. A header that the proxies
+do not know may be forged as a whole: if both headers are present and disagree, both are ignored.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ Network = IPv4Network | IPv6Network
 Headers = Iterable[tuple[bytes, bytes]]
 
 HOPS_MAX: Final = 20
-_IPV6_SUBSCRIBER_BITS: Final = 64  # what one customer has, at the least
+_IPV6_SUBSCRIBER_BITS: Final = 64  # the prefix of one subscriber, or longer than it
 
 
 class Proxies:
-    """The proxies that are trusted."""
+    """The trusted proxies."""
 
     def __init__(self, trusted: Sequence[Network]) -> None:
         self._trusted = tuple(trusted)
@@ -29,7 +28,7 @@ class Proxies:
         return bool(self._trusted)
 
     def apply(self, scope: Any) -> None:
-        """Put the caller's address and scheme into an ASGI scope, if the connection comes from a trusted proxy."""
+        """Put the client's address and scheme into an ASGI scope, if the connection comes from a trusted proxy."""
         client = scope.get("client")
         if not self._trusted or not client or not self._is_trusted(client[0]):
             return
@@ -44,7 +43,7 @@ class Proxies:
         return found.pop() if len(found) == 1 else peer
 
     def _walk(self, peer: str, hops: Sequence[str]) -> str:
-        """The first address from the right that is no trusted proxy's; the last one that is known, if all are."""
+        """The first address from the right that is not a trusted proxy's; else the last one before an invalid entry."""
         known = peer
         for hop in reversed(hops[-HOPS_MAX:]):
             address = _address(hop)
@@ -66,7 +65,7 @@ class Proxies:
 
 
 def subscriber(address: str) -> str:
-    """Who is behind an address, for limits: whoever has one of IPv6 has 2**64 of them."""
+    """The name of an address for limits: the /64 network of an IPv6 address, as one subscriber has 2**64 addresses."""
     if ":" not in address:
         return address
     try:
@@ -110,9 +109,9 @@ def _address(hop: str) -> str | None:
 
 
 def _scheme(headers: Headers) -> str | None:
-    """How the caller came to the nearest proxy: what that says of itself, which stands last."""
+    """The client's scheme, from the last entry, which the nearest proxy added; None if the headers disagree."""
     plain = _values(headers, b"x-forwarded-proto").rpartition(",")[2].strip().lower()
     standard = _pairs(_values(headers, b"forwarded").rpartition(",")[2]).get("proto", "").lower()
-    told = {it for it in (plain, standard) if it}
-    scheme = told.pop() if len(told) == 1 else ""
+    schemes = {it for it in (plain, standard) if it}
+    scheme = schemes.pop() if len(schemes) == 1 else ""
     return scheme if scheme in ("http", "https") else None

@@ -1,6 +1,6 @@
-"""An answer that is whole before it is sent, in one write.
+"""Answers whose body is known before they are sent: headers and body in one write.
 
-uvicorn makes two writes of it and looks through each header: a fifth of all that a draw costs the gateway's process.
+uvicorn makes two writes and checks each header, which takes a fifth of the gateway's time for a draw.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 try:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-except ImportError:  # httptools is for CPython alone
+except ImportError:  # only CPython has httptools
     RequestResponseCycle = None  # type: ignore[assignment,misc]
 
 Send = Callable[[Any], Awaitable[None]]
@@ -20,7 +20,7 @@ _STATUS_LINES: Final = {it.value: f"HTTP/1.1 {it.value} {it.phrase}\r\n".encode(
 
 
 class Whole(NamedTuple):
-    """The headers are our own words: lower case, checked, and without `content-length`."""
+    """A whole answer. Headers are trusted: names in lower case, valid values, no `content-length`."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -28,7 +28,7 @@ class Whole(NamedTuple):
 
 
 async def send_whole(send: Send, answer: Whole) -> None:
-    """Answer in one write; in parts behind another server than uvicorn, or where uvicorn has something to wait for."""
+    """Send the answer in one write; in ASGI's messages if the server is not uvicorn, or if its connection is paused."""
     cycle = getattr(send, "__self__", None)
     if (
         RequestResponseCycle is None
@@ -54,7 +54,7 @@ async def send_whole(send: Send, answer: Whole) -> None:
 
 
 async def send_in_parts(send: Send, answer: Whole) -> None:
-    """The same in the two messages of ASGI."""
+    """Send the answer in the two messages of ASGI."""
     headers = [(b"content-length", b"%d" % len(answer.body)), *answer.headers]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})

@@ -572,13 +572,13 @@ def test_edit_opens_the_editor(tombola: Tombola, house: House, monkeypatch: pyte
     monkeypatch.setattr("click.edit", lambda text, **_: text.replace('"campain":"x"', '"campaign":"default"'))
     assert tombola("edit", original, "--reason", "a typo").status == 0
     monkeypatch.setattr("click.edit", lambda text, **_: None)
-    tombola("edit", original, "--reason", "a typo").refuses("nothing was saved")
+    tombola("edit", original, "--reason", "a typo").refuses("the editor saved nothing")
 
 
 def test_discard_asks_and_restore_brings_back(tombola: Tombola, house: House) -> None:
     ids = park(house, *[good(DrawRequest(account_id=6, request_key=f"k{number}")) for number in range(4)])
     change(house, ids[0], state=LetterState.PARKED_AGAIN)
-    tombola("discard", ids[1], "--reason", "noise").refuses("nobody to ask here: add --yes")
+    tombola("discard", ids[1], "--reason", "noise").refuses("no terminal to ask for confirmation on: add --yes")
     ended = tombola("discard", *ids[:3], "--reason", "noise", "--yes")
     assert (ended.status, ended.out) == (0, "3 dead letters discarded\n")
     assert states(house) == {LetterState.DISCARDED: 3, LetterState.PARKED: 1}

@@ -178,7 +178,7 @@ def test_where_nobody_looks_a_row_is_a_line(
 ) -> None:
     (row,) = [it for it in tombola(module_house, "dead-letters", "list").out.splitlines() if LONGEST_KEY in it]
     assert str(2**62) in row
-    monkeypatch.setattr(terminal, "WIDTH_OF_NONE", 90)  # as if keys were longer still
+    monkeypatch.setattr(terminal, "PIPE_WIDTH", 90)  # as if keys were longer still
     (row,) = [
         it for it in tombola(module_house, "dead-letters", "list", columns=90).out.splitlines() if LONGEST_KEY in it
     ]

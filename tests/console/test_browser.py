@@ -317,7 +317,7 @@ def test_the_overview_lives(operator: Seat, night: Night) -> None:
     expect(page.locator("#broker_backlog")).to_have_text("0")
     expect(page.locator("#open")).to_have_text(str(night.house.dead()))
     expect(page.locator("#causes")).to_contain_text("failed alone")
-    expect(page.locator("#words")).to_be_empty()
+    expect(page.locator("#warnings")).to_be_empty()
     with Redis.from_url(night.house.settings.need("result_url")) as client:
         pulse = Pulse(client, "worker", "celery@lot-7")
         pulse.add("parked", 3)
@@ -345,7 +345,7 @@ def test_filters_find_what_is_asked_for(operator: Seat, night: Night) -> None:
     expect(page.locator("#count")).to_have_text("1")
     expect(page.locator("tbody tr")).to_have_count(1)
     page.get_by_role("link", name="Clear").click()
-    page.get_by_label("Longer ago than").select_option("1h")
+    page.get_by_label("Parked before").select_option("1h")
     page.get_by_role("button", name="Filter").click()
     expect(page.locator("#count")).to_have_text("0")
     page.goto("/dead-letters/groups")
@@ -393,7 +393,7 @@ def test_the_story_of_a_draw(operator: Seat, night: Night) -> None:
     operator.title(f"Account {night.accounts[0]}")
     expect(page.locator("tbody tr").filter(has_text="session_of_story_1")).to_be_visible()
     page.goto("/story?q=never-heard-of")
-    expect(page.get_by_text("Nothing is known of")).to_be_visible()
+    expect(page.get_by_text("Nothing found for")).to_be_visible()
 
 
 # ---- acting ----------------------------------------------------------------------------------------------------------
@@ -437,7 +437,7 @@ def test_a_canary_stops_by_itself_when_the_cause_comes_back(operator: Seat, nigh
     expect(page.get_by_label("Reason")).to_have_value("is the spring campaign back?")
     assert ("ann", "replay", "is the spring campaign back?") not in night.recorded()
     operator.shoot("replay-hopeless")
-    page.get_by_role("button", name="Replay all the same").click()
+    page.get_by_role("button", name="Replay anyway").click()
     because = page.locator("#because")
     expect(because).to_contain_text("the cause came back: 2 of 2 parked again")
     expect(page.locator("#status")).to_have_text("stopped")
@@ -480,7 +480,7 @@ def test_a_replay_is_stopped_by_a_button(operator: Seat, night: Night) -> None:
     page.get_by_label("Per second").fill("0.5")
     page.get_by_label("Reason").fill("slowly now")
     page.get_by_role("button", name="Start the replay").click()
-    page.get_by_role("button", name="Replay all the same").click()
+    page.get_by_role("button", name="Replay anyway").click()
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#because")).to_contain_text("stopped by ann")
     expect(page.locator("#status")).to_have_text("stopped")

@@ -44,7 +44,7 @@ def house(database_url: str) -> Iterator[processes.House]:
 
 def tell(house: processes.House, query: str) -> Story:
     with house.engine.connect().execution_options(read_only=True) as connection:
-        return story.tell(connection, query)
+        return story.find(connection, query)
 
 
 def accepted(house: processes.House, draw: DrawRequest, caller: str = "shop") -> None:
@@ -154,7 +154,7 @@ def test_a_draw_that_died_and_was_replayed(house: processes.House) -> None:
     assert by["discard"].text == "by ann: garbage"
     assert by["replay 41"].link == "/replays/41"
     assert by["replay 41 done"].text == "1 settled"
-    assert "2 times by now" in by["parked again"].text
+    assert "2 times so far" in by["parked again"].text
 
 
 def test_a_message_that_never_became_a_request(house: processes.House) -> None:

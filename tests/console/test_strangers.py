@@ -14,7 +14,7 @@ import pytest
 from tests import servers
 from tests.consoles import PASSWORD, Console, Visitor
 from tests.processes import House, wait_for
-from tombola.worker.console import security
+from tombola.worker.console.security import login
 from tombola.worker.operators import users as operators
 
 OPERATOR, OTHER = "ann", "ben"
@@ -52,7 +52,7 @@ def test_wrong_logins_of_an_address_do_not_lock_its_operators_out(console: Conso
     for name in (OPERATOR, "nobody"):
         began = time.monotonic()
         assert status(console, name, "guess", ONE) == 429
-        assert time.monotonic() - began >= security.REFUSAL_S
+        assert time.monotonic() - began >= login.REFUSAL_S
     assert status(console, "user99", "guess", TWO) == 401, "another address behind the proxy"
 
 

@@ -62,7 +62,7 @@ def up(home: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         )
         try:
             deadline = time.monotonic() + UP_TIMEOUT_S
-            while "Ctrl-C ends it" not in log.read_text():
+            while "Ctrl-C stops everything" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)

@@ -16,7 +16,7 @@ from tests.gateway.test_demo_page import browser  # noqa: F401
 from tests.gateways import OPEN_TO_ALL, gateway, settle
 from tests.processes import House, wait_for
 from tombola.producers.domain.contract import DrawRequest
-from tombola.producers.gateway.pages import PAGE
+from tombola.producers.gateway.routes.page import PAGE
 
 DRAW = """([base, account]) => import('/draw.js').then(({ draw }) => {
     window.told = [];

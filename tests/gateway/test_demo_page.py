@@ -567,7 +567,7 @@ def test_a_draw_given_up_is_told(tab: Tab) -> None:
 
     tab.page.route("**/v1/draws/*?*", dead)
     tab.click()
-    tab.told("put this draw aside")
+    tab.told("This draw is dead")
     expect(tab.page.locator("#draws li")).to_contain_text("dead: timed out")
     tab.forgotten()
 
@@ -580,7 +580,7 @@ def test_a_refusal_is_told_and_not_repeated(deployment: Deployment, tab: Tab, st
 
     tab.page.route(POSTS, refuse, times=1)
     tab.click()
-    tab.told("did not take this draw")
+    tab.told("did not accept this draw")
     tab.says("This is why.")
     expect(tab.page.locator("#draw")).to_have_attribute("aria-disabled", "false")
     assert len(tab.posts) == 1
@@ -598,7 +598,7 @@ def test_a_key_that_is_another_draws_is_refused_and_forgotten(deployment: Deploy
     processes.wait_for(lambda: deployment.charges(tab.account) == [key], within_s=20, what=deployment.worker.log)
     tab.page.evaluate(f"localStorage.setItem('tombola.pending.{key}', JSON.stringify({{ account_id: {other} }}))")
     tab.page.reload()
-    tab.told("did not take this draw")
+    tab.told("did not accept this draw")
     tab.forgotten()
     assert deployment.charges(other) == []
     assert deployment.charges(tab.account) == [key]
@@ -618,7 +618,7 @@ def test_a_browser_that_keeps_nothing_is_told(deployment: Deployment, browsing: 
     )
     page = browsing.context.new_page()
     page.goto(deployment.gateway.url)
-    expect(page.locator("#outcome")).to_contain_text("does not let the page keep anything")
+    expect(page.locator("#outcome")).to_contain_text("does not let the page store anything")
     page.get_by_role("button").click()
     expect(page.locator("#outcome")).to_contain_text("This draw was not sent")
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from tombola.worker.cli import ROOMS
+from tombola.worker.cli import MODULES
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -99,4 +99,4 @@ def test_every_command_is_one_that_the_image_has(compose: dict[str, Any]) -> Non
             assert command[1:3] == ["-A", "tombola.worker"]
         else:
             assert command[0] == "tombola"
-            assert command[1] in ROOMS
+            assert command[1] in MODULES

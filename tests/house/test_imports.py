@@ -288,13 +288,13 @@ def test_a_command_whose_extra_is_missing_names_it(words: list[str], extra: str)
 
 @pytest.mark.process
 def test_the_command_works_with_the_base_alone() -> None:
-    from tombola.worker.cli import EXTRAS, ROOMS
+    from tombola.worker.cli import EXTRAS, MODULES
 
     listed = tombola("--help")
     assert listed.returncode == 0, listed.stderr
-    assert all(re.search(rf"^\W*{name}\b", listed.stdout, re.MULTILINE) for name in ROOMS)
+    assert all(re.search(rf"^\W*{name}\b", listed.stdout, re.MULTILINE) for name in MODULES)
     assert tombola("--version").stdout.startswith("tombola ")
-    for name in ROOMS.keys() - EXTRAS.keys():
+    for name in MODULES.keys() - EXTRAS.keys():
         done = tombola(name, "--help")
         assert (done.returncode, done.stderr) == (0, ""), name
     done = tombola("transactions", "s-1")  # it comes as far as the database, which is not there

@@ -79,7 +79,7 @@ def test_status_says_what_comes_first(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text(f"UPDATE {migrations.VERSION_TABLE} SET version_num = '9999'"))
     # Workers start beside a newer release's schema.
-    assert "upgrade tombola here, too" in migrate("status", code=0).output
+    assert "upgrade tombola on this machine, too" in migrate("status", code=0).output
     assert "newer release" in refused()
 
 
@@ -140,7 +140,7 @@ def test_a_script_is_what_would_be_run(engine: Engine, database_url: str) -> Non
     assert migrate("--sql").output == taken_over + migrations.upgrade_script(database_url, start="0003")
     migrate()
     migrations.downgrade(engine, "base")
-    assert "run `tombola migrate` itself" in refused("--sql")
+    assert "run `tombola migrate` without --sql" in refused("--sql")
     with engine.begin() as connection:
         connection.execute(text(f"DROP TABLE {migrations.VERSION_TABLE}"))
         connection.execute(text("CREATE TABLE operators (id INTEGER PRIMARY KEY)"))

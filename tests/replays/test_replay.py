@@ -12,7 +12,6 @@ import redis
 from celery import Celery
 from sqlalchemy import func, select, text, update
 
-import tombola.producers.storage.requests.accepting
 from tests.books import assert_books
 from tests.processes import House, draws
 from tests.processes import wait_for as wait_until
@@ -22,7 +21,7 @@ from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import DrawDead, InvalidRequest, ReplayNotFound
 from tombola.producers.entry import Entry
 from tombola.producers.results import ResultStore
-from tombola.producers.storage.requests import Submission
+from tombola.producers.storage.requests import Submission, accepting, records
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import dead_letters as table
@@ -497,14 +496,14 @@ def test_one_that_cannot_be_accepted_stays_parked_and_the_others_go_on(
 ) -> None:
     sent = draws(house.accounts(3), 20)
     desk.park_by_worker(*[draw.encode() for draw in sent], wheels={})
-    values = tombola.producers.storage.requests.accepting.request_values
+    values = records.request_values
 
     def mistaken(request: DrawRequest, *others: str) -> Any:
         if request.request_key == sent[13].request_key:
             raise TypeError("a mistake of ours")
         return values(request, *others)
 
-    monkeypatch.setattr(tombola.producers.storage.requests.accepting, "request_values", mistaken)
+    monkeypatch.setattr(accepting, "request_values", mistaken)
     desk.work()
     ended = desk.replay()
     assert (ended.status, ended.selected, ended.settled, ended.refused) == (replay.DONE, 20, 19, 1)

@@ -74,8 +74,8 @@ def _legacy() -> typer.Typer:
     return legacy.app
 
 
-# Where each command is. What a command needs is imported when it is called: all of it takes two seconds.
-ROOMS: Final[dict[str, Callable[[], typer.Typer]]] = {
+# The module of each command, imported when the command is called: importing all modules takes two seconds.
+MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "up": _processes,
     "enqueue": _draws,
     "result": _draws,
@@ -93,7 +93,7 @@ ROOMS: Final[dict[str, Callable[[], typer.Typer]]] = {
     "migrate": _migrate,
     "legacy": _legacy,
 }
-# What each command needs beside the base, by the name of the extra that brings it: each role installs its own.
+# The extra that installs what each command needs beside the base.
 EXTRAS: Final = {
     "up": "embedded",
     "relay": "worker",
@@ -107,32 +107,32 @@ EXTRAS: Final = {
 PLAIN: Final[dict[str, Any]] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
-class Rooms(TyperGroup):
-    """The commands by name, each imported when it is asked for."""
+class LazyCommands(TyperGroup):
+    """The commands by name, each imported when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(ROOMS)
+        return list(MODULES)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        room = ROOMS.get(cmd_name)
-        if room is None:
+        module = MODULES.get(cmd_name)
+        if module is None:
             return None
         whole = typer.Typer(**PLAIN)
         try:
-            whole.add_typer(room())
+            whole.add_typer(module())
         except ModuleNotFoundError as error:
-            return _stand_in(cmd_name, _without(cmd_name, error))
+            return _stand_in(cmd_name, _missing_extra(cmd_name, error))
         return typer.main.get_group(whole).commands[cmd_name]
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except ModuleNotFoundError as error:  # some import what they need when they are called
-            raise _without(ctx.invoked_subcommand, error) from error
+        except ModuleNotFoundError as error:  # some commands import modules when they run
+            raise _missing_extra(ctx.invoked_subcommand, error) from error
 
 
-def _without(command: str, error: ModuleNotFoundError) -> ConfigurationError:
-    """What to say of a command that a library is missing for; raises `error` where no extra brings it."""
+def _missing_extra(command: str, error: ModuleNotFoundError) -> ConfigurationError:
+    """The error that names the extra to install for `command`; raises `error` if no extra contains the module."""
     library = (error.name or "").partition(".")[0]
     if command not in EXTRAS or library in ("", "tombola"):
         raise error
@@ -142,7 +142,7 @@ def _without(command: str, error: ModuleNotFoundError) -> ConfigurationError:
 
 
 def _stand_in(command: str, why: ConfigurationError) -> Any:
-    """The command as it is listed without its library; whatever it is called with, it says why it cannot run."""
+    """A command that is listed without its library; called with any arguments, it raises `why`."""
     whole = typer.Typer(**PLAIN)
 
     @whole.command(
@@ -158,7 +158,7 @@ def _stand_in(command: str, why: ConfigurationError) -> Any:
 
 
 app = typer.Typer(
-    cls=Rooms,
+    cls=LazyCommands,
     name="tombola",
     help="The draw queue that never charges twice.",
     epilog=(
@@ -177,16 +177,16 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command; every error that has a name becomes one line and exit code 1."""
+    """Run the command; a DrawError or a database's error becomes one line on stderr and exit code 1."""
     plain_streams()
     if (unreadable := next((it for it in sys.argv if not _is_text(it)), None)) is not None:
-        _fail(f"this argument is no text in {sys.getfilesystemencoding()}: {unreadable!r:.80}")
+        _fail(f"this argument is not text in {sys.getfilesystemencoding()}: {unreadable!r:.80}")
     try:
         app()
     except DrawError as error:
         _fail(str(error))
     except Exception as error:
-        # What raised it has imported this already.
+        # Imported here: `tombola --version` needs no SQLAlchemy.
         from sqlalchemy.exc import SQLAlchemyError
 
         from tombola.producers.storage.faults import explain
@@ -197,7 +197,7 @@ def main() -> None:
 
 
 def _is_text(argument: str) -> bool:
-    """Whether it is what somebody typed: bytes that are no text stand there as halves of characters."""
+    """Whether the argument is valid text: Python keeps other bytes as lone surrogates."""
     try:
         argument.encode()
     except UnicodeEncodeError:

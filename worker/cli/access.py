@@ -1,4 +1,4 @@
-"""API keys: who may call the gateway."""
+"""`tombola api-key`: the API keys of the gateway's callers."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from sqlalchemy import Connection
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.storage import api_keys
 from tombola.worker.audit.on_record import API_KEY_ADD, API_KEY_REVOKE
-from tombola.worker.cli.base import JsonOption, WhyOption, engine_of, out, print_json, print_table
+from tombola.worker.cli.base import JsonOption, OptionalReasonOption, engine_of, out, print_json, print_table
 from tombola.worker.operators import actions
 
 app = typer.Typer()
-api_key_app = typer.Typer(help="Say who may call the gateway.", no_args_is_help=True)
+api_key_app = typer.Typer(help="Add, list and revoke API keys of the gateway's callers.", no_args_is_help=True)
 app.add_typer(api_key_app, name="api-key")
 
 
 @api_key_app.command("add")
 def api_key_add(
-    caller: Annotated[str, typer.Argument(help="Whose key: idempotency keys are the caller's own.")],
+    caller: Annotated[str, typer.Argument(help="The caller; request keys and sessions belong to a caller.")],
     accounts: Annotated[str, typer.Option(help="Only for these accounts, such as 6,7,100-199.")] = "",
     user_prefix: Annotated[
-        str, typer.Option(help="Only for the accounts of users whose id begins so, such as 42.")
+        str, typer.Option(help="Only for accounts of users whose id begins with this, such as 42.")
     ] = "",
-    reason: WhyOption = "",
+    reason: OptionalReasonOption = "",
 ) -> None:
-    """Make an API key: for all accounts, or for those that are named here. It is shown this once."""
+    """Make an API key, for all accounts or for the given ones. The key is shown only once."""
     bounds = api_keys.Bounds.parse(accounts, user_prefix)
     typer.echo(api_keys.add(engine_of(), caller, bounds, record=_on_record(API_KEY_ADD, reason, bounds)))
 
@@ -55,16 +55,17 @@ def api_key_list(as_json: JsonOption = False) -> None:
 
 @api_key_app.command("revoke")
 def api_key_revoke(
-    key: Annotated[str, typer.Argument(help="The key, or its id as listed.")], reason: WhyOption = ""
+    key: Annotated[str, typer.Argument(help="The key, or its id as listed.")], reason: OptionalReasonOption = ""
 ) -> None:
-    """Let a key in no more, within seconds."""
-    if not key.isascii():  # MariaDB refuses to compare it with a key's id
+    """Revoke a key; gateways refuse it within seconds."""
+    if not key.isascii():  # MariaDB raises an error when it compares other text with an ASCII column
         raise InvalidRequest(f"there is no API key {key}: `tombola api-key list` shows them")
     api_keys.revoke(engine_of(), key, record=_on_record(API_KEY_REVOKE, reason))
     out.print(f"revoked {key.removeprefix(f'{api_keys.PREFIX}_')[:16]}")
 
 
 def _on_record(action: str, reason: str, bounds: api_keys.Bounds = api_keys.NO_BOUNDS) -> api_keys.Record:
+    """A function that records the action in the transaction of the key's change."""
     why = actions.checked_reason(reason) if reason else ""
 
     def record(connection: Connection, key_id: str, caller: str) -> None:

@@ -1,4 +1,4 @@
-"""What the commands share: settings, the terminal, amounts, and how Ctrl-C ends them."""
+"""Shared by the commands: settings, options, amounts, confirmation, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ __all__ = ["out", "print_json", "print_table", "shown"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 AccountOption = Annotated[int, typer.Option("--account", help="The account that pays.", metavar="ID")]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why: it is put on record.")]
-YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask: for scripts.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest first.")]
-WhyOption = Annotated[str, typer.Option("--reason", help="Why, for the record of operators' actions.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="The reason, for the record of operators' actions.")]
+OptionalReasonOption = Annotated[
+    str, typer.Option("--reason", help="The reason, for the record of operators' actions.", show_default=False)
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation: for scripts.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="At most this many, the oldest first.")]
 
 
 def settings_with(*needed: str) -> Settings:
-    """TOMBOLA_*, or what embedded mode left; raises ConfigurationError when one of `needed` is missing."""
+    """The settings from TOMBOLA_*, else of embedded mode; raises ConfigurationError when one of `needed` is missing."""
     settings = settings_from_anywhere()
     if settings.need("database_url").startswith("sqlite") and not all(settings.has(name) for name in needed):
         raise ConfigurationError("tombola is not up: start it with `tombola up` in another terminal")
@@ -42,13 +44,13 @@ def settings_with(*needed: str) -> Settings:
 
 
 def engine_of(settings: Settings | None = None) -> Engine:
-    """An engine for the settings' database."""
+    """An engine for the database of `settings`, by default those of `settings_with`."""
     settings = settings or settings_with("database_url")
     return open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
 
 
 def amount_of(text: str) -> Decimal:
-    """An amount that somebody typed."""
+    """The amount in an argument; raises typer.BadParameter unless it is a number of 0 or more."""
     try:
         amount = Decimal(text)
     except InvalidOperation:
@@ -60,12 +62,12 @@ def amount_of(text: str) -> Decimal:
 
 @contextmanager
 def until_interrupted() -> Iterator[threading.Event]:
-    """Turn SIGTERM into what Ctrl-C does, and Ctrl-C into an orderly end with exit code 0."""
+    """End in order, with exit code 0, at Ctrl-C or SIGTERM. The event is set then."""
     interrupted = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:
         if interrupted.is_set():
-            return  # already on the way out: the parts stop in their order
+            return  # ending already: the parts stop in their order
         interrupted.set()
         raise KeyboardInterrupt
 
@@ -73,7 +75,7 @@ def until_interrupted() -> Iterator[threading.Event]:
     try:
         yield interrupted
     except KeyboardInterrupt:
-        out.print("\nStopped. What was settled is kept for the next start.")
+        out.print("\nStopped. Settled draws are kept for the next start.")
         raise typer.Exit(0) from None
     finally:
         for number, handler in before.items():
@@ -81,14 +83,14 @@ def until_interrupted() -> Iterator[threading.Event]:
 
 
 def confirm(question: str) -> None:
-    """Go on after a yes. Raises InvalidRequest where nobody can be asked, and typer.Exit after a no."""
+    """Return after a yes. Raises typer.Exit after a no, and InvalidRequest without a terminal to ask on."""
     if not sys.stdin.isatty():
-        raise InvalidRequest("nobody to ask here: add --yes")
+        raise InvalidRequest("no terminal to ask for confirmation on: add --yes")
     if not typer.confirm(question):
         out.print("Nothing was done.")
         raise typer.Exit(1)
 
 
 def when(moment: datetime) -> str:
-    """A moment in UTC, as tables show it."""
+    """A moment for tables, to the second; in UTC, as `moment` is."""
     return f"{moment:%Y-%m-%d %H:%M:%S}"

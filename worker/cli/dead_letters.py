@@ -1,4 +1,4 @@
-"""`tombola dead-letters`: see what died, be told what a replay would do, do it, watch it, stop it."""
+"""`tombola dead-letters`: list, show, forecast, replay, edit, discard and restore dead letters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tombola.worker.operators.actions import shell_operator
 
 app = typer.Typer()
 group = typer.Typer(
-    help="Messages that were set aside: look, forecast, replay, edit, discard.",
+    help="Look at dead letters; forecast, replay, edit, discard and restore them.",
     no_args_is_help=True,
     epilog=(
         "\b\nExamples:\n"
@@ -63,7 +63,7 @@ def _read(read: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 @selecting(*LISTED)
 def list_letters(
     selection: Selection,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many to list, the latest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many to list.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """List dead letters, the latest first."""
@@ -99,7 +99,7 @@ def list_groups(
     selection: Selection,
     as_json: JsonOption = False,
 ) -> None:
-    """Count dead letters by what they died of: like errors at the same place are one group."""
+    """Count dead letters by group: the same cause and exception, raised at the same place."""
     found: list[letters.Group] = _read(letters.groups, selection)
     if as_json:
         print_json(msgspec.json.encode(found))
@@ -122,9 +122,10 @@ def list_groups(
 
 @group.command("show")
 def show(
-    dead_letter: Annotated[int, typer.Argument(help="Its id.", metavar="ID")], as_json: JsonOption = False
+    dead_letter: Annotated[int, typer.Argument(help="The dead letter's id.", metavar="ID")],
+    as_json: JsonOption = False,
 ) -> None:
-    """Show one dead letter: what it says, why it is here, who parked it."""
+    """Show one dead letter: its body, its cause, the worker that parked it."""
 
     def read(connection: Connection) -> tuple[DeadLetter, list[int]]:
         return letters.get(connection, dead_letter), letters.copies(connection, dead_letter)
@@ -164,9 +165,9 @@ def show(
 @selecting(*LISTED)
 def export(
     selection: Selection,
-    to: Annotated[Path | None, typer.Option("--to", help="A file; default: the standard output.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="A new file; default: the standard output.")] = None,
 ) -> None:
-    """Write dead letters as JSON, one a line, the latest first; bodies in base64 as well as in text."""
+    """Write dead letters as JSON, one per line, the latest first; bodies as text and in base64."""
     engine = engine_of()
 
     def lines() -> Iterator[str]:
@@ -196,7 +197,7 @@ def export(
 
 # ---- replay ----------------------------------------------------------------------------------------------------------
 
-group.command("forecast")(replaying.foretell)
+group.command("forecast")(replaying.show_forecast)
 group.command("replay", epilog=replaying.EXAMPLES)(replaying.replay)
 
 
@@ -205,20 +206,20 @@ group.command("replay", epilog=replaying.EXAMPLES)(replaying.replay)
 
 @group.command("edit")
 def edit(
-    dead_letter: Annotated[int, typer.Argument(help="Its id.", metavar="ID")],
+    dead_letter: Annotated[int, typer.Argument(help="The dead letter's id.", metavar="ID")],
     reason: ReasonOption,
     body: Annotated[
-        str | None, typer.Option(help="The new body, a draw request in JSON; default: your editor opens.")
+        str | None, typer.Option(help="The new body, a draw request in JSON; default: opens your editor.")
     ] = None,
 ) -> None:
-    """Make an edited copy of a dead letter, to replay instead of it. Its request key and account stay as they are."""
+    """Park an edited copy of a dead letter, to replay in its place. Request key and account cannot be edited."""
     engine = engine_of()
     with engine.connect().execution_options(read_only=True) as connection:
         original = letters.get(connection, dead_letter)
     if body is None:
         body = click.edit(_readable(original.body), extension=".json")
         if body is None:
-            raise InvalidRequest("nothing was saved: nothing is changed")
+            raise InvalidRequest("the editor saved nothing: no copy was made")
     copy = letters.edit(engine, dead_letter, body.strip().encode(), operator=shell_operator(), reason=reason)
     out.print(f"dead letter {copy} is the edited copy of {dead_letter}")
     out.print(f"next: tombola dead-letters replay {copy} --reason …")
@@ -231,7 +232,7 @@ def discard(
     reason: ReasonOption,
     yes: YesOption = False,
 ) -> None:
-    """Put dead letters away, to be replayed no more. Nothing is deleted: `restore` brings them back."""
+    """Discard dead letters: they are not replayed any more. Nothing is deleted; `restore` undoes it."""
     _act(letters.discard, "discarded", selection, reason, yes)
 
 
@@ -242,7 +243,7 @@ def restore(
     reason: ReasonOption,
     yes: YesOption = False,
 ) -> None:
-    """Bring back what was discarded."""
+    """Restore discarded dead letters: they are parked again."""
     selection = msgspec.structs.replace(selection, states=(LetterState.DISCARDED,))
     _act(letters.restore, "restored", selection, reason, yes)
 

@@ -1,4 +1,4 @@
-"""The doctor: what is wrong with a deployment, and what to do."""
+"""`tombola doctor`: checks of a deployment, each with what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ app = typer.Typer()
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
-    """Check this deployment and say what to do. Changes nothing; exit code 1 if something must be done."""
+    """Check this deployment, and print what to do. Changes nothing; exit code 1 if a check fails."""
     checks = doctors.examine(settings_with("database_url"))
     if as_json:
         found = list(checks)

@@ -1,4 +1,4 @@
-"""Draws: enqueue one, look at what became of it."""
+"""Draws: enqueue one, show its result and its ledger rows."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ app = typer.Typer()
 @app.command()
 def enqueue(
     account: AccountOption,
-    key: Annotated[str, typer.Option(help="The request key; made here if not given. A repeat is harmless.")] = "",
+    key: Annotated[str, typer.Option(help="The request key; default: a new one. Repeats are not charged.")] = "",
     session: Annotated[str, typer.Option(help="The lottery session id; default: the request key.")] = "",
-    campaign: Annotated[str, typer.Option(help="The odds to draw by.")] = CAMPAIGN_DEFAULT,
+    campaign: Annotated[str, typer.Option(help="The campaign, whose odds decide.")] = CAMPAIGN_DEFAULT,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the result; 0 does not wait.", min=0)] = 5.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,12 +50,12 @@ def enqueue(
 @app.command()
 def result(
     session: Annotated[str, typer.Argument(help="The lottery session id.")],
-    wait: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0)] = 0.0,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the result.", min=0)] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Show the result of a draw."""
     if not session.isascii():
-        raise DrawError(f"nobody asked for the lottery session {session}")
+        raise DrawError(f"no request has the lottery session {session}")
     settings = settings_with("result_url")
     with _says_why(settings, session), DrawClient.from_settings(settings) as client:
         found = client.wait(session, timeout_s=wait) if wait else client.result(session)
@@ -67,7 +67,7 @@ def result(
 
 @contextmanager
 def _says_why(settings: Settings, session: str) -> Iterator[None]:
-    """Add to what is said of a draw without a result what its dead letter says."""
+    """Add the latest dead letter of the session to the message of DrawDead and ResultNotReady."""
     try:
         yield
     except (DrawDead, ResultNotReady) as error:
@@ -76,9 +76,9 @@ def _says_why(settings: Settings, session: str) -> Iterator[None]:
             letter = connection.execute(query.limit(1)).first()
         if letter is None:
             raise
-        # Any message may name a session: only the request's own row says that it is dead.
-        said = f"{error}. Dead letter {letter.id} names this session; {letter.state}, {letter.cause}: {letter.error}"
-        raise type(error)(said.replace("..", ".")) from None
+        # Any message may name any session: only the request's own row proves that the draw is dead.
+        message = f"{error}. Dead letter {letter.id} names this session; {letter.state}, {letter.cause}: {letter.error}"
+        raise type(error)(message.replace("..", ".")) from None
 
 
 def _show(found: DrawResult) -> None:
@@ -94,7 +94,7 @@ def _show(found: DrawResult) -> None:
 @app.command()
 def transactions(session: Annotated[str, typer.Argument(help="The lottery session id.")]) -> None:
     """List the ledger rows of a session."""
-    # MariaDB refuses to compare a column of ASCII with anything else.
+    # MariaDB raises an error when it compares other text with an ASCII column.
     rows = get_lottery_session_transactions(session, engine=engine_of()) if session.isascii() else []
     if not rows:
         raise DrawError(f"no ledger row has the lottery session {session}")

@@ -1,4 +1,4 @@
-"""`tombola legacy`: the owner's own table becomes ours, online, with proof and a way back (migrations/README.md)."""
+"""`tombola legacy`: migrate a ledger of old code, online, with checks and a rollback (migrations/README.md)."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from tombola.migrations.legacy import rollback as rolling
 from tombola.migrations.legacy import status as standing
 from tombola.migrations.legacy import verify as verifying
 from tombola.migrations.legacy.session import Tell, open_session
-from tombola.worker.cli.base import JsonOption, out, settings_with
+from tombola.worker.cli.base import JsonOption, YesOption, out, settings_with
 
 app = typer.Typer()
 group = typer.Typer(
-    help="Turn a legacy asset_transactions into ours while old code goes on writing.",
+    help="Migrate the asset_transactions of old code to tombola's definition, while old code goes on writing.",
     no_args_is_help=True,
     epilog=(
-        "\b\nIn this order, each safe to run again:\n"
+        "\b\nIn this order; each can be run again:\n"
         "  tombola legacy inspect\n"
-        "  tombola legacy expand        (or adopt: inspect says which)\n"
+        "  tombola legacy expand        (or adopt, as inspect says)\n"
         "  tombola legacy backfill --follow\n"
         "  tombola legacy verify\n"
         "  tombola legacy contract --drop-business-unique\n"
-        "Back out at any time: tombola legacy rollback\n"
+        "To go back at any time: tombola legacy rollback\n"
     ),
 )
 app.add_typer(group, name="legacy")
 
-SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements that are left, and run none.")]
-YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask: for scripts.")]
+SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements that would run; run none.")]
 WritersWaitOption = Annotated[
     bool,
-    typer.Option("--writers-wait", help="Copy the table while writers wait, where the server cannot do it online."),
+    typer.Option("--writers-wait", help="Block writers during the copy if the server cannot copy the table online."),
 ]
 OwnSessionOption = Annotated[
-    bool, typer.Option("--own-session", help="Rows whose business_id is no session's id get one of their own, tx_{id}.")
+    bool,
+    typer.Option("--own-session", help="Give a row whose business_id is not a session id its own session, tx_{id}."),
 ]
 
 
@@ -64,7 +64,7 @@ def _engine() -> Iterator[Engine]:
 
 @contextmanager
 def _progress() -> Iterator[Tell]:
-    """A bar for each thing under way, with its rate and the time left; nothing where nobody looks."""
+    """A progress bar per task, with its rate and the time left; nothing without a terminal."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
         TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
@@ -95,10 +95,10 @@ def _print_sql(statements: list[str]) -> None:
 
 @group.command("inspect")
 def inspect(
-    no_rows: Annotated[bool, typer.Option("--no-rows", help="Only the definitions: a moment.")] = False,
+    no_rows: Annotated[bool, typer.Option("--no-rows", help="Read the definitions only, not the rows: quick.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at the legacy table: its shape, what differs, which rows would be in the way. Only reads."""
+    """Inspect the table of old code: its shape, its differences, the rows that would stop a migration. Only reads."""
     with _engine() as engine, _progress() as tell:
         found = inspection.inspect(engine, tell=tell, with_rows=not no_rows)
     if as_json:
@@ -112,25 +112,25 @@ def _show(found: inspection.Inspection) -> None:
     table = found.table
     out.print(
         f"asset_transactions on {escape(found.server)}: {escape(table['engine'])}, {escape(table['collation'])}, "
-        f"some {found.rows or table['rows_estimated']:,} rows, {table['size_bytes'] / 2**20:,.0f} MiB"
+        f"about {found.rows or table['rows_estimated']:,} rows, {table['size_bytes'] / 2**20:,.0f} MiB"
     )
     shape = f" (shape {found.shape})" if found.shape else ""
     out.print(f"It is {escape(found.shape_is)}{shape}.")
     for name, lines in (
         ("columns", [f"{it['name']} {it['type']}{'' if it['null'] else ' not null'}" for it in found.columns]),
         ("indexes", found.indexes),
-        ("what differs from the guide", found.differences),
-        ("in the accounts beside ours", found.account_columns_beside_ours),
+        ("differences from the guide", found.differences),
+        ("further columns of the accounts", found.account_columns_beside_ours),
     ):
         if lines:
             out.print(f"\n[bold]{name}[/]")
             for line in lines:
                 _say(f"  {line}")
-    following = f"next is `{found.next}`" if found.next else "nothing is left to do"
+    following = f"next is `{found.next}`" if found.next else "nothing left to do"
     if not found.findings:
         out.print(f"\n[green]nothing is in the way[/]: {following}")
         return
-    out.print("\n[bold]in the way[/]" if found.can_begin else "\n[bold]in the way, and to be mended first[/]")
+    out.print("\n[bold]in the way[/]" if found.can_begin else "\n[bold]in the way, to be repaired first[/]")
     shown = Table(box=None)
     for name in ("", "count", "what", "such as", "what to do"):
         shown.add_column(name, overflow="fold")
@@ -145,7 +145,7 @@ def _show(found: inspection.Inspection) -> None:
 
 @group.command("status")
 def status(as_json: JsonOption = False) -> None:
-    """Say where the database stands, and what comes next."""
+    """Show the stage of the migration, and the next step."""
     with _engine() as engine:
         found = standing.status(engine)
     if as_json:
@@ -168,7 +168,7 @@ def status(as_json: JsonOption = False) -> None:
 
 @group.command("verify")
 def verify(as_json: JsonOption = False) -> None:
-    """Check keys and sessions, and every untouched column against its checksum from before."""
+    """Check keys and sessions, and compare all other columns with their checksums from before the migration."""
     with _engine() as engine, _progress() as tell:
         found = verifying.verify(engine, tell=tell)
     if as_json:
@@ -181,13 +181,13 @@ def verify(as_json: JsonOption = False) -> None:
             f"{found.rows_without_key:,} rows without a key yet"
         )
     if found.rewards_alone_old:
-        _say(f"rewards without a charge, from before: {', '.join(found.rewards_alone_old)} …")
+        _say(f"rewards without a charge, from before the migration: {', '.join(found.rewards_alone_old)} …")
     for problem in found.problems[:20]:
         out.print(f"[bold red]wrong:[/] {escape(problem)}")
     if not found.is_clean:
         out.print(f"{len(found.problems):,} problems")
         raise typer.Exit(1)
-    out.print("[green]all as it was, and all keys in order[/]")
+    out.print("[green]all columns as before, all keys correct[/]")
 
 
 # ---- change ----------------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def verify(as_json: JsonOption = False) -> None:
 
 @group.command("expand")
 def expand(sql: SqlOption = False) -> None:
-    """Add both columns, nullable, what else our code needs, and take the checksums. Old code goes on."""
+    """Add both columns, nullable, and what else tombola needs; compute the checksums. Old code goes on writing."""
     with _engine() as engine:
         if sql:
             _print_sql(expanding.statements(engine))
@@ -206,7 +206,7 @@ def expand(sql: SqlOption = False) -> None:
 
 @group.command("adopt")
 def adopt(sql: SqlOption = False) -> None:
-    """Instead of expand where the guide's columns are there: keep what they hold, add what is missing."""
+    """Instead of expand, if the table has the guide's columns already: keep their values, add what is missing."""
     with _engine() as engine:
         if sql:
             _print_sql(expanding.statements(engine))
@@ -218,10 +218,10 @@ def adopt(sql: SqlOption = False) -> None:
 @group.command("backfill")
 def backfill(
     own_session: OwnSessionOption = False,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with what old code adds, until contract.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with new rows of old code, until contract.")] = False,
     sql: SqlOption = False,
 ) -> None:
-    """Give every old row its key and its session, in small transactions that yield; build both indexes."""
+    """Give every row of old code its key and session, in small transactions with pauses; build both indexes."""
     with _engine() as engine:
         if sql:
             _print_sql(backfilling.statements(engine, own_session=own_session))
@@ -230,7 +230,7 @@ def backfill(
             filled = backfilling.backfill(
                 engine, own_session=own_session, follow=follow, say=_say, tell=tell, stopping=stopping
             )
-        out.print(f"{filled:,} rows got their keys")
+        out.print(f"{filled:,} rows were given keys")
 
 
 @group.command("contract")
@@ -239,18 +239,18 @@ def contract(
         bool, typer.Option("--drop-business-unique", help="Drop the old unique index on business_id as well.")
     ] = False,
     quiet_s: Annotated[
-        float, typer.Option(min=0.0, help="For how long no row of old code may come before it begins.")
+        float, typer.Option(min=0.0, help="Wait this many seconds first; fail if old code adds a row.")
     ] = contracting.QUIET_S,
     writers_wait: WritersWaitOption = False,
     yes: YesOption = False,
     sql: SqlOption = False,
 ) -> None:
-    """Make both columns NOT NULL, compared byte by byte: from then on code that gives no keys cannot write."""
+    """Make both columns NOT NULL, compared byte by byte. Old code, which gives no keys, cannot write any more."""
     with _engine() as engine:
         if sql:
             _print_sql(contracting.statements(engine, drop_business_unique=drop_business_unique))
             return
-        _ask("From here on the ledger takes rows with keys only: inserts by old code fail. Go on?", yes)
+        _ask("After this step the ledger accepts only rows with keys: inserts of old code fail. Go on?", yes)
         with _progress() as tell:
             contracting.contract(
                 engine,
@@ -265,18 +265,21 @@ def contract(
 @group.command("rollback")
 def rollback(
     keep_new_rows: Annotated[
-        bool, typer.Option("--keep-new-rows", help="Also where new code has written: its rows stay, keys aside.")
+        bool,
+        typer.Option(
+            "--keep-new-rows", help="Go back even if tombola wrote rows: they stay, their keys in a table aside."
+        ),
     ] = False,
     writers_wait: WritersWaitOption = False,
     yes: YesOption = False,
     sql: SqlOption = False,
 ) -> None:
-    """Go back to the definition before, from whatever step."""
+    """Go back to the definition before the migration, from any step."""
     with _engine() as engine:
         if sql:
             _print_sql(rolling.statements(engine))
             return
-        _ask("New workers must be stopped: from here on they cannot write. Go on?", yes)
+        _ask("Stop tombola's workers first: after this step they cannot write. Go on?", yes)
         rolling.rollback(engine, keep_new_rows=keep_new_rows, writers_wait=writers_wait, say=_say)
 
 
@@ -287,7 +290,7 @@ def _ask(question: str, yes: bool) -> None:
 
 @contextmanager
 def _until_signalled() -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM ends it after the chunk in hand; the next one at once."""
+    """The first Ctrl-C or SIGTERM sets the event, so that the current chunk is finished; the next one interrupts."""
     stopping = threading.Event()
 
     def end(_number: int, _frame: object) -> None:

@@ -1,4 +1,4 @@
-"""`tombola migrate`: the schema, from wherever tombola is installed. Alembic is imported when it is needed."""
+"""`tombola migrate`: the database's schema. Alembic is imported only when a migration runs."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from tombola.migrations import history
 from tombola.migrations.legacy import status as legacy
 from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.settings import Settings
-from tombola.worker.cli.base import JsonOption, out, print_json
+from tombola.worker.cli.base import JsonOption, YesOption, out, print_json
 from tombola.worker.doctor.database import reading
 
 app = typer.Typer()
 group = typer.Typer(
     epilog=(
         "\b\nExamples:\n"
-        "  tombola migrate                        to the newest revision; safe to run again\n"
-        "  tombola migrate --sql > script.sql     what it would run, for somebody who runs it by hand\n"
-        "  tombola migrate --sql --from base      for an empty database, without connecting to one\n"
+        "  tombola migrate                        to the newest revision; can be run again\n"
+        "  tombola migrate --sql > script.sql     print the statements, to run by hand\n"
+        "  tombola migrate --sql --from base      the same for an empty database, without connecting\n"
         "  tombola migrate status --json\n"
         "  tombola migrate downgrade 0003\n"
     ),
 )
 app.add_typer(group, name="migrate")
 
-SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements, and run none.")]
+SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements that would run; run none.")]
 StartOption = Annotated[
     str | None,
     typer.Option(
         "--from",
         metavar="REVISION",
-        help="With --sql: where the database is, or `base` if it is empty. Then nothing is connected to.",
-        show_default="the database is asked",
+        help="With --sql: the database's revision, or `base` if it is empty. No connection is made then.",
+        show_default="read from the database",
     ),
 ]
 
-
-LEGACY = "asset_transactions is old code's: start with `tombola legacy inspect`"
+LEGACY = "asset_transactions belongs to old code: start with `tombola legacy inspect`"
+FROM_WITHOUT_SQL = "--from needs --sql: without --sql the revision is read from the database"
 
 
 def _url() -> str:
-    """TOMBOLA_DATABASE_URL and nothing else: a container without it must not migrate an embedded database."""
+    """TOMBOLA_DATABASE_URL, never embedded mode's database: a container without the setting must not migrate that."""
     return Settings.from_env().need("database_url")
 
 
@@ -55,17 +55,17 @@ def _say(line: str) -> None:
     out.print(escape(line))
 
 
-def _tell_each(run: Callable[[migrations.Say], None], *, of_none: str) -> None:
-    """Print what `run` says as it goes, or that there was nothing to do."""
-    said: list[str] = []
+def _print_steps(run: Callable[[migrations.Say], None], *, without_steps: str) -> None:
+    """Print the steps of `run` as they are made; `without_steps` and that there is nothing to do if it makes none."""
+    steps: list[str] = []
 
     def say(line: str) -> None:
-        said.append(line)
+        steps.append(line)
         _say(line)
 
     run(say)
-    if not said:
-        out.print(f"{of_none}: nothing to do")
+    if not steps:
+        out.print(f"{without_steps}: nothing to do")
 
 
 @group.callback(invoke_without_command=True)
@@ -74,10 +74,10 @@ def migrate(
     sql: SqlOption = False,
     start: StartOption = None,
 ) -> None:
-    """Bring the database to this release's newest revision; what an earlier run left half-made is finished."""
+    """Upgrade the database to this release's newest revision. Finishes an upgrade that was interrupted."""
     if context.invoked_subcommand is not None:
         if sql or start is not None:
-            raise typer.BadParameter(f"--sql and --from go behind {context.invoked_subcommand}")
+            raise typer.BadParameter(f"--sql and --from come after {context.invoked_subcommand}")
         return
     if sql:
         url = _url()
@@ -85,14 +85,15 @@ def migrate(
         typer.echo(before + migrations.upgrade_script(url, start=start), nl=False)
         return
     if start is not None:
-        raise typer.BadParameter("--from goes with --sql: without it the database itself says where it is")
+        raise typer.BadParameter(FROM_WITHOUT_SQL)
     url = _url()
-    _tell_each(lambda say: migrations.upgrade(url, say=say), of_none=f"at {migrations.head_revision()}, the newest")
+    newest = f"at {migrations.head_revision()}, the newest"
+    _print_steps(lambda say: migrations.upgrade(url, say=say), without_steps=newest)
 
 
 @group.command("status")
 def status(as_json: JsonOption = False) -> None:
-    """Say which revision the database is at, and what is pending. Only reads; exit code 1 if workers cannot start."""
+    """Show the database's revision, and pending revisions. Only reads; exit code 1 if workers cannot start."""
     with reading(_url()) as engine, engine.connect() as connection:
         at, must_wait = migrations.position(connection), _must_wait(connection)
     if as_json:
@@ -111,16 +112,16 @@ def status(as_json: JsonOption = False) -> None:
         for it, title in at.pending.items():
             _say(f"pending   {it}: {title}")
         if at.revision is not None and not migrations.knows(at.revision):
-            out.print("a newer release has made this revision: upgrade tombola here, too")
+            out.print("a newer release made this revision: upgrade tombola on this machine, too")
         if must_wait:
             _say(f"first     {must_wait}")
     raise typer.Exit(1 if at.pending or must_wait else 0)
 
 
 def _start(url: str) -> tuple[str, str]:
-    """Where a script begins that is for the database as it is: what comes before it, and the revision.
+    """The start of a script for this database: statements to put before it, and the revision to begin at.
 
-    Raises ConfigurationError where no script can say what would be run.
+    Raises ConfigurationError if a script cannot foresee the statements.
     """
     with reading(url) as engine, engine.connect() as connection:
         at, former = migrations.current_revision(connection), history.former_revision(connection)
@@ -130,7 +131,7 @@ def _start(url: str) -> tuple[str, str]:
         if at is not None:
             return "", at
         if inspect(connection).has_table(migrations.VERSION_TABLE):
-            raise ConfigurationError("an upgrade broke off here: run `tombola migrate` itself, which sees what is left")
+            raise ConfigurationError("an upgrade was interrupted: run `tombola migrate` without --sql to finish it")
         if legacy.is_legacy(connection):
             raise ConfigurationError(LEGACY)
         history.refuse_namesakes(connection)
@@ -138,11 +139,11 @@ def _start(url: str) -> tuple[str, str]:
 
 
 def _must_wait(connection: Connection) -> str | None:
-    """What is to be done before, or instead of, `tombola migrate`."""
+    """What must be done before, or instead of, `tombola migrate`; None if nothing must."""
     if legacy.is_legacy(connection):
         return LEGACY
     if (former := history.former_revision(connection)) is not None:
-        return f"the history, at {former}, is in alembic_version: `tombola migrate` takes it over"
+        return f"the history is in alembic_version, at {former}: `tombola migrate` takes it over"
     try:
         history.refuse_namesakes(connection)
     except ConfigurationError as error:
@@ -152,21 +153,21 @@ def _must_wait(connection: Connection) -> str | None:
 
 @group.command("downgrade")
 def downgrade(
-    revision: Annotated[str, typer.Argument(help="Where to go back to, or `base`: no tables at all.")],
+    revision: Annotated[str, typer.Argument(help="The revision to go back to, or `base`: no tables at all.")],
     sql: SqlOption = False,
     start: StartOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: for scripts.")] = False,
+    yes: YesOption = False,
 ) -> None:
-    """Take the schema back, for an older release. Tables and columns that it does not know are dropped."""
+    """Downgrade the schema for an older release. Tables and columns that the older revision lacks are dropped."""
     if sql:
         url = _url()
         before, start = ("", start) if start else _start(url)
         typer.echo(before + migrations.downgrade_script(url, revision, start=start), nl=False)
         return
     if start is not None:
-        raise typer.BadParameter("--from goes with --sql: without it the database itself says where it is")
+        raise typer.BadParameter(FROM_WITHOUT_SQL)
     migrations.refuse_unknown(revision)
     url = _url()
     if not yes:
-        typer.confirm(f"What {revision} has no room for is dropped. Go on?", abort=True)
-    _tell_each(lambda say: migrations.downgrade(url, revision, say=say), of_none=f"at {revision} already")
+        typer.confirm(f"Tables and columns that {revision} lacks are dropped, with their data. Go on?", abort=True)
+    _print_steps(lambda say: migrations.downgrade(url, revision, say=say), without_steps=f"at {revision} already")

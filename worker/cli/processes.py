@@ -1,6 +1,6 @@
-"""What stays up: everything on this machine, the relay, the gateway, the console.
+"""The long-running commands: `tombola up`, relay, gateway, console.
 
-What each of them needs is imported when it starts: it is a different half of the house for each.
+Each imports its modules when it starts: each needs other libraries.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ app = typer.Typer()
 def up(
     draws: Annotated[int, typer.Option(help="How many sample draws to send.", min=0, max=10_000_000)] = 20_000,
     port: Annotated[int, typer.Option(help="The gateway's port, if it is free.", min=1, max=65535)] = GATEWAY_PORT,
-    leave: Annotated[bool, typer.Option("--exit", help="Leave after the summary instead of staying up.")] = False,
+    leave: Annotated[bool, typer.Option("--exit", help="End after the summary instead of staying up.")] = False,
 ) -> None:
     """Run everything on this machine: SQLite, a private Redis, worker, relay, gateway, console; sample draws, an audit.
 
-    Needs no server and no setting. State is kept in the user's data folder (or TOMBOLA_HOME).
+    Needs no server and no settings. State is kept in the user's data folder (or TOMBOLA_HOME).
     """
     from tombola.producers.client import DrawClient
     from tombola.producers.domain.draw import wheels
@@ -45,7 +45,7 @@ def up(
         engine = open_engine(running.settings.need("database_url"))
         parts = ", ".join(["SQLite", running.redis_name, *(f"a {part.name}" for part in running.parts)])
         out.print(f"[bold]tombola[/] {version('tombola')}  {parts}")
-        out.print(f"state in {home.path}, with a log of each\n")
+        out.print(f"state and logs in {home.path}\n")
         if running.notice:
             out.print(f"[yellow]{escape(running.notice)}[/]\n")
         sample.open_accounts(engine)
@@ -56,27 +56,27 @@ def up(
             balanced = sample.show(summary, engine, wheels(running.settings.seed_bytes), out)
         if leave:
             raise typer.Exit(0 if balanced else 1)
-        out.print(f"\nIt stays up. A page that draws: {running.gateway_url}/  (the API: {running.gateway_url}/docs)")
+        out.print(f"\nRunning. A page that draws: {running.gateway_url}/  (the API: {running.gateway_url}/docs)")
         out.print(f"The operators' console: {running.console_url}/  (user {CONSOLE_USER}, ", end="")
         if running.password is None:
-            out.print("with the password that was printed at the first start)")
+            out.print("password as printed at the first start)")
         else:
-            out.print(f"password [bold]{escape(running.password)}[/], printed this once)")
+            out.print(f"password [bold]{escape(running.password)}[/], printed only once)")
         out.print("From a second terminal (in this checkout: .venv/bin/tombola):\n")
         for line in ("enqueue --account 6", "account add --balance 100", "audit"):
             out.print(f"    tombola {line}")
-        out.print("\nCtrl-C ends it.")
+        out.print("\nCtrl-C stops everything.")
         while not interrupted.wait(1):
             if (part := running.ended()) is not None:
-                raise DrawError(f"the {part.name} ended by itself: see {part.log}")
-    out.print("\nStopped. What was settled is kept for the next start.")
+                raise DrawError(f"the {part.name} ended unexpectedly: see {part.log}")
+    out.print("\nStopped. Settled draws are kept for the next start.")
 
 
 @app.command()
 def relay(
-    once: Annotated[bool, typer.Option("--once", help="Publish what is overdue now, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Publish the requests that are overdue now, then end.")] = False,
 ) -> None:
-    """Publish accepted draws again that never came through. Any number of relays may run."""
+    """Publish accepted draws again that did not settle in time. Any number of relays can run."""
     from tombola.producers.brokers.redis_clients import refuse_unsupported
     from tombola.producers.telemetry.logs import set_up_logging
     from tombola.worker.relay.relay import Relay
@@ -108,7 +108,7 @@ def gateway(
     from tombola.producers.brokers.redis_clients import refuse_unsupported
     from tombola.producers.gateway.serve import serve
 
-    # One line now, rather than a traceback in each process.
+    # Here, a missing setting is one line; in the processes it would be a traceback from each.
     settings = settings_with("database_url", "broker_url", "result_url")
     refuse_unsupported(settings.need("broker_url"), settings.need("result_url"))
     serve(host=host, port=port, processes=processes)
@@ -119,7 +119,7 @@ def console(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.", min=0, max=65535)] = CONSOLE_PORT,
 ) -> None:
-    """Serve the operators' pages: what died, what a replay would do, the story of a draw. `tombola user add` first."""
+    """Serve the operators' pages: live figures, dead letters, replays, stories of draws. First: `tombola user add`."""
     from tombola.worker.console.serve import serve
 
     serve(settings_with("database_url", "broker_url", "result_url"), host=host, port=port)

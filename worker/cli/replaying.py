@@ -1,4 +1,4 @@
-"""Replaying dead letters from a shell: what it would do, doing it, watching it, stopping it."""
+"""Replaying dead letters from a shell: the forecast, the replay, its progress, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -31,11 +31,13 @@ from tombola.worker.cli.base import (
     shown,
 )
 from tombola.worker.cli.selecting import CHOSEN, selecting
+from tombola.worker.cli.shared_options import options_as
 from tombola.worker.dead_letters import letters
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.operators.actions import shell_operator
+from tombola.worker.replays import forecast as forecasts
 from tombola.worker.replays import replay as replays
-from tombola.worker.replays.forecast import OUTCOMES, REFUSALS, Forecast, forecast
+from tombola.worker.replays.forecast import OUTCOMES, REFUSALS, Forecast
 from tombola.worker.replays.replay import Options, Replay
 from tombola.worker.replays.replayer import Replayer
 from tombola.worker.replays.vouching import Vouching
@@ -48,70 +50,73 @@ EXAMPLES: Final = (
     "  tombola dead-letters replay --cause 'unknown campaign' --canary 10 --reason 'rolled back'\n"
     "  tombola dead-letters replay --newer 2h --rate 500 --yes --json --reason 'after the outage'\n"
 )
-
-
-@selecting(*CHOSEN)
-def foretell(
-    selection: Selection,
-    limit: LimitOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what a replay would do, message by message and in sum. Writes nothing."""
-    settings = settings_with("database_url")
-    said = _foretell(settings, engine_of(settings), selection, limit, quiet=as_json)
-    if as_json:
-        sums = {"counts": said.counts, "reasons": said.reasons, "charged": said.charged, "is_exact": said.is_exact}
-        print_json(msgspec.json.encode({**sums, "lines": [it._asdict() for it in said.lines]}))
-        return
-    lines = [(it.id, it.account_id, it.request_key, it.outcome, it.why) for it in said.lines[:LINES_SHOWN_MAX]]
-    print_table(["id", "account", "request key", "outcome", "why"], lines, is_prose=True)
-    if said.total > LINES_SHOWN_MAX:
-        out.print(f"… and {said.total - LINES_SHOWN_MAX:,} more: --json lists them all")
-    _show_sums(said)
-
-
-@selecting(*CHOSEN)
-def replay(
-    selection: Selection,
-    reason: ReasonOption,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="At most so many a second.")] = None,
-    limit: LimitOption = None,
-    canary: Annotated[
+# The fields of a replay's Options.
+OPTIONS: Final[dict[str, Any]] = {
+    "rate": Annotated[float | None, typer.Option(min=0.001, help="At most this many a second.")],
+    "limit": LimitOption,
+    "canary": Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Send so many first and wait for their outcome, then twice as many, …; stop if the cause is back.",
+            help="Send this many first and wait for their outcomes, then twice as many, and so on; stop when one is "
+            "parked again for the same cause.",
         ),
-    ] = None,
-    vouch: Annotated[
+    ],
+    "vouch": Annotated[
         bool,
-        typer.Option(
-            "--vouch", help="Send as well what is not signed, or nobody is on record for: you know what asked for it."
-        ),
-    ] = False,
+        typer.Option("--vouch", help="Also send messages that are neither signed nor on record: you know the sender."),
+    ],
+}
+
+
+@selecting(*CHOSEN)
+def show_forecast(
+    selection: Selection,
+    limit: LimitOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forecast what a replay would do, message by message and in sum. Writes nothing."""
+    settings = settings_with("database_url")
+    forecast = _forecast(settings, engine_of(settings), selection, Options(limit=limit), quiet=as_json)
+    if as_json:
+        sums = {
+            "counts": forecast.counts,
+            "reasons": forecast.reasons,
+            "charged": forecast.charged,
+            "is_exact": forecast.is_exact,
+        }
+        print_json(msgspec.json.encode({**sums, "lines": [it._asdict() for it in forecast.lines]}))
+        return
+    lines = [(it.id, it.account_id, it.request_key, it.outcome, it.why) for it in forecast.lines[:LINES_SHOWN_MAX]]
+    print_table(["id", "account", "request key", "outcome", "why"], lines, is_prose=True)
+    if forecast.total > LINES_SHOWN_MAX:
+        out.print(f"… and {forecast.total - LINES_SHOWN_MAX:,} more: --json lists them all")
+    _show_sums(forecast)
+
+
+@selecting(*CHOSEN)
+@options_as("options", OPTIONS, lambda given: Options(**given))
+def replay(
+    selection: Selection,
+    options: Options,
+    reason: ReasonOption,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Send dead letters again, each under its own request key: what had happened after all is not charged again.
+    """Send dead letters again, each under its own request key: draws that have settled are not charged again.
 
-    Prints the forecast and asks. Ctrl-C stops: what is sent is sent, the rest stays parked. Exit code 1 unless all that
-    was selected has settled.
+    Prints the forecast and asks for confirmation. Ctrl-C stops the replay: messages that were sent settle, the others
+    stay parked. Exit code 1 unless all selected messages have settled.
     """
     settings = settings_with("database_url", "broker_url")
     engine = engine_of(settings)
     if as_json and not yes:
-        raise InvalidRequest("--json asks nothing: add --yes")
+        raise InvalidRequest("--json asks for no confirmation: add --yes")
     if not yes or not as_json:
-        said = _foretell(settings, engine, selection, limit, vouch=vouch, quiet=as_json)
-        _show_sums(said)
+        forecast = _forecast(settings, engine, selection, options, quiet=as_json)
+        _show_sums(forecast)
         if not yes:
-            if said.is_hopeless and canary is None:
-                canary = replays.CANARY
-                out.print(f"The first {canary} are tried before the others: --canary says another number.")
-            confirm("Replay them?")
-            if said.is_hopeless:
-                confirm(f"{said.hopeless:,} of {said.total:,} would be parked still, or again. Replay all the same?")
-    options = Options(rate=rate, limit=limit, canary=canary, vouch=vouch)
+            options = _confirmed(options, forecast)
     replay_id = replays.begin(engine, selection, options, operator=shell_operator(), reason=reason)
     broker = broker_of(settings)
     try:
@@ -125,7 +130,19 @@ def replay(
     raise typer.Exit(0 if done.status == replays.DONE and done.settled == done.selected else 1)
 
 
+def _confirmed(options: Options, forecast: Forecast) -> Options:
+    """The options after a yes; with a canary if most messages would be parked again. Raises what `confirm` raises."""
+    if forecast.is_hopeless and options.canary is None:
+        options = msgspec.structs.replace(options, canary=replays.CANARY)
+        out.print(f"The first {options.canary} are sent before the others; --canary changes that number.")
+    confirm("Replay them?")
+    if forecast.is_hopeless:
+        confirm(f"{forecast.hopeless:,} of {forecast.total:,} would stay parked, or be parked again. Replay anyway?")
+    return options
+
+
 def _run(replayer: Replayer, engine: Engine, replay_id: int, *, quiet: bool) -> Replay:
+    """Run the replay with a progress bar, unless `quiet`; return its row at the end."""
     with engine.connect().execution_options(read_only=True) as connection:
         total = replays.find(connection, replay_id).selected
     progress = Progress(
@@ -164,46 +181,47 @@ def _stopped_by_ctrl_c(replayer: Replayer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _foretell(
-    settings: Settings, engine: Engine, selection: Selection, limit: int | None, *, vouch: bool = False, quiet: bool
-) -> Forecast:
+def _forecast(settings: Settings, engine: Engine, selection: Selection, options: Options, *, quiet: bool) -> Forecast:
+    """The forecast for a replay with these options; shows a progress bar unless `quiet`."""
     known = wheels(settings.seed_bytes) if settings.has("seed") else None
+    limit = options.limit
     with engine.connect().execution_options(read_only=True) as connection:
         total = letters.count(connection, selection)
     with Progress(console=out, transient=True, disable=quiet or total < 2000) as progress:
         bar = progress.add_task("forecast", total=min(total, limit or total))
-        vouching = Vouching.of(settings, by_operator=vouch)
+        vouching = Vouching.of(settings, by_operator=options.vouch)
 
         def tell(done: int) -> None:
             progress.update(bar, completed=done)
 
-        return forecast(engine, selection, known, limit=limit, vouching=vouching, tell=tell)
+        return forecasts.forecast(engine, selection, known, limit=limit, vouching=vouching, tell=tell)
 
 
-def _show_sums(said: Forecast) -> None:
-    out.print(f"Of {said.total:,} selected dead letters a replay now")
-    words = {
+def _show_sums(forecast: Forecast) -> None:
+    out.print(f"Of {forecast.total:,} selected dead letters, a replay now:")
+    charged = ", ".join(f"{sum_:,} {code}" for code, sum_ in forecast.charged.items())
+    meanings = {
         "already settled": "have settled already: nothing happens",
-        "would charge": "would be charged: " + (", ".join(f"{sum_:,} {code}" for code, sum_ in said.charged.items())),
+        "would charge": f"would be charged: {charged}",
         "would be rejected": "would be rejected",
-        "conflict": "conflict with what was accepted under their key: left parked",
+        "conflict": "conflict with the request accepted under the same key: left parked",
         "cannot be parsed": "still cannot be parsed: left parked",
-        "not vouched for": "are not signed, or nobody is on record for them: left parked, without --vouch",
-        "unknown campaign": "name a campaign that is not known here: parked again",
+        "not vouched for": "are neither signed nor on record as accepted: left parked, without --vouch",
+        "unknown campaign": "name a campaign that this release does not know: parked again",
     }
     for outcome in OUTCOMES:
-        if said.counts[outcome]:
-            out.print(f"{said.counts[outcome]:>9,}  {words[outcome]}")
-            for why, number in said.reasons.most_common():
+        if forecast.counts[outcome]:
+            out.print(f"{forecast.counts[outcome]:>9,}  {meanings[outcome]}")
+            for why, number in forecast.reasons.most_common():
                 if why.startswith((f"{outcome}: ", f"{outcome}, such as: ")):
-                    said_why = why.removeprefix(outcome).lstrip(":, ")
-                    line = shown(f"{'':>9}    {number:,} × {said_why}")
+                    reason = why.removeprefix(outcome).lstrip(":, ")
+                    line = shown(f"{'':>9}    {number:,} × {reason}")
                     line.truncate(min(out.width, REASON_WIDTH_MAX), overflow="ellipsis")
                     out.print(line)
-    if not said.is_exact:
-        out.print("TOMBOLA_SEED is not set here: what would be won is left out of the balances.")
-    if said.total and all(outcome in REFUSALS for outcome in said.counts):
-        out.print("None of them can be replayed as it is.")
+    if not forecast.is_exact:
+        out.print("TOMBOLA_SEED is not set here: balances do not include prizes of these draws.")
+    if forecast.total and all(outcome in REFUSALS for outcome in forecast.counts):
+        out.print("None of the selected dead letters can be replayed as it is.")
 
 
 def _show_end(done: Replay) -> None:

@@ -1,15 +1,15 @@
-"""Which dead letters a command is about: the same filters for all of them, in one place."""
+"""Selecting dead letters: the same filters for all commands."""
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Final, TypeVar, get_type_hints
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
 from tombola.producers.domain.causes import OPEN_STATES, Cause, LetterState
+from tombola.worker.cli.shared_options import options_as
 from tombola.worker.dead_letters.letters import Selection
 
 R = TypeVar("R")
@@ -18,52 +18,33 @@ _AGE: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 FILTERS: Final[dict[str, Any]] = {
-    "ids": Annotated[list[int] | None, typer.Argument(help="Their ids; default: all that the filters leave.")],
+    "ids": Annotated[list[int] | None, typer.Argument(help="Ids of dead letters; default: all that pass the filters.")],
     "cause": Annotated[str | None, typer.Option(help=f"Only this cause: {', '.join(Cause)}.")],
     "group": Annotated[str | None, typer.Option(help="Only this group, as `groups` lists it.")],
-    "account": Annotated[int | None, typer.Option(help="Only this account's.", metavar="ID")],
+    "account": Annotated[int | None, typer.Option(help="Only this account.", metavar="ID")],
     "key": Annotated[str | None, typer.Option(help="Only this request key.")],
-    "older": Annotated[str | None, typer.Option(help="Parked longer ago than this: 90s, 15m, 2h, 3d.")],
-    "newer": Annotated[str | None, typer.Option(help="Parked within the last: 90s, 15m, 2h, 3d.")],
+    "older": Annotated[str | None, typer.Option(help="Only if parked longer ago than this: 90s, 15m, 2h, 3d.")],
+    "newer": Annotated[str | None, typer.Option(help="Only if parked within the last: 90s, 15m, 2h, 3d.")],
     "state": Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(LetterState)}, or all; may be repeated. Default: {' and '.join(OPEN_STATES)}."),
+        typer.Option(
+            help=f"Only this state: {', '.join(LetterState)}, or all. May be repeated. "
+            f"Default: {' and '.join(OPEN_STATES)}."
+        ),
     ],
 }
 LISTED: Final = ("cause", "group", "account", "key", "older", "newer", "state")
-# What can be replayed, discarded or restored is in the states for that.
+# Without `state`: replay, discard and restore each take the dead letters in the states that allow it.
 CHOSEN: Final = ("ids", "cause", "group", "account", "key", "older", "newer")
 
 
 def selecting(*filters: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Give a command these FILTERS as its options, and the Selection that they leave as its argument `selection`."""
-
-    def decorate(command: Callable[..., R]) -> Callable[..., R]:
-        def run(**given: Any) -> R:
-            selection = selection_of({name: given.pop(name) for name in filters})
-            return command(selection=selection, **given)
-
-        hints = get_type_hints(command, include_extras=True)
-        own = [
-            it.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-            for name, it in inspect.signature(command).parameters.items()
-            if name != "selection"
-        ]
-        chosen = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=FILTERS[name])
-            for name in filters
-        ]
-        needed = [it for it in own if it.default is it.empty]
-        run.__doc__ = command.__doc__
-        run.__signature__ = inspect.Signature([*needed, *chosen, *(it for it in own if it not in needed)])  # type: ignore[attr-defined]
-        run.__annotations__ = {it.name: it.annotation for it in (*own, *chosen)}
-        return run
-
-    return decorate
+    """Give a command these FILTERS as options; its argument `selection` is the Selection that they make."""
+    return options_as("selection", {name: FILTERS[name] for name in filters}, selection_of)
 
 
 def selection_of(given: dict[str, Any]) -> Selection:
-    """The Selection that these FILTERS leave, by their names; raises typer.BadParameter and InvalidRequest."""
+    """The Selection of FILTERS' values, by their names; raises typer.BadParameter and InvalidRequest."""
     states = given.get("state")
     return Selection(
         ids=tuple(given.get("ids") or ()),

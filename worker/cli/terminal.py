@@ -1,7 +1,7 @@
-"""What the commands print, on any terminal: one in ASCII or latin-1, one of 80 columns, and none at all.
+"""Printing on any terminal: in ASCII or latin-1, 80 columns wide, or to a pipe.
 
-Characters that the terminal cannot show are written in others (see `plain_streams`), so that no command ends in the
-middle of what it has to say because somebody put an emoji into a message.
+Characters that the terminal's encoding lacks are replaced (see `plain_streams`): an emoji in a message must not end a
+command in the middle of its output.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# Where nobody looks, a table is as wide as it likes: scripts cut it by lines.
-WIDTH_OF_NONE: Final = 200
-_IS_LOOKED_AT = sys.stdout.isatty() or "COLUMNS" in os.environ
-out = Console(highlight=False, soft_wrap=True, width=None if _IS_LOOKED_AT else WIDTH_OF_NONE)
+# The width without a terminal. Tables may be wider: scripts split the output by lines.
+PIPE_WIDTH: Final = 200
+_IS_TERMINAL = sys.stdout.isatty() or "COLUMNS" in os.environ
+out = Console(highlight=False, soft_wrap=True, width=None if _IS_TERMINAL else PIPE_WIDTH)
 
 PROSE_WIDTH_MIN: Final = 24
 INDENT: Final = "    "
 
-# Our own signs, where a terminal has them not. Of one width, but for the last: tables stay in line.
+# ASCII for our own signs, where an encoding lacks them. One cell each, except the last: columns stay aligned.
 _PLAIN: Final = str.maketrans({
     "✓": "+", "✗": "x", "×": "x", "–": "-", "·": "-", "→": ">", "━": "-", "’": "'", "“": '"', "”": '"', "…": "...",
 })  # fmt: skip
 
 
 def plain_streams() -> None:
-    """From here on standard output and error take any text: what their encoding lacks is written as an escape."""
+    """Make stdout and stderr accept any text: characters that their encoding lacks are written as escapes."""
     codecs.register_error("tombola.plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -48,7 +48,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def print_json(json: bytes | str) -> None:
-    """Print JSON. Where the terminal lacks a character, JSON has an escape of its own for it: the value is the same."""
+    """Print JSON; characters that the terminal's encoding lacks become JSON escapes, so the value stays the same."""
     text = json.decode() if isinstance(json, bytes) else json
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     codecs.register_error("tombola.json", _escaped)
@@ -62,15 +62,15 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 
 def shown(value: object) -> Text:
-    """What a stranger may have written, for a terminal: no markup, and nothing that it would obey."""
+    """Untrusted text for a terminal: without markup, and with control characters escaped."""
     text = "" if value is None else str(value)
     return Text("".join(it if it.isprintable() or it in "\n\t" else ascii(it)[1:-1] for it in text))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, is_prose: bool = False) -> None:
-    """A line for each row. If the last column `is_prose` it gives way; all others are whole, for they are copied.
+    """Print a line per row. The last column is cut to fit if it `is_prose`; other columns never are: users copy them.
 
-    On a terminal that is too narrow for that, each row is a few lines of its own, with the columns' names in them.
+    On a terminal that is too narrow for a row, the row becomes several lines, with the columns' names in them.
     """
     cells = [[shown(value) for value in row] for row in rows]
     widths = [
@@ -79,7 +79,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, is_
     room = out.width - sum(width + 2 for width in widths[:-1]) - 2
     if is_prose:
         widths[-1] = min(widths[-1], max(room, PROSE_WIDTH_MIN))
-    if widths[-1] > room and out.width != WIDTH_OF_NONE:
+    if widths[-1] > room and out.width != PIPE_WIDTH:
         _print_blocks(columns, cells, is_prose=is_prose)
         return
     table = Table(box=None)
@@ -91,7 +91,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, is_
 
 
 def _print_blocks(columns: Sequence[str], rows: Sequence[Sequence[Text]], *, is_prose: bool) -> None:
-    """Each row: its first column, then the others by name, as many in a line as go in; prose alone, on one line."""
+    """Print per row: the first column, then the others by name, as many per line as fit; prose on a line of its own."""
     for row in rows:
         line = row[0].plain
         named = slice(1, -1 if is_prose else None)

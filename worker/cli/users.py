@@ -1,4 +1,4 @@
-"""Users: who may use the console."""
+"""`tombola user`: the users of the console."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tombola.worker.operators import users as operators
 from tombola.worker.operators.actions import shell_operator
 
 app = typer.Typer()
-user_app = typer.Typer(help="Say who may use the console: viewers look, operators act.", no_args_is_help=True)
+user_app = typer.Typer(help="Manage users of the console: viewers look, operators act.", no_args_is_help=True)
 app.add_typer(user_app, name="user")
 
 PasswordStdinOption = Annotated[
@@ -28,18 +28,18 @@ def user_add(
     role: Annotated[str, typer.Option(help="viewer or operator.")] = "viewer",
     password_stdin: PasswordStdinOption = False,
 ) -> None:
-    """Let somebody into the console. Asks for a password."""
+    """Add a user of the console. Asks for a password."""
     operators.add(engine_of(), name, role, _password(password_stdin), by=shell_operator())
-    out.print(f"{name} may {'look and act' if role == 'operator' else 'look'}")
+    out.print(f"{name} can {'look and act' if role == 'operator' else 'look'}")
 
 
 @user_app.command("password")
 def user_password(
     name: Annotated[str, typer.Argument(help="The user's name.")], password_stdin: PasswordStdinOption = False
 ) -> None:
-    """Give a user another password. Whoever is logged in under that name is out."""
+    """Change a user's password. The user's sessions end."""
     operators.change_password(engine_of(), name, _password(password_stdin), by=shell_operator())
-    out.print(f"{name} has another password")
+    out.print(f"{name} has a new password")
 
 
 @user_app.command("role")
@@ -47,16 +47,16 @@ def user_role(
     name: Annotated[str, typer.Argument(help="The user's name.")],
     role: Annotated[str, typer.Argument(help="viewer or operator.")],
 ) -> None:
-    """Say that a user may only look (viewer), or act as well (operator)."""
+    """Change a user's role: a viewer can look, an operator can look and act."""
     operators.change_role(engine_of(), name, role, by=shell_operator())
-    out.print(f"{name} may {'look and act' if role == 'operator' else 'look'}")
+    out.print(f"{name} can {'look and act' if role == 'operator' else 'look'}")
 
 
 def _password(from_stdin: bool) -> str:
     if from_stdin:
         return sys.stdin.readline().rstrip("\n")
     if not sys.stdin.isatty():
-        raise InvalidRequest("nobody to ask for a password here: use --password-stdin")
+        raise InvalidRequest("no terminal to ask for a password on: use --password-stdin")
     typed: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     return typed
 
@@ -74,6 +74,6 @@ def user_list(as_json: JsonOption = False) -> None:
 
 @user_app.command("remove")
 def user_remove(name: Annotated[str, typer.Argument(help="The user's name.")]) -> None:
-    """Let somebody in no more; whoever is logged in is out at once."""
+    """Remove a user. The user's sessions end at once."""
     operators.remove(engine_of(), name, by=shell_operator())
-    out.print(f"{name} is no user any more")
+    out.print(f"{name} is no longer a user")

@@ -1,5 +1,5 @@
-"""The operators' web console: what happens now, the dead letters, their replays, and the story of each draw.
+"""The operators' web console: live figures, dead letters, replays, and the story of each draw.
 
-Server-rendered pages on starlette-admin's layout; every file they need is served from here. See worker.operators.users
-for who may come in, and security for what they may send.
+Pages are rendered on the server, in starlette-admin's layout; all their files are served from here. Users are in
+worker.operators.users; logins, forms and headers in `security`.
 """

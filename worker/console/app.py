@@ -1,4 +1,4 @@
-"""The console as an ASGI application: starlette-admin's layout around our own pages, and the guard around both."""
+"""The console as an ASGI application: our pages in starlette-admin's layout, and the guard around both."""
 
 from __future__ import annotations
 
@@ -20,53 +20,68 @@ from starlette_admin.theme import DefaultTheme, TablerSettings
 
 from tombola.producers.brokers.redis_clients import open_redis
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
-from tombola.producers.domain.errors import DrawError
+from tombola.producers.domain.errors import (
+    DeadLetterNotFound,
+    DrawError,
+    InvalidRequest,
+    ReplayNotFound,
+    ServiceUnavailable,
+)
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.faults import explain
 from tombola.worker.console import shown
-from tombola.worker.console.jobs import Forecasts, Replays
-from tombola.worker.console.letters import Letters
-from tombola.worker.console.overview import Overview
-from tombola.worker.console.pages import Desk
-from tombola.worker.console.records import Actions, Stories, Users
-from tombola.worker.console.replaying import Replays as ReplayPages
-from tombola.worker.console.security import Guard, Login, Nonces, status_of
+from tombola.worker.console.jobs import ForecastRunner, ReplayRunner
+from tombola.worker.console.letters import LettersPage
+from tombola.worker.console.overview import OverviewPage
+from tombola.worker.console.pages import Services
+from tombola.worker.console.records import ActionsPage, StoryPage, UsersPage
+from tombola.worker.console.replaying import ReplaysPage
+from tombola.worker.console.security.guard import Guard
+from tombola.worker.console.security.headers import Nonces
+from tombola.worker.console.security.login import Login
 from tombola.worker.replays.vouching import Vouching
 
 HERE: Final = Path(__file__).parent
-REDIS_TIMEOUT_S: Final = 1.0  # a page waits for it
+REDIS_TIMEOUT_S: Final = 1.0  # a page waits for Redis
+# The HTTP status of an error of ours: the first type that fits, else 500.
+STATUSES: Final[dict[type[DrawError], int]] = {
+    DeadLetterNotFound: 404,
+    ReplayNotFound: 404,
+    InvalidRequest: 400,
+    ServiceUnavailable: 503,
+}
 
 
 class Admin(BaseAdmin):
-    """starlette-admin without what we have no use for: its lists, forms, imports and exports of models."""
+    """starlette-admin without the parts that the console does not use: lists, forms, imports and exports of models."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, services: Services) -> None:
         super().__init__(
             title="tombola",
             base_url="/",
-            # Absolute: by default whatever folder the process was started in could hold templates.
+            # Absolute: by default, templates in the folder that the process was started in would be used.
             templates_dir=str(HERE / "templates"),
             static_dir=str(HERE / "static"),
             theme=DefaultTheme(TablerSettings(base="slate", primary="blue", radius=0.5)),
-            index_view=Overview(desk),
-            auth_provider=Login(desk.engine),
-            secret_key=secrets.token_hex(32),  # signs the messages shown once after a form, nothing else
+            index_view=OverviewPage(services),
+            auth_provider=Login(services.engine),
+            secret_key=secrets.token_hex(32),  # signs nothing but the messages that are shown once after a form
             timezone_config=None,
         )
         self.templates.env.add_extension(Nonces)
         self.templates.env.filters.update(shown.FILTERS)
-        for view in (Letters(desk), ReplayPages(desk), Stories(desk), Actions(desk), Users(desk)):
-            self.add_view(view)
+        for view in (LettersPage, ReplaysPage, StoryPage, ActionsPage, UsersPage):
+            self.add_view(view(services))
 
     def _init_csrf(self) -> None:
-        """The guard checks forms before anything here sees them."""
+        """Does nothing: the guard checks forms before they arrive here."""
 
     def _collect_core_routes(self) -> list[Route]:
         return []
 
     def _init_routes(self) -> None:
-        # Chart.js, as the package chartkick brings it; found first, as /static takes all the rest.
+        # Chart.js, from the package chartkick. Before the other routes: /static would match as well.
         charts = StaticFiles(packages=[("chartkick", "django/static/chartkick")])
         self.routes.append(Mount("/static/charts", charts, name="charts"))
         super()._init_routes()
@@ -75,30 +90,30 @@ class Admin(BaseAdmin):
         if isinstance(exc, SQLAlchemyError):
             exc = explain(exc)
         if isinstance(exc, DrawError):
-            exc = HTTPException(status_of(exc), str(exc))
+            status = next((status for kind, status in STATUSES.items() if isinstance(exc, kind)), 500)
+            exc = HTTPException(status, str(exc))
         return await super()._render_error(request, exc)
 
 
 def create_app(settings: Settings) -> Guard:
-    """The console of these settings; nothing connects before the first request."""
+    """The console for `settings`; connects at the first request. Raises ConfigurationError without a database's URL."""
     engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
     wheels = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, settings.seed_bytes)} if settings.has("seed") else None
     client = open_redis(settings.need("result_url"), timeout_s=REDIS_TIMEOUT_S) if settings.has("result_url") else None
-    desk = Desk(
-        settings, engine, client, wheels, Forecasts(engine, wheels, Vouching.of(settings)), Replays(settings, engine)
-    )
+    forecasts = ForecastRunner(engine, wheels, Vouching.of(settings))
+    services = Services(settings, engine, client, wheels, forecasts, ReplayRunner(settings, engine))
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         yield
-        desk.replays.close()
-        desk.forecasts.close()
+        services.replays.close()
+        services.forecasts.close()
         engine.dispose()
         if client is not None:
             client.close()
 
     app = Starlette(lifespan=lifespan)
-    admin = Admin(desk)
+    admin = Admin(services)
     admin.mount_to(app)
     handlers: Any = {DrawError: admin._render_error, SQLAlchemyError: admin._render_error}
     for kind, handler in handlers.items():

@@ -1,7 +1,7 @@
-"""What takes longer than a page may: forecasts and replays, each in a thread of its own.
+"""Work that takes longer than a page: forecasts and replays, in threads.
 
-A forecast lives in this process alone and is soon forgotten: it is a look, and can be had again. A replay lives in the
-database: whichever process shows it, and whatever becomes of this one.
+A forecast exists in this process only, for FORECASTS_KEPT_S: it changes nothing, and can be made again. A replay is a
+row in the database: any process can show it, and it outlives this one.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from tombola.worker.replays.vouching import NOTHING_ASKED, Vouching
 
 log = logging.getLogger(__name__)
 
-FORECASTS_KEPT_MAX: Final = 8  # one of 100,000 messages is some 30 MB
+FORECASTS_KEPT_MAX: Final = 8  # a forecast of 100,000 messages takes about 30 MB
 FORECASTS_KEPT_S: Final = 900
 FORECASTS_AT_ONCE: Final = 1
 STOP_TIMEOUT_S: Final = 8.0
 
 
 @dataclass
-class Job:
-    """A forecast under way, or done: then it has a `forecast`, or an `error`.
+class ForecastJob:
+    """A forecast under way or done; when it is done it has a `forecast` or an `error`.
 
-    With `tells_prizes` it knows what would be won: from who can pay for the next draw one can read off who has won.
+    `with_prizes`: prizes are part of the forecast. An account that can pay for a later draw shows that it has won.
     """
 
     id: str
     selection: Selection
     limit: int | None
-    tells_prizes: bool
+    with_prizes: bool
     asked_at: datetime
     done: int = 0
     forecast: Forecast | None = None
@@ -58,50 +58,50 @@ class Job:
         return self.forecast is not None or bool(self.error)
 
 
-class Forecasts:
-    """Forecasts one after the other, in the order in which they were asked for."""
+class ForecastRunner:
+    """Makes forecasts one after the other, in the order of the requests."""
 
     def __init__(self, engine: Engine, wheels: Mapping[str, Wheel] | None, vouching: Vouching = NOTHING_ASKED) -> None:
         self._engine = engine
         self._wheels = wheels
         self._vouching = vouching
-        self._jobs: TTLCache[str, Job] = TTLCache(FORECASTS_KEPT_MAX, FORECASTS_KEPT_S)
+        self._jobs: TTLCache[str, ForecastJob] = TTLCache(FORECASTS_KEPT_MAX, FORECASTS_KEPT_S)
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(FORECASTS_AT_ONCE, "forecast")
 
-    def ask(self, selection: Selection, limit: int | None, *, tells_prizes: bool) -> Job:
-        """A forecast that has just begun, or the same one if it is still under way.
+    def ask(self, selection: Selection, limit: int | None, *, with_prizes: bool) -> ForecastJob:
+        """Begin a forecast, or return the same one if it is under way. Raises ServiceUnavailable if too many are.
 
-        `tells_prizes` is for those who can replay: nobody else may know what a draw wins before it has happened.
+        `with_prizes` is for operators only, who can replay: viewers must not know a prize before the draw settles.
         """
         with self._lock:
             under_way = [job for job in self._jobs.values() if not job.is_over]
             for job in under_way:
-                if (job.selection, job.limit, job.tells_prizes) == (selection, limit, tells_prizes):
+                if (job.selection, job.limit, job.with_prizes) == (selection, limit, with_prizes):
                     return job
             if len(under_way) >= FORECASTS_KEPT_MAX:
-                raise ServiceUnavailable("too many forecasts are under way: come back in a minute")
-            job = Job(secrets.token_hex(8), selection, limit, tells_prizes, utc_now())
+                raise ServiceUnavailable("too many forecasts are under way: try again in a minute")
+            job = ForecastJob(secrets.token_hex(8), selection, limit, with_prizes, utc_now())
             self._jobs[job.id] = job
         self._threads.submit(self._run, job)
         return job
 
-    def find(self, job_id: str) -> Job | None:
-        """A forecast by its id, as it stands now: a page looks at it more than once. None once it is forgotten."""
+    def find(self, job_id: str) -> ForecastJob | None:
+        """A snapshot of the forecast with this id, as a page reads it more than once; None once it is forgotten."""
         with self._lock:
             job = self._jobs.get(job_id)
         return None if job is None else replace(job)
 
     def close(self) -> None:
-        """Begin no more. One that is under way is waited for by nobody."""
+        """Begin no more forecasts; do not wait for the one under way."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: ForecastJob) -> None:
         def tell(done: int) -> None:
             job.done = done
 
         try:
-            wheels = self._wheels if job.tells_prizes else None
+            wheels = self._wheels if job.with_prizes else None
             job.forecast = forecast(
                 self._engine, job.selection, wheels, limit=job.limit, vouching=self._vouching, tell=tell
             )
@@ -112,8 +112,8 @@ class Forecasts:
             job.error = f"the forecast failed: {type(error).__name__}; the console's log says more"
 
 
-class Replays:
-    """Runs replays that have a row already."""
+class ReplayRunner:
+    """Runs replays that are on record already."""
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings
@@ -122,7 +122,7 @@ class Replays:
         self._lock = threading.Lock()
 
     def run(self, replay_id: int) -> None:
-        """Run it in a thread of its own. Raises ConfigurationError where no broker is set."""
+        """Run the replay in a thread of its own. Raises ConfigurationError if no broker is set."""
         broker = broker_of(self._settings)
         replayer = Replayer(self._engine, broker, self._settings)
         thread = threading.Thread(
@@ -133,7 +133,7 @@ class Replays:
         thread.start()
 
     def close(self) -> None:
-        """Stop those that run here: what they have not sent stays parked."""
+        """Stop the replays that run in this process; messages that were not sent stay parked."""
         with self._lock:
             running = list(self._running.values())
         for replayer, _ in running:

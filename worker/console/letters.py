@@ -1,4 +1,4 @@
-"""The dead letters: the list, the groups, one message, and what an operator does about them."""
+"""The pages of dead letters: the list, the groups, one dead letter, and what operators do with them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.storage import clock
 from tombola.producers.storage.schema import dead_letters as table
 from tombola.worker.console import shown
-from tombola.worker.console.pages import AGES, ALL, OPEN, Page, act, address, fields_of, page, selection_of, whole
-from tombola.worker.console.security import must_act, operator_of
+from tombola.worker.console.pages import AGES, ALL, OPEN, Page, act, fields_of, integer, page, selection_of, url_of
+from tombola.worker.console.security.roles import must_act, operator_of
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters.letters import Selection
 
-ROWS: Final = 100
-# What a list shows: neither bodies nor tracebacks, of which a hundred are megabytes.
+ROWS_MAX: Final = 100
+# The columns that lists show; not bodies and tracebacks, which are megabytes per page.
 LISTED: Final = [
     table.c[name]
     for name in (
@@ -32,8 +32,8 @@ LISTED: Final = [
 ]
 
 
-class Letters(Page):
-    """Dead letters, filtered: every address can be shared."""
+class LettersPage(Page):
+    """Dead letters, filtered by the URL's query, so that every list can be shared as a link."""
 
     path = "/dead-letters"
     menu_label = "Dead letters"
@@ -44,20 +44,20 @@ class Letters(Page):
         query = request.query_params
         fields = fields_of(query)
         selection = selection_of(fields)
-        rows, count, counts = await self.read(_list, selection, whole(query, "before"))
+        rows, count, counts = await self.read(_list, selection, integer(query, "before"))
         by_state = _by_state(counts)
         state = fields.get("state", OPEN)
         return self.show(
             request,
             "letters.html",
             "Dead letters",
-            rows=_for(request, rows[:ROWS]),
+            rows=_for(request, rows[:ROWS_MAX]),
             count=count,
             by_state=by_state,
             can_replay=state in (ALL, OPEN, *OPEN_STATES),
-            # What a button for all of them would do it to.
+            # How many the button "discard all" or "restore all" would move; 0 hides it.
             movable=count if state in (OPEN, LetterState.DISCARDED, *OPEN_STATES) else 0,
-            next=address(self.path, fields, before=rows[ROWS - 1].id) if len(rows) > ROWS else None,
+            next=url_of(self.path, fields, before=rows[ROWS_MAX - 1].id) if len(rows) > ROWS_MAX else None,
             is_first=not query.get("before"),
             **_filters(fields),
         )
@@ -93,7 +93,7 @@ class Letters(Page):
 
     @page("/{id:int}/discard", methods=("POST",))
     async def discard(self, request: Request) -> Response:
-        return await self._move(request, dead_letters.discard, "discarded: it is replayed no more")
+        return await self._move(request, dead_letters.discard, "discarded")
 
     @page("/{id:int}/restore", methods=("POST",))
     async def restore(self, request: Request) -> Response:
@@ -110,65 +110,70 @@ class Letters(Page):
     @page("/{id:int}/edit", methods=("POST",))
     async def edit(self, request: Request) -> Response:
         operator, form, id = must_act(request), request.state.form, request.path_params["id"]
-        # A browser sends the lines of a field with CR LF.
+        # Browsers send a text field's line ends as CR LF.
         body = form.get("body", "").replace("\r\n", "\n").strip().encode()
         try:
             copy_id = await run_in_threadpool(
-                dead_letters.edit, self.desk.engine, id, body, operator=operator.name, reason=form.get("reason", "")
+                dead_letters.edit, self.services.engine, id, body, operator=operator.name, reason=form.get("reason", "")
             )
         except InvalidRequest as error:
             flash(request, f"Not edited: {error}", "error")
             return RedirectResponse(f"{self.path}/{id}", 303)
-        flash(request, f"This is the edited copy. {id}, its original, stays as it was.", "success")
+        flash(request, f"This is the edited copy. The original, {id}, is unchanged.", "success")
         return RedirectResponse(f"{self.path}/{copy_id}", 303)
 
-    async def _move(self, request: Request, function: Any, said: str) -> Response:
+    async def _move(self, request: Request, function: Any, done: str) -> Response:
         id = request.path_params["id"]
         return await act(
             request,
             function,
-            self.desk.engine,
+            self.services.engine,
             Selection(ids=(id,), states=tuple(LetterState)),
             reason=request.state.form.get("reason", ""),
-            said=lambda count: f"{id} was {said}." if count else f"{id} was left alone: it is in another state by now.",
+            message=lambda count: (
+                f"{id} was {done}." if count else f"{id} is unchanged: its state has changed meanwhile."
+            ),
             back=f"{self.path}/{id}",
         )
 
-    async def _move_all(self, request: Request, function: Any, said: str) -> Response:
+    async def _move_all(self, request: Request, function: Any, done: str) -> Response:
         fields = fields_of(request.state.form)
         return await act(
             request,
             function,
-            self.desk.engine,
+            self.services.engine,
             selection_of(fields),
             reason=request.state.form.get("reason", ""),
-            said=lambda count: f"{count:,} dead letters were {said}.",
-            back=address(self.path, fields),
+            message=lambda count: f"{count:,} dead letters were {done}.",
+            back=url_of(self.path, fields),
         )
 
 
 def _for(request: Request, rows: Sequence[Any]) -> list[Any]:
-    """Dead letters, or groups of them, as whoever asks may see them."""
-    return [it if operator_of(request).may_act else shown.to_viewers(it) for it in rows]
+    """Dead letters, or groups, as the request's operator or viewer can see them."""
+    return [it if operator_of(request).may_act else shown.as_viewer(it) for it in rows]
 
 
 def _list(
     connection: Connection, selection: Selection, before_id: int | None
 ) -> tuple[list[Any], int, dict[tuple[str, str], int]]:
-    """A page and one more, how many are selected, and how many there are by state and cause."""
+    """A page of rows and one more, the number selected, and the numbers of all by state and cause."""
     ids = (
-        select(table.c.id).where(selection.condition(clock.now(connection))).order_by(table.c.id.desc()).limit(ROWS + 1)
+        select(table.c.id)
+        .where(selection.condition(clock.now(connection)))
+        .order_by(table.c.id.desc())
+        .limit(ROWS_MAX + 1)
     )
     if before_id is not None:
         ids = ids.where(table.c.id < before_id)
     if _is_by_index(selection):
-        # It holds all that is asked for: left alone, MariaDB reads row by row, from the end, until it has enough.
+        # The index has all columns of the condition. Without the hint MariaDB reads row by row from the end.
         ids = ids.with_hint(table, "FORCE INDEX (idx_state_group)", "mysql")
     found = list(connection.execute(ids).scalars())
     query = select(*LISTED).where(table.c.id.in_(found)).order_by(table.c.id.desc())
     counts = dead_letters.counts(connection)
     if selection == Selection(states=selection.states, cause=selection.cause):
-        # The sums are known already.
+        # `counts` has the sum's parts already.
         count = sum(
             number
             for (state, cause), number in counts.items()
@@ -180,7 +185,7 @@ def _list(
 
 
 def _is_by_index(selection: Selection) -> bool:
-    """Whether the index by state and group is the one to look in."""
+    """Whether the index by state and group is the best one for the selection."""
     within = (selection.cause, selection.group_id, selection.older_than_s, selection.newer_than_s)
     has_its_own = (*selection.ids, selection.account_id, selection.request_key)
     return any(it is not None for it in within) and all(it is None for it in has_its_own)
@@ -201,10 +206,10 @@ def _by_state(counts: dict[tuple[str, str], int]) -> dict[str, int]:
 
 
 def _filters(fields: dict[str, str]) -> dict[str, Any]:
-    """What the filters' form shows."""
+    """The template variables of the filters' form."""
     return {
         "fields": fields,
-        "query": address("", fields),
+        "query": url_of("", fields),
         "states": (OPEN, ALL, *LetterState),
         "causes": tuple(Cause),
         "ages": tuple(AGES),

@@ -1,4 +1,4 @@
-"""The first page: what happens now, drawn from the pulse in Redis and from the database. It refreshes itself."""
+"""The first page: live figures from the pulse in Redis and from the database. The page refreshes itself."""
 
 from __future__ import annotations
 
@@ -21,31 +21,30 @@ from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.telemetry import pulse
 from tombola.worker.audit import audits
 from tombola.worker.console import shown
-from tombola.worker.console.pages import Desk, Page, page
-from tombola.worker.console.security import in_thread
+from tombola.worker.console.pages import Page, Services, page
+from tombola.worker.console.threads import in_thread
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.host import housekeeping
 
 MINUTES: Final = 60
-SNAPSHOT_KEPT_S: Final = 1.0  # however many pages are open
-OLDEST_LOOKED_AT_MAX: Final = 10_000
-# A broker that is away is asked for in a thread of its own, and not by each page again.
+SNAPSHOT_KEPT_S: Final = 1.0  # shared by all open pages
+OLDEST_READ_MAX: Final = 10_000
 BROKER_ASKED_EVERY_S: Final = 2.0
 
 SERIES: Final = ("accepted", "settled", "rejected", "parked")
 
 
-class Overview(Page):
-    """Charts and numbers; the numbers come by /live.json."""
+class OverviewPage(Page):
+    """Charts and numbers; /live.json has the numbers."""
 
     path = "/"
     route_name = "index"
     menu_label = "Overview"
     icon = "fa-solid fa-gauge-high"
 
-    def __init__(self, desk: Desk) -> None:
-        super().__init__(desk)
-        self._live = Live(desk)
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self._live = Live(services)
 
     @page("")
     async def index(self, request: Request) -> Response:
@@ -57,16 +56,16 @@ class Overview(Page):
 
 
 class Live:
-    """What is going on, looked up once for all who ask within a second."""
+    """The live figures, read once for all pages that ask within SNAPSHOT_KEPT_S."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, services: Services) -> None:
+        self._desk = services
         self._lock = threading.Lock()
         self._kept: dict[str, Any] = {}
         self._kept_until = 0.0
-        self._broker = BrokerWatch(desk)
-        # `tombola up` runs without it, and audits when it starts.
-        self._has_beat = desk.engine.dialect.name != "sqlite"
+        self._broker = BrokerWatch(services)
+        # `tombola up`, on SQLite, runs no beat; it audits when it starts.
+        self._has_beat = services.engine.dialect.name != "sqlite"
 
     def now(self) -> dict[str, Any]:
         with self._lock:
@@ -76,15 +75,16 @@ class Live:
             return self._kept
 
     def _look(self) -> dict[str, Any]:
-        said: dict[str, Any] = {"at": shown.utc(utc_now()), "words": []}
-        said |= self._from_database(said["words"])
-        said |= self._from_redis(said["words"])
-        said["broker_backlog"], word = self._broker.backlog()
-        if word:
-            said["words"].append(word)
-        return said
+        warnings: list[str] = []
+        figures: dict[str, Any] = {"at": shown.utc(utc_now()), "warnings": warnings}
+        figures |= self._from_database(warnings)
+        figures |= self._from_redis(warnings)
+        figures["broker_backlog"], warning = self._broker.backlog()
+        if warning:
+            warnings.append(warning)
+        return figures
 
-    def _from_database(self, words: list[str]) -> dict[str, Any]:
+    def _from_database(self, warnings: list[str]) -> dict[str, Any]:
         most = self._desk.settings.backlog_max
         try:
             backlog = self._desk.read(requests.count_accepted, count_max=most + 1)
@@ -93,11 +93,11 @@ class Live:
             audited = self._desk.read(audits.last)
             now = self._desk.read(clock.now)
         except DrawError as error:
-            words.append(str(error))
+            warnings.append(str(error))
             return {"backlog": None, "oldest": None, "open": None, "causes": [], "audit": None}
         lapse = housekeeping.of_audit(audited, now)
         if lapse and (self._has_beat or (audited and not audited.is_clean)):
-            words.append(_word(lapse))
+            warnings.append(_warning(lapse))
         open_by_cause: dict[str, int] = {}
         for (state, cause), count in counts.items():
             if state in OPEN_STATES:
@@ -107,23 +107,23 @@ class Live:
             "oldest": shown.duration(now - oldest) if oldest else None,
             "open": sum(open_by_cause.values()),
             "causes": sorted(open_by_cause.items(), key=lambda it: -it[1]),
-            "audit": f"{shown.ago(audited.at)}: {audited}" if audited else "none is on record",
+            "audit": f"{shown.ago(audited.at)}: {audited}" if audited else "none on record",
         }
 
-    def _from_redis(self, words: list[str]) -> dict[str, Any]:
+    def _from_redis(self, warnings: list[str]) -> dict[str, Any]:
         nothing: dict[str, Any] = {"minutes": None, "members": None}
         if self._desk.redis is None:
-            words.append("There are no live figures: TOMBOLA_RESULT_URL names no Redis.")
+            warnings.append("No live figures: TOMBOLA_RESULT_URL is not set.")
             return nothing
         try:
             minutes = pulse.minutes(self._desk.redis, MINUTES)
             members = pulse.members(self._desk.redis)
         except (redis.RedisError, DrawError) as error:
-            words.append(f"There are no live figures, Redis does not answer: {error}")
+            warnings.append(f"No live figures: Redis does not answer: {error}")
             return nothing
         roles = {it.role for it in members}
         lapses = [housekeeping.of_relay(roles), housekeeping.of_beat(roles) if self._has_beat else None]
-        words += [_word(lapse) for lapse in lapses if lapse]
+        warnings += [_warning(lapse) for lapse in lapses if lapse]
         return {
             "minutes": {
                 "labels": [shown.utc(it.at)[11:16] for it in minutes],
@@ -144,17 +144,17 @@ class Live:
 
 
 class BrokerWatch:
-    """How much is queued, asked now and then by a thread of its own: a broker that is away must not hold up a page."""
+    """The broker's backlog, read in a thread of its own every BROKER_ASKED_EVERY_S: an outage must not delay a page."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._settings = desk.settings
+    def __init__(self, services: Services) -> None:
+        self._settings = services.settings
         self._lock = threading.Lock()
         self._asking = False
         self._asked_at = -BROKER_ASKED_EVERY_S
         self._answer: tuple[int | None, str] = (None, "The broker is being asked.")
 
     def backlog(self) -> tuple[int | None, str]:
-        """What is known, and a word if that is nothing."""
+        """The number of queued messages, or None and a warning."""
         with self._lock:
             if not self._asking and time.monotonic() - self._asked_at >= BROKER_ASKED_EVERY_S:
                 self._asking = True
@@ -172,24 +172,24 @@ class BrokerWatch:
             answer = (None, str(error))
         except DrawError as error:
             answer = (None, f"The broker does not answer: {error}")
-        except Exception as error:  # whatever it is, the page says so and goes on
+        except Exception as error:  # the page shows any error as a warning
             answer = (None, f"The broker does not answer: {type(error).__name__}")
         with self._lock:
             self._answer, self._asking, self._asked_at = answer, False, time.monotonic()
 
 
-def _word(lapse: housekeeping.Lapse) -> str:
+def _warning(lapse: housekeeping.Lapse) -> str:
     text = f"{lapse.what}: {lapse.cure}."
     return text[0].upper() + text[1:]
 
 
 def _oldest_accepted(connection: Connection) -> datetime | None:
-    """When the oldest of those under way was accepted, of those that the relay looks at first."""
+    """The earliest accept of the requests under way, among the OLDEST_READ_MAX that the relay publishes next."""
     some = (
         select(table.c.accepted_at)
         .where(table.c.status == Status.ACCEPTED)
         .order_by(table.c.publish_at)
-        .limit(OLDEST_LOOKED_AT_MAX)
+        .limit(OLDEST_READ_MAX)
         .subquery()
     )
     oldest: datetime | None = connection.execute(select(func.min(some.c.accepted_at))).scalar()

@@ -1,4 +1,4 @@
-"""What all pages have in common: the desk they work at, reading in threads, and how a page is shown."""
+"""Shared by all pages: the services behind them, reading in threads, rendering, and selections in URLs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from tombola.producers.domain.draw import Wheel
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.settings import Settings
 from tombola.producers.storage.faults import explain
-from tombola.worker.console.jobs import Forecasts, Replays
-from tombola.worker.console.security import in_thread, must_act
+from tombola.worker.console.jobs import ForecastRunner, ReplayRunner
+from tombola.worker.console.security.roles import must_act
+from tombola.worker.console.threads import in_thread
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.operators.users import Operator
 
@@ -34,23 +35,23 @@ Handler = Callable[[Any, Request], Awaitable[Response]]
 ALL: Final = "all"
 OPEN: Final = "open"
 IDS_MAX: Final = 1000
-# What the age filters offer.
+# The choices of the age filters, in seconds.
 AGES: Final = {"15m": 900.0, "1h": 3600.0, "6h": 21_600.0, "1d": 86_400.0, "7d": 604_800.0, "30d": 2_592_000.0}
 
 
 @dataclass
-class Desk:
-    """What the pages work with. Nothing of it connects before it is used."""
+class Services:
+    """The services behind the pages. None connects before its first use."""
 
     settings: Settings
     engine: Engine
     redis: redis.Redis | None
     wheels: Mapping[str, Wheel] | None
-    forecasts: Forecasts
-    replays: Replays
+    forecasts: ForecastRunner
+    replays: ReplayRunner
 
     def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `function` reads in a transaction of its own. Raises ServiceUnavailable."""
+        """The result of `function`, which reads in a transaction of its own. Raises the DrawError of `explain`."""
         try:
             with self.engine.connect().execution_options(read_only=True) as connection:
                 return function(connection, *args, **kwargs)
@@ -59,39 +60,42 @@ class Desk:
 
 
 def page(path: str, *, methods: tuple[str, ...] = ("GET",)) -> Callable[[Handler], Handler]:
-    """Serve a method of a Page at `path`, below the page's own."""
+    """Serve a method of a Page at `path`, below the page's path."""
     mark: Callable[[Handler], Handler] = route(path, methods=list(methods))
     return mark
 
 
 class Page(CustomView):
-    """A page in the menu, and what lies below it."""
+    """A page in the menu, and the pages below it."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, services: Services) -> None:
         super().__init__()
-        self.desk = desk
+        self.services = services
 
     def is_active(self, request: Request) -> bool:
         path: str = request.url.path
         return path == self.path or (self.path != "/" and path.startswith(f"{self.path}/"))
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Desk.read in a thread."""
-        return await in_thread(lambda: self.desk.read(function, *args, **kwargs))
+        """Services.read in a thread."""
+        return await in_thread(lambda: self.services.read(function, *args, **kwargs))
 
     def show(self, request: Request, template: str, title: str, **context: Any) -> Response:
-        """A page made of a template."""
+        """The page that a template renders."""
         assert self._admin is not None
         operator: Operator = request.state.operator
         return self._admin._template_response(
-            request, template, {"title": title, "may_act": operator.may_act, **context}
+            request, template, {"title": title, "can_act": operator.may_act, **context}
         )
 
 
 async def act(
-    request: Request, function: Callable[..., T], *args: Any, said: Callable[[T], str], back: str, **kwargs: Any
+    request: Request, function: Callable[..., T], *args: Any, message: Callable[[T], str], back: str, **kwargs: Any
 ) -> Response:
-    """Do something for an operator and go `back`, where it is said what came of it. Raises 403 for a viewer."""
+    """Call `function` for an operator; redirect to `back`, which shows `message` of its result, or its error.
+
+    Raises 403 for a viewer.
+    """
     operator = must_act(request)
     try:
         done = await run_in_threadpool(function, *args, operator=operator.name, **kwargs)
@@ -100,25 +104,25 @@ async def act(
     except SQLAlchemyError as error:
         raise explain(error) from error
     else:
-        flash(request, said(done), "success")
+        flash(request, message(done), "success")
     return RedirectResponse(back, 303)
 
 
-# ---- selections in addresses -----------------------------------------------------------------------------------------
+# ---- selections in URLs ----------------------------------------------------------------------------------------------
 
 
 def selection_of(query: Mapping[str, str]) -> Selection:
-    """The selection that an address, or a form, names. Raises InvalidRequest for one that is none."""
+    """The selection in a URL's query or a form. Raises InvalidRequest for invalid values."""
     state = query.get("state") or OPEN
     ids = [it for it in query.get("ids", "").replace(",", " ").split() if it]
     if len(ids) > IDS_MAX:
-        raise InvalidRequest(f"at most {IDS_MAX:,} dead letters can be named one by one")
+        raise InvalidRequest(f"ids: at most {IDS_MAX:,} dead letters")
     return Selection(
-        ids=tuple(_whole("ids", it) for it in ids),
+        ids=tuple(_integer("ids", it) for it in ids),
         states=tuple(LetterState) if state == ALL else Selection().states if state == OPEN else (state,),
         cause=query.get("cause") or None,
         group_id=query.get("group") or None,
-        account_id=_whole("account", query["account"]) if query.get("account", "").strip() else None,
+        account_id=_integer("account", query["account"]) if query.get("account", "").strip() else None,
         request_key=query.get("key", "").strip() or None,
         newer_than_s=_age("newer", query.get("newer")),
         older_than_s=_age("older", query.get("older")),
@@ -126,29 +130,29 @@ def selection_of(query: Mapping[str, str]) -> Selection:
 
 
 def fields_of(query: Mapping[str, str]) -> dict[str, str]:
-    """Of an address, the fields that make its selection."""
+    """The fields of a query or a form that make its selection."""
     names = ("ids", "state", "cause", "group", "account", "key", "newer", "older")
     return {name: query[name].strip() for name in names if query.get(name, "").strip()}
 
 
-def address(path: str, fields: Mapping[str, Any], **more: Any) -> str:
-    """A path with its query; None leaves a field out."""
+def url_of(path: str, fields: Mapping[str, Any], **more: Any) -> str:
+    """A path with a query; fields that are None are left out."""
     known = {name: value for name, value in {**fields, **more}.items() if value is not None}
     return f"{path}?{urlencode(known)}" if known else path
 
 
-def whole(query: Mapping[str, str], name: str, *, least: int = 1) -> int | None:
-    """A whole number in a form; None if the field was left empty. Raises InvalidRequest."""
+def integer(query: Mapping[str, str], name: str, *, least: int = 1) -> int | None:
+    """The integer in a field; None if the field is empty. Raises InvalidRequest, also below `least`."""
     text = query.get(name, "").strip()
     if not text:
         return None
-    number = _whole(name, text)
+    number = _integer(name, text)
     if number < least:
         raise InvalidRequest(f"{name}: at least {least}, not {text:.80}")
     return number
 
 
-def _whole(name: str, text: str) -> int:
+def _integer(name: str, text: str) -> int:
     try:
         number = int(text.strip())
     except ValueError:

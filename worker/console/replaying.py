@@ -1,4 +1,4 @@
-"""Replays: the list, a new one with its forecast, and one under way with its stop button."""
+"""The pages of replays: the list, a new replay with its forecast, and one replay with its progress."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from starlette_admin.flash import flash
 from tombola.producers.domain.causes import OPEN_STATES
 from tombola.producers.domain.errors import DrawError, InvalidRequest
 from tombola.worker.console import shown
-from tombola.worker.console.jobs import Job
-from tombola.worker.console.pages import AGES, OPEN, Page, act, address, fields_of, page, selection_of, whole
-from tombola.worker.console.security import must_act, operator_of
+from tombola.worker.console.jobs import ForecastJob
+from tombola.worker.console.pages import AGES, OPEN, Page, act, fields_of, integer, page, selection_of, url_of
+from tombola.worker.console.security.roles import must_act, operator_of
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.operators import actions
 from tombola.worker.replays import forecast, replay
 from tombola.worker.replays.replay import Options, Replay
 
-ROWS: Final = 100
-LINES: Final = 100
-ACTIONS: Final = 50
+ROWS_MAX: Final = 100
+LINES_MAX: Final = 100
+ACTIONS_MAX: Final = 50
 
 
-class Replays(Page):
-    """Replays, and the forecast before each."""
+class ReplaysPage(Page):
+    """Replays, and the forecast before a replay."""
 
     path = "/replays"
     menu_label = "Replays"
@@ -38,20 +38,20 @@ class Replays(Page):
 
     @page("")
     async def index(self, request: Request) -> Response:
-        found = await self.read(replay.recent, ROWS)
+        found = await self.read(replay.recent, ROWS_MAX)
         return self.show(request, "replays.html", "Replays", replays=found)
 
     @page("/new")
     async def new(self, request: Request) -> Response:
-        """What is selected and what replaying it would do. Its forecast is a job of its own, named in the address."""
+        """The selection, and the forecast of its replay. The forecast is a job, named in the URL."""
         query = request.query_params
         fields = fields_of(query)
-        selection, limit = _only_open(selection_of(fields)), whole(query, "limit")
-        tells_prizes = operator_of(request).may_act
-        job = self.desk.forecasts.find(query.get("job", ""))
-        if job is None or (job.selection, job.limit, job.tells_prizes) != (selection, limit, tells_prizes):
-            job = self.desk.forecasts.ask(selection, limit, tells_prizes=tells_prizes)
-            return RedirectResponse(address(f"{self.path}/new", fields, limit=limit, job=job.id), 303)
+        selection, limit = _only_open(selection_of(fields)), integer(query, "limit")
+        with_prizes = operator_of(request).may_act
+        job = self.services.forecasts.find(query.get("job", ""))
+        if job is None or (job.selection, job.limit, job.with_prizes) != (selection, limit, with_prizes):
+            job = self.services.forecasts.ask(selection, limit, with_prizes=with_prizes)
+            return RedirectResponse(url_of(f"{self.path}/new", fields, limit=limit, job=job.id), 303)
         count = await self.read(dead_letters.count, selection)
         is_hopeless = _is_hopeless(job)
         return self.show(
@@ -60,7 +60,7 @@ class Replays(Page):
             "Replay dead letters",
             fields=fields,
             described=_described(fields),
-            list_address=address("/dead-letters", fields),
+            list_address=url_of("/dead-letters", fields),
             count=count,
             limit=limit,
             job=job,
@@ -70,14 +70,14 @@ class Replays(Page):
             form=dict(query),
             canary=query.get("canary", str(replay.CANARY) if is_hopeless else ""),
             is_asked_again=is_hopeless and "again" in query,
-            **_lines(job, query.get("outcome"), whole(query, "page") or 1),
+            **_lines(job, query.get("outcome"), integer(query, "page") or 1),
         )
 
     @page("/forecast.json")
     async def forecast(self, request: Request) -> Response:
-        job = self.desk.forecasts.find(request.query_params.get("job", ""))
+        job = self.services.forecasts.find(request.query_params.get("job", ""))
         if job is None:
-            return JSONResponse({"detail": "this forecast is forgotten"}, 404)
+            return JSONResponse({"detail": "this forecast is not kept any more"}, 404)
         return JSONResponse({"done": job.done, "is_over": job.is_over})
 
     @page("", methods=("POST",))
@@ -85,24 +85,24 @@ class Replays(Page):
         operator, form = must_act(request), request.state.form
         fields = fields_of(form)
         kept = {name: form[name] for name in ("rate", "canary", "limit", "job", "reason") if name in form}
-        if _is_hopeless(self.desk.forecasts.find(form.get("job", ""))) and form.get("anyway") != "yes":
-            return RedirectResponse(address(f"{self.path}/new", fields, **kept, again=1), 303)
+        if _is_hopeless(self.services.forecasts.find(form.get("job", ""))) and form.get("anyway") != "yes":
+            return RedirectResponse(url_of(f"{self.path}/new", fields, **kept, again=1), 303)
         try:
             selection = _only_open(selection_of(fields))
-            options = Options(rate=_rate(form), limit=whole(form, "limit"), canary=whole(form, "canary"))
-            self.desk.settings.need("broker_url")  # before there is a row that nobody runs
+            options = Options(rate=_rate(form), limit=integer(form, "limit"), canary=integer(form, "canary"))
+            self.services.settings.need("broker_url")  # before the replay has a row, which nothing would run
             replay_id = await run_in_threadpool(
                 replay.begin,
-                self.desk.engine,
+                self.services.engine,
                 selection,
                 options,
                 operator=operator.name,
                 reason=form.get("reason", ""),
             )
-            self.desk.replays.run(replay_id)
+            self.services.replays.run(replay_id)
         except DrawError as error:
             flash(request, f"Not started: {error}", "error")
-            return RedirectResponse(address(f"{self.path}/new", fields, **kept), 303)
+            return RedirectResponse(url_of(f"{self.path}/new", fields, **kept), 303)
         return RedirectResponse(f"{self.path}/{replay_id}", 303)
 
     @page("/{id:int}")
@@ -117,7 +117,7 @@ class Replays(Page):
             described=_described_selection(found.selection),
             options=msgspec.json.decode(found.options),
             actions=done,
-            again=address(f"{self.path}/new", _query_of(found.selection)),
+            again=url_of(f"{self.path}/new", _query_of(found.selection)),
         )
 
     @page("/{id:int}/live.json")
@@ -130,19 +130,19 @@ class Replays(Page):
         return await act(
             request,
             replay.ask_to_stop,
-            self.desk.engine,
+            self.services.engine,
             id,
-            said=lambda _: "Asked to stop: what is sent is sent, the rest stays parked.",
+            message=lambda _: "Stopping: messages that were sent settle, the others stay parked.",
             back=f"{self.path}/{id}",
         )
 
 
 def _one(connection: Connection, id: int) -> tuple[Replay, list[actions.Action]]:
-    return replay.find(connection, id), actions.recent(connection, rows_max=ACTIONS, replay_id=id)
+    return replay.find(connection, id), actions.recent(connection, rows_max=ACTIONS_MAX, replay_id=id)
 
 
 def _live(it: Replay) -> dict[str, Any]:
-    """A replay's numbers as its page shows them, and goes on showing them."""
+    """A replay's numbers as its page shows them, first in the template and then by script."""
     lasted = (it.ended_at or it.seen_at) - it.started_at
     decided = it.settled + it.parked_again
     seconds = max(lasted.total_seconds(), 0.001)
@@ -168,27 +168,28 @@ def _live(it: Replay) -> dict[str, Any]:
 
 
 def _only_open(selection: Selection) -> Selection:
-    """What of a selection can be replayed. Raises InvalidRequest if that is nothing, whatever there is."""
+    """The part of a selection in states that can be replayed. Raises InvalidRequest if it has no such state."""
     states = tuple(state for state in selection.states if state in OPEN_STATES)
     if not states:
-        raise InvalidRequest(f"what is {selection.states[0]} cannot be replayed: restore it first, if it is discarded")
+        raise InvalidRequest(
+            f"{selection.states[0]} dead letters cannot be replayed; discarded ones can be restored first"
+        )
     return msgspec.structs.replace(selection, states=states)
 
 
-def _is_hopeless(job: Job | None) -> bool:
+def _is_hopeless(job: ForecastJob | None) -> bool:
     return job is not None and job.forecast is not None and job.forecast.is_hopeless
 
 
-def _lines(job: Job, outcome: str | None, number: int) -> dict[str, Any]:
-    """A page of a forecast's lines."""
-    said = job.forecast
-    lines = [] if said is None else said.lines
+def _lines(job: ForecastJob, outcome: str | None, number: int) -> dict[str, Any]:
+    """A page of the forecast's lines, as template variables."""
+    lines = [] if job.forecast is None else job.forecast.lines
     if outcome in forecast.OUTCOMES:
         lines = [line for line in lines if line.outcome == outcome]
-    pages = max(1, math.ceil(len(lines) / LINES))
+    pages = max(1, math.ceil(len(lines) / LINES_MAX))
     number = min(number, pages)
     return {
-        "lines": lines[(number - 1) * LINES : number * LINES],
+        "lines": lines[(number - 1) * LINES_MAX : number * LINES_MAX],
         "number": number,
         "pages": pages,
         "outcome": outcome,
@@ -209,16 +210,16 @@ def _rate(form: dict[str, str]) -> float | None:
 def _described(fields: dict[str, str]) -> str:
     """A selection in words."""
     state = fields.get("state", OPEN)
-    words = ["all that are parked" if state in (OPEN, "all") else f"all that are {state}"]
+    words = ["all parked" if state in (OPEN, "all") else f"all {state}"]
     if ids := fields.get("ids"):
         words = [f"dead letter {ids}" if ids.isdecimal() else f"the dead letters {shown.shortened(ids)}"]
     for name, what in (("cause", "cause"), ("group", "group"), ("account", "account"), ("key", "request key")):
         if name in fields:
             words.append(f"{what} {fields[name]}")
     if "newer" in fields:
-        words.append(f"within the last {fields['newer']}")
+        words.append(f"parked within the last {fields['newer']}")
     if "older" in fields:
-        words.append(f"longer than {fields['older']} ago")
+        words.append(f"parked longer than {fields['older']} ago")
     return ", ".join(words)
 
 
@@ -227,7 +228,7 @@ def _described_selection(selection: str) -> str:
 
 
 def _query_of(selection: str) -> dict[str, str]:
-    """The address fields of a selection that is on record; ages that the pages do not offer are left out."""
+    """The URL fields of a recorded selection; ages that are not in AGES are left out."""
     known = msgspec.json.decode(selection, type=Selection)
     ages = {seconds: name for name, seconds in AGES.items()}
     fields: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Serving the console: one process, as its forecasts and replays live in it."""
+"""Serving the console, in one process: forecasts and running replays live in its memory."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tombola.producers.telemetry.logs import set_up_logging
 from tombola.producers.web import serving
 from tombola.producers.web.protocol import Protocol
 from tombola.worker.console.app import create_app
-from tombola.worker.console.security import FORM_BYTES_MAX
+from tombola.worker.console.security.forms import FORM_BYTES_MAX
 
 CONNECTIONS_MAX: Final = 500
 
 
 class Connection(Protocol):
-    """A browser's connection, or its proxy's."""
+    """A connection of a browser or a proxy."""
 
     body_bytes_max = FORM_BYTES_MAX
     request_s_max = 30.0
 
 
 def configured(settings: Settings, host: str, port: int) -> uvicorn.Config:
-    """How uvicorn serves the console."""
+    """uvicorn's configuration for the console."""
     return uvicorn.Config(
         create_app(settings),
         host=host,
@@ -34,6 +34,6 @@ def configured(settings: Settings, host: str, port: int) -> uvicorn.Config:
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve until told to stop: SIGTERM ends what is under way, and stops replays that run here."""
+    """Serve until SIGTERM or SIGINT, which stop the replays that run in this process."""
     set_up_logging(settings.log_format)
     uvicorn.Server(configured(settings, host, port)).run()

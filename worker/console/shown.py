@@ -1,4 +1,4 @@
-"""How things are shown: times, numbers, bodies. Filters of the templates; all of it pure."""
+"""Formatting for pages: times, numbers, bodies. FILTERS are the templates' filters. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tombola.producers.domain.causes import LetterState
 from tombola.worker.dead_letters.letters import Group
 
 HEX_WIDTH: Final = 16
-DUMPED_BYTES_MAX: Final = 4096  # of a body that is no text
+DUMPED_BYTES_MAX: Final = 4096  # of a body that is not text
 
-# Tabler's colours, by what they stand for.
+# Tabler's colours of states, outcomes, tones and roles.
 COLOURS: Final = {
     "parked": "red",
     "parked again": "red",
@@ -44,17 +44,17 @@ _UNITS: Final = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def utc(moment: datetime | None) -> str:
-    """A moment to the second, UTC."""
+    """A moment to the second, in UTC; empty for None."""
     return "" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def exact(moment: datetime | None) -> str:
-    """A moment to the millisecond, without its day."""
+    """The time of day to the millisecond, in UTC; empty for None."""
     return "" if moment is None else moment.astimezone(UTC).strftime("%H:%M:%S.%f")[:-3]
 
 
 def duration(seconds: float | timedelta | None) -> str:
-    """A length of time in its two largest units: `2 h 5 min`."""
+    """A duration in its two largest units: `2 h 5 min`; empty for None."""
     if seconds is None:
         return ""
     left = int(seconds.total_seconds() if isinstance(seconds, timedelta) else seconds)
@@ -73,7 +73,7 @@ def duration(seconds: float | timedelta | None) -> str:
 
 
 def ago(moment: datetime | None) -> str:
-    """How long ago that was, in one unit."""
+    """The time since a moment, in one unit: `5 min ago`; empty for None."""
     if moment is None:
         return ""
     seconds = (datetime.now(UTC) - moment).total_seconds()
@@ -84,17 +84,17 @@ def ago(moment: datetime | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number with its thousands apart."""
+    """A number with thousands separators; empty for None."""
     return "" if value is None else f"{value:,}"
 
 
 def colour(word: str) -> str:
-    """The colour of a state, an outcome or a tone."""
+    """The colour of a state, an outcome, a tone or a role."""
     return COLOURS.get(word, "secondary")
 
 
 def body(raw: bytes) -> tuple[str, bool]:
-    """A message's bytes to be read by people, and whether they are text; otherwise it is a hex dump."""
+    """A message's bytes as text and True, or as a hex dump and False if they are not printable UTF-8."""
     try:
         text = raw.decode()
     except UnicodeDecodeError:
@@ -105,19 +105,19 @@ def body(raw: bytes) -> tuple[str, bool]:
 
 
 def dump(raw: bytes) -> str:
-    """Offsets, bytes and what they would be in ASCII."""
+    """A hex dump: offsets, bytes, and ASCII characters."""
     lines = []
     for start in range(0, min(len(raw), DUMPED_BYTES_MAX), HEX_WIDTH):
         part = raw[start : start + HEX_WIDTH]
         letters = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
         lines.append(f"{start:08x}  {part.hex(' '):<{HEX_WIDTH * 3 - 1}}  {letters}")
     if len(raw) > DUMPED_BYTES_MAX:
-        lines.append(f"… {len(raw) - DUMPED_BYTES_MAX:,} more bytes were kept")
+        lines.append(f"… and {len(raw) - DUMPED_BYTES_MAX:,} more bytes")
     return "\n".join(lines)
 
 
 def pretty(text: str | bytes | None) -> str:
-    """JSON over several lines; what is none stays as it is."""
+    """JSON indented over several lines; any other text unchanged."""
     if text is None:
         return ""
     if isinstance(text, bytes):
@@ -128,24 +128,24 @@ def pretty(text: str | bytes | None) -> str:
         return text
 
 
-# What drivers raise: their words are about the rows that were to be written, the prize's among them.
+# Errors of database drivers: their messages quote rows that were to be written, also a prize's.
 DATABASE_ERRORS: Final = frozenset(
     ("DatabaseError", "DataError", "IntegrityError", "InternalError", "NotSupportedError", "OperationalError")
 )
 
 
-def to_viewers(letter: Any) -> Any:
-    """A dead letter, or a group of them, without what may tell of the prize of a draw that has not settled.
+def as_viewer(letter: Any) -> Any:
+    """A dead letter, or a group, as viewers can see it: without errors that reveal the prize of an unsettled draw.
 
-    `Duplicate entry 'k:reward'` says that it wins, and so does a trigger that refuses a large balance. Only those who
-    can replay it are told.
+    `Duplicate entry 'k:reward'` reveals that the draw wins; so does a trigger that refuses a large balance. Operators,
+    who can replay the draw, see these errors.
     """
     if letter.error_type not in DATABASE_ERRORS or getattr(letter, "state", "") == LetterState.SETTLED:
         return letter
-    said = f"{letter.error_type}: what the database said is told to operators, as it may tell of a prize"
+    error = f"{letter.error_type}: only operators see the database's message, which may reveal a prize"
     if isinstance(letter, Group):
-        return replace(letter, title=said)
-    rest = {"is_whole": getattr(letter, "is_whole", None), "error": said, "traceback": None}
+        return replace(letter, title=error)
+    rest = {"is_whole": getattr(letter, "is_whole", None), "error": error, "traceback": None}
     return SimpleNamespace(**letter._asdict() | rest)
 
 
@@ -164,7 +164,7 @@ def _short(value: Any) -> str:
 
 
 def shortened(text: str, length_max: int = 200) -> str:
-    """The beginning of a text."""
+    """The first `length_max` characters of a text, with an ellipsis if it is longer."""
     return text if len(text) <= length_max else f"{text[:length_max]}…"
 
 

@@ -1,7 +1,7 @@
-"""The story of a draw: all that is on record about it, on one timeline. Found by its request key or session id.
+"""The story of a draw: everything on record about it, on one timeline. Found by request key or lottery session.
 
-An account has a story, too: its latest draws and its dead letters. Every look-up here goes by an index: the story of
-one draw among five million is told as fast as that of one among five.
+An account has a story, too: its latest draws and its dead letters. Every query uses an index: the time does not depend
+on the size of the tables.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from tombola.producers.storage.schema import (
 from tombola.worker.audit.audits import AUDIT
 from tombola.worker.operators.actions import Action
 
-# What happened, and how much it matters to somebody who looks for what went wrong.
+# The colour of an event, which leads the eye to what went wrong.
 Tone = Literal["plain", "good", "bad", "busy"]
 
 DRAWS_MAX: Final = 50
 DEAD_LETTERS_MAX: Final = 50
-ACTIONS_MAX: Final = 500  # looked through for a dead letter's number
+ACTIONS_MAX: Final = 500  # read in search of a dead letter's id
 RETRIED_SOON: Final = timedelta(milliseconds=1)
 
-# Everything but the body and the traceback: those are on the dead letter's own page.
+# Without the large columns: the dead letter's own page shows them.
 _SUMMARY: Final = [
     column for column in dead_letters.columns if column.name not in ("body", "traceback", "headers", "body_sha256")
 ]
 
 
 class Event(NamedTuple):
-    """Something that happened: `what` in two or three words, `text` with the details, `link` to the page about it."""
+    """An event of the timeline: `what` in two or three words, `text` with details, `link` to the event's own page."""
 
     at: datetime
     what: str
@@ -51,8 +51,8 @@ class Event(NamedTuple):
     link: str = ""
 
 
-class Draw(NamedTuple):
-    """A draw in an account's list: the ledger's rows of one session, summed up."""
+class SessionSum(NamedTuple):
+    """A lottery session in an account's list: the sum of its ledger rows."""
 
     lottery_session_id: str
     at: datetime
@@ -62,7 +62,7 @@ class Draw(NamedTuple):
 
 
 class Story(NamedTuple):
-    """What is known about what was asked for; `kind` says what that turned out to be."""
+    """The story of `query`, which is a draw, an account or nothing, as `kind` says."""
 
     query: str
     kind: Literal["draw", "account", "nothing"]
@@ -74,13 +74,13 @@ class Story(NamedTuple):
     dead_letters: Sequence[Any] = ()
     account: Account | None = None
     account_id: int | None = None
-    draws: Sequence[Draw] = ()
+    draws: Sequence[SessionSum] = ()
 
 
-def tell(connection: Connection, query: str, *, letter_as: Callable[[Any], Any] = lambda row: row) -> Story:
-    """The story of a request key, a session id or, if it is none of those, an account.
+def find(connection: Connection, query: str, *, letter_as: Callable[[Any], Any] = lambda row: row) -> Story:
+    """The story of a request key, a lottery session or, if `query` is neither, an account id.
 
-    `letter_as` makes of a dead letter's row what may be told of it.
+    `letter_as` turns a dead letter's row into what the reader can see of it.
     """
     query = query.strip()
     if not query or len(query) > 100 or not query.isascii():
@@ -102,7 +102,7 @@ def _of_draw(connection: Connection, query: str, letter_as: Callable[[Any], Any]
     sessions = {query} if request is None else {request["lottery_session_id"]}
     letters = _letters(connection, keys, sessions)
     if request is None and letters:
-        # It never became a request: a dead letter may know its session, or its key.
+        # Without a request's row, a dead letter may name the session of a key, or the key of a session.
         sessions |= {it.lottery_session_id for it in letters if it.lottery_session_id}
         letters = _letters(connection, keys | {it.request_key for it in letters if it.request_key}, sessions)
     letters = [letter_as(it) for it in letters]
@@ -121,7 +121,7 @@ def _of_draw(connection: Connection, query: str, letter_as: Callable[[Any], Any]
     return Story(
         query,
         "draw",
-        events=sorted(events, key=lambda event: event.at),  # stable: what is simultaneous stays in the order above
+        events=sorted(events, key=lambda event: event.at),  # stable: simultaneous events stay in the order above
         request=request,
         lottery_session_id=session,
         ledger_rows=rows,
@@ -138,7 +138,7 @@ def _request(connection: Connection, condition: ColumnElement[bool]) -> dict[str
 
 
 def _letters(connection: Connection, keys: set[str], sessions: set[str]) -> list[Any]:
-    """Dead letters of a draw, the oldest first. Two look-ups: an OR over two indexes is often a walk over none."""
+    """Dead letters of a draw, the oldest first. Two queries: for an OR, databases often use neither index."""
     found: dict[int, Any] = {}
     for condition in (
         dead_letters.c.request_key.in_(sorted(keys)),
@@ -146,7 +146,7 @@ def _letters(connection: Connection, keys: set[str], sessions: set[str]) -> list
     ):
         for row in connection.execute(select(*_SUMMARY).where(condition).limit(DEAD_LETTERS_MAX)):
             found[row.id] = row
-    # Edited copies, and what they are copies of, whatever they name.
+    # Edited copies and originals, which may name another key or session.
     originals = {row.edited_from for row in found.values() if row.edited_from is not None}
     for condition in (dead_letters.c.id.in_(originals - found.keys()), dead_letters.c.edited_from.in_(list(found))):
         for row in connection.execute(select(*_SUMMARY).where(condition).limit(DEAD_LETTERS_MAX)):
@@ -160,7 +160,7 @@ def _request_events(request: dict[str, Any] | None) -> list[Event]:
     events = []
     by = f"by {request['caller']}" if request["caller"] else "by a caller without an API key"
     if request["accepted_at"] is None:
-        events.append(Event(request["created_at"], "first seen", "it came by the broker alone, nobody accepted it"))
+        events.append(Event(request["created_at"], "first seen", "published by another producer, without an accept"))
     else:
         again = request["accepted_at"] - request["created_at"] > RETRIED_SOON
         first = Event(request["created_at"], "accepted", f"{by}, campaign {request['campaign']}", "good")
@@ -169,7 +169,9 @@ def _request_events(request: dict[str, Any] | None) -> list[Event]:
             events.append(Event(request["accepted_at"], "accepted again", "revived by a replay", "busy"))
     if request["published_at"] is not None:
         attempts = request["publish_attempts"]
-        text = "the first attempt" if attempts == 1 else f"attempt {attempts}: the latest, earlier ones are not kept"
+        text = (
+            "the first attempt" if attempts == 1 else f"attempt {attempts}, the latest; earlier ones are not on record"
+        )
         events.append(Event(request["published_at"], "published", text))
     if request["settled_at"] is not None:
         events.append(_settled(request))
@@ -211,7 +213,7 @@ def _letter_events(letters: Sequence[Any]) -> list[Event]:
             events.append(Event(it.first_parked_at, "parked", f"{name}{by}{why}", "bad", link))
         if it.times_parked > 1 and it.last_parked_at > it.first_parked_at:
             by = f" by {it.worker}" if it.worker else ""
-            text = f"{name}, {it.times_parked} times by now{by} ({it.cause}: {it.error})"
+            text = f"{name}, {it.times_parked} times so far{by} ({it.cause}: {it.error})"
             events.append(Event(it.last_parked_at, "parked again", text, "bad", link))
         if it.state_at is not None and it.state not in OPEN_STATES:
             tone: Tone = "good" if it.state == LetterState.SETTLED else "busy"
@@ -220,7 +222,7 @@ def _letter_events(letters: Sequence[Any]) -> list[Event]:
 
 
 def _replay_events(connection: Connection, letters: Sequence[Any]) -> list[Event]:
-    """What operators did about these dead letters: the replays that took them last, and all else that names them."""
+    """Operators' actions on these dead letters: the last replay of each, and other actions that name one of them."""
     if not letters:
         return []
     events = []
@@ -240,7 +242,7 @@ def _replay_events(connection: Connection, letters: Sequence[Any]) -> list[Event
 
 
 def _actions_about(connection: Connection, ids: set[int], since: datetime) -> list[Action]:
-    """Of the latest actions, those that name one of these dead letters."""
+    """Those of the latest actions that name one of these dead letters."""
     query = (
         select(operator_actions)
         .where(operator_actions.c.at >= since, or_(operator_actions.c.action.not_in(("login", "user add", AUDIT))))
@@ -256,7 +258,7 @@ def _actions_about(connection: Connection, ids: set[int], since: datetime) -> li
 
 
 def _numbers(details: Any) -> set[int]:
-    """The dead letters that an action's details name: `id`, `ids`, `copy`, wherever they stand."""
+    """The ids of dead letters in an action's details, at any depth."""
     if isinstance(details, dict):
         named = set()
         for name, value in details.items():
@@ -292,10 +294,10 @@ def _of_account(connection: Connection, query: str, letter_as: Callable[[Any], A
     )
 
 
-def _draws(connection: Connection, account_id: int) -> list[Draw]:
-    """The latest sessions in an account's ledger, newest first. What was rejected left no row there."""
+def _draws(connection: Connection, account_id: int) -> list[SessionSum]:
+    """The latest sessions in an account's ledger, newest first. Rejected draws have no ledger rows."""
     table = asset_transactions
-    # By both columns of the index: the rows of one moment are few, and put in order here.
+    # Ordered by the index's columns only; the few rows of one moment are sorted below.
     rows = connection.execute(
         select(table)
         .where(table.c.account_id == account_id)
@@ -306,7 +308,7 @@ def _draws(connection: Connection, account_id: int) -> list[Draw]:
     for row in rows:
         by_session.setdefault(row.lottery_session_id, []).append(row)
     return [
-        Draw(
+        SessionSum(
             session,
             mine[0].created_at,
             tuple(row.business_type for row in sorted(mine, key=lambda row: row.transaction_id)),

@@ -28,10 +28,8 @@ def parse(text: str | bytes) -> Odds:
         try:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            line = error.object[: error.start].count(b"\n") + 1
-            raise InvalidManifest(
-                f"line {line}: this is not UTF-8 text (byte {error.object[error.start]:#04x})"
-            ) from None
+            line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
+            raise InvalidManifest(f"line {line}: this is not UTF-8 text (byte {byte:#04x})") from None
     try:
         fields = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -1,52 +1,53 @@
-// Paid draws from a browser, charged once whatever happens. Copy this file: it needs no other.
+// Paid draws from a browser, charged once whatever happens. A file to copy, without dependencies.
 //
 //     import { draw, resume } from './draw.js';
-//     resume({ show });          // when the page loads: finishes what a reload or a lost connection interrupted
+//     resume({ show });          // when the page loads: finishes draws that a reload or a lost connection interrupted
 //     await draw(6, { show });   // on a click: account 6 pays for one draw
 //
-// Key and body are kept in localStorage before they are sent, and forgotten when `show(result)` is through. In between,
-// every doubt is met with the same request under the same key: the gateway knows it and charges nothing for it.
-// One tab at a time finishes a draw; that it is finished stands in IndexedDB, for localStorage reaches other tabs late.
+// Key and body are kept in localStorage before they are sent, and forgotten when `show(result)` has resolved. Until then,
+// after any unknown outcome the same request is sent again under the same key; the gateway never charges a repeat. One
+// tab at a time finishes a draw. IndexedDB records that it is finished: localStorage reaches other tabs late.
 
-const KEPT = 'tombola.pending.'; // one entry per draw: tabs do not get in each other's way
-const FINISHED = 'tombola.finished'; // an IndexedDB: keys of the last day
+const KEPT = 'tombola.pending.'; // one entry per draw, so that tabs do not overwrite each other's
+const FINISHED = 'tombola.finished'; // an IndexedDB with the request keys of the last day
 const FINISHED_KEPT_MS = 86_400_000;
 const FINISHED_TIMEOUT_MS = 2_000;
 const WAIT_S = 10;
-const ANSWER_TIMEOUT_MS = 20_000; // for a connection that is open and dead
+const ANSWER_TIMEOUT_MS = 20_000; // against connections that are open and dead
 const BACKOFF_MS = { first: 250, max: 8_000 };
 
-/** The gateway does not take this draw. `status` and `problem` are its answer, a problem+json. */
+/** The gateway refuses this draw. `status` and `problem` are its answer, a problem+json. */
 export class DrawRefused extends Error {}
 
 class NoAnswer extends Error {}
 
-/** One paid draw. Resolves with its result; rejects only if the gateway refuses it, or if `show` fails.
- *  Options: campaign; show(result), may be async; tell(what, { key, why, delayMs }) on the way, what being 'sending',
- *  'waiting', 'again' or 'refused'; base, the gateway's URL, which must allow this page's origin; headers for every
- *  request. */
+/** One paid draw. Resolves with the result; rejects only if the gateway refuses the draw, or if `show` fails.
+ *  Options: campaign; show(result), may be async; tell(what, { key, why, delayMs }), called for progress, `what` being
+ *  'sending', 'waiting', 'again' or 'refused'; base, the gateway's URL, which must allow this page's origin; headers
+ *  for every request. */
 export async function draw(accountId, { campaign, ...options } = {}) {
   if (!Number.isSafeInteger(accountId) || accountId < 1) throw new RangeError('an account id is a whole number from 1');
   const key = makeKey();
   const body = JSON.stringify({ account_id: accountId, campaign });
-  localStorage.setItem(KEPT + key, body); // where it cannot be kept this throws, and nothing is sent
+  localStorage.setItem(KEPT + key, body); // throws where it cannot be kept: then nothing is sent
   return finish({ key, body }, options);
 }
 
-/** The draws whose result was not shown yet, of all tabs: [{ key, body }], the oldest first. */
+/** The draws of all tabs whose result was not shown yet: [{ key, body }], the oldest first. */
 export function pending() {
   const names = Object.keys(localStorage).filter((name) => name.startsWith(KEPT));
   return names.sort().map((name) => ({ key: name.slice(KEPT.length), body: localStorage.getItem(name) }));
 }
 
-/** Finish them, with the options of `draw`. Resolves like Promise.allSettled; null is one that another tab finished. */
+/** Finish the pending draws, with the options of `draw`. Resolves like Promise.allSettled; null for a draw that another
+ *  tab finished. */
 export const resume = (options) => Promise.allSettled(pending().map((kept) => finish(kept, options)));
 
 function finish({ key, body }, { show = () => {}, tell = () => {}, base = '', headers = {} } = {}) {
   return alone(KEPT + key, async () => {
     if (localStorage.getItem(KEPT + key) === null || (await isFinished(key))) return null;
     const result = await settle(key, body, { tell, base, headers }).catch(async (error) => {
-      // These say that nothing was accepted. After any other, as 401, the same request may be taken later on.
+      // With these, the request can never be accepted. After any other status, such as 401, it may be accepted later.
       if ([400, 413, 422].includes(error.status)) await forget(key);
       tell('refused', { key, why: error.message });
       throw error;
@@ -71,7 +72,7 @@ async function settle(key, body, { tell, base, headers }) {
       return answer;
     } catch (error) {
       if (!(error instanceof NoAnswer)) throw error;
-      const delayMs = Math.max(error.retryAfterMs, backoff * (0.5 + Math.random() / 2)); // not all at the same time
+      const delayMs = Math.max(error.retryAfterMs, backoff * (0.5 + Math.random() / 2)); // spreads clients out
       tell('again', { key, delayMs, why: error.problem.title });
       await sleep(delayMs);
     }
@@ -81,21 +82,21 @@ async function settle(key, body, { tell, base, headers }) {
 async function ask(url, init) {
   const signal = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
   const response = await fetch(url, { ...init, signal, cache: 'no-store' }).catch(() => null);
-  const answer = await response?.json().catch(() => null); // null: broken off, or a proxy's own words
+  const answer = await response?.json().catch(() => null); // null: interrupted, or a proxy's own text
   if (response?.ok && answer?.status) return answer;
   if (!response && (await isClosedToUs(url))) {
-    const why = `${new URL(url).origin} takes no requests of pages of ${location.origin}: see TOMBOLA_CORS_ORIGINS`;
+    const why = `${new URL(url).origin} allows no requests of pages of ${location.origin}: see TOMBOLA_CORS_ORIGINS`;
     throw Object.assign(new DrawRefused(why), { status: 0, problem: { title: 'another origin', detail: why } });
   }
   const status = response && !response.ok ? response.status : 0;
   const problem = { title: status ? `HTTP ${status}` : 'no answer', ...answer };
-  // Only the request itself can be refused: when a result cannot be had (404, say), the request is sent again.
+  // Only the draw itself can be refused: if its result cannot be read (404, for example), the draw is sent again.
   const isRefused = init.method && status >= 400 && status < 500 && ![408, 425, 429].includes(status);
   const error = new (isRefused ? DrawRefused : NoAnswer)(problem.detail ?? problem.title);
   throw Object.assign(error, { status, problem, retryAfterMs: 1000 * response?.headers.get('Retry-After') || 0 });
 }
 
-// A gateway of another origin that answers, but not to this page: asked again, it would not do so either.
+// Whether a gateway of another origin answers, but not to this page: a repeat would not help then.
 async function isClosedToUs(url) {
   if (new URL(url, location.href).origin === location.origin) return false;
   const probe = (mode) => {
@@ -105,16 +106,16 @@ async function isClosedToUs(url) {
   return (await probe('no-cors')) && !(await probe('cors'));
 }
 
-// The time comes first: that keeps the ledger's unique index quick. Not randomUUID: plain http has none.
+// The time comes first, which keeps the ledger's unique index fast. Not randomUUID: pages on plain http lack it.
 function makeKey() {
   const random = crypto.getRandomValues(new Uint8Array(8));
   return `lottery_req_${Date.now()}_${Array.from(random, (byte) => byte.toString(16).padStart(2, '0')).join('')}`;
 }
 
-// One tab at a time. Plain http has no locks: there two tabs may finish the same draw, which is harmless.
+// One tab at a time. Pages on plain http have no locks: there two tabs may finish the same draw, which is harmless.
 const alone = async (name, work) => (navigator.locks ? navigator.locks.request(name, work) : work());
 
-// Before the lock goes to the next tab. Where IndexedDB does not answer, that tab may send the draw again: harmless, too.
+// Runs before the next tab gets the lock. If IndexedDB does not answer, that tab may send the draw again: harmless, too.
 async function forget(key) {
   const write = (store) => {
     store.delete(IDBKeyRange.upperBound(`lottery_req_${Date.now() - FINISHED_KEPT_MS}`));
@@ -126,7 +127,7 @@ async function forget(key) {
 
 async function isFinished(key) {
   const isIt = (await inFinished('readonly', (store) => store.count(key)).catch(() => 0)) > 0;
-  if (isIt) localStorage.removeItem(KEPT + key); // where the other tab was closed before it could
+  if (isIt) localStorage.removeItem(KEPT + key); // in case the other tab was closed before it did
   return isIt;
 }
 

@@ -19,12 +19,12 @@ const [balance, outcome, state] = ['balance', 'outcome', 'state'].map(byId);
 // ---- The wheel -----------------------------------------------------------------------------------------------------
 
 const FIELD_DEG = 36; // a tenth
-// Which of the ten win, clockwise from the top: index.html has turned them there.
+// The fields that win, clockwise from the top, as index.html rotates them.
 const PRIZES = [...document.querySelectorAll('#wheel .prize')].map((node) => turnOf(node) / FIELD_DEG);
 const TURN_MS = 900;
 const TURNS_AT_LEAST_MS = 900;
 const STOP_DEG_MIN = 150;
-const CALM_MS = 700; // for those who asked for less motion: no turning, but a moment's wait
+const CALM_MS = 700; // with prefers-reduced-motion: a short wait instead of the turning wheel
 
 const wheel = {
   node: byId('wheel'),
@@ -40,7 +40,7 @@ const wheel = {
     this.turning = this.node.animate(frames, { duration: TURN_MS, iterations: Infinity });
   },
 
-  /** Come to rest on a field that wins, or on one that does not; it takes the time it takes. */
+  /** Stop on a field that wins, or on one that does not. Resolves when the wheel stands. */
   async stop(won) {
     await pause((this.turning ? TURNS_AT_LEAST_MS : CALM_MS) - (performance.now() - this.began));
     const fields = [...Array(360 / FIELD_DEG).keys()].filter((field) => PRIZES.includes(field) === won);
@@ -49,17 +49,17 @@ const wheel = {
     if (this.turning) {
       const now = this.angle + (360 * (performance.now() - this.began)) / TURN_MS;
       const way = STOP_DEG_MIN + modulo(rest - now - STOP_DEG_MIN, 360);
-      // This curve begins with three times its mean speed: so the wheel slows down from the speed it has.
+      // The curve begins at three times its mean speed, so the wheel slows down from its present speed.
       const duration = (3 * way * TURN_MS) / 360;
       const frames = [{ transform: `rotate(${now}deg)` }, { transform: `rotate(${now + way}deg)` }];
       this.node.animate(frames, { duration, easing: 'cubic-bezier(0.333, 1, 0.667, 1)', fill: 'forwards' });
       this.turning.cancel();
-      await pause(duration); // not the animation's own end, which in a hidden tab does not come
+      await pause(duration); // not until the animation's `finish` event, which hidden tabs do not get
     }
     this.halt(modulo(rest, 360));
   },
 
-  /** Stand still, here or at `angle`. */
+  /** Stop at once, at `angle`. */
   halt(angle = this.angle) {
     this.angle = angle;
     for (const animation of this.node.getAnimations()) animation.cancel();
@@ -71,7 +71,7 @@ const wheel = {
 
 // ---- Drawing -------------------------------------------------------------------------------------------------------
 
-const underWay = new Set(); // keys; more than one only after a reload, when several draws are finished
+const underWay = new Set(); // request keys; more than one only after a reload that resumes several draws
 let isClicked = false;
 let showing = Promise.resolve();
 
@@ -92,10 +92,10 @@ async function play() {
 const isBusy = () => isClicked || underWay.size > 0;
 
 function showBusy() {
-  button.setAttribute('aria-disabled', String(isBusy())); // not `disabled`, which would lose the focus
+  button.setAttribute('aria-disabled', String(isBusy())); // not `disabled`: the button would lose the focus
 }
 
-/** Show a result; draw.js forgets the key when this is through. One after the other, as there is one wheel. */
+/** Show a result; draw.js forgets the key when the promise resolves. Results wait for each other: there is one wheel. */
 function show(result) {
   showing = showing.then(() => showNow(result));
   return showing;
@@ -119,17 +119,17 @@ function sentence({ status, reason, prize_amount }, won) {
   if (won) return `Won ${prize_amount} POINT`;
   if (status === 'completed') return 'No prize this time';
   if (status === 'rejected') return REASONS[reason] ?? `Rejected: ${plain(reason)}`;
-  return 'The server has put this draw aside';
+  return 'This draw is dead: an operator can replay it';
 }
 
-/** What draw.js says on the way. */
+/** Show the progress that draw.js reports. */
 function tell(what, { key, why, delayMs }) {
   if (what === 'refused') {
     underWay.delete(key);
     showBusy();
     const isKept = pending().some((kept) => kept.key === key);
-    const later = isKept ? '. It is sent again when this page is loaded again' : '';
-    fail('The server did not take this draw', inWords(why) + later);
+    const later = isKept ? '. The draw is sent again when this page is loaded again' : '';
+    fail('The server did not accept this draw', inWords(why) + later);
     return;
   }
   underWay.add(key);
@@ -190,13 +190,13 @@ function drawsKept() {
     const draws = JSON.parse(localStorage.getItem(DRAWS));
     return Array.isArray(draws) ? draws : [];
   } catch {
-    return []; // somebody else's, under the same name
+    return []; // not this page's value
   }
 }
 
 function remember(result, won) {
   const { lottery_session_id: session, account_id, status, reason, prize_amount } = result;
-  // Two tabs may have finished the same draw.
+  // Two tabs may finish the same draw.
   const others = drawsKept().filter((entry) => entry.session !== session);
   const entry = { at: Date.now(), session, account_id, status, reason, prize: won ? prize_amount : null };
   localStorage.setItem(DRAWS, JSON.stringify([entry, ...others].slice(0, DRAWS_MAX)));
@@ -253,7 +253,7 @@ account.addEventListener('input', () => {
   refreshBalance();
 });
 
-// What another tab has drawn.
+// Draws of another tab.
 addEventListener('storage', (event) => {
   if (event.key !== DRAWS) return;
   showDraws();
@@ -263,5 +263,5 @@ addEventListener('storage', (event) => {
 try {
   begin();
 } catch (error) {
-  fail('This browser does not let the page keep anything', error.message);
+  fail('This browser does not let the page store anything', error.message);
 }

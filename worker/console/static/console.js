@@ -1,7 +1,7 @@
-// What every page has: fetching what changes, a forecast's progress, and forms that are sent once.
+// On every page: fetching live figures, a forecast's progress, and forms that are sent only once.
 "use strict";
 
-// Ask for `url` every `everyMs` while the page is looked at; `show` may return false: that was all.
+// Fetch `url` every `everyMs` while the page is visible, until `show` returns false; `lost` is called after a failure.
 window.follow = (url, everyMs, show, lost = () => {}) => {
     let timer = 0;
     const again = () => { timer = setTimeout(look, everyMs); };
@@ -38,7 +38,7 @@ if (forecast) {
         document.getElementById("forecast-done").textContent = done.toLocaleString("en");
         document.getElementById("forecast-bar").style.width = `${Math.min(100, 100 * done / total)}%`;
         if (!isOver) return true;
-        // What was typed in meanwhile stays: the form's fields travel in the address.
+        // Keep what was typed meanwhile: these fields go into the URL, the reason into sessionStorage.
         const address = new URL(location.href);
         for (const name of ["canary", "rate"]) {
             const field = document.getElementById(name);
@@ -56,7 +56,7 @@ if (reason && !forecast) {
     sessionStorage.removeItem("tombola.reason");
 }
 
-// A second click sends nothing; a page that comes back from the browser's memory can be sent again.
+// A second click sends nothing. A page that the browser restores from its back-forward cache can send its form again.
 const buttons = () => document.querySelectorAll("form[method=post] button");
 document.addEventListener("submit", ({ target }) => {
     if (target.method === "post") setTimeout(() => target.querySelectorAll("button").forEach((it) => { it.disabled = true; }));

@@ -1,4 +1,4 @@
-// The overview: numbers and charts, asked for every two seconds.
+// The overview: numbers and charts, fetched every two seconds.
 "use strict";
 {
     const EVERY_MS = 2000;
@@ -80,7 +80,7 @@
     const show = (live) => {
         text("at", `${live.at} UTC`);
         at("pulse").className = "status-dot status-green status-dot-animated";
-        at("words").replaceChildren(...live.words.map((word) => make("div", "alert alert-warning py-2 mb-2", word)));
+        at("warnings").replaceChildren(...live.warnings.map((it) => make("div", "alert alert-warning py-2 mb-2", it)));
         text("backlog", live.backlog);
         text("oldest", live.oldest ?? (live.backlog === null ? "?" : "–"));
         text("broker_backlog", whole(live.broker_backlog));
@@ -88,13 +88,13 @@
         at("open").classList.toggle("text-danger", live.open > 0);
         at("causes").replaceChildren(...(live.causes.length
             ? live.causes.map(cause)
-            : [make("div", "list-group-item text-secondary", live.open === null ? "Not known." : "None is parked.")]));
+            : [make("div", "list-group-item text-secondary", live.open === null ? "Unknown." : "No open dead letters.")]));
         const members = live.members ?? [];
         const workers = members.filter((it) => it.role === "worker").length;
         text("workers", live.members === null ? null : whole(workers));
         at("workers").classList.toggle("text-danger", live.members !== null && workers === 0);
         const none = make("tr");
-        const cell = make("td", "text-secondary", live.members === null ? "Not known." : "None is alive.");
+        const cell = make("td", "text-secondary", live.members === null ? "Unknown." : "No process is alive.");
         cell.colSpan = 4;
         none.append(cell);
         at("members").replaceChildren(...(members.length ? members.map(member) : [none]));
@@ -103,7 +103,7 @@
     };
     const lost = () => {
         at("pulse").className = "status-dot status-red";
-        at("words").replaceChildren(make("div", "alert alert-danger py-2 mb-2", "The console does not answer: what is shown is not of now."));
+        at("warnings").replaceChildren(make("div", "alert alert-danger py-2 mb-2", "The console does not answer: the figures are out of date."));
     };
     follow("/live.json", EVERY_MS, show, lost);
 }

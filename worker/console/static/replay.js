@@ -1,4 +1,4 @@
-// A replay under way: its numbers, twice a second, until it ends; then the page as it is at the end.
+// A replay under way: its numbers twice a second; when it ends, the page is loaded again.
 "use strict";
 {
     const page = document.getElementById("replay");

@@ -1,4 +1,4 @@
-// Dark or light as the system is, before anything is painted.
+// Dark or light like the system, before the first paint.
 "use strict";
 {
     const dark = matchMedia("(prefers-color-scheme: dark)");

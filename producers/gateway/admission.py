@@ -1,9 +1,9 @@
-"""The door: who may come in, and how many. All of it before anything is read or written.
+"""Admission: API keys, rate limits and back-pressure, before a body is read or a row is written.
 
-Limits are per process: they protect this one, and a limit that has to ask Redis first would fail with it.
+Limits are per process: they protect the process, and do not depend on Redis.
 
-What a caller does counts against the caller, and only what strangers do counts against their address: a request with a
-key that is known is never refused, nor made to wait, for what others do.
+Requests with a known API key count against their caller. Requests without one, from strangers, count against their
+address: a caller is never refused or delayed because of other clients.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ Scope = Any
 Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Scope, Any, Send], Awaitable[None]]
 
-STRANGERS_PER_S_MAX: Final = 100  # requests without a known key, from one address; what is beyond waits for its turn
+STRANGERS_PER_S_MAX: Final = 100  # requests without a known key, from one address; more are held
 WRONG_KEYS_PER_S_MAX: Final = 10  # from one address
 HELD_S: Final = 1.0
-HELD_MAX: Final = 1_000  # requests that wait for their turn
+HELD_MAX: Final = 1_000  # requests held at the same time
 COUNT_BACKLOG_EVERY_S: Final = 1.0
 JSON_TYPE: Final = b"application/json"
 NOBODY: Final = Holder("")
 
 
-class Doorkeeper:
-    """Knows the callers, counts their requests, and watches the backlog."""
+class Admission:
+    """Identifies callers, counts their requests and waits, and watches the backlog."""
 
     def __init__(self, settings: Settings, engine: Engine, readers: Readers) -> None:
         self._engine = engine
@@ -63,7 +63,7 @@ class Doorkeeper:
         self._over_their_share: frozenset[str] = frozenset()
 
     async def receive(self, scope: Scope) -> None:
-        """Have a stranger wait who asks too often. Raises TooManyRequests when too many wait."""
+        """Hold a stranger's request if its address sends too many. Raises TooManyRequests if HELD_MAX are held."""
         if self._needs_key or not scope["path"].startswith("/v1/"):
             authorization = scope["given"].get(b"authorization", b"")
             if not (authorization and self._callers.is_familiar(authorization)):
@@ -72,9 +72,9 @@ class Doorkeeper:
                     await self._hold()
 
     async def admit(self, scope: Scope) -> Holder:
-        """The caller, whose name is empty where no key is needed.
+        """The holder of the request's API key; NOBODY where the gateway needs no keys.
 
-        Raises NotAllowed, TooManyRequests, or InvalidRequest for a body that is not JSON.
+        Raises NotAllowed, TooManyRequests, or InvalidRequest for a content type other than JSON.
         """
         given, holder = scope["given"], NOBODY
         if self._needs_key:
@@ -84,30 +84,30 @@ class Doorkeeper:
             raise self._too_often()
         if scope["method"] == "POST":
             content_type = given.get(b"content-type", b"")
-            # A page of another origin can send a form without being asked, but not JSON.
+            # Without a CORS preflight, a page of another origin can send forms, but no JSON.
             if content_type != JSON_TYPE and content_type.partition(b";")[0].strip().lower() != JSON_TYPE:
                 raise InvalidRequest("send the body as `Content-Type: application/json`")
             if self._is_full:
-                raise TooManyRequests(f"more than {self._backlog_max:,} draws are under way: come back in a second")
+                raise TooManyRequests(f"more than {self._backlog_max:,} draws are under way: try again in a second")
             if holder.caller in self._over_their_share:
-                raise TooManyRequests("as many draws of yours are under way as there is room left: come back later")
+                raise TooManyRequests("your draws under way fill your share of the backlog: try again later")
         return holder
 
     def count_more(self, scope: Scope, count: int) -> None:
-        """Count a request as `count` more, now that it is known. Raises TooManyRequests."""
+        """Count a request as `count` further requests: the draws of its batch. Raises TooManyRequests."""
         if count and not self._rate.take_more(scope["holder"].caller or _address(scope), count):
             raise self._too_often()
 
     def begin_wait(self, scope: Scope) -> None:
-        """Count a wait or a stream for its caller, until `end_wait`. Raises TooManyRequests."""
+        """Count a long poll or an event stream for its caller, until `end_wait`. Raises TooManyRequests."""
         name = scope["holder"].caller or _address(scope)
         if self._waits[name] >= self._waits_max:
-            raise TooManyRequests(f"more than {self._waits_max:,} of your requests wait here: come back in a second")
+            raise TooManyRequests(f"more than {self._waits_max:,} of your requests wait here: try again in a second")
         self._waits[name] += 1
         scope["waits_as"] = name
 
     def end_wait(self, scope: Scope) -> None:
-        """The request is over: if it was a wait, it is none any more."""
+        """End the wait that `begin_wait` counted for this request, if it did."""
         name = scope.get("waits_as")
         if name is not None:
             self._waits[name] -= 1
@@ -115,7 +115,7 @@ class Doorkeeper:
                 del self._waits[name]
 
     async def watch_backlog(self) -> None:
-        """Count what is accepted and not settled, now and then, for ever."""
+        """Count the accepted requests that have not settled, every COUNT_BACKLOG_EVERY_S, until cancelled."""
         shares = Throttle(COUNT_BACKLOG_EVERY_S)
         while True:
             try:
@@ -125,13 +125,13 @@ class Doorkeeper:
                 if not self._needs_key or 2 * count < self._backlog_max:
                     self._over_their_share = frozenset()
                 elif shares.is_due():
-                    self._over_their_share = await self._readers.run(self._find_hogs)
+                    self._over_their_share = await self._readers.run(self._find_over_share)
                     shares.done()
             except SQLAlchemyError as error:
                 log.warning("%s; the backlog is not known", explain(error))
             except ServiceUnavailable as error:
                 log.warning("%s; the backlog is not known", error)
-            except Exception:  # whatever it is: without this watch the limit would be forgotten
+            except Exception:  # without this task the limit would not be enforced
                 log.exception("the backlog is not known")
             await asyncio.sleep(COUNT_BACKLOG_EVERY_S)
 
@@ -139,9 +139,11 @@ class Doorkeeper:
         with self._engine.connect().execution_options(read_only=True) as connection:
             return requests.count_accepted(connection, count_max=self._backlog_max + 1)
 
-    def _find_hogs(self) -> frozenset[str]:
-        """Callers with as many draws under way as there is room left, or more: of n such callers each can have one
-        part in n + 1 of the backlog, and the last part is left for others."""
+    def _find_over_share(self) -> frozenset[str]:
+        """Callers whose draws under way are at least as many as the backlog has room left.
+
+        So n such callers get at most 1 / (n + 1) of the backlog each, and as much is left for other callers.
+        """
         with self._engine.connect().execution_options(read_only=True) as connection:
             counts = requests.count_accepted_by_caller(connection)
         room = self._backlog_max - sum(counts.values())
@@ -154,32 +156,32 @@ class Doorkeeper:
         if self._wrong_keys.take(_address(scope)):
             raise NotAllowed("this API key is not known, or was revoked")
         await self._hold()
-        raise TooManyRequests("too many wrong API keys from this address: come back in a second")
+        raise TooManyRequests("too many wrong API keys from this address: try again in a second")
 
     async def _hold(self) -> None:
         if self._held >= HELD_MAX:
             raise TooManyRequests
         self._held += 1
         try:
-            # Not all at the same time again: what they ask for together takes as long as it takes them all.
+            # A random time, so that requests that came at once do not go on at once.
             await asyncio.sleep(HELD_S * random.uniform(1.0, 2.0))
         finally:
             self._held -= 1
 
     def _too_often(self) -> TooManyRequests:
-        return TooManyRequests(f"more than {self._rate.per_s} requests a second: come back in a second")
+        return TooManyRequests(f"more than {self._rate.per_s} requests a second: try again in a second")
 
 
-class Door:
-    """ASGI middleware: asks the doorkeeper about everything under /v1."""
+class AdmissionMiddleware:
+    """ASGI middleware: admits or refuses every request under /v1."""
 
-    def __init__(self, app: App, keeper: Doorkeeper) -> None:
+    def __init__(self, app: App, admission: Admission) -> None:
         self.app = app
-        self._keeper = keeper
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/v1/") and scope["method"] != "OPTIONS":
-            scope["holder"] = await self._keeper.admit(scope)
+            scope["holder"] = await self._admission.admit(scope)
         await self.app(scope, receive, send)
 
 

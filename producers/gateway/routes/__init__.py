@@ -1,0 +1,1 @@
+"""The gateway's routes, a file per subject: `ROUTES` are served, `DESCRIBED` replace them in the OpenAPI document."""
