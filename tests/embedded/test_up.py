@@ -29,7 +29,7 @@ from tombola.worker.embedded import private_redis, sample
 from tombola.worker.embedded import running as embedded
 from tombola.worker.embedded.home import Home
 from tombola.worker.embedded.private_redis import RedisKind
-from tombola.worker.ledger import accounts as ledger_accounts
+from tombola.worker.ledger.accounts import open_account
 
 pytestmark = pytest.mark.process
 
@@ -260,7 +260,7 @@ def test_what_was_accepted_is_drawn_though_the_state_was_set_aside(home: Path) -
         client.set("kept", "yes")
     (home / "redis/appendonlydir/appendonly.aof.manifest").write_text("file nothing seq x\n")
     engine = open_engine(f"sqlite:///{home}/tombola.db")
-    account = ledger_accounts.open_account(engine, user_id=1, balance=Decimal(1000))
+    account = open_account(engine, user_id=1, balance=Decimal(1000))
     Entry(engine, relay_after_s=0).accept([Submission(DrawRequest(account_id=account, request_key="lost"))])
     with embedded.run(Home(home)) as running, DrawClient.from_settings(running.settings) as client_of_draws:
         assert "set aside" in running.notice

@@ -25,7 +25,7 @@ from tombola.producers.entry import Entry
 from tombola.producers.storage import api_keys
 from tombola.producers.storage.requests import Submission
 from tombola.worker.cli import app
-from tombola.worker.ledger import accounts as ledger_accounts
+from tombola.worker.ledger.accounts import open_account
 
 pytestmark = pytest.mark.process
 
@@ -280,10 +280,7 @@ def test_a_name_that_another_caller_holds_keeps_nobody_from_drawing(
 def bounds_house(house: House, account: int) -> dict[str, int]:
     """Accounts by the id of their user."""
     users = {"421": 421, "4299": 4299, "7": 7}
-    return {
-        name: ledger_accounts.open_account(house.engine, user_id=user, balance=Decimal(100))
-        for name, user in users.items()
-    }
+    return {name: open_account(house.engine, user_id=user, balance=Decimal(100)) for name, user in users.items()}
 
 
 @pytest.mark.parametrize("of_users", [False, True], ids=["accounts", "users"])

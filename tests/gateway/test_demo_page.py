@@ -27,7 +27,7 @@ from tests.books import assert_books
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.operations.draw import CONSUME, REWARD
 from tombola.producers.storage.schema import account_asset_balances, asset_transactions
-from tombola.worker.ledger import accounts as ledger_accounts
+from tombola.worker.ledger.accounts import open_account
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_PACKAGES = ("chromium",)
@@ -141,7 +141,7 @@ class Deployment:
 
     def account(self, balance: Decimal = BALANCE) -> int:
         self.accounts += 1
-        return ledger_accounts.open_account(self.house.engine, user_id=self.accounts, balance=balance)
+        return open_account(self.house.engine, user_id=self.accounts, balance=balance)
 
     def charges(self, account_id: int) -> list[str]:
         """The sessions that this account was charged for."""

@@ -31,7 +31,7 @@ from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
-from tombola.worker.ledger import accounts as ledger_accounts
+from tombola.worker.ledger.accounts import recharge
 from tombola.worker.operators import actions
 from tombola.worker.relay.relay import Relay
 from tombola.worker.replays import replay
@@ -140,7 +140,7 @@ def test_what_a_bad_deploy_parked_is_foretold_and_settles_once(house: House, des
 
 def test_a_forecast_comes_true_line_by_line(house: House, desk: Desk) -> None:
     rich, poor = house.accounts(2, balance=1)
-    ledger_accounts.recharge(house.engine, rich, Decimal(5))
+    recharge(house.engine, rich, Decimal(5))
     stranger = 4711
     asked = [
         *[DrawRequest(account_id=poor, request_key=f"poor_{number}") for number in range(12)],
