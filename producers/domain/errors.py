@@ -12,6 +12,7 @@
     ├── IdempotencyKeyReused     the key belongs to another request of the same caller
     ├── SessionNotFound          no such lottery session of this caller
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
+    ├── CampaignNotFound         no such campaign (operators' commands)
     ├── DeadLetterNotFound       no such dead letter (operators' commands)
     ├── ReplayNotFound           no such replay (operators' commands)
     ├── ResultNotReady           the session has no result yet
@@ -93,6 +94,10 @@ class SessionNotFound(DrawError):
 
 class AccountNotFound(DrawError):
     """There is no such account."""
+
+
+class CampaignNotFound(DrawError):
+    """There is no such campaign."""
 
 
 class DeadLetterNotFound(DrawError):

@@ -105,6 +105,9 @@ api_idempotency_requests = Table(
     Column("publish_at", UtcTime, comment="when the relay publishes it, if it is still only accepted"),
     Column("deliveries", Integer, comment="how often it had been delivered when it settled"),
     Column("settled_by", String(100), comment="the worker"),
+    Column("odds_hash", Key(64), comment="the version that was live at acceptance; null: default"),
+    Column("kind", Key(16), comment="what is asked for; null: a draw of contract v1"),
+    Column("terms", Key(255), comment="JSON: the fields of that kind"),
     PrimaryKeyConstraint("request_key"),
     # A session belongs to one draw; otherwise its result would change when a second draw settles.
     UniqueConstraint("lottery_session_id", name="uk_request_lottery_session_id"),
@@ -235,6 +238,141 @@ operator_actions = Table(
     Column("details", Text, nullable=False, comment="JSON: which, and what came of it"),
     Column("replay_id", BigInteger),
     Index("idx_action_replay", "replay_id"),
+    sqlite_autoincrement=True,
+    **TABLE_OPTIONS,
+)
+
+# ---- campaigns -------------------------------------------------------------------------------------------------------
+
+campaigns = Table(
+    "campaigns",
+    metadata,
+    Column("name", Key(64), nullable=False),
+    Column("live_hash", Key(64), comment="the version that new requests are drawn by"),
+    Column("state", Key(16), nullable=False, comment="draft, open, paused or closed"),
+    Column("revision", BigInteger, nullable=False, comment="rises with every change of any campaign"),
+    Column("updated_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("name"),
+    Index("uk_campaign_revision", "revision", unique=True),
+    CheckConstraint("state IN ('draft', 'open', 'paused', 'closed')", name="state"),
+    **TABLE_OPTIONS,
+)
+
+# Rows are only added: ledger rows name the odds that they were drawn by.
+campaign_versions = Table(
+    "campaign_versions",
+    metadata,
+    Column("odds_hash", Key(64), nullable=False, comment="SHA-256 of the manifest's canonical form"),
+    Column("campaign", Key(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("manifest", Body(), nullable=False, comment="the canonical form, to the byte"),
+    Column("created_by", String(100), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("published_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("odds_hash"),
+    UniqueConstraint("campaign", "version", name="uk_campaign_version"),
+    **TABLE_OPTIONS,
+)
+
+campaign_accounts = Table(
+    "campaign_accounts",
+    metadata,
+    Column("standing_key", Key(100), nullable=False, comment="account id and campaign"),
+    Column("account_id", BigInteger, nullable=False),
+    Column("campaign", Key(64), nullable=False),
+    Column("standing", Text, nullable=False, comment="JSON: pulls, spending, counters"),
+    Column("updated_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("standing_key"),
+    Index("idx_campaign_account", "account_id"),
+    **TABLE_OPTIONS,
+)
+
+campaign_stock = Table(
+    "campaign_stock",
+    metadata,
+    Column("stock_key", Key(120), nullable=False, comment="campaign, prize and shard"),
+    Column("campaign", Key(64), nullable=False),
+    Column("prize", Key(64), nullable=False),
+    Column("units", BigInteger, nullable=False, comment="what is left in this shard"),
+    PrimaryKeyConstraint("stock_key"),
+    CheckConstraint("units >= 0", name="units"),
+    **TABLE_OPTIONS,
+)
+
+# Rows are only added: their sum is what was ever there to be won.
+campaign_stock_changes = Table(
+    "campaign_stock_changes",
+    metadata,
+    Column("id", Identity, primary_key=True, autoincrement=True),
+    Column("campaign", Key(64), nullable=False),
+    Column("prize", Key(64), nullable=False),
+    Column("units", BigInteger, nullable=False, comment="published or restocked; negative: withdrawn"),
+    Column("operator", String(100), nullable=False, comment="who"),
+    Column("reason", Text, nullable=False, comment="why"),
+    Column("at", UtcTime, nullable=False),
+    Index("idx_stock_change_prize", "campaign", "prize"),
+    sqlite_autoincrement=True,
+    **TABLE_OPTIONS,
+)
+
+campaign_codes = Table(
+    "campaign_codes",
+    metadata,
+    Column("code", Key(100), nullable=False, comment="handed out once, ever"),
+    Column("campaign", Key(64), nullable=False),
+    Column("prize", Key(64), nullable=False),
+    Column("taken_by", Key(100), comment="the ledger row that handed it out"),
+    PrimaryKeyConstraint("code"),
+    Index("idx_code_free", "campaign", "prize", "taken_by"),
+    **TABLE_OPTIONS,
+)
+
+account_lists = Table(
+    "account_lists",
+    metadata,
+    Column("name", Key(64), nullable=False),
+    Column("account_id", BigInteger, nullable=False),
+    PrimaryKeyConstraint("name", "account_id"),
+    **TABLE_OPTIONS,
+)
+
+# ---- what happens outside --------------------------------------------------------------------------------------------
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("name", Key(64), nullable=False),
+    Column("url", String(500), nullable=False),
+    Column("secret", Key(128), nullable=False, comment="signs what is sent; never shown again"),
+    Column("events", Key(255), nullable=False, comment="JSON: which events it gets"),
+    Column("campaign", Key(64), comment="of one campaign only; null: of all"),
+    Column("created_by", String(100), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("removed_at", UtcTime),
+    PrimaryKeyConstraint("name"),
+    **TABLE_OPTIONS,
+)
+
+fulfilments = Table(
+    "fulfilments",
+    metadata,
+    Column("id", Identity, primary_key=True, autoincrement=True),
+    Column("idempotency_key", Key(100), nullable=False, comment="the ledger row's key, or the request's"),
+    Column("webhook", Key(64), nullable=False, comment="where it goes; empty: not known when it was made"),
+    Column("event", Key(64), nullable=False),
+    Column("campaign", Key(64), nullable=False),
+    Column("account_id", BigInteger, nullable=False),
+    Column("lottery_session_id", Key(100), nullable=False),
+    Column("state", Key(16), nullable=False, comment="pending, delivered or dead"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("next_at", UtcTime, nullable=False, comment="when the relay sends it next"),
+    Column("error", String(200), comment="why the last attempt failed"),
+    Column("created_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime, comment="delivered, or given up"),
+    Index("uk_fulfilment", "idempotency_key", "webhook", "event", unique=True),
+    Index("idx_fulfilment_due", "state", "next_at"),
+    Index("idx_fulfilment_session", "lottery_session_id"),
+    CheckConstraint("state IN ('pending', 'delivered', 'dead')", name="state"),
     sqlite_autoincrement=True,
     **TABLE_OPTIONS,
 )

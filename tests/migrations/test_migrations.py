@@ -53,6 +53,17 @@ TABLES_BY_REVISION = {
     "0001": {"account_asset_balances", "api_idempotency_requests", "asset_transactions", "dead_letters"},
     "0002": {"api_keys"},
     "0003": {"operator_actions", "operator_sessions", "operators", "replays"},
+    "0005": {
+        "account_lists",
+        "campaign_accounts",
+        "campaign_codes",
+        "campaign_stock",
+        "campaign_stock_changes",
+        "campaign_versions",
+        "campaigns",
+        "fulfilments",
+        "webhooks",
+    },
 }
 TABLES = set().union(*TABLES_BY_REVISION.values())
 OURS = {"version_table": migrations.VERSION_TABLE}

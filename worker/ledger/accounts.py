@@ -6,26 +6,22 @@ An act under a key happens once. So the caller who has lost the outcome repeats 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from decimal import Decimal
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain import keys
 from tombola.producers.domain.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest
 from tombola.producers.storage import clock
 from tombola.producers.storage.column_types import CENT
-from tombola.producers.storage.faults import explain
 from tombola.producers.storage.ledger import RECHARGE
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
-from tombola.producers.storage.transactions import again_after_conflicts
 from tombola.worker.operators import actions
+from tombola.worker.operators.once import once
 
 AMOUNT_MAX: Final = Decimal("99999999.99")  # decimal(10,2)
-TRIES_MAX: Final = 5
 
 # The type in the derived key of an opening's ledger row. A recharge's key has its business type; draws have others.
 OPENING_TYPE: Final = "opening"
@@ -74,7 +70,7 @@ def recharge(
         _record(connection, ACCOUNT_RECHARGE, by, reason, _details(account_id, row_key, amount))
         return Recharged(account_id, key, amount, after)
 
-    return _once(engine, act)
+    return once(engine, act)
 
 
 class Opened(NamedTuple):
@@ -130,23 +126,12 @@ def add(
         _record(connection, ACCOUNT_ADD, by, reason, _details(account.id, opening_key, balance) | {"user_id": user})
         return Opened(account.id, user, asset_code, balance)
 
-    return _once(engine, act)
+    return once(engine, act)
 
 
 def open_account(engine: Engine, *, user_id: int, asset_code: str = "POINT", balance: Decimal = Decimal(0)) -> int:
     """Open an account as `add` does, without a record; return its id."""
     return add(engine, user_id=user_id, asset_code=asset_code, balance=balance).account_id
-
-
-_Outcome = TypeVar("_Outcome")
-
-
-def _once(engine: Engine, act: Callable[[Connection], _Outcome]) -> _Outcome:
-    """`act` in a transaction, which runs again after a conflict with another one over a key, a user or a lock."""
-    try:
-        return again_after_conflicts(engine, act, tries_max=TRIES_MAX)
-    except SQLAlchemyError as error:
-        raise explain(error) from error
 
 
 def _check_amount(amount: Decimal) -> None:

@@ -1,0 +1,119 @@
+"""Campaigns as they are read: which are live, in which state, and every version by its hash.
+
+Every process holds a Campaigns. It looks for changes at most once in REFRESH_S, by one number, and only when a request
+names a campaign other than the built-in one. Versions never change, so a version is read once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from cachetools import LRUCache
+from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from tombola.producers.domain.campaigns import manifest
+from tombola.producers.domain.campaigns.odds import Odds
+from tombola.producers.storage.faults import explain
+from tombola.producers.storage.schema import campaign_versions as versions
+from tombola.producers.storage.schema import campaigns as table
+
+REFRESH_S: Final = 1.0
+VERSIONS_MAX: Final = 1_000  # kept in memory
+
+
+class CampaignState(StrEnum):
+    """A draft has no live version. Only an open campaign accepts requests; closed is for good."""
+
+    DRAFT = "draft"
+    OPEN = "open"
+    PAUSED = "paused"
+    CLOSED = "closed"
+
+
+class Campaign(NamedTuple):
+    """A campaign as it stands; `odds` are the live version, None for a draft."""
+
+    name: str
+    state: CampaignState
+    odds: Odds | None
+
+
+class Campaigns:
+    """The campaigns in a database. Safe to share between threads.
+
+    Every method raises ServiceUnavailable or ConfigurationError when the database cannot be used.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._looked_at: float | None = None  # monotonic
+        self._revision = -1
+        self._by_name: Mapping[str, Campaign] = {}
+        self._versions: LRUCache[str, Odds] = LRUCache(VERSIONS_MAX)
+
+    def find(self, name: str) -> Campaign | None:
+        """The campaign of that name as it stood at most REFRESH_S ago; None if there is none."""
+        self._refresh()
+        return self._by_name.get(name)
+
+    def all(self) -> list[Campaign]:
+        """Every campaign as it stood at most REFRESH_S ago, by name."""
+        self._refresh()
+        return [self._by_name[name] for name in sorted(self._by_name)]
+
+    def version(self, odds_hash: str) -> Odds | None:
+        """The version with that hash, live or not; None if there is none."""
+        with self._lock:
+            found: Odds | None = self._versions.get(odds_hash)
+        if found is not None:
+            return found
+        try:
+            with self._engine.connect().execution_options(read_only=True) as connection:
+                return self._read(connection, odds_hash)
+        except SQLAlchemyError as error:
+            raise explain(error) from error
+
+    def refresh_now(self) -> None:
+        """Look for changes at the next call, however short the time since the last look."""
+        with self._lock:
+            self._looked_at = None
+
+    def _refresh(self) -> None:
+        with self._lock:
+            if self._looked_at is not None and time.monotonic() < self._looked_at + REFRESH_S:
+                return
+            self._looked_at = time.monotonic()  # other threads go on with what is known
+        try:
+            with self._engine.connect().execution_options(read_only=True) as connection:
+                revision = connection.execute(select(func.max(table.c.revision))).scalar_one() or 0
+                if revision != self._revision:
+                    self._by_name = self._read_all(connection)
+                    self._revision = revision
+        except SQLAlchemyError as error:
+            self.refresh_now()
+            raise explain(error) from error
+
+    def _read_all(self, connection: Connection) -> dict[str, Campaign]:
+        rows = connection.execute(select(table.c.name, table.c.state, table.c.live_hash)).all()
+        return {
+            name: Campaign(name, CampaignState(state), None if live is None else self._read(connection, live))
+            for name, state, live in rows
+        }
+
+    def _read(self, connection: Connection, odds_hash: str) -> Odds | None:
+        with self._lock:
+            if (known := self._versions.get(odds_hash)) is not None:
+                return known
+        text = connection.execute(select(versions.c.manifest).where(versions.c.odds_hash == odds_hash)).scalar()
+        if text is None:
+            return None
+        odds = manifest.restore(text.encode())
+        with self._lock:
+            self._versions[odds_hash] = odds
+        return odds

@@ -1,0 +1,75 @@
+"""Stock: the units of a prize that are left, in one row or in several (shards), so that lanes seldom wait for a lock.
+
+What is left is the sum over a prize's shards. Every change that is not a draw is a row in campaign_stock_changes, so
+published + restocked - left = granted, per prize (ARCHITECTURE, Invariants: I7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from tombola.producers.domain.campaigns.odds import Prize
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.storage.schema import campaign_stock as table
+from tombola.producers.storage.schema import campaign_stock_changes as stock_changes
+
+
+def stock_key(campaign: str, code: str, shard: int) -> str:
+    """The key of one shard of a prize's stock. Locks are taken in the order of these keys."""
+    return f"{campaign}/{code}/{shard}"
+
+
+def change(
+    connection: Connection, campaign: str, prize: Prize, units: int, *, operator: str, reason: str, now: datetime
+) -> int:
+    """Add `units` of a prize, or take some away if negative, in the caller's transaction; return what is left.
+
+    Raises InvalidRequest when fewer are left than are taken away.
+    """
+    rows = dict(
+        connection.execute(
+            select(table.c.stock_key, table.c.units)
+            .where(table.c.campaign == campaign, table.c.prize == prize.code)
+            .order_by(table.c.stock_key)
+            .with_for_update()
+        )
+        .tuples()
+        .all()
+    )
+    left = sum(rows.values())
+    if left + units < 0:
+        raise InvalidRequest(f"prize {prize.code!r} of {campaign} has {left:,} units left: {-units:,} are too many")
+    keys = sorted({*rows, *(stock_key(campaign, prize.code, shard) for shard in range(prize.shards))})
+    for number, key in enumerate(keys):
+        share = (left + units) // len(keys) + (number < (left + units) % len(keys))
+        if key not in rows:
+            connection.execute(insert(table).values(stock_key=key, campaign=campaign, prize=prize.code, units=share))
+        elif rows[key] != share:
+            connection.execute(update(table).where(table.c.stock_key == key).values(units=share))
+    connection.execute(
+        insert(stock_changes).values(
+            campaign=campaign, prize=prize.code, units=units, operator=operator[:100], reason=reason, at=now
+        )
+    )
+    return left + units
+
+
+def left(connection: Connection, campaign: str) -> Mapping[str, int]:
+    """The units that are left, by prize; a prize without stock is not in the result."""
+    rows = connection.execute(
+        select(table.c.prize, func.sum(table.c.units)).where(table.c.campaign == campaign).group_by(table.c.prize)
+    )
+    return {prize: int(units) for prize, units in rows}
+
+
+def published(connection: Connection, campaign: str) -> Mapping[str, int]:
+    """The units that were ever published, restocked and not withdrawn, by prize."""
+    rows = connection.execute(
+        select(stock_changes.c.prize, func.sum(stock_changes.c.units))
+        .where(stock_changes.c.campaign == campaign)
+        .group_by(stock_changes.c.prize)
+    )
+    return {prize: int(units) for prize, units in rows}
