@@ -15,12 +15,12 @@ from tombola.worker.operators.once import once
 SHOWN_MAX: Final = 100  # account ids in the record of one act
 
 
-def put_on_list(engine: Engine, name: str, account_ids: Sequence[int], *, operator: str, reason: str) -> int:
+def put_on(engine: Engine, name: str, account_ids: Sequence[int], *, operator: str, reason: str) -> int:
     """Put accounts on a list; return how many were not on it."""
     why = actions.checked_reason(reason)
 
     def act(connection: Connection) -> int:
-        listed = on_list(connection, name)
+        listed = accounts_on(connection, name)
         new = sorted(set(account_ids) - listed)
         for some in chunks(new):
             connection.execute(insert(account_lists), [{"name": name, "account_id": it} for it in some])
@@ -30,12 +30,12 @@ def put_on_list(engine: Engine, name: str, account_ids: Sequence[int], *, operat
     return once(engine, act)
 
 
-def take_off_list(engine: Engine, name: str, account_ids: Sequence[int], *, operator: str, reason: str) -> int:
+def take_off(engine: Engine, name: str, account_ids: Sequence[int], *, operator: str, reason: str) -> int:
     """Take accounts off a list; return how many were on it."""
     why = actions.checked_reason(reason)
 
     def act(connection: Connection) -> int:
-        gone = sorted(set(account_ids) & on_list(connection, name))
+        gone = sorted(set(account_ids) & accounts_on(connection, name))
         for some in chunks(gone):
             connection.execute(
                 delete(account_lists).where(account_lists.c.name == name, account_lists.c.account_id.in_(some))
@@ -46,7 +46,7 @@ def take_off_list(engine: Engine, name: str, account_ids: Sequence[int], *, oper
     return once(engine, act)
 
 
-def on_list(connection: Connection, name: str) -> set[int]:
+def accounts_on(connection: Connection, name: str) -> set[int]:
     """The accounts on a list."""
     return set(connection.execute(select(account_lists.c.account_id).where(account_lists.c.name == name)).scalars())
 
@@ -61,6 +61,8 @@ def _record_list(
 def sizes(connection: Connection) -> dict[str, int]:
     """The number of accounts on each list, by name."""
     rows = connection.execute(
-        select(account_lists.c.name, func.count()).group_by(account_lists.c.name).order_by(account_lists.c.name)
+        select(account_lists.c.name, func.count().label("accounts"))
+        .group_by(account_lists.c.name)
+        .order_by(account_lists.c.name)
     )
-    return dict(rows.tuples().all())
+    return {row.name: row.accounts for row in rows}

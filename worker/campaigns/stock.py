@@ -29,16 +29,13 @@ def change(
 
     Raises InvalidRequest when fewer are left than are taken away.
     """
-    rows = dict(
-        connection.execute(
-            select(table.c.stock_key, table.c.units)
-            .where(table.c.campaign == campaign, table.c.prize == prize.code)
-            .order_by(table.c.stock_key)
-            .with_for_update()
-        )
-        .tuples()
-        .all()
+    found = connection.execute(
+        select(table.c.stock_key, table.c.units)
+        .where(table.c.campaign == campaign, table.c.prize == prize.code)
+        .order_by(table.c.stock_key)
+        .with_for_update()
     )
+    rows = {row.stock_key: row.units for row in found}
     left = sum(rows.values())
     if left + units < 0:
         raise InvalidRequest(f"prize {prize.code!r} of {campaign} has {left:,} units left: {-units:,} are too many")

@@ -1,29 +1,42 @@
-"""Campaigns: check a manifest, and see what it would come to before anybody plays."""
+"""`tombola campaign`: define campaigns, see what they would come to, publish them, run them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from tombola.producers.domain.campaigns import figures, manifest
+from tombola.producers.domain.campaigns import manifest
 from tombola.producers.domain.campaigns.odds import Odds
-from tombola.producers.domain.errors import InvalidRequest
-from tombola.worker.campaigns.simulation import Simulation, simulate
-from tombola.worker.cli.base import JsonOption, out, print_json
+from tombola.producers.domain.errors import CampaignNotFound, InvalidRequest
+from tombola.producers.storage.campaigns import Campaigns, CampaignState
+from tombola.worker.campaigns import lists, stock, versions
+from tombola.worker.campaigns.differences import differences
+from tombola.worker.campaigns.simulation import simulate
+from tombola.worker.cli.base import (
+    JsonOption,
+    ReasonOption,
+    YesOption,
+    amount_of,
+    confirm,
+    engine_of,
+    out,
+    print_json,
+    print_table,
+    when,
+)
+from tombola.worker.cli.odds_shown import exact, show_figures, show_prizes, show_returns, simulated
+from tombola.worker.operators.actions import shell_operator
 
 app = typer.Typer()
 campaign_app = typer.Typer(help="Define campaigns: odds, prizes, stock, limits.", no_args_is_help=True)
 app.add_typer(campaign_app, name="campaign")
 
+NameArgument = Annotated[str, typer.Argument(help="The campaign's name.", metavar="NAME", show_default=False)]
 FileArgument = Annotated[Path, typer.Argument(help="A manifest in TOML.", metavar="FILE", show_default=False)]
-
-BAR_WIDTH = 30
-STREAK = 20  # losses in a row whose chance is shown
 
 
 def odds_of(file: Path) -> Odds:
@@ -39,11 +52,11 @@ def check(file: FileArgument, as_json: JsonOption = False) -> None:
     """Check a manifest, and say what it means. Exit code 1 with the line of the first mistake."""
     odds = odds_of(file)
     if as_json:
-        print_json(msgspec.json.encode({"odds_hash": odds.odds_hash, **_exact(odds)}))
+        print_json(msgspec.json.encode({"odds_hash": odds.odds_hash, **exact(odds)}))
         return
     out.print(f"{odds.name}: a manifest without mistakes. Its odds hash is {odds.odds_hash}.")
-    _show_prizes(odds, None)
-    _show_figures(odds)
+    show_prizes(odds)
+    show_figures(odds)
 
 
 @campaign_app.command("simulate")
@@ -65,122 +78,168 @@ def simulate_command(
             odds, draws=draws, accounts=accounts, pulls=pulls, seed=seed, tell=lambda more: progress.advance(task, more)
         )
     if as_json:
-        print_json(msgspec.json.encode({"odds_hash": odds.odds_hash, **_exact(odds), "simulated": _simulated(found)}))
+        print_json(msgspec.json.encode({"odds_hash": odds.odds_hash, **exact(odds), "simulated": simulated(found)}))
         return
-    _show_prizes(odds, found)
-    _show_figures(odds, found, per_day)
-    _show_returns(found)
+    show_prizes(odds, found)
+    show_figures(odds, found, per_day)
+    show_returns(found)
 
 
-# ---- for scripts -----------------------------------------------------------------------------------------------------
+# ---- publish and run -------------------------------------------------------------------------------------------------
 
 
-def _exact(odds: Odds) -> dict[str, Any]:
-    base, effective = figures.base_chances(odds), figures.effective_chances(odds)
-    return {
-        "campaign": odds.name,
-        "prizes": [
-            {
-                "code": prize.code,
-                "chance": str(base[prize.code]),
-                "effective": effective[prize.code],
-                "stock": prize.stock,
-                "value": str(prize.value),
-            }
-            for prize in odds.prizes
-        ],
-        "per_pull": {
-            it.asset_code: {"expectation": it.expectation, "deviation": it.deviation}
-            for it in figures.assets(odds, effective)
-        },
-        "return_to_player": {str(pulls): figures.return_to_player(odds, effective, pulls) for pulls in odds.cost},
-        "liability": str(figures.liability(odds)),
-        "stock_lasts_pulls": {it.code: [it.early, it.median, it.late] for it in figures.stock_lasts(odds, effective)},
-        "losing_streak_of_20": figures.losing_streak(odds, STREAK),
-    }
+@campaign_app.command()
+def publish(
+    file: FileArgument,
+    reason: ReasonOption,
+    rtp_max: Annotated[
+        float, typer.Option("--rtp-max", help="Refuse odds that give back more than this share of the price.", min=0)
+    ] = versions.RETURN_MAX,
+    prize_value_max: Annotated[str, typer.Option(help="Refuse a prize that is worth more.", show_default=False)] = "",
+    is_sure: YesOption = False,
+) -> None:
+    """Make a manifest the live version of its campaign. Shows what changes, and asks."""
+    odds = odds_of(file)
+    bounds = versions.Bounds(rtp_max, amount_of(prize_value_max) if prize_value_max else None)
+    if (refusal := versions.why_not(odds, bounds)) is not None:
+        raise InvalidRequest(refusal)
+    engine = engine_of()
+    campaign = Campaigns(engine).find(odds.name)
+    for line in differences(campaign.odds if campaign else None, odds):
+        out.print(line)
+    if not is_sure:
+        confirm(f"Publish this version of {odds.name}?")
+    done = versions.publish(engine, odds, bounds=bounds, operator=shell_operator(), reason=reason)
+    out.print(
+        f"{odds.name} version {done.version}, odds hash {odds.odds_hash}"
+        + (": live already, nothing was done" if done.is_repeat else ": live")
+    )
+    if campaign is None:
+        out.print(f"It is a draft. To let players draw: tombola campaign open {odds.name} --reason …")
 
 
-def _simulated(found: Simulation) -> dict[str, Any]:
-    return {
-        "pulls": found.pulls,
-        "refused": found.refused,
-        "prizes": {prize.code: found.prizes[prize.code] for prize in found.odds.prizes},
-        "per_pull": {
-            code: {"expectation": found.expectation(code), "deviation": found.deviation(code)} for code in found.paid
-        },
-        "return_to_player": found.return_to_player,
-        "sold_out_at": found.sold_out_at,
-        "longest_losing_streak": found.longest_losing,
-    }
+@campaign_app.command("diff")
+def diff(file: FileArgument) -> None:
+    """Show what a manifest would change. Exit code 1 if it changes something."""
+    odds = odds_of(file)
+    campaign = Campaigns(engine_of()).find(odds.name)
+    lines = list(differences(campaign.odds if campaign else None, odds))
+    for line in lines:
+        out.print(line)
+    if not lines:
+        out.print(f"{odds.name}: the live version says the same")
+    raise typer.Exit(1 if lines else 0)
 
 
-# ---- for people ------------------------------------------------------------------------------------------------------
+@campaign_app.command("open")
+def open_campaign(name: NameArgument, reason: ReasonOption) -> None:
+    """Let players draw."""
+    _move(name, CampaignState.OPEN, reason)
 
 
-def _show_prizes(odds: Odds, found: Simulation | None) -> None:
-    base, effective = figures.base_chances(odds), figures.effective_chances(odds)
-    largest = max(effective.values())
-    table = Table(box=None, pad_edge=False)
-    for name in ("prize", "weight", "chance", "effective", *(("drawn", "share") if found else ()), "stock", "value"):
-        table.add_column(name, justify="left" if name == "prize" else "right", no_wrap=True)
-    table.add_column("")
-    for prize in odds.prizes:
-        drawn: tuple[str, ...] = ()
-        if found is not None:
-            number = found.prizes[prize.code]
-            drawn = (f"{number:,}", f"{number / found.pulls:.4%}")
-        table.add_row(
-            prize.code,
-            f"{prize.weight:,}",
-            f"{float(base[prize.code]):.4%}",
-            f"{effective[prize.code]:.4%}",
-            *drawn,
-            "codes" if prize.has_codes else "" if prize.stock is None else f"{prize.stock:,}",
-            f"{prize.value}",
-            "█" * round(BAR_WIDTH * effective[prize.code] / largest),
-        )
-    out.print(table)
+@campaign_app.command()
+def pause(name: NameArgument, reason: ReasonOption) -> None:
+    """Accept no new requests, until the campaign is opened again. Accepted requests are still drawn."""
+    _move(name, CampaignState.PAUSED, reason)
 
 
-def _show_figures(odds: Odds, found: Simulation | None = None, per_day: int | None = None) -> None:
-    effective = figures.effective_chances(odds)
-    for it in figures.assets(odds, effective):
-        simulated = f"; drawn: {found.expectation(it.asset_code):.4f}" if found else ""
-        out.print(f"a pull pays {it.expectation:.4f} {it.asset_code}, deviation {it.deviation:.4f}{simulated}")
-    for pulls, cost in odds.cost.items():
-        share = figures.return_to_player(odds, effective, pulls)
-        out.print(f"{pulls} pull(s) for {cost} {odds.asset_code}: {share:.2%} of the price comes back in value")
-    if found is not None:
-        out.print(f"drawn: {found.return_to_player:.2%} came back; at most {found.longest_losing} losses in a row")
-    if liability := figures.liability(odds):
-        out.print(f"all stock is worth {liability:,} {odds.asset_code}")
-    for lasts in figures.stock_lasts(odds, effective):
-        days = f": day {_day(lasts.early, per_day)} to {_day(lasts.late, per_day)}" if per_day else ""
-        gone = (
-            f"; drawn: gone at pull {found.sold_out_at[lasts.code]:,}"
-            if found and lasts.code in found.sold_out_at
-            else ""
-        )
-        out.print(
-            f"{lasts.code}: sold out after {lasts.median:,.0f} pulls, 90 % between {lasts.early:,.0f} and "
-            f"{lasts.late:,.0f}{days}{gone}"
-        )
-    out.print(f"{STREAK} losses in a row: {figures.losing_streak(odds, STREAK):.4%}")
+@campaign_app.command()
+def close(name: NameArgument, reason: ReasonOption, is_sure: YesOption = False) -> None:
+    """Accept no new requests, for good. Accepted requests are still drawn."""
+    if not is_sure:
+        confirm(f"Close {name} for good?")
+    _move(name, CampaignState.CLOSED, reason)
 
 
-def _day(pulls: float, per_day: int) -> int:
-    return int((pulls - 1) // per_day) + 1
+def _move(name: str, state: CampaignState, reason: str) -> None:
+    versions.move(engine_of(), name, state, operator=shell_operator(), reason=reason)
+    out.print(f"{name} is {state}")
 
 
-def _show_returns(found: Simulation) -> None:
-    """How the accounts fared: a bar for each tenth of what they had paid."""
-    if not found.returns:
+@campaign_app.command(context_settings={"ignore_unknown_options": True})  # for -5
+def restock(
+    name: NameArgument,
+    prize: Annotated[str, typer.Argument(help="The prize's code.", show_default=False)],
+    units: Annotated[int, typer.Argument(help="How many to add; negative: to take away.", show_default=False)],
+    reason: ReasonOption,
+) -> None:
+    """Change what is left of a prize."""
+    left = versions.restock(engine_of(), name, prize, units, operator=shell_operator(), reason=reason)
+    out.print(f"{prize} of {name}: {left:,} units left")
+
+
+# ---- look ------------------------------------------------------------------------------------------------------------
+
+
+@campaign_app.command("list")
+def list_campaigns(as_json: JsonOption = False) -> None:
+    """List the campaigns."""
+    found = Campaigns(engine_of()).all()
+    if as_json:
+        told = [
+            {"name": it.name, "state": it.state, "odds_hash": None if it.odds is None else it.odds.odds_hash}
+            for it in found
+        ]
+        print_json(msgspec.json.encode(told))
         return
-    out.print("\nvalue that came back to an account, as a share of what it had paid:")
-    buckets = [0] * 21
-    for share in found.returns:
-        buckets[min(20, int(share * 10))] += 1
-    last = max(number for number, count in enumerate(buckets) if count)
-    for number, count in enumerate(buckets[: last + 1]):
-        label = f"{number * 10:3d} % and more" if number == 20 else f"{number * 10:3d} to {number * 10 + 10:3d} %"
-        out.print(f"{label:>14} {count:8,} {'█' * round(BAR_WIDTH * count / max(buckets))}")
+    rows = [
+        (it.name, it.state, *(("", "") if it.odds is None else (it.odds.odds_hash[:16], _window(it.odds))))
+        for it in found
+    ]
+    print_table(["campaign", "state", "odds hash", "open"], rows)
+
+
+@campaign_app.command()
+def show(name: NameArgument, as_json: JsonOption = False) -> None:
+    """Show a campaign: its live version, its chances, what is left of its stock."""
+    engine = engine_of()
+    campaign = Campaigns(engine).find(name)
+    if campaign is None or campaign.odds is None:
+        raise CampaignNotFound(f"there is no published campaign {name!r}")
+    with engine.connect().execution_options(read_only=True) as connection:
+        left = stock.left(connection, name)
+    odds = campaign.odds
+    if as_json:
+        told = {"state": campaign.state, "odds_hash": odds.odds_hash, **exact(odds), "left": left}
+        print_json(msgspec.json.encode(told))
+        return
+    out.print(f"{name} is {campaign.state}, {_window(odds)}. Odds hash {odds.odds_hash}.")
+    show_prizes(odds)
+    show_figures(odds)
+    for code, units in left.items():
+        out.print(f"{code}: {units:,} units left")
+
+
+def _window(odds: Odds) -> str:
+    begin = "open" if odds.opens is None else f"from {when(odds.opens)} UTC"
+    return begin if odds.closes is None else f"{begin} until {when(odds.closes)} UTC"
+
+
+# ---- lists of accounts -----------------------------------------------------------------------------------------------
+
+list_app = typer.Typer(help="Keep lists of accounts, for campaigns' eligibility.", no_args_is_help=True)
+campaign_app.add_typer(list_app, name="accounts")
+ListArgument = Annotated[str, typer.Argument(help="The list's name.", show_default=False)]
+AccountsArgument = Annotated[list[int], typer.Argument(help="Account ids.", show_default=False)]
+
+
+@list_app.command("add")
+def list_add(name: ListArgument, accounts: AccountsArgument, reason: ReasonOption) -> None:
+    """Put accounts on a list."""
+    new = lists.put_on(engine_of(), name, accounts, operator=shell_operator(), reason=reason)
+    out.print(f"{new} new on {name}")
+
+
+@list_app.command("remove")
+def list_remove(name: ListArgument, accounts: AccountsArgument, reason: ReasonOption) -> None:
+    """Take accounts off a list."""
+    gone = lists.take_off(engine_of(), name, accounts, operator=shell_operator(), reason=reason)
+    out.print(f"{gone} gone from {name}")
+
+
+@list_app.command("show")
+def list_show(name: ListArgument) -> None:
+    """Print the accounts on a list, one per line."""
+    with engine_of().connect().execution_options(read_only=True) as connection:
+        for account_id in sorted(lists.accounts_on(connection, name)):
+            typer.echo(account_id)
