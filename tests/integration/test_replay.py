@@ -22,7 +22,7 @@ from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import DrawDead, InvalidRequest, ReplayNotFound
 from tombola.producers.entry import Entry
 from tombola.producers.results import ResultStore
-from tombola.producers.storage.requests import Submission
+from tombola.producers.storage.requests import Submission, records
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import dead_letters as table
@@ -496,7 +496,7 @@ def test_one_that_cannot_be_accepted_stays_parked_and_the_others_go_on(
 ) -> None:
     sent = draws(house.accounts(3), 20)
     desk.park_by_worker(*[draw.encode() for draw in sent], wheels={})
-    values = tombola.producers.storage.requests.accepting.request_values
+    values = records.request_values
 
     def mistaken(request: DrawRequest, *others: str) -> Any:
         if request.request_key == sent[13].request_key:

@@ -32,7 +32,7 @@ from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tombola.producers.storage import requests
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.engines import open_engine
-from tombola.producers.storage.requests import Acceptance, RequestRecord, SessionState, Submission, accepting
+from tombola.producers.storage.requests import Acceptance, RequestRecord, SessionState, Submission, accepting, records
 from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit.audit import audit
 from tombola.worker.ledger import post as ledger
@@ -451,7 +451,7 @@ def test_an_unknown_campaign_is_refused_before_anything_is_written(engine: Engin
 def test_a_mistake_of_ours_with_one_request_is_told_to_it_alone(
     engine: Engine, entry: Entry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    values = accepting.request_values
+    values = records.request_values
 
     def mistaken(request: DrawRequest, *others: str) -> Any:
         if request.request_key == "k13":
