@@ -338,7 +338,7 @@ def _keys(connection: Connection, ledger: Definition, tell: Tell) -> list[Findin
     )
     misplaced = Finding(
         "key of another row",
-        f"rows whose {KEY} is the one that the backfill gives another row",
+        f"rows whose {KEY} is the key that the backfill gives another row",
         "give each a key of its own",
     )
     unfit = Finding(

@@ -586,7 +586,7 @@ def test_what_operators_did_is_not_forgotten(engine: Engine) -> None:
     action = {"operator": "ann", "action": "discard", "reason": "spam", "count": 1, "details": "{}", "at": utc_now()}
     with engine.begin() as connection:
         connection.execute(insert(operator_actions), action)
-    with pytest.raises(CommandError, match="operator_actions is on record for ever"):
+    with pytest.raises(CommandError, match="operator_actions is kept for ever"):
         command.downgrade(migrations.alembic_config(engine), "0002")
     assert tables_of(engine) == TABLES
     is_whole = engine.dialect.name == "sqlite"
