@@ -638,7 +638,7 @@ def test_keys_from_before_are_for_all_accounts_and_no_key_is_widened(engine: Eng
     ((old,), bound) = api_keys.list_all(engine), api_keys.Bounds.parse("6", "")
     assert (old.caller, old.bounds) == ("shop", api_keys.NO_BOUNDS)
     key = api_keys.add(engine, "tenant", bound)
-    with pytest.raises(CommandError, match="would be for all"):
+    with pytest.raises(CommandError, match="would be valid for all"):
         command.downgrade(migrations.alembic_config(engine), "0003")
     api_keys.revoke(engine, key)
     command.downgrade(migrations.alembic_config(engine), "0003")
