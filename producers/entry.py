@@ -179,7 +179,7 @@ class Entry:
             return UnknownCampaign(f"there is no campaign {request.campaign!r}: nothing was written")
         for name in (request.request_key, request.lottery_session_id):
             if keys.is_alias(name):
-                return InvalidKey(f"{name} has the form of an alias, which only tombola makes")
+                return InvalidKey(f"{name} has the form of an alias, which cannot be chosen")
         return None
 
     def _accept_some(self, part: Sequence[Numbered], *, bisect_until: float = 0.0) -> dict[int, Answer]:

@@ -1,9 +1,9 @@
-"""backfill: a key and a session for every old row, by the guide's two rules, in small transactions that yield.
+"""backfill: give every old row a key and a session, by the guide's two rules, in small transactions with pauses.
 
-    sweep the old rows by primary key ─► build both indexes, online ─► catch up with what old code adds
+    sweep the old rows by primary key ─► build both indexes, online ─► catch up with old code's new rows
 
-A chunk is as large as what the server does in TARGET_S; before the next one there is a pause, longer where a commit of
-our own, the canary, takes longer than on the idle server: then the writers' commits do, too.
+The size of a chunk is adapted so that it takes TARGET_S. The pause before the next chunk grows where a commit of the
+backfill's own, the canary, takes longer than on the idle server: then the writers' commits take longer, too.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ CANARY_S_MIN: Final = (
 )
 
 
-# ---- what a chunk is -------------------------------------------------------------------------------------------------
+# ---- a chunk ---------------------------------------------------------------------------------------------------------
 
 
 def chunk_statement(ledger: Definition, *, own_session: bool) -> str:
     """The guide's two rules for the rows from :first to :last that have no key or no session yet."""
     session = f"IF({IS_USABLE}, business_id, CONCAT('tx_', transaction_id))" if own_session else "business_id"
-    # What somebody else has put there stays.
+    # A value that exists stays.
     values = [f"{KEY} = COALESCE({KEY}, CONCAT('tx_', transaction_id))", f"{SESSION} = COALESCE({SESSION}, {session})"]
     values += kept(ledger)
     which = f"transaction_id BETWEEN :first AND :last AND ({KEY} IS NULL OR {SESSION} IS NULL)"
@@ -50,13 +50,13 @@ def chunk_statement(ledger: Definition, *, own_session: bool) -> str:
 
 
 def kept(ledger: Definition, prefix: str = "") -> list[str]:
-    """What the server would set by itself at each update stays as it is."""
+    """Assignments that keep the columns which the server would set at each update."""
     found = [prefix + tables.quoted(name) for name, it in ledger.columns.items() if "on update" in it.extra.lower()]
     return [f"{name} = {name}" for name in found]
 
 
 def index_statement(ledger: Definition) -> str | None:
-    """The ALTER that builds what is missing of the indexes; None if nothing is."""
+    """The ALTER that builds the missing indexes; None if all exist."""
     wanted = {
         KEY_INDEX: f"ADD UNIQUE INDEX {KEY_INDEX} ({KEY})",
         SESSION_INDEX: f"ADD INDEX {SESSION_INDEX} ({SESSION})",
@@ -68,7 +68,7 @@ def index_statement(ledger: Definition) -> str | None:
 
 
 def statements(engine: Engine, *, own_session: bool) -> list[str]:
-    """What is left of this step, for somebody who runs it by hand."""
+    """The statements that are left of this step, to run by hand."""
     with each_by_itself(engine) as connection:
         ledger = tables.ledger(connection)
         update = chunk_statement(ledger, own_session=own_session)
@@ -93,15 +93,15 @@ def backfill(
     tell: Tell,
     stopping: threading.Event | None = None,
 ) -> int:
-    """Do what is left, and with `follow` go on until contract has been; how many rows got a key.
+    """Do what is left, and with `follow` continue until contract is done; return how many rows got a key.
 
-    Raises ConfigurationError when rows are left whose business_id cannot be a session's id.
+    Raises ConfigurationError when rows are left whose business_id cannot be a session id.
     """
     stopping = stopping or threading.Event()
     with each_by_itself(engine) as connection:
         expanded = record.recorded(connection)
         if expanded.status != record.DONE:
-            raise ConfigurationError(f"that is not done: run `{expanded.shape.command}` first")
+            raise ConfigurationError(f"the step before is not done: run `{expanded.shape.command}` first")
         if _is_over(connection):
             say("nothing to do: every row has a key, and the ledger takes no other")
             return 0
@@ -122,22 +122,22 @@ def backfill(
             filled += catch_up(engine, own_session=own_session)
         except DBAPIError as error:
             if code_of(error) == 1054:
-                raise ConfigurationError("the columns are gone: it was rolled back meanwhile") from None
+                raise ConfigurationError("the columns are gone: the migration was rolled back meanwhile") from None
             raise
     return filled
 
 
 def _is_over(connection: Connection) -> bool:
-    """Whether no row can be without a key any more, and that is on record."""
+    """Whether the backfill is recorded as done, and no row can be without a key any more."""
     ledger, known = tables.ledger(connection), record.steps(connection)
     is_done = "backfill" in known and known["backfill"].status == record.DONE
     return is_done and tables.takes_keys_only(ledger) and index_statement(ledger) is None
 
 
 def restore_keys(connection: Connection) -> None:
-    """Draws by new code from before a rollback that kept their rows: they have had keys, and get them back.
+    """Restore the keys of draws by new code whose rows a rollback has kept.
 
-    But for one that the column holds for equal to another's, before contract gives it its collation.
+    A key that equals another key in the column's collation is restored only after contract has changed the collation.
     """
     if connection.execute(text("SELECT 1 FROM legacy_migration_keys LIMIT 1")).first() is None:
         return
@@ -155,7 +155,7 @@ def restore_keys(connection: Connection) -> None:
 
 
 class _Sweep:
-    """The old rows, from the lowest id to the highest that there is at the beginning."""
+    """The sweep over the old rows, up to the highest id at its beginning."""
 
     def __init__(self, engine: Engine, own_session: bool, tell: Tell, stopping: threading.Event) -> None:
         self._engine, self._own_session, self._tell, self._stopping = engine, own_session, tell, stopping
@@ -194,8 +194,8 @@ class _Sweep:
         return filled
 
     def _chunk(self, connection: Connection, statement: Any, details: dict[str, Any], size: int) -> int:
-        """One transaction: the rows, and how far we are."""
-        # A range that is settled before, by an index alone: nothing is locked in finding it.
+        """Fill one chunk and its checkpoint in one transaction; return the number of rows."""
+        # The range is found first, by an index alone, which locks nothing.
         first, last = next(checksums.ranges(connection, details["last_id"], details["up_to"], size))
         count = connection.execute(statement, {"first": first, "last": last}).rowcount
         details |= {"last_id": last, "filled": details["filled"] + count}
@@ -204,7 +204,7 @@ class _Sweep:
         return int(count)
 
     def _look(self, connection: Connection) -> None:
-        """Slow down where commits are slower than they were, speed up where they are not."""
+        """Slow down while commits are slower than at the beginning, speed up otherwise."""
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + CANARY_EVERY_S
@@ -216,7 +216,7 @@ class _Sweep:
 
     @staticmethod
     def _canary(connection: Connection) -> float:
-        """How long a commit of one row takes, as the writers' do."""
+        """The seconds that a commit of one row takes."""
         begin = time.monotonic()
         connection.execute(
             text(
@@ -229,7 +229,7 @@ class _Sweep:
 
 @contextmanager
 def _duplicates_told() -> Iterator[None]:
-    """Say in one sentence that two rows have, or would get, the same key."""
+    """Raise a ConfigurationError in place of the server's error that two rows would have the same key."""
     try:
         yield
     except DBAPIError as error:
@@ -254,7 +254,7 @@ def _build_indexes(engine: Engine, say: Say, tell: Tell) -> None:
 
 
 def catch_up(engine: Engine, *, own_session: bool) -> int:
-    """Rows that old code has added without a key: found by the indexes, as they are the only ones without."""
+    """Fill rows that old code has added without a key, found by the indexes; return how many."""
     filled = 0
     with engine.connect() as connection:
         statement = text(chunk_statement(tables.ledger(connection), own_session=own_session))
@@ -270,15 +270,15 @@ def catch_up(engine: Engine, *, own_session: bool) -> int:
             except DBAPIError as error:
                 if code_of(error) not in (1205, 1213):
                     raise
-                connection.rollback()  # a writer was there first: its row is ours a moment later
+                connection.rollback()  # a writer holds a row: try again a moment later
                 time.sleep(TARGET_S)
                 continue
-            if len(found) < CATCH_UP_ROWS // 10:  # what is added meanwhile is for the next time
+            if len(found) < CATCH_UP_ROWS // 10:  # rows that are added meanwhile are for the next call
                 return filled
 
 
 def _blank(condition: str = "") -> str:
-    """A query for the rows without a key or without a session, each by its index."""
+    """A query for the rows without a key or without a session, each through its index."""
     return (
         f"SELECT transaction_id FROM {LEDGER} FORCE INDEX ({KEY_INDEX}) WHERE {KEY} IS NULL{condition} UNION "
         f"SELECT transaction_id FROM {LEDGER} FORCE INDEX ({SESSION_INDEX}) WHERE {SESSION} IS NULL{condition}"
@@ -286,7 +286,7 @@ def _blank(condition: str = "") -> str:
 
 
 def without_key(connection: Connection) -> int:
-    """How many rows have no key, or no session. Only with the indexes there is it quick."""
+    """The number of rows without a key or a session. Fast only with both indexes."""
     return int(connection.execute(text(f"SELECT COUNT(*) FROM ({_blank()}) AS blank")).scalar_one())
 
 
@@ -303,4 +303,4 @@ def _end(engine: Engine, say: Say) -> None:
         known = record.steps(connection)["backfill"]
         if known.status != record.DONE:
             record.end(connection, "backfill", known.details)
-        say(f"every row has a key but the latest of old code ({without_key(connection):,} now)")
+        say(f"every row has a key except the latest of old code ({without_key(connection):,} now)")

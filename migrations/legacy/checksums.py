@@ -1,11 +1,11 @@
 """Proof that nothing else has changed: checksums of every untouched column, by ranges of the primary key.
 
-A chunk's checksum is the XOR of its rows' hashes, of all old columns with their id among them. Which rows a chunk has
-is settled when it is taken: an ALTER waits until every transaction on the table has ended, so that up to the highest id
-that was seen *before* it no row can appear any more. Later rows go into later chunks, after the next ALTER.
+A chunk's checksum is the XOR of its rows' hashes, over all old columns with the id. The rows of a chunk are final when
+the checksum is taken: an ALTER waits until every transaction on the table has ended, so afterwards no row appears up to
+the highest id that was read *before* it. Later rows go into later chunks, after the next ALTER.
 
-Where a table had one of our two columns before, the steps only fill what was missing in it. So a value that the guide's
-rules give counts as missing: whatever else stands there is under the checksum.
+Where a table had one of the two columns before, the steps fill only its missing values. So a value that the guide's
+rules give counts as missing, and any other value is part of the checksum.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ _BY_RULE: Final = {KEY: (_TX,), SESSION: ("business_id", _TX)}  # the latter for
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What goes into a row's hash, and by which algorithm: as expand put it on record."""
+    """The columns of a row's hash, and the algorithm, as expand recorded them."""
 
     columns: tuple[str, ...]
     algorithm: str
 
     @classmethod
     def of(cls, details: Mapping[str, Any]) -> Recipe:
-        """That of the checksums on record, from expand's details."""
+        """The recipe of the recorded checksums, from expand's details."""
         return cls(tuple(details["columns"]), details.get("algorithm", MD5))
 
     @property
     def row(self) -> str:
         """SQL for a row as bytes."""
-        # QUOTE tells NULL from 'NULL' and one column's end from the next one's beginning, whatever is in them.
+        # QUOTE tells NULL from 'NULL', and marks where a column ends, whatever the columns hold.
         return f"CONCAT_WS(',', {', '.join(f'CAST(QUOTE({_value(name)}) AS BINARY)' for name in self.columns)})"
 
 
 def _value(column: str) -> str:
-    """SQL for a column's value; of one of our two, NULL also where it is what the guide's rules give."""
+    """SQL for a column's value; in the two new columns NULL also where the value is the one of the guide's rules."""
     if column not in _BY_RULE:
         return quoted(column)
     is_missing = is_by_rule(column)
-    if column == KEY:  # or what a rollback has put aside: it comes back
+    if column == KEY:  # or a key that a rollback has put aside, and a backfill restores
         is_missing += (
             f" OR EXISTS (SELECT 1 FROM legacy_migration_keys AS kept WHERE kept.transaction_id = "
             f"{LEDGER}.transaction_id AND CAST(kept.{KEY} AS BINARY) = CAST(CONVERT({LEDGER}.{KEY} USING utf8mb4) "
@@ -66,17 +66,17 @@ def _value(column: str) -> str:
 
 
 def is_by_rule(column: str) -> str:
-    """SQL for whether one of our two columns holds what the guide's rules give, byte by byte."""
+    """SQL for whether one of the two new columns holds the value of the guide's rules, byte by byte."""
     value, *given = [f"CAST(CONVERT({it} USING utf8mb4) AS BINARY)" for it in (quoted(column), *_BY_RULE[column])]
     return f"({' OR '.join(f'{value} = {it}' for it in given)})"
 
 
 def checksum(connection: Connection, recipe: Recipe, first_id: int, last_id: int) -> tuple[int, str]:
-    """How many rows there are from `first_id` to `last_id`, and their checksum."""
+    """The number of rows from `first_id` to `last_id`, and their checksum."""
     of_rows = f"FROM {LEDGER} WHERE transaction_id BETWEEN :first AND :last"
     here = {"first": first_id, "last": last_id}
     if recipe.algorithm == MD5:
-        # Not every server has it any more: what the first release put on record is compared here.
+        # Not every server has MD5 any more: the first release's checksums are recomputed in Python.
         rows = [bytes(it) for it in connection.execute(text(f"SELECT {recipe.row} {of_rows}"), here).scalars()]
         hashes = (int.from_bytes(hashlib.md5(row, usedforsecurity=False).digest()) for row in rows)
         return len(rows), f"{reduce(xor, hashes, 0):0{HASH_HEX_DIGITS}x}"
@@ -89,7 +89,7 @@ def checksum(connection: Connection, recipe: Recipe, first_id: int, last_id: int
 
 
 def ranges(connection: Connection, after_id: int, last_id: int, size: int = CHUNK_ROWS) -> Iterator[tuple[int, int]]:
-    """The primary key from after `after_id` to `last_id` in ranges of `size` rows that are there."""
+    """The primary key after `after_id` up to `last_id`, in ranges that hold `size` existing rows each."""
     first = after_id + 1
     while first <= last_id:
         end = connection.execute(
@@ -105,12 +105,12 @@ def ranges(connection: Connection, after_id: int, last_id: int, size: int = CHUN
 
 
 def taken_to(connection: Connection) -> int:
-    """Up to which id the checksums before are on record."""
+    """The highest id up to which checksums are recorded."""
     return int(connection.execute(text("SELECT COALESCE(MAX(last_id), 0) FROM legacy_migration_chunks")).scalar_one())
 
 
 def take(connection: Connection, details: Mapping[str, Any], last_id: int, tell: Tell) -> None:
-    """Put the checksums up to `last_id` on record, from where an earlier run ended."""
+    """Record the checksums up to `last_id`, from where an earlier run ended."""
     recipe = Recipe.of(details)
     for first, upto in ranges(connection, taken_to(connection), last_id):
         rows, value = checksum(connection, recipe, first, upto)

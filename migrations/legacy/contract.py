@@ -1,6 +1,7 @@
-"""contract: both columns NOT NULL and compared byte by byte, the foreign key; and on its own switch the old index goes.
+"""contract: make both columns NOT NULL and compare bytes, add the foreign key; by a switch, drop the old unique index.
 
-From then on the ledger takes rows with keys only: old code's inserts fail. Hence it looks first whether any come.
+Afterwards the ledger takes only rows with keys: old code's inserts fail. So contract first checks that old code writes
+no more.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tombola.producers.domain.errors import ConfigurationError
 QUIET_S: Final = 10.0
 ONLINE_LOG_MAX: Final = 8 * 2**30
 OVERFLOW: Final = 1799
-HAS_NULL: Final = (1048, 1138, 1265)  # of a column that is to have none
+HAS_NULL: Final = (1048, 1138, 1265)  # NULL in a column that becomes NOT NULL
 
 NO_ASCII: Final = (1366, 1406)  # a value that does not fit the column's new type
 ADD_FOREIGN_KEY: Final = (
@@ -33,10 +34,10 @@ ADD_FOREIGN_KEY: Final = (
 
 
 def not_null(ledger: Definition, *, writers_wait: bool) -> list[str]:
-    """ALTERs for both columns, the first that the server can do. Empty: nothing is left to do.
+    """Variants of the ALTER of both columns, of which the first that the server supports is run; empty if it is done.
 
-    A column of another collation than ours becomes ours, as keys compare byte by byte. Most servers only do that by
-    copying the table, while writers wait.
+    A column with another collation gets ascii_bin, as keys compare byte by byte. Most servers do that only by copying
+    the table, while writers wait.
     """
     if tables.is_contracted(ledger):
         return []
@@ -48,7 +49,7 @@ def not_null(ledger: Definition, *, writers_wait: bool) -> list[str]:
 
 
 def ways_to_convert(*, writers_wait: bool) -> list[str]:
-    """How a column gets another character set: MariaDB 11.2 copies beside the writers, others lock them out."""
+    """How a column gets another character set: MariaDB 11.2 copies beside the writers, other servers block writers."""
     return ["ALGORITHM=COPY, LOCK=NONE", *(["ALGORITHM=COPY, LOCK=SHARED"] if writers_wait else [])]
 
 
@@ -63,7 +64,7 @@ def drop_unique(name: str) -> str:
 
 
 def statements(engine: Engine, *, drop_business_unique: bool) -> list[str]:
-    """What is left of this step, for somebody who runs it by hand."""
+    """The statements that are left of this step, to run by hand."""
     with each_by_itself(engine) as connection:
         ledger = tables.ledger(connection)
         found = not_null(ledger, writers_wait=True)[-1:]
@@ -76,9 +77,9 @@ def statements(engine: Engine, *, drop_business_unique: bool) -> list[str]:
 def contract(
     engine: Engine, *, drop_business_unique: bool, quiet_s: float, say: Say, tell: Tell, writers_wait: bool = False
 ) -> None:
-    """Do what is left of this step; with `writers_wait` also what this server only does while writers wait.
+    """Do what is left of this step; with `writers_wait` also the changes for which this server blocks writers.
 
-    Raises ConfigurationError when it is too early.
+    Raises ConfigurationError when an earlier step is not done, or old code still writes.
     """
     with turn(engine, say) as connection:
         expanded, ledger = record.recorded(connection), tables.ledger(connection)
@@ -113,18 +114,18 @@ def _check_readiness(connection: Connection) -> None:
     if "backfill" not in known or known["backfill"].status != record.DONE:
         raise ConfigurationError("backfill is not done: run `tombola legacy backfill` first")
     if backfill.index_statement(tables.ledger(connection)) is not None:
-        raise ConfigurationError("the indexes are not there: run `tombola legacy backfill`, which builds them")
+        raise ConfigurationError("the indexes are missing: run `tombola legacy backfill`, which builds them")
     if migrations.current_revision(connection) is None:
         if history.former_revision(connection) is not None:
             raise ConfigurationError("the history is an earlier release's: run `tombola migrate`, which takes it over")
         raise ConfigurationError(f"the database has no revision: run `{known['expand'].shape.command}` again")
     verified = known.get("verify")
     if verified is None or verified.status != record.DONE or verified.details["problems"]:
-        raise ConfigurationError("nothing proves that all is well: run `tombola legacy verify` until it finds nothing")
+        raise ConfigurationError("the rows are not verified: run `tombola legacy verify` until it finds no problem")
 
 
 def _look_for_old_code(connection: Connection, barrier: int, quiet_s: float, say: Say) -> None:
-    """Raises ConfigurationError when rows without a key come in during `quiet_s`."""
+    """Raise ConfigurationError when old code adds rows without a key during `quiet_s`."""
     say(f"looking for {quiet_s:g} s whether old code still writes")
     before = tables.highest_id(connection)
     time.sleep(quiet_s)
@@ -169,14 +170,14 @@ def _rebuild(connection: Connection, variants: list[str], say: Say) -> None:
                     raise
                 if not grow():
                     raise ConfigurationError(
-                        "writers were faster than innodb_online_alter_log_max_size has room for; nothing has changed: "
-                        "raise it (it is taken only while the table is rebuilt), or come back at a quieter hour"
+                        "writers were faster than innodb_online_alter_log_max_size allows; nothing has changed: raise "
+                        "it (the memory is used only while the table is rebuilt), or run this at a quieter hour"
                     ) from None
-                say("the writers' log overflowed: again, with room for four times as much")
+                say("the writers' log overflowed: trying again with a log of four times the size")
 
 
 def must_wait(ledger: Definition, why: str) -> ConfigurationError:
-    """What to say where this server converts a column only while nobody writes."""
+    """The error where this server converts a column only while writers wait."""
     return ConfigurationError(
         f"{why}, and this server changes a column's collation only by copying the table, some {ledger.rows:,} rows, "
         "while writers wait; nothing has changed. At a quiet hour run this with --writers-wait"
@@ -185,7 +186,7 @@ def must_wait(ledger: Definition, why: str) -> ConfigurationError:
 
 @contextmanager
 def _online_log(connection: Connection) -> Iterator[Callable[[], bool]]:
-    """Room for what writers do meanwhile; the server's own setting comes back at the end."""
+    """The server's log of concurrent writes, which can grow; its setting is restored at the end."""
     usual = int(connection.execute(text("SELECT @@GLOBAL.innodb_online_alter_log_max_size")).scalar_one())
     size = usual
 
@@ -196,7 +197,7 @@ def _online_log(connection: Connection) -> Iterator[Callable[[], bool]]:
         try:
             connection.execute(text(f"SET GLOBAL innodb_online_alter_log_max_size = {size * 4}"))
         except DBAPIError:
-            return False  # that takes a privilege
+            return False  # the privilege is missing
         size *= 4
         return True
 
@@ -211,7 +212,7 @@ def _online_log(connection: Connection) -> Iterator[Callable[[], bool]]:
 
 
 def why_no_foreign_key(connection: Connection, ledger: Definition) -> str | None:
-    """Why rows are not tied to their accounts by the server; None if they can be."""
+    """Why no foreign key to the accounts can be added; None if it can."""
     if ledger.foreign_keys:
         return "there is one"
     accounts = tables.accounts(connection)
@@ -236,7 +237,7 @@ def _add_foreign_key(connection: Connection, ledger: Definition, say: Say) -> No
         if why != "there is one":
             say(f"no foreign key to the accounts: {why}")
         return
-    # Only so does the server add one beside its writers: it does not look at the rows, which we have just done.
+    # Only so does the server add it beside the writers: it skips the check of the rows, which has just been done above.
     connection.execute(text("SET SESSION foreign_key_checks = 0"))
     try:
         alter(connection, [ADD_FOREIGN_KEY], say)
@@ -250,14 +251,14 @@ def _add_foreign_key(connection: Connection, ledger: Definition, say: Say) -> No
 
 
 def business_unique(ledger: Definition) -> str | None:
-    """The old unique index: by its name, or by what it covers."""
+    """The name of the old unique index, found by its name or by its column; None without one."""
     if BUSINESS_UNIQUE in ledger.indexes:
         return BUSINESS_UNIQUE
     return tables.unique_on_business_id_alone(ledger)
 
 
 def _drop_business_unique(connection: Connection, say: Say) -> None:
-    """Only here, where the ledger takes no row without a key: no code can rely on it any more."""
+    """Drop it only here, where the ledger takes no row without a key: no code relies on the index any more."""
     name = business_unique(tables.ledger(connection))
     known = record.steps(connection).get("drop_business_unique")
     if name is None:
@@ -269,4 +270,4 @@ def _drop_business_unique(connection: Connection, say: Say) -> None:
     record.begin(connection, "drop_business_unique", details)
     alter(connection, [drop_unique(name)], say)
     record.end(connection, "drop_business_unique", details)
-    say(f"{name} is gone")
+    say(f"{name} is dropped")

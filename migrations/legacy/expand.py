@@ -1,7 +1,7 @@
-"""expand, adopt: what our code needs of the two tables, and our own tables beside them. Old code goes on.
+"""expand, adopt: add what tombola needs to the two tables, and make tombola's own tables. Old code goes on writing.
 
-*expand* is for a table without the guide's two columns, *adopt* for one where somebody has added them by hand, as far
-as they came. Both put on record what was there before, and leave the same: from then on the steps are the same, too.
+*expand* is for a table without the guide's two columns, *adopt* for a table to which they were added by hand, all or
+in part. Both record the state before, and leave the same state, so that all later steps are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tombola.producers.domain.errors import ConfigurationError
 
 
 def add_columns(table: str, columns: dict[str, str]) -> list[str]:
-    """ALTERs that add `columns`: at once where the server can, otherwise beside the writers."""
+    """ALTERs that add `columns`: INSTANT, or else INPLACE beside the writers."""
     added = ", ".join(f"ADD COLUMN {tables.quoted(name)} {kind}" for name, kind in columns.items())
     return [f"ALTER TABLE {table} {added}, {how}" for how in ("ALGORITHM=INSTANT", "ALGORITHM=INPLACE, LOCK=NONE")]
 
@@ -36,13 +36,13 @@ def missing_in_accounts(table: tables.Definition) -> dict[str, str]:
 
 
 def statements(engine: Engine) -> list[str]:
-    """What is left of this step, for somebody who runs it by hand."""
+    """The statements that are left of this step, to run by hand."""
     with each_by_itself(engine) as connection:
         found = list(record.STATE_TABLES)
         ledger, accounts = tables.ledger(connection), tables.accounts(connection)
         known = record.steps(connection).get("expand")
         if known is None or known.status == record.ROLLED_BACK:
-            # Before anything is altered: what rollback goes back to.
+            # Before the first ALTER: the state that rollback goes back to.
             details = record.as_json(_before(connection, ledger, accounts)).replace("\\", "\\\\").replace("'", "''")
             found.append(
                 "REPLACE INTO legacy_migration (step, status, started_at, details) "
@@ -60,13 +60,13 @@ def statements(engine: Engine) -> list[str]:
 
 
 def expand(engine: Engine, *, say: Say, tell: Tell) -> None:
-    """Do what is left of this step. Raises ConfigurationError when something is in the way."""
+    """Do what is left of this step. Raises ConfigurationError for an obstacle."""
     _take_over(engine, say, tell, adopts=False)
     say("expanded: both columns are there, nullable, and old code goes on")
 
 
 def adopt(engine: Engine, *, say: Say, tell: Tell) -> None:
-    """Do what is left of this step. Raises ConfigurationError when something is in the way."""
+    """Do what is left of this step. Raises ConfigurationError for an obstacle."""
     _take_over(engine, say, tell, adopts=True)
     say("adopted: what was there before is on record, and old code goes on")
 
@@ -95,7 +95,7 @@ def _run(connection: Connection, say: Say, tell: Tell) -> None:
     details = record.recorded(connection).details
     columns = missing_in_ledger(tables.ledger(connection))
     if columns or record.recorded(connection).shape.has_columns:
-        # An ALTER, or a lock, comes when every transaction on the table has ended: up to here no row appears any more.
+        # An ALTER or a table lock waits for all transactions on the table: afterwards no row appears up to this id.
         details["barrier"] = tables.highest_id(connection)
         record.note(connection, "expand", details)
         if columns:
@@ -116,11 +116,11 @@ def _run(connection: Connection, say: Say, tell: Tell) -> None:
 def _refuse_what_is_ours(connection: Connection) -> None:
     revision = migrations.current_revision(connection) or history.former_revision(connection)
     if revision is not None:
-        raise ConfigurationError(f"the database is at revision {revision}: it is migrated, and not a legacy one")
+        raise ConfigurationError(f"the database is at revision {revision}: it is migrated, and not a legacy database")
 
 
 def _begin(connection: Connection) -> None:
-    """Look what is in the way, and put the definitions before on record."""
+    """Check for obstacles, and record the definitions before the step."""
     ledger, accounts = tables.ledger(connection), tables.accounts(connection)
     found = [*obstacles(ledger, accounts), *namesakes(connection)]
     if blocking := [it for it in found if it.is_blocking]:
@@ -131,7 +131,7 @@ def _begin(connection: Connection) -> None:
 
 
 def _before(connection: Connection, ledger: tables.Definition, accounts: tables.Definition) -> dict[str, Any]:
-    """What is there before the first change, and what will be added."""
+    """The state before the first change, and what the step will add."""
     return {
         "shape": shapes.shape_of(connection, ledger).value,
         "definitions": {LEDGER: ledger.plain_sql, ACCOUNTS: accounts.plain_sql},
@@ -146,7 +146,7 @@ def _before(connection: Connection, ledger: tables.Definition, accounts: tables.
 
 
 def _create(connection: Connection, name: str) -> None:
-    """Make one of our tables, or what is left of it: the server commits each statement by itself."""
+    """Make one of tombola's tables, or the missing indexes: the server commits each statement by itself."""
     found = tables.read(connection, name)
     table, *indexes = tables.create_own(name)
     if found is None:
@@ -158,7 +158,7 @@ def _create(connection: Connection, name: str) -> None:
 
 
 def stamp(connection: Connection) -> None:
-    """Tell alembic that the database is at this release's revision."""
+    """Record in Alembic's table that the database is at this release's revision."""
     MigrationContext.configure(connection, opts={"version_table": migrations.VERSION_TABLE}).stamp(
         ScriptDirectory.from_config(migrations.alembic_config()), migrations.head_revision()
     )

@@ -1,7 +1,7 @@
-"""inspect: what the legacy table looks like, how it differs from the guide, and which rows would be in the way.
+"""inspect: describe the legacy table, its differences from the guide, and the rows that would be obstacles.
 
-Only reads. Rows are walked by the primary key in chunks; what has to see all rows of a session at once (keys that
-collide, rewards without a charge) is asked in parts by a hash of `business_id`, each part a statement of seconds.
+Only reads. Rows are read by primary key in chunks. Checks that need all rows of a session at once (keys that collide,
+rewards without a charge) run in parts by a hash of `business_id`, each part a statement of seconds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OWN_SESSION: Final = (
 
 @dataclass(slots=True)
 class Finding:
-    """One thing that somebody should know before the migration. A blocking one keeps `expand` from beginning."""
+    """One fact to know before the migration. `expand` does not begin while there is a blocking finding."""
 
     name: str
     what: str
@@ -60,7 +60,7 @@ class Inspection:
     """The report."""
 
     server: str
-    shape: str | None  # a to d as in the guide; None: the ledger is ours, or a step has been
+    shape: str | None  # a to d as in the guide; None: tombola made the ledger, or a step has run
     shape_is: str
     next: str
     table: dict[str, Any]
@@ -77,7 +77,7 @@ class Inspection:
 
 
 def inspect(engine: Engine, *, tell: Tell, with_rows: bool = True) -> Inspection:
-    """Look at the definitions, and at every row unless told otherwise."""
+    """Inspect the definitions, and with `with_rows` every row."""
     with each_by_itself(engine) as connection:
         ledger, accounts = tables.ledger(connection), tables.accounts(connection)
         now = standing.status_of(connection)
@@ -119,12 +119,12 @@ def inspect(engine: Engine, *, tell: Tell, with_rows: bool = True) -> Inspection
 
 
 def obstacles(ledger: Definition, accounts: Definition) -> list[Finding]:
-    """What the definitions alone say."""
+    """The findings in the definitions alone."""
     return [*_of_ledger(ledger), *_of_accounts(accounts)]
 
 
 def namesakes(connection: Connection) -> Iterator[Finding]:
-    """Tables with a name of ours that are not ours: the guide has requests of its own, too."""
+    """Tables with the names of tombola's but other columns: the guide has a table of requests as well."""
     for name in tables.own_tables():
         found = tables.read(connection, name)
         missing = [] if found is None else [it for it in tables.own_columns(name) if it not in found.columns]
@@ -137,7 +137,7 @@ def _of_ledger(ledger: Definition) -> Iterator[Finding]:
         yield _blocking("engine", f"{LEDGER} is on {ledger.engine}", "it needs transactions: convert it to InnoDB")
     primary = ledger.indexes.get("PRIMARY")
     if primary is None or primary.columns != (tables.quoted("transaction_id"),):
-        yield _blocking("primary key", "transaction_id is not the primary key", "every step goes by it")
+        yield _blocking("primary key", "transaction_id is not the primary key", "every step relies on it")
     missing = [name for name in LEDGER_COLUMNS if name not in ledger.columns]
     if missing:
         yield _blocking("columns", f"{LEDGER} lacks {', '.join(missing)}", "add them, nullable: workers write them")
@@ -172,7 +172,7 @@ def _of_ledger(ledger: Definition) -> Iterator[Finding]:
 def _of_accounts(accounts: Definition) -> Iterator[Finding]:
     missing = [name for name in ACCOUNT_COLUMNS if name not in accounts.columns]
     if missing:
-        yield _blocking("accounts", f"{ACCOUNTS} lacks {', '.join(missing)}", "it is what draws are charged to")
+        yield _blocking("accounts", f"{ACCOUNTS} lacks {', '.join(missing)}", "draws are charged to it")
     elif accounts.indexes.get("PRIMARY", None) is None or accounts.indexes["PRIMARY"].columns != ("`id`",):
         yield _blocking("accounts", f"id is not the primary key of {ACCOUNTS}", "its row is what draws lock")
     if accounts.engine != "InnoDB":
@@ -187,7 +187,7 @@ def _of_accounts(accounts: Definition) -> Iterator[Finding]:
     if needed:
         yield Finding(
             "accounts",
-            f"{ACCOUNTS} wants {', '.join(needed)} of every new account",
+            f"{ACCOUNTS} requires {', '.join(needed)} for every new account",
             "old code goes on opening accounts; `tombola account open` cannot",
             len(needed),
             needed,
@@ -212,7 +212,7 @@ def _running_out(connection: Connection, *its_tables: Definition) -> Iterator[Fi
 
 
 def _differences(ledger: Definition, shape: Shape | None) -> Iterator[str]:
-    """What the guide's table has otherwise."""
+    """The differences from the guide's table."""
     for name in (KEY, SESSION):
         column = ledger.columns.get(name)
         if column is None:
@@ -230,7 +230,7 @@ def _differences(ledger: Definition, shape: Shape | None) -> Iterator[str]:
     if business_id is not None and business_id.collation not in (None, "ascii_bin"):
         yield f"business_id compares by {business_id.collation}, keys compare byte by byte"
     if "DEFAULT current_timestamp" in ledger.sql or "ON UPDATE" in ledger.sql.upper():
-        yield "columns that the server sets by itself: the backfill leaves them as they are"
+        yield "columns that the server sets by itself: the backfill does not change them"
     if not ledger.foreign_keys:
         yield "no foreign key to the accounts: contract adds one if every row has its account"
 
@@ -239,7 +239,7 @@ def _differences(ledger: Definition, shape: Shape | None) -> Iterator[str]:
 
 
 def _walk(connection: Connection, ledger: Definition, tell: Tell) -> tuple[int, list[Finding]]:
-    """Every row once, in the order of the primary key."""
+    """The findings in every row, in the order of the primary key."""
     has_session = f"WHEN {SESSION} IS NOT NULL THEN 0 " if SESSION in ledger.columns else ""
     null = Finding("business_id null", "rows without a business_id", OWN_SESSION)
     empty = Finding("business_id empty", "rows whose business_id is empty or blank", OWN_SESSION)
@@ -250,7 +250,9 @@ def _walk(connection: Connection, ledger: Definition, tell: Tell) -> tuple[int, 
     )
     sums = Finding("sum", "rows whose balance_after is not balance_before + delta_amount", "they are left as they are")
     gaps = Finding(
-        "chain", "rows that do not begin where the account's row before ended", "they are left as they are: look why"
+        "chain",
+        "rows that do not begin where the account's row before ended",
+        "they are left as they are: find out why",
     )
     accounts = {
         int(it)
@@ -288,19 +290,19 @@ def _walk(connection: Connection, ledger: Definition, tell: Tell) -> tuple[int, 
 
 
 def _sessions(connection: Connection, rows: int, tell: Tell) -> list[Finding]:
-    """What only all rows of a business_id together can tell."""
+    """The findings that need all rows of a business_id together."""
     colliding = Finding(
         "collision",
-        "business_ids that differ only in case or trailing blanks: old code held them for one, keys compare bytes",
-        "each becomes a session of its own; look whether they belong together",
+        "business_ids that differ only in case or trailing blanks: equal for old code, different as keys",
+        "each becomes a session of its own; check whether they belong together",
     )
     alone = Finding(
-        "reward alone", "sessions with a reward and no charge", "they stay as they are: verify lists them, too"
+        "reward alone", "sessions with a reward and no charge", "they stay as they are: verify lists them as well"
     )
     twice = Finding(
         "charged twice",
         "business_ids with more than one lottery_consume",
-        "old code charged these more than once: look",
+        "old code charged these more than once: check them",
     )
     parts = max(1, rows // PART_ROWS)
     folded = "LOWER(TRIM(TRAILING ' ' FROM CONVERT(business_id USING utf8mb4)))"
@@ -328,19 +330,21 @@ def _sessions(connection: Connection, rows: int, tell: Tell) -> list[Finding]:
 
 
 def _keys(connection: Connection, ledger: Definition, tell: Tell) -> list[Finding]:
-    """What somebody else has put into the two columns that no key and no session can be, or not here."""
+    """The values in the two columns that cannot be a key or a session, or not in their row."""
     foreign = Finding(
         "key not ascii",
         f"rows whose {KEY} is empty or not ASCII",
-        "give each another: contract cannot keep it",
+        "give each another key: contract cannot keep it",
     )
     misplaced = Finding(
-        "key of another row", f"rows whose {KEY} is what the backfill gives another row", "give each a key of its own"
+        "key of another row",
+        f"rows whose {KEY} is the key that the backfill gives another row",
+        "give each a key of its own",
     )
     unfit = Finding(
         "session not usable",
         f"rows whose {SESSION} is empty, not ASCII, or longer than 100 characters",
-        "give them another, or NULL: then the backfill gives them their business_id",
+        "give them another session, or NULL: then the backfill gives them their business_id",
     )
     troubles: dict[str, Finding] = {}
     if KEY in ledger.columns:
@@ -371,13 +375,15 @@ def _keys(connection: Connection, ledger: Definition, tell: Tell) -> list[Findin
 
 
 def _twice(connection: Connection, ledger: Definition) -> Iterator[Finding]:
-    """Keys that stand on several rows: only where no index has kept them out."""
+    """Keys that several rows have, where no unique index prevents that."""
     if KEY not in ledger.columns or shapes.has_unique_keys(ledger):
         return
     twice = Finding(
-        "key twice", f"values of {KEY} that stand on several rows", "give each row one of its own: no unique index yet"
+        "key twice",
+        f"values of {KEY} that several rows have",
+        "give each row a key of its own: there is no unique index yet",
     )
-    # As a column of ours compares, whatever this one does.
+    # Compared as tombola's column would, whatever this column's collation.
     as_ours = f"CAST(CONVERT({KEY} USING utf8mb4) AS BINARY)"
     for key, count in connection.execute(
         text(

@@ -1,4 +1,4 @@
-"""How far the steps have come, in tables of their own: what was there before, checkpoints, when each step was done."""
+"""The record of the steps, in tables of their own: the state before, checkpoints, when each step ended."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Step:
 
     @property
     def shape(self) -> Shape:
-        """Of expand's record: the table's shape before. The first release knew the old one alone."""
+        """The table's shape before, in expand's record. The first release knew only the shape OLD."""
         return Shape(self.details.get("shape", Shape.OLD.value))
 
 
 def steps(connection: Connection) -> dict[str, Step]:
-    """All that is on record, by step; empty before the first expand."""
+    """All recorded steps, by name; empty before the first expand."""
     if not has_table(connection, "legacy_migration"):
         return {}
     found = connection.execute(text("SELECT step, status, started_at, ended_at, details FROM legacy_migration")).all()
@@ -59,7 +59,7 @@ def steps(connection: Connection) -> dict[str, Step]:
 
 
 def begin(connection: Connection, step: str, details: Mapping[str, Any]) -> Step:
-    """Put on record that `step` runs; one that was begun before goes on with the details it has."""
+    """Record that `step` runs; a step that was interrupted continues with its recorded details."""
     known = steps(connection).get(step)
     if known is not None and known.status == RUNNING:
         return known
@@ -82,7 +82,7 @@ def note(connection: Connection, step: str, details: Mapping[str, Any]) -> None:
 
 
 def end(connection: Connection, step: str, details: Mapping[str, Any], *, status: str = DONE) -> None:
-    """Put on record that `step` is over."""
+    """Record that `step` has ended."""
     connection.execute(
         text("UPDATE legacy_migration SET status = :status, ended_at = :now, details = :details WHERE step = :step"),
         {"step": step, "status": status, "now": _now(), "details": as_json(details)},
@@ -90,7 +90,7 @@ def end(connection: Connection, step: str, details: Mapping[str, Any], *, status
 
 
 def end_all(connection: Connection) -> None:
-    """Put on record that all of it was rolled back: at once, so that no two steps say different things."""
+    """Record for all steps at once that they are rolled back, so that the records agree at any moment."""
     connection.execute(
         text("UPDATE legacy_migration SET status = :status, ended_at = :now"), {"status": ROLLED_BACK, "now": _now()}
     )
@@ -101,12 +101,12 @@ def _now() -> Any:
 
 
 def as_json(details: Mapping[str, Any]) -> str:
-    """A step's details as they are kept."""
+    """A step's details as they are stored."""
     return msgspec.json.encode(dict(details)).decode()
 
 
 def recorded(connection: Connection) -> Step:
-    """What expand put on record; raises ConfigurationError before it."""
+    """The record of expand or adopt; raises ConfigurationError before that step."""
     known = steps(connection).get("expand")
     if known is None:
         raise ConfigurationError(
@@ -116,5 +116,5 @@ def recorded(connection: Connection) -> Step:
 
 
 def filled_before(details: Mapping[str, Any]) -> list[str]:
-    """Those of the two columns that were there before, from expand's details."""
+    """Which of the two columns existed before, from expand's details."""
     return [name for name in (KEY, SESSION) if name in details["columns"]]

@@ -1,7 +1,7 @@
-"""The way back for a column of the guide's that was there before (`tombola legacy adopt`): it stays, and is as it was.
+"""Rollback of a column of the guide that existed before (`tombola legacy adopt`): it stays, and is restored.
 
-It gets back its type, and is emptied where it was empty; what new code has written into it stays. Only a key that the
-column's old collation holds for equal to an earlier one goes aside, as its unique index would not take it.
+The column gets its old type back, and values that were missing are NULL again; values of new code stay. Only a key that
+equals an earlier key in the column's old collation is put aside, as the unique index would refuse it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tombola.producers.domain.errors import ConfigurationError
 
 
 def statements(connection: Connection, ledger: Definition, details: dict[str, Any]) -> list[str]:
-    """What is left of it, for somebody who runs it by hand."""
+    """The statements that are left, to run by hand."""
     found = [variants[-1].replace(r"\:", ":") for variants in _change_back(ledger, details, writers_wait=True)]
     for first, last, statement in _emptying(connection, details):
         found.append(statement.replace(":first", str(first)).replace(":last", str(last)))
@@ -31,10 +31,10 @@ def statements(connection: Connection, ledger: Definition, details: dict[str, An
 def change_types(
     connection: Connection, details: dict[str, Any], say: Say, *, writers_wait: bool, keep_new_rows: bool
 ) -> None:
-    """Give each column the type that it had.
+    """Give each column its old type back.
 
-    Raises ConfigurationError where this server would make writers wait, or keys would have to go aside, and nobody said
-    that they may.
+    Raises ConfigurationError where this server would block writers without `writers_wait`, or keys would be put aside
+    without `keep_new_rows`.
     """
     for variants in _change_back(tables.ledger(connection), details, writers_wait=writers_wait):
         try:
@@ -46,15 +46,15 @@ def change_types(
                 raise
             if not keep_new_rows:
                 raise ConfigurationError(
-                    "there are keys now that differ in case alone, which the column's old collation holds for equal; "
-                    "nothing has changed. With --keep-new-rows the later ones go aside"
+                    "there are keys now that differ in case alone, which are equal in the column's old collation; "
+                    "nothing has changed. With --keep-new-rows the later keys are put aside"
                 ) from None
             say(f"{_set_aside(connection, details['collations'][KEY]):,} keys go aside: others differ in case alone")
             alter(connection, variants, say)
 
 
 def _set_aside(connection: Connection, collation: str) -> int:
-    """Of keys that `collation` holds for equal all but the first are kept elsewhere; how many those are."""
+    """Put aside all but the first of keys that are equal in `collation`; return how many."""
     folded = f"CONVERT({KEY} USING {collation.partition('_')[0]}) COLLATE {collation}"
     later = connection.execute(
         text(
@@ -78,28 +78,28 @@ def _set_aside(connection: Connection, collation: str) -> int:
 
 
 def empty(connection: Connection, details: dict[str, Any]) -> None:
-    """Empty what the backfill has filled."""
+    """Make the values that the backfill has filled NULL again."""
     for first, last, statement in _emptying(connection, details):
         for begin, end in checksums.ranges(connection, first - 1, last):
             connection.execute(text(statement), {"first": begin, "last": end})
 
 
 def _change_back(ledger: Definition, details: dict[str, Any], *, writers_wait: bool) -> list[list[str]]:
-    """For each column that is another now: ALTERs, the first that the server can do."""
+    """For each column whose definition has changed: variants of the ALTER that restores it."""
     found = []
     for name in record.filled_before(details):
         before = tables.column_sql(details["definitions"][LEDGER], name)
         if not tables.is_same_column(ledger.sql_of(name), before, ledger.collation):
-            before = before.replace(":", r"\:")  # in a comment: it begins no parameter
+            before = before.replace(":", r"\:")  # a colon in a comment begins no parameter
             ways = ["ALGORITHM=INPLACE, LOCK=NONE", *ways_to_convert(writers_wait=writers_wait)]
             found.append([f"ALTER TABLE {LEDGER} MODIFY {name} {before}, {way}" for way in ways])
     return found
 
 
 def _emptying(connection: Connection, details: dict[str, Any]) -> Iterator[tuple[int, int, str]]:
-    """What the backfill has filled: from which id to which one, and the statement that empties it again."""
+    """The ranges that the backfill has filled: first id, last id, and the statement that makes them NULL again."""
     ledger = tables.ledger(connection)
-    for name in reversed(record.filled_before(details)):  # the key last: it tells which later rows are old code's
+    for name in reversed(record.filled_before(details)):  # the key last: it shows which later rows are old code's
         update = (
             f"UPDATE {LEDGER} SET {', '.join([f'{name} = NULL', *backfill.kept(ledger)])} "
             f"WHERE transaction_id BETWEEN :first AND :last AND {checksums.is_by_rule(name)}"

@@ -1,10 +1,10 @@
-"""rollback: from every step to the definition before, online, and no row is lost.
+"""rollback: back from every step to the definition before, online, without losing a row.
 
-What new code has written stands in the way, as its keys have no place in the old definition. With `keep_new_rows` the
-rows stay in the ledger, where old code reads them by `business_id`, and their keys in `legacy_migration_keys`, from
-where a later backfill takes them.
+Rows of new code are an obstacle, since the old definition has no place for their keys. With `keep_new_rows` the rows
+stay in the ledger, where old code reads them by `business_id`, and their keys in `legacy_migration_keys`, from which a
+later backfill restores them.
 
-A column of the guide's that was there before (`tombola legacy adopt`) stays, as it was (restore.py).
+A column of the guide that existed before (`tombola legacy adopt`) stays, and is restored (restore.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tombola.migrations.legacy.verify import definitions_changed
 from tombola.producers.domain.errors import ConfigurationError
 
 DROP_HISTORY: Final = f"DROP TABLE IF EXISTS {migrations.VERSION_TABLE}"
-# A row of new code has its session in business_id, too.
+# A row of new code has its session in business_id as well.
 KEEP_KEYS: Final = (
     f"INSERT IGNORE INTO legacy_migration_keys SELECT transaction_id, {KEY}, business_id FROM {LEDGER} "
     f"WHERE {KEY} <> CONCAT('tx_', transaction_id)"
@@ -42,7 +42,7 @@ KEEP_KEYS: Final = (
 
 
 def drop_column(table: str, name: str) -> list[str]:
-    """ALTERs that drop a column: at once where the server can, otherwise beside the writers."""
+    """ALTERs that drop a column: INSTANT, or else INPLACE beside the writers."""
     return [
         f"ALTER TABLE {table} DROP COLUMN {tables.quoted(name)}, {how}"
         for how in ("ALGORITHM=INSTANT", "ALGORITHM=INPLACE, LOCK=NONE")
@@ -50,12 +50,12 @@ def drop_column(table: str, name: str) -> list[str]:
 
 
 def _add_back(ledger: Definition, details: dict[str, Any]) -> list[str]:
-    """The old indexes that are gone."""
+    """The old indexes that were dropped."""
     return [how for name, how in details["indexes"].items() if name not in ledger.indexes]
 
 
 def _drop_indexes(ledger: Definition, details: dict[str, Any], *, of: str) -> list[str]:
-    """Our indexes: the one on column `of`, or the others."""
+    """Tombola's indexes on column `of`: the session's, or the others."""
     names = [SESSION_INDEX] if of == SESSION else [KEY_INDEX, ACCOUNT_INDEX]
     ours = [name for name in names if name in ledger.indexes and name not in details["indexes"]]
     return [f"DROP INDEX {tables.quoted(name)}" for name in ours]
@@ -66,12 +66,12 @@ def _is_our_foreign_key_there(ledger: Definition, details: dict[str, Any]) -> bo
 
 
 def _has_begun(connection: Connection) -> bool:
-    """Whether a rollback is under way: whatever `alembic_version` is left then is another application's."""
+    """Whether a rollback is running: an `alembic_version` that is left then is another application's."""
     return (known := record.steps(connection).get("rollback")) is not None and known.status == record.RUNNING
 
 
 def statements(engine: Engine) -> list[str]:
-    """What is left of this step, for somebody who runs it by hand."""
+    """The statements that are left of this step, to run by hand."""
     with each_by_itself(engine) as connection:
         expanded, ledger = record.recorded(connection), tables.ledger(connection)
         details = expanded.details
@@ -96,9 +96,9 @@ def statements(engine: Engine) -> list[str]:
 
 
 def rollback(engine: Engine, *, keep_new_rows: bool, say: Say, writers_wait: bool = False) -> None:
-    """Do what is left of this step; with `writers_wait` also what this server only does while writers wait.
+    """Do what is left of this step; with `writers_wait` also the changes for which this server blocks writers.
 
-    Raises ConfigurationError when new code has written, and nobody said what then.
+    Raises ConfigurationError when new code has written rows and `keep_new_rows` is off.
     """
     with turn(engine, say) as connection:
         expanded = record.recorded(connection)
@@ -113,7 +113,7 @@ def rollback(engine: Engine, *, keep_new_rows: bool, say: Say, writers_wait: boo
         if not _has_begun(connection):
             history.take_over(connection)
         record.begin(connection, "rollback", {})
-        # Workers that start from here on are told that the database is not migrated.
+        # From here on a worker refuses to start, as the database is not migrated.
         alter(connection, [DROP_HISTORY], say)
         kept_out = _put_indexes_back(connection, details, keep_new_rows, say)
         _drop_foreign_key(connection, details, say)
@@ -129,7 +129,7 @@ def rollback(engine: Engine, *, keep_new_rows: bool, say: Say, writers_wait: boo
     if kept:
         say(f"left as they are, as they hold rows: {', '.join(sorted(kept))}")
     if changed:
-        raise ConfigurationError("; ".join(changed) + ": somebody else has changed it since expand")
+        raise ConfigurationError("; ".join(changed) + ": it was changed since expand, and not by these steps")
     say("rolled back: the definitions are those before. `tombola legacy verify` compares the rows")
 
 
@@ -149,7 +149,7 @@ def _refuse_to_lose(connection: Connection, details: dict[str, Any]) -> None:
 
 
 def _new_rows(connection: Connection, details: dict[str, Any]) -> int:
-    """How many rows would lose their keys: none where the column stays."""
+    """The number of rows that would lose their keys: 0 where the column stays."""
     if KEY not in tables.ledger(connection).columns or KEY in details["columns"]:
         return 0
     return int(
@@ -160,7 +160,7 @@ def _new_rows(connection: Connection, details: dict[str, Any]) -> int:
 
 
 def _put_indexes_back(connection: Connection, details: dict[str, Any], keep_new_rows: bool, say: Say) -> bool:
-    """The old unique index, if it was dropped; whether it had to be left out."""
+    """Restore the old indexes that were dropped; return whether one had to be left out."""
     left_out = False
     for index in _add_back(tables.ledger(connection), details):
         try:
@@ -179,7 +179,7 @@ def _drop_foreign_key(connection: Connection, details: dict[str, Any], say: Say)
 
 
 def _take_columns_away(connection: Connection, details: dict[str, Any], keep_new_rows: bool, say: Say) -> None:
-    # The session first: from then on new code cannot write, and what has a key of its own is settled.
+    # The session first: from then on new code cannot write, and no further row gets a key.
     for name in (SESSION, KEY):
         ledger = tables.ledger(connection)
         is_ours = name in ledger.columns and name not in details["columns"]
@@ -197,7 +197,7 @@ def _take_columns_away(connection: Connection, details: dict[str, Any], keep_new
 
 
 def _drop_own(connection: Connection, name: str, details: dict[str, Any], say: Say) -> bool:
-    """Drop one of our tables if it is empty; whether it is gone, or was never ours to drop."""
+    """Drop one of tombola's tables if it is empty; return False where it holds rows and stays."""
     if name in details["tables_before"] or not tables.has_table(connection, name):
         return True
     if _has_rows(connection, name):

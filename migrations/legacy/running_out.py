@@ -1,4 +1,4 @@
-"""Numbers that run out: an id of type INT ends at 2,147,483,647, and at the rate of its rows that is a day to know."""
+"""Ids that run out: an INT ends at 2,147,483,647; the rate of new rows tells on which day."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ IDS: Final = {LEDGER: "transaction_id", ACCOUNTS: "id"}
 YEARS_MAX: Final = 25
 SHARE_MAX: Final = 0.8
 CURE: Final = (
-    "make it a BIGINT before that, with all that refers to it: the server copies the table, so begin in time. "
+    "make it a BIGINT before that, with all columns that refer to it: the server copies the table, so begin in time. "
     "After the last number no row can be inserted"
 )
 
 
 def warnings(connection: Connection, table: Definition) -> Iterator[tuple[str, int]]:
-    """What there is to say of a table's id, and the highest one so far: if it ends within YEARS_MAX, or nearly has."""
+    """A warning about a table's id, with the highest id, if it runs out within YEARS_MAX or is above SHARE_MAX."""
     column = table.columns.get(IDS[table.name])
     if column is None or column.kind not in BITS:
         return
@@ -47,10 +47,7 @@ def _highest(connection: Connection, table: Definition) -> int:
 
 
 def _per_day(connection: Connection, table: Definition) -> float | None:
-    """How many numbers a day the rows have taken: all of them, or their last tenth, whichever is faster.
-
-    None where their times do not tell.
-    """
+    """New ids per day, over all rows or over their last tenth, whichever is more; None without usable times."""
     if "created_at" not in table.columns:
         return None
     highest, column = _highest(connection, table), IDS[table.name]
@@ -63,7 +60,7 @@ def _per_day(connection: Connection, table: Definition) -> float | None:
         for at in (lowest, highest - (highest - lowest) // 10, highest)
     ]
     timed = [(int(it[0]), it[1]) for it in marks if it is not None and isinstance(it[1], datetime)]
-    # Of the first nine tenths alone the rate is history.
+    # The rate of the first nine tenths alone is out of date.
     spans = [(timed[0], timed[-1]), (timed[-2], timed[-1])] if len(timed) > 1 else []
     rates = [
         (upper - lower) / ((until - since) / timedelta(days=1))

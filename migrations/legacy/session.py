@@ -1,4 +1,4 @@
-"""How the steps talk to the server: connections with rules of their own, and ALTERs that nobody waits long for."""
+"""Sessions of the steps: connections with timeouts of their own, and ALTERs that block writers only briefly."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailab
 from tombola.producers.storage.engines import open_engine
 
 Say = Callable[[str], None]
-Tell = Callable[[str, int, int], None]  # what is under way, how much of it is done, how much there is
+Tell = Callable[[str, int, int], None]  # progress: what is running, how far it is, where it ends
 
-# An ALTER that waits for a table's users makes everybody after them wait, too: a second, the least that a server knows.
+# While an ALTER waits for a table, all later statements on it wait, too: 1 s is the shortest wait of a server.
 TABLE_LOCK_WAIT_S: Final = 1
 ROW_LOCK_WAIT_S: Final = 1
 ALTER_TRIES_MAX: Final = 60
-LONG_TRANSACTION_S: Final = 1  # an ALTER waits for these before it asks for the table, so that writers do not
+LONG_TRANSACTION_S: Final = 1  # such transactions are waited for before the ALTER, so that writers do not queue
 TURN_WAIT_S: Final = 3600
 _IS_BUSY: Final = (1205, 1213)
-CANNOT: Final = (1845, 1846)  # what a server answers that does not do it by this algorithm, or under this lock
+CANNOT: Final = (1845, 1846)  # the server does not support this algorithm, or this lock
 
 
 def open_session(url: str) -> Engine:
-    """An engine for the steps: statements may take as long as a large table needs, locks may not."""
+    """An engine for the steps: statements may take as long as a large table needs, waits for locks are short."""
     if not url.startswith(("mysql", "mariadb")):
-        raise ConfigurationError("the legacy table is on MySQL or MariaDB: TOMBOLA_DATABASE_URL names something else")
+        raise ConfigurationError(
+            "the legacy table is on MySQL or MariaDB: TOMBOLA_DATABASE_URL names another kind of database"
+        )
     engine = open_engine(url, lock_wait_s=ROW_LOCK_WAIT_S)
 
     @event.listens_for(engine, "do_connect")
@@ -49,21 +51,21 @@ def code_of(error: DBAPIError) -> int | None:
 
 @contextmanager
 def each_by_itself(engine: Engine) -> Iterator[Connection]:
-    """A connection whose statements commit themselves."""
+    """A connection on which each statement commits by itself."""
     with engine.connect() as plain:
         yield plain.execution_options(isolation_level="AUTOCOMMIT")
 
 
 @contextmanager
 def turn(engine: Engine, say: Say) -> Iterator[Connection]:
-    """The only one that changes definitions, alembic included, until the end.
+    """A connection with the lock on definitions: no other step, and no Alembic upgrade, runs until the end.
 
-    A step that was killed leaves its statement running in the server: the lock is that session's until it is done.
+    A killed step leaves its statement running in the server: that session keeps the lock until the statement ends.
     """
     with each_by_itself(engine) as connection:
         name = migrations.TURN_LOCK
         if connection.execute(text(f"SELECT GET_LOCK({name}, 0)")).scalar() != 1:
-            say("another run, or a statement that one left behind, is at it: waiting for its end")
+            say("another run, or the statement of a killed run, holds the lock: waiting for its end")
             if connection.execute(text(f"SELECT GET_LOCK({name}, {TURN_WAIT_S})")).scalar() != 1:
                 raise ServiceUnavailable(f"another upgrade of this database has been running for {TURN_WAIT_S} s")
         try:
@@ -74,9 +76,9 @@ def turn(engine: Engine, say: Say) -> Iterator[Connection]:
 
 
 def alter(connection: Connection, variants: Sequence[str], say: Say) -> None:
-    """Run the first of `variants` that the server can do, patiently: no writer queues behind it for much over 1 s.
+    """Run the first of `variants` that the server supports, with retries; writers queue behind it for about 1 s.
 
-    Raises ServiceUnavailable when the table was never free, DBAPIError when the server objects to the change itself.
+    Raises ServiceUnavailable when the table was never free, DBAPIError when the server refuses the change itself.
     """
     for number, statement in enumerate(variants):
         try:
@@ -112,8 +114,8 @@ def _wait_for_long_transactions(connection: Connection, say: Say, *, patience_s:
             if not connection.execute(old).scalar():
                 return
         except DBAPIError:
-            return  # without PROCESS nobody may look: the lock's own time-out is there still
+            return  # the PROCESS privilege is missing: only the lock's timeout protects the writers
         if not has_said:
-            say("waiting for a long transaction to end, so that writers do not wait for it with us")
+            say("waiting for a long transaction to end, so that writers do not queue behind it")
             has_said = True
         time.sleep(0.2)

@@ -1,6 +1,6 @@
-"""In which shape the ledger is, and what the guide's two columns hold where they are there already.
+"""The shapes of a legacy ledger, and the values of the guide's two columns where these exist already.
 
-The guide's steps can be run by hand, so the columns may be half filled, of any collation, with or without indexes, and
+The guide's steps can be run by hand, so the columns may be half filled, in any collation, with or without indexes, and
 the owner's new code may be writing them.
 """
 
@@ -19,16 +19,16 @@ NEWEST_ROWS: Final = 10_000
 RANGE_ROWS: Final = 20_000
 KEY_LENGTH_MIN: Final = 100
 
-# ASCII is as long in UTF-8 as it has characters.
+# An ASCII text has as many bytes in UTF-8 as characters.
 IS_ASCII: Final = "LENGTH(CONVERT(business_id USING utf8mb4)) = CHAR_LENGTH(business_id)"
-# What can be a session's id in a column of 100 ASCII characters.
+# A business_id that can be a session id, in a column of 100 ASCII characters.
 IS_USABLE: Final = f"(business_id IS NOT NULL AND business_id <> '' AND CHAR_LENGTH(business_id) <= 100 AND {IS_ASCII})"
-# The same for the backfill: a session that stands there already stays.
+# The rows that the backfill can fill: a session that exists stays.
 CAN_BE_FILLED: Final = f"({SESSION} IS NOT NULL OR {IS_USABLE})"
 
 
 class Shape(Enum):
-    """In which state the owner's guide has left the ledger (migrations/README.md)."""
+    """How far the owner's guide was followed on the ledger (migrations/README.md)."""
 
     OLD = "a"
     HALF_WAY = "b"
@@ -37,12 +37,12 @@ class Shape(Enum):
 
     @property
     def has_columns(self) -> bool:
-        """Whether somebody else has put at least one of the two columns there."""
+        """Whether at least one of the two columns exists."""
         return self is not Shape.OLD
 
     @property
     def command(self) -> str:
-        """The step that takes such a table over."""
+        """The command that takes such a table over."""
         return "tombola legacy adopt" if self.has_columns else "tombola legacy expand"
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Shape(Enum):
 
 
 def shape_of(connection: Connection, ledger: Definition) -> Shape:
-    """The shape of a ledger that no expand and no adopt has touched."""
+    """The shape of a ledger that neither expand nor adopt has changed."""
     if not {KEY, SESSION} & ledger.columns.keys():
         return Shape.OLD
     if not (tables.takes_keys_only(ledger) and has_unique_keys(ledger) and ledger.has_index_on(SESSION)):
@@ -74,7 +74,7 @@ def has_unique_keys(ledger: Definition) -> bool:
 
 
 def unfit(ledger: Definition) -> Iterator[tuple[str, str]]:
-    """What of the two columns and their indexes workers cannot live with, and the cure."""
+    """What workers cannot use about the two columns and their indexes, each with its cure."""
     for name in (KEY, SESSION):
         column = ledger.columns.get(name)
         if column is None:
@@ -97,11 +97,11 @@ def unfit(ledger: Definition) -> Iterator[tuple[str, str]]:
 
 
 def take_blanks(connection: Connection, columns: Iterable[str], upto: int) -> None:
-    """Put on record which rows up to `upto` have no value in one of `columns`: rollback empties them again."""
+    """Record which rows up to `upto` have no value in one of `columns`: rollback makes them NULL again."""
     connection.execute(text("DELETE FROM legacy_migration_blanks"))
     for column in columns:
         for first, last in checksums.ranges(connection, 0, upto, RANGE_ROWS):
-            # Rows in a row without a value have one number less the other in common.
+            # Consecutive rows without a value have the same difference of the two row numbers.
             connection.execute(
                 text(
                     f"INSERT INTO legacy_migration_blanks SELECT '{column}', MIN(transaction_id), MAX(transaction_id) "
@@ -115,7 +115,7 @@ def take_blanks(connection: Connection, columns: Iterable[str], upto: int) -> No
 
 
 def blanks(connection: Connection, column: str) -> list[tuple[int, int]]:
-    """The ranges of rows that had no value in `column` when the table was adopted."""
+    """The ranges of ids whose rows had no value in `column` when the table was adopted."""
     found = connection.execute(
         text("SELECT first_id, last_id FROM legacy_migration_blanks WHERE column_name = :column ORDER BY first_id"),
         {"column": column},

@@ -1,4 +1,4 @@
-"""status: where the database stands, and what comes next. Also what a worker asks before it starts."""
+"""status: the stage of the migration, and the next command; also the check that a worker makes before it starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tombola.migrations.legacy.tables import KEY, SESSION
 
 @dataclass(slots=True)
 class Status:
-    """Where the database stands."""
+    """The stage of the migration."""
 
     stage: str
     next: str
@@ -29,18 +29,18 @@ class Status:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether no step has changed anything, or all of it was undone."""
+        """Whether no step has changed anything, or all changes were rolled back."""
         return self.stage in ("legacy", "rolled back")
 
 
 def status(engine: Engine) -> Status:
-    """What information_schema says, with what is on record beside it."""
+    """The stage, from information_schema and the recorded steps."""
     with each_by_itself(engine) as connection:
         return status_of(connection)
 
 
 def status_of(connection: Connection) -> Status:
-    """The same on a connection that is there."""
+    """`status` on an open connection."""
     ledger, known = tables.ledger(connection), record.steps(connection)
     has_indexes = {KEY, SESSION} <= ledger.columns.keys() and index_statement(ledger) is None
     stage, following = _stage(connection, ledger, known, has_indexes)
@@ -66,7 +66,7 @@ def status_of(connection: Connection) -> Status:
 def _stage(
     connection: Connection, ledger: tables.Definition, known: dict[str, record.Step], has_indexes: bool
 ) -> tuple[str, str]:
-    """What the stage is called, and the command that comes next."""
+    """The name of the stage, and the next command."""
 
     def is_done(step: str) -> bool:
         return step in known and known[step].status == record.DONE
@@ -93,7 +93,7 @@ def _stage(
 
 
 def is_legacy(connection: Connection) -> bool:
-    """Whether the ledger here is old code's, in whichever shape: none of our revisions made it or took it over."""
+    """Whether the ledger is old code's, in any shape: no revision of tombola made it or took it over."""
     if connection.dialect.name == "sqlite" or tables.has_table(connection, migrations.VERSION_TABLE):
         return False
     found = tables.read(connection, tables.LEDGER)
@@ -101,7 +101,7 @@ def is_legacy(connection: Connection) -> bool:
 
 
 def why_workers_must_wait(connection: Connection) -> str | None:
-    """Why no worker may settle here yet; None if one may, as wherever the ledger never was old code's."""
+    """Why no worker may settle on this ledger yet; None if workers may, as on any ledger that is not old code's."""
     if connection.dialect.name == "sqlite" or not tables.has_table(connection, "legacy_migration"):
         return None
     ledger, known = tables.ledger(connection), record.steps(connection)

@@ -1,4 +1,4 @@
-"""What is there: the tables' definitions as the server knows them."""
+"""The definitions of tables, as the server reports them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ FOREIGN_KEY: Final = "fk_asset_transactions_account_id"
 BUSINESS_UNIQUE: Final = "uk_business_idempotency"
 KEY_TYPE: Final = "VARCHAR(100) CHARACTER SET ascii COLLATE ascii_bin"
 
-# What old code has in its ledger, and what a worker writes there besides the two new columns.
+# The columns of old code's ledger; a worker writes them, and the two new columns.
 LEDGER_COLUMNS: Final = (
     "transaction_id", "account_id", "business_id", "business_type", "asset_code", "delta_amount", "balance_before",
     "balance_after", "notes", "created_at", "updated_at",
 )  # fmt: skip
-# What the accounts must have, and what we can add ourselves.
+# The columns that the accounts must have, and the columns that expand can add.
 ACCOUNT_COLUMNS: Final = ("id", "asset_code", "balance")
 ACCOUNT_COLUMNS_ADDED: Final = {
     "user_id": "BIGINT NULL",
@@ -62,12 +62,12 @@ class Column:
 
     @property
     def compares_bytes(self) -> bool:
-        """Whether `ABC` and `abc` are two values in it."""
+        """Whether `ABC` and `abc` are different values in this column."""
         return self.collation is not None and self.collation.endswith("_bin")
 
     @property
     def is_generated(self) -> bool:
-        """Whether the server computes it; a default that it computes is another matter (DEFAULT_GENERATED)."""
+        """Whether the server computes the column; DEFAULT_GENERATED is only a computed default."""
         return re.search(r"\b(virtual|stored|persistent)\b", self.extra, re.IGNORECASE) is not None
 
     @property
@@ -83,7 +83,7 @@ class Index:
 
     @property
     def definition(self) -> str:
-        """As it is added; `columns` hold what a prefix says, too."""
+        """The index as ALTER TABLE … ADD takes it; `columns` have the lengths of prefixes, too."""
         return f"{'UNIQUE ' if self.is_unique else ''}INDEX {quoted(self.name)} ({', '.join(self.columns)})"
 
 
@@ -104,25 +104,25 @@ class Definition:
 
     @property
     def plain_sql(self) -> str:
-        """SHOW CREATE TABLE without what moves."""
+        """SHOW CREATE TABLE without the AUTO_INCREMENT counter."""
         return plain(self.sql)
 
     def sql_of(self, column: str) -> str:
-        """What stands behind the name of `column` in the table's definition."""
+        """The definition of `column` after its name."""
         return column_sql(self.sql, column)
 
     def has_index_on(self, column: str) -> bool:
-        """Whether a look-up by `column` finds an index that begins with it."""
+        """Whether an index begins with `column`."""
         return any(index.columns[0] == quoted(column) for index in self.indexes.values())
 
 
 def plain(sql: str) -> str:
-    """A definition without its counter."""
+    """A definition without its AUTO_INCREMENT counter."""
     return re.sub(r" AUTO_INCREMENT=\d+", "", sql)
 
 
 def column_sql(sql: str, column: str) -> str:
-    """What stands behind the name of `column` in a definition."""
+    """The definition of `column` after its name, in a table's definition."""
     found = re.search(rf"^\s*{re.escape(quoted(column))} (.*?),?$", sql, re.MULTILINE)
     if found is None:
         raise LookupError(f"no column {column} in {sql}")
@@ -130,15 +130,15 @@ def column_sql(sql: str, column: str) -> str:
 
 
 def is_same(one: str, other: str, collation: str) -> bool:
-    """Whether two definitions of a table say the same; `collation` is the table's.
+    """Whether two definitions of a table are equal; `collation` is the table's.
 
-    The order of indexes and constraints, as they were added, says nothing.
+    The order of indexes and constraints, in which they were added, does not matter.
     """
     return _parts(one, collation) == _parts(other, collation)
 
 
 def is_same_column(one: str, other: str, collation: str) -> bool:
-    """Whether two definitions of a column in a table of `collation` say the same."""
+    """Whether two definitions of a column are equal, in a table of `collation`."""
     return _short(one, collation) == _short(other, collation)
 
 
@@ -149,14 +149,14 @@ def _parts(sql: str, collation: str) -> tuple[list[str], set[str]]:
 
 
 def _short(line: str, collation: str) -> str:
-    """A column's definition without what goes without saying: MySQL says it all the same once somebody has."""
+    """A column's definition without the table's defaults, which MySQL repeats once a statement has named them."""
     charset = collation.partition("_")[0]
     line = re.sub(r" CHARACTER SET (\w+)(?= COLLATE \1_)", "", line)
     return re.sub(rf"( CHARACTER SET {charset}| COLLATE {collation})\b", "", line)
 
 
 def read(connection: Connection, name: str) -> Definition | None:
-    """The definition of table `name`; None if there is none."""
+    """The definition of table `name`; None where the table does not exist."""
     here = {"name": name}
     table = connection.execute(
         text(
@@ -184,7 +184,7 @@ def read(connection: Connection, name: str) -> Definition | None:
         ),
         here,
     ):
-        # An index on an expression, which MySQL knows, has no column.
+        # MySQL's index on an expression has no column.
         parts.setdefault(index, []).append((quoted(column) if column else "?") + (f"({sub_part})" if sub_part else ""))
         unique[index] = not int(non_unique)
     return Definition(
@@ -219,7 +219,7 @@ def _text(value: Any) -> str:
 
 
 def _default(value: Any) -> str | None:
-    # MariaDB writes the word where a column's default is null; a column without one has none at all.
+    # MariaDB reports the word NULL for a default of NULL, and nothing for a column without a default.
     return None if value is None or _text(value) == "NULL" else _text(value)
 
 
@@ -228,7 +228,7 @@ def _names(connection: Connection, statement: str, here: Mapping[str, str]) -> t
 
 
 def ledger(connection: Connection) -> Definition:
-    """The ledger's definition; raises ConfigurationError without one."""
+    """The ledger's definition; raises ConfigurationError where the table does not exist."""
     found = read(connection, LEDGER)
     if found is None:
         raise ConfigurationError(f"there is no table {LEDGER} in this database: nothing to migrate")
@@ -236,7 +236,7 @@ def ledger(connection: Connection) -> Definition:
 
 
 def accounts(connection: Connection) -> Definition:
-    """The accounts' definition; raises ConfigurationError without one."""
+    """The accounts' definition; raises ConfigurationError where the table does not exist."""
     found = read(connection, ACCOUNTS)
     if found is None:
         raise ConfigurationError(f"there is no table {ACCOUNTS} in this database: old code's accounts are expected")
@@ -255,7 +255,7 @@ def has_table(connection: Connection, name: str) -> bool:
 
 
 def unique_on_business_id_alone(table: Definition) -> str | None:
-    """The unique index that lets a session have one row only; None without one."""
+    """The unique index that allows a session only one row; None without such an index."""
     for index in table.indexes.values():
         if index.is_unique and index.columns == (quoted("business_id"),):
             return index.name
@@ -263,17 +263,17 @@ def unique_on_business_id_alone(table: Definition) -> str | None:
 
 
 def own_tables() -> list[str]:
-    """Our tables besides the two that old code brings, in the order in which they are made."""
+    """Tombola's tables except the two that old code has, in the order in which they are made."""
     return [str(table.name) for table in metadata.sorted_tables if table.name not in (LEDGER, ACCOUNTS)]
 
 
 def own_columns(name: str) -> list[str]:
-    """The columns of one of our tables."""
+    """The columns of one of tombola's tables."""
     return [str(column.name) for column in metadata.tables[name].columns]
 
 
 def create_own(name: str) -> list[str]:
-    """The statements that make one of our tables, its indexes included."""
+    """The statements that make one of tombola's tables and its indexes."""
     table = metadata.tables[name]
     dialect = mysql.dialect()
     made = [str(CreateTable(table).compile(dialect=dialect)).strip()]
@@ -286,12 +286,12 @@ def highest_id(connection: Connection) -> int:
 
 
 def takes_keys_only(table: Definition) -> bool:
-    """Whether the ledger takes no row without a key and a session."""
+    """Whether the ledger refuses rows without a key or a session."""
     return all(name in table.columns and not table.columns[name].is_nullable for name in (KEY, SESSION))
 
 
 def is_contracted(table: Definition) -> bool:
-    """Whether the ledger takes rows with keys only, and compares them byte by byte."""
+    """Whether the ledger refuses rows without a key or a session, and compares both byte by byte."""
     return takes_keys_only(table) and all(table.columns[name].compares_bytes for name in (KEY, SESSION))
 
 

@@ -1,6 +1,6 @@
-"""verify: the guide's checks, and every untouched column against its checksum from before.
+"""verify: the guide's checks, and the checksums of every untouched column.
 
-Also after a rollback: then it is the old definition that is compared as well.
+After a rollback verify compares the definitions with those before, instead of the guide's checks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SAMPLES: Final = 5
 
 @dataclass(slots=True)
 class Verification:
-    """What was looked at, and what is wrong with it."""
+    """What was checked, and the problems that were found."""
 
     chunks: int = 0
     rows: int = 0
@@ -41,7 +41,7 @@ class Verification:
 
 
 def verify(engine: Engine, *, tell: Tell) -> Verification:
-    """Check everything; a run that was killed goes on where it was."""
+    """Check everything; a run after a killed one continues at its checkpoint."""
     with each_by_itself(engine) as connection:
         expanded = record.recorded(connection)
         if not checksums.taken_to(connection) and expanded.status == record.RUNNING:
@@ -81,7 +81,7 @@ def _compare(connection: Connection, recipe: checksums.Recipe, found: Verificati
 
 
 def _keys(connection: Connection, shape: Shape, found: Verification) -> None:
-    """The guide's: total rows = distinct keys, duplicates 0, both indexes, a charge in every won draw's session."""
+    """The guide's checks: rows = distinct keys, no duplicates, both indexes, a charge in every won draw's session."""
     ledger = tables.ledger(connection)
     missing = [name for name in (KEY, SESSION) if name not in ledger.columns]
     if missing:
@@ -94,9 +94,9 @@ def _keys(connection: Connection, shape: Shape, found: Verification) -> None:
     found.rows_total, found.rows_without_key, found.keys_distinct = total, total - with_key, distinct
     found.duplicates = with_key - distinct
     if found.duplicates:
-        found.problems.append(f"{found.duplicates:,} keys are there twice")
+        found.problems.append(f"{found.duplicates:,} keys are duplicates")
     if not has_indexes:
-        found.problems.append(f"{KEY_INDEX} and {SESSION_INDEX} are not there: `tombola legacy backfill` builds them")
+        found.problems.append(f"{KEY_INDEX} and {SESSION_INDEX} are missing: `tombola legacy backfill` builds them")
         return
     if tables.takes_keys_only(ledger) and found.rows_without_key:
         found.problems.append(f"{found.rows_without_key:,} rows have no key")
@@ -104,7 +104,7 @@ def _keys(connection: Connection, shape: Shape, found: Verification) -> None:
 
 
 def _rewards(connection: Connection, shape: Shape, found: Verification) -> None:
-    # Where others have given keys as well, only what our workers note tells their rows.
+    # Where other code has written keys as well, only the notes tell the rows of tombola's workers.
     is_old = (
         f"COALESCE(won.notes, '') NOT LIKE '{NOTES_PREFIX}%'"
         if shape.has_columns
@@ -128,7 +128,7 @@ def _rewards(connection: Connection, shape: Shape, found: Verification) -> None:
 
 
 def definitions_changed(connection: Connection, details: dict[str, Any]) -> list[str]:
-    """Which tables are not as expand found them."""
+    """The tables whose definitions differ from those that expand recorded."""
     return [
         f"the definition of {name} is not the one before"
         for name in (LEDGER, ACCOUNTS)

@@ -1,6 +1,6 @@
 """The ledger, the requests and the dead letters.
 
-Column types are spelled out here, not taken from producers.database: this revision must build the same tables for ever.
+Column types are spelled out here, not imported from column_types: this revision must build the same tables for ever.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_account_asset_balances")),
         sa.UniqueConstraint("user_id", "asset_code", name=op.f("uk_user_asset")),
         sa.CheckConstraint("balance >= 0", name=op.f("ck_account_asset_balances_balance")),
-        # DECIMAL(10,2) ends there by itself; in hundredths SQLite would go on counting.
+        # DECIMAL(10,2) has this limit by itself; SQLite's whole hundredths have none.
         sa.CheckConstraint("balance <= 9999999999", name=op.f("ck_account_asset_balances_balance_max")).ddl_if(
             dialect="sqlite"
         ),

@@ -1,6 +1,6 @@
-"""The outbox, retention, and who may call: an expansion, workers of the previous release go on writing.
+"""The outbox, retention and API keys: an expansion, workers of the previous release go on writing.
 
-Column types are spelled out here, not taken from producers.database: this revision must build the same tables for ever.
+Column types are spelled out here, not imported from column_types: this revision must build the same tables for ever.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STATUSES = "status IN ('accepted', 'completed', 'rejected', 'dead')"
 HAS_RESULT_BEFORE = "(status = 'accepted') = (result IS NULL)"
 HAS_RESULT = "result IS NULL OR status IN ('completed', 'rejected')"
 TEXT = sa.Text().with_variant(mysql.MEDIUMTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
-# Comments that say something else from here on: column, type, nullable, before, after.
+# Columns whose comment changes: column, type, nullable, comment before, comment after.
 COMMENTS: tuple[tuple[str, Any, bool, str, str], ...] = (
     (
         "status",
@@ -59,7 +59,7 @@ def key(length: int) -> sa.types.TypeEngine[str]:
 
 
 def _requests(*added: sa.Column[Any], statuses: str, has_result: str) -> sa.Table:
-    """The table as it is before a change: what SQLite, which cannot alter it, copies from."""
+    """The table as it is before a change, for SQLite, which cannot alter a table and copies it."""
     return sa.Table(
         REQUESTS,
         sa.MetaData(),
@@ -115,7 +115,7 @@ def upgrade() -> None:
         table.create_check_constraint(op.f(STATUS), sa.text(STATUSES))
         table.create_check_constraint(op.f(RESULT), sa.text(HAS_RESULT))
     _comment(after=True)
-    # Retention finds the settled ones by it.
+    # Retention finds settled requests by publish_at.
     op.execute(f"UPDATE {REQUESTS} SET publish_at = created_at WHERE publish_at IS NULL")
     repeatable.create_index("idx_status_publish_at", REQUESTS, ["status", "publish_at"])
     repeatable.create_table(
@@ -147,7 +147,7 @@ def downgrade() -> None:
 
 @contextmanager
 def _altering(before: sa.Table) -> Iterator[Any]:
-    """Alter the requests table, its two checks dropped first. SQLite cannot alter: it copies the table."""
+    """Alter the requests table after dropping its two checks. SQLite cannot alter a table, and copies it."""
     with op.batch_alter_table(REQUESTS, copy_from=before) as table:
         if op.get_context().dialect.name == "sqlite":
             table.drop_constraint(op.f(STATUS), type_="check")

@@ -1,6 +1,6 @@
-"""Dead letters that can be replayed, the operators, and what operators did: an expansion, as 0002.
+"""Dead letters that can be replayed, operators and their actions: an expansion, as 0002.
 
-Column types are spelled out here, not taken from producers.database: this revision must build the same tables for ever.
+Column types are spelled out here, not imported from column_types: this revision must build the same tables for ever.
 """
 
 from __future__ import annotations
@@ -177,4 +177,4 @@ def _comment(text: str) -> None:
 
 def _refuse_to_lose_what_operators_did(connection: sa.Connection) -> None:
     if connection.execute(sa.text("SELECT 1 FROM operator_actions LIMIT 1")).first():
-        raise CommandError("operator_actions is on record for ever, and the revision before has no room for it")
+        raise CommandError("operator_actions is kept for ever, and the revision before has no table for it")

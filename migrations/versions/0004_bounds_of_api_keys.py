@@ -1,6 +1,6 @@
-"""API keys may be for some accounts only: an expansion, as 0002.
+"""Bounds of API keys, for some accounts only: an expansion, as 0002.
 
-Column types are spelled out here, not taken from producers.database: this revision must build the same tables for ever.
+Column types are spelled out here, not imported from column_types: this revision must build the same tables for ever.
 """
 
 from __future__ import annotations
@@ -55,4 +55,4 @@ def downgrade() -> None:
 def _refuse_to_widen_keys(connection: sa.Connection) -> None:
     bound = "SELECT 1 FROM api_keys WHERE revoked_at IS NULL AND (accounts IS NOT NULL OR user_prefix IS NOT NULL)"
     if connection.execute(sa.text(f"{bound} LIMIT 1")).first():
-        raise CommandError("some API keys are for some accounts only, and would be for all: revoke them first")
+        raise CommandError("some API keys have bounds, and would be valid for all accounts: revoke them first")

@@ -212,7 +212,8 @@ def parse_request(body: bytes) -> DrawRequest:
         version = loose.get("v")
         if isinstance(version, int) and not isinstance(version, bool) and version != VERSION:
             raise UnknownVersion(
-                f"contract version {version!r:.40} is unknown, only {VERSION} is known: upgrade workers, then replay"
+                f"contract version {version!r:.40} is unknown, only {VERSION} is known: "
+                "upgrade the workers, then replay"
             ) from None
         raise InvalidRequest(f"not a draw request: {_quoted(error)}") from None
     return DrawRequest(

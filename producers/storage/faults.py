@@ -30,7 +30,7 @@ class Fault(enum.Enum):
 _CONFLICTS: Final = frozenset({1020, 1062, 1180, 1205, 1213, 3101})
 # A statement exceeded its limit: MariaDB's max_statement_time, MySQL's max_execution_time, NOWAIT.
 _TIMEOUTS: Final = frozenset({1205, 1969, 3024, 3572})
-# The server cannot serve any session now, or not ours (MySQL manual, Server Error Message Reference).
+# The server cannot serve any session now, or not this one (MySQL manual, Server Error Message Reference).
 _OUTAGES: Final = frozenset(
     {
         *(1040, 1042, 1043, 1129, 1130, 1135, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1226, 4031),  # connections
