@@ -384,7 +384,8 @@ def test_replay_prints_the_forecast_and_asks(tombola: Tombola, house: House) -> 
     ended = tombola("replay", "--reason", "rolled back")
     assert ended.status == 1
     assert "1  would be charged" in ended.out
-    assert [line for line in ended.err.splitlines() if line] == ["error: nobody to ask here: add --yes"]
+    (error,) = (line for line in ended.err.splitlines() if line)
+    assert error == "error: no terminal to ask for confirmation on: add --yes"
     assert (states(house), recorded(house)) == ({LetterState.PARKED: 1}, [])
 
 
@@ -423,9 +424,9 @@ def test_replaying_what_is_hopeless_is_asked_twice_and_begins_with_a_few(
         return tombola("replay", "--reason", "is it there?")
 
     ended = answering(True, False)
-    assert asked == ["Replay them?", "12 of 12 would be parked still, or again. Replay all the same?"]
+    assert asked == ["Replay them?", "12 of 12 would stay parked, or be parked again. Replay anyway?"]
     assert (ended.status, states(house), recorded(house)) == (1, {LetterState.PARKED: 12}, [])
-    assert "The first 10 are tried before the others" in ended.out
+    assert "The first 10 are sent before the others" in ended.out
     ended = answering(True, True)
     assert ended.status == 1
     assert "stopped: 10 sent, 0 settled, 10 parked again" in ended.out
@@ -482,7 +483,7 @@ def test_nobody_to_ask_as_a_process(house: House) -> None:
     park(house, good(draws(house.accounts(1), 1)[0]))
     process = start(house, "replay", "--reason", "r")
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (1, "error: nobody to ask here: add --yes\n")
+    assert (process.returncode, err) == (1, "error: no terminal to ask for confirmation on: add --yes\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

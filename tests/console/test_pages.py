@@ -494,7 +494,7 @@ def test_what_the_forecast_calls_hopeless_is_asked_for_twice(ann: Visitor, house
     parking.park(house.engine, parkings, worker="w1")
     address = ann.get("/replays/new?cause=unknown+campaign").headers["location"]
     shown = _forecast(ann, address)
-    assert "3 of 3 would be parked still, or again." in shown
+    assert "3 of 3 would stay parked, or be parked again." in shown
     assert re.search(r'name="canary"[^>]*value="10"', shown)
     (job,) = re.findall(r"job=(\w+)", address)
     form = {"cause": "unknown campaign", "job": job, "canary": "10", "reason": "é: is it there?"}
@@ -590,7 +590,7 @@ def test_viewers_are_not_told_of_a_prize_by_the_database(ann: Visitor, val: Visi
         assert "key_1:reward" in ann.get(page).text, page
         shown = val.get(page).text
         assert ":reward" not in shown, page
-        assert "only operators see the database's message" in shown, page
+        assert "only operators see the message of the database" in shown, page
     with house.engine.begin() as connection:
         connection.execute(update(table).values(state="settled"))
     assert "key_1:reward" in val.get("/dead-letters/1").text

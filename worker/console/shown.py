@@ -142,7 +142,7 @@ def as_viewer(letter: Any) -> Any:
     """
     if letter.error_type not in DATABASE_ERRORS or getattr(letter, "state", "") == LetterState.SETTLED:
         return letter
-    error = f"{letter.error_type}: only operators see the database's message, which may reveal a prize"
+    error = f"{letter.error_type}: only operators see the message of the database, which may reveal a prize"
     if isinstance(letter, Group):
         return replace(letter, title=error)
     rest = {"is_whole": getattr(letter, "is_whole", None), "error": error, "traceback": None}
