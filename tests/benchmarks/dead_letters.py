@@ -22,6 +22,7 @@ from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
 from tombola.worker.replays import replay
 from tombola.worker.replays.forecast import forecast
+from tombola.worker.replays.replayer import Replayer
 
 OTHER_ACCOUNT: Final = ACCOUNTS + 1
 PARKED_AT_ONCE: Final = 500
@@ -155,7 +156,7 @@ def full_replay(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
 def _replay_all(lab: Lab, contestant: Contestant, count: int) -> float:
     """From the first one sent to the last one known to be settled."""
     with closing(open_broker(contestant.broker_url, publish_timeout_s=30)) as broker:
-        replayer = replay.Replayer(lab.engine, broker, lab.settings(contestant.broker_url))
+        replayer = Replayer(lab.engine, broker, lab.settings(contestant.broker_url))
         begin = time.perf_counter()
         replay_id = replay.begin(lab.engine, Selection(), replay.Options(), operator="bench", reason="to see how fast")
         done = replayer.run(replay_id)
