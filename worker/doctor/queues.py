@@ -28,7 +28,7 @@ from tombola.worker.doctor.checks import (
 )
 
 VERSION_MIN: Final = (3, 10)
-NOBODY: Final = "draws.nobody"  # a routing key without a binding
+UNBOUND_KEY: Final = "draws.nobody"  # a routing key without a binding
 
 
 def examine_queues(url: str, found: Facts) -> Iterator[Check]:
@@ -106,7 +106,7 @@ def _publishing(connection: Connection) -> Verdict:
     channel = connection.channel()
     channel.confirm_select()
     channel.events["basic_ack"].add(lambda tag, _multiple: confirmed.append(tag))
-    channel.basic_publish(amqp.Message(b""), exchange=QUEUE, routing_key=NOBODY)
+    channel.basic_publish(amqp.Message(b""), exchange=QUEUE, routing_key=UNBOUND_KEY)
     try:
         while not confirmed and not connection.blocked:
             connection.drain_events()

@@ -180,16 +180,16 @@ def _stream(client: redis.Redis, found: Facts) -> Verdict:
             "give tombola a database of its own: redis://host/NUMBER in TOMBOLA_BROKER_URL",
         )
     found.queued = int(client.xlen(QUEUE))
-    told = f"{found.queued:,} entries, those in hand included"
+    entries = f"{found.queued:,} entries, those in hand included"
     entry_bytes = 0.0
     with suppress(redis.ResponseError):  # the server may lack the command, or the user the privilege
         entry_bytes = int(client.memory_usage(QUEUE) or 0) / max(1, found.queued)
     if entry_bytes > BODY_BYTES_MAX:
         return warn(
-            f"{told}, of {entry_bytes / 1024:,.0f} KiB each",
+            f"{entries}, of {entry_bytes / 1024:,.0f} KiB each",
             f"a draw request has at most {BODY_BYTES_MAX:,} bytes: find out who else writes to `{QUEUE}`",
         )
-    return ok(told)
+    return ok(entries)
 
 
 def _group(client: redis.Redis, found: Facts) -> Verdict:

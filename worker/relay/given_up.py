@@ -26,7 +26,7 @@ ROWS_MAX: Final = 800  # below 900, where MariaDB gives up on an IN list
 TIMEOUT_S: Final = 86_400.0
 
 
-def here() -> str:
+def relay_name() -> str:
     """The name of this process in the dead letters that it parks."""
     return f"relay@{parking.here()}"
 
@@ -52,7 +52,7 @@ def time_out_once(
         with engine.begin() as connection:
             accepted_before = clock.now(connection) - timedelta(seconds=timeout_s)
             dead = requests.time_out(connection, accepted_before, rows_max=rows_max)
-            parking.bury(connection, dead, DeadReason.TIMED_OUT, worker=here())
+            parking.bury(connection, dead, DeadReason.TIMED_OUT, worker=relay_name())
     except SQLAlchemyError as error:
         raise explain(error) from error
     announce_given_up(results, dead, DeadReason.TIMED_OUT)

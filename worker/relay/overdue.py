@@ -27,7 +27,7 @@ from tombola.producers.storage.requests import Lease
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.fields import about
 from tombola.worker.dead_letters import parking
-from tombola.worker.relay.given_up import announce_given_up, here
+from tombola.worker.relay.given_up import announce_given_up, relay_name
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def relay_once(
                     delay_after=patience.delay_after,
                     published_before=published_before,
                 )
-                parking.bury(connection, lease.dead, DeadReason.NEVER_SETTLED, worker=here())
+                parking.bury(connection, lease.dead, DeadReason.NEVER_SETTLED, worker=relay_name())
         except SQLAlchemyError as error:
             raise explain(error) from error
         _announce(lease, tries_max, results)

@@ -18,7 +18,7 @@ from tombola.producers.storage.database import open_engine
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.dead_letters import parking, states
-from tombola.worker.relay.given_up import ROWS_MAX, here, next_time_out_s, time_out_once
+from tombola.worker.relay.given_up import ROWS_MAX, next_time_out_s, time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
 from tombola.worker.relay.overdue import relay_once
 
@@ -84,7 +84,7 @@ class Relay:
     def _bury_unseen(self) -> None:
         if time.monotonic() < self._next_look_for_unseen:
             return
-        while parking.bury_unseen_once(self._engine, worker=here()) == states.ROWS_MAX:
+        while parking.bury_unseen_once(self._engine, worker=relay_name()) == states.ROWS_MAX:
             pass
         self._next_look_for_unseen = time.monotonic() + LOOK_FOR_UNSEEN_EVERY_S
 
