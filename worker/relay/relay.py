@@ -18,7 +18,7 @@ from tombola.producers.storage.database import open_engine
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.dead_letters import parking, states
-from tombola.worker.relay.given_up import ROWS_MAX, next_time_out_s, time_out_once
+from tombola.worker.relay.given_up import ROWS_MAX, next_time_out_s, relay_name, time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
 from tombola.worker.relay.overdue import relay_once
 
