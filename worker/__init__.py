@@ -1,4 +1,4 @@
-"""Everything after the broker: consume, settle, answer. The Celery app is in tombola.worker.celery."""
+"""Everything after the broker: consume, settle, answer. tombola.worker.celery has the Celery app."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """The app for `celery -A worker`, in a checkout, where the folder is found by its own name as well."""
+    """The app, for `celery -A worker` in a checkout, where Python finds this folder under its own name as well."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from tombola.worker.celery import app

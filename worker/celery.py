@@ -1,9 +1,8 @@
 """The Celery app: `celery -A tombola.worker worker` consumes draws, and runs the housekeeping tasks.
 
-Celery is the host. It brings the process, its signals, logging, beat and inspect; draws themselves do not pass through
-its task machinery but through worker.settle.consumer, started as a bootstep. Where tasks come from stands in
-worker.host.task_queues, what survives them in worker.host.hosting, what they do in worker.host.tasks. Nothing here
-connects at import.
+Celery is the host: it brings the process, its signals, logging, beat and inspect. Draws do not pass through Celery's
+tasks but through worker.settle.consumer, which starts as a bootstep. worker.host has the queues of tasks
+(task_queues), their consumer (hosting) and the tasks themselves. Nothing here connects at import.
 """
 
 from __future__ import annotations
@@ -41,50 +40,50 @@ log = logging.getLogger(__name__)
 
 RELAY_EVERY_S: Final = 5.0
 ARCHIVE_EVERY_S: Final = 600.0
-AUDIT_AT_HOUR: Final = 2  # UTC, and a half
+AUDIT_AT_HOUR: Final = 2  # 02:30 UTC
 
 
 class Misconfigured(ConfigurationError, click.ClickException):
-    """A ConfigurationError that the `celery` command prints as one line, and exits with 1."""
+    """A ConfigurationError that the `celery` command prints as one line, exiting with 1."""
 
     def __init__(self, message: str) -> None:
         click.ClickException.__init__(self, message)
 
 
 class DrawsApp(Celery):  # type: ignore[misc]
-    """A Celery app that knows the settings it was made with."""
+    """A Celery app with the settings that it was made with."""
 
     amqp_cls = TaskAMQP
     draw_settings: Settings
 
 
 def make_app(settings: Settings) -> DrawsApp:
-    """The Celery app for `settings`; raises ConfigurationError when one that workers need is missing."""
+    """The Celery app for `settings`; raises ConfigurationError when a setting that workers need is missing."""
     settings.need("database_url")
-    settings.seed_bytes  # noqa: B018 - raises when there is none
+    settings.seed_bytes  # noqa: B018 - raises without a seed
     broker_url = settings.need("broker_url")
     is_redis = kind_of(broker_url) is REDIS
     app = DrawsApp("tombola")
     app.draw_settings = settings
     app.conf.update(
         broker_url=broker_url,
-        broker_connection_max_retries=None,  # housekeeping waits for as long as it takes, and draws need it not
+        broker_connection_max_retries=None,  # for ever: draws do not depend on this connection
         result_backend=settings.need("result_url"),
         result_expires=settings.result_ttl_s,
         task_default_queue=TASKS,
-        # On RabbitMQ ShopQueueStep sees to the other one.
+        # On RabbitMQ, ShopQueueStep consumes SHOP_QUEUE.
         task_queues=[TASK_QUEUE, SHOP_QUEUE] if is_redis else [TASK_QUEUE],
         worker_consumer=TaskConsumer,
-        # JSON for tasks and for results: setting the serializer alone leaves pickle open.
+        # JSON for tasks and for results: with the serializer alone, pickle would still be accepted.
         accept_content=["json"],
         result_accept_content=["json"],
         task_serializer="json",
         result_serializer="json",
-        # A task whose process is killed is acked otherwise, acks_late or not.
+        # Without reject_on_worker_lost, a task whose process is killed is acked, in spite of acks_late.
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
-        worker_enable_prefetch_count_reduction=False,  # from 1 there is nothing to reduce
+        worker_enable_prefetch_count_reduction=False,  # the count is 1 already
         worker_concurrency=1,  # the pool runs only housekeeping and `tombola.draw`; draws scale by processes
         worker_enable_remote_control=settings.has_remote_control,
         worker_hijack_root_logger=True,
@@ -92,9 +91,9 @@ def make_app(settings: Settings) -> DrawsApp:
         timezone="UTC",
         beat_schedule={
             "forget-consumers": {"task": "tombola.forget_consumers", "schedule": tasks.CONSUMER_IDLE_S_MAX},
-            # By the clock: 24 hours would begin anew whenever beat starts without its schedule file.
+            # By the clock: an interval of 24 hours would begin anew whenever beat starts without its schedule file.
             "audit": {"task": "tombola.audit", "schedule": crontab(hour=AUDIT_AT_HOUR, minute=30)},
-            # One that waits for longer than the next one comes is late enough to be left out.
+            # A relay task that is still queued when the next one comes is dropped.
             "relay": {"task": "tombola.relay", "schedule": RELAY_EVERY_S, "options": {"expires": RELAY_EVERY_S}},
             "archive": {"task": "tombola.archive", "schedule": ARCHIVE_EVERY_S},
         },
@@ -106,7 +105,7 @@ def make_app(settings: Settings) -> DrawsApp:
 
 
 class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Starts the consumer with the worker. It stops before the pool: first no more deliveries, then the rest."""
+    """Starts the consumer with the worker. The consumer stops before the pool: first no more deliveries."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -122,7 +121,7 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
         except DrawError as error:
             raise Misconfigured(str(error)) from None
         self._old_draws = OldDraws.of(self._engine)
-        # Forked children must not share a connection with us.
+        # Forked children must not share a connection with this process.
         self._engine.dispose()
 
     def start(self, worker: Any) -> None:
@@ -145,7 +144,10 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def check(settings: Settings, engine: Engine) -> None:
-    """Say what would keep this worker from working: raises ConfigurationError or ServiceUnavailable with the cure."""
+    """Check that this worker can work; raises ConfigurationError or ServiceUnavailable with the cure.
+
+    Logs a warning when the database is not durable.
+    """
     try:
         with engine.connect().execution_options(read_only=True) as connection:
             at, head = migrations.current_revision(connection), migrations.head_revision()
@@ -190,7 +192,7 @@ def _app_from_env() -> DrawsApp:
         return make_app(Settings.from_env())
     except ConfigurationError as error:
         if click.get_current_context(silent=True) is not None:
-            # Under a command line: what is raised while it imports us, `celery` prints with its whole traceback.
+            # Under a command line: `celery` would print an error at import with its whole traceback.
             click.echo(f"Error: {error}", err=True)
             raise SystemExit(1) from None
         raise Misconfigured(str(error)) from None
@@ -201,12 +203,12 @@ app = _app_from_env()
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def _set_up_logging(loglevel: int | str | None = None, logfile: str | None = None, **_options: Any) -> None:
-    """In place of Celery's own, at --loglevel and to --logfile: in workers, their pools, and beat."""
+    """Our logs in place of Celery's, at --loglevel and to --logfile: in workers, their pools, and beat."""
     set_up_logging(app.draw_settings.log_format, level=loglevel or logging.WARNING, file=logfile)
 
 
 @signals.beat_init.connect  # type: ignore[untyped-decorator]
 @signals.beat_embedded_init.connect  # type: ignore[untyped-decorator]
 def _show_pulse_of_beat(**_options: Any) -> None:
-    """Beat does nothing but send tasks: that it is away shows nowhere else before the night is over."""
+    """Show a pulse of beat: as beat only sends tasks, its absence would show only after the night."""
     Pulse.open(app.draw_settings, "beat")

@@ -194,7 +194,7 @@ BROKEN: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "a request key is none": (
         [f"UPDATE {REQUESTS} SET request_key = 'a:b' WHERE request_key = 'd10'"],
-        {"I10": "request a:b: cannot be told: InvalidKey", "I11": "request a:b: its session holds foreign rows"},
+        {"I10": "request a:b: cannot be checked: InvalidKey", "I11": "request a:b: its session holds foreign rows"},
     ),
     "a row of another request": (
         [f"UPDATE {LEDGER} SET idempotency_key = 'x:consume' WHERE idempotency_key = 'd11:consume'"],
@@ -274,7 +274,7 @@ def test_what_cannot_be_read_is_a_violation_and_the_rest_is_looked_at(books: Eng
         assert any(words in it for it in found["I3"]), found
     assert any("account 1, transaction" in it and "cannot be read" in it for it in found["I4"]), found
     assert any("account 3: its balance cannot be read" in it for it in found["I5"]), found
-    assert [it for it in found["I10"] if "request d03: cannot be told" in it], found
+    assert [it for it in found["I10"] if "request d03: cannot be checked" in it], found
 
 
 def test_a_key_that_was_revoked_on_record_stays_so(books: Engine, spoil: Break) -> None:

@@ -31,7 +31,7 @@ from tombola.producers.storage.requests import SessionState
 from tombola.producers.telemetry import pulse
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.deliveries.streams import StreamDeliveries, forget_consumers
-from tombola.worker.doctor.checks import Findings
+from tombola.worker.doctor.checks import Facts
 from tombola.worker.doctor.streams import examine_results, examine_stream
 
 pytestmark = pytest.mark.process
@@ -197,7 +197,7 @@ def test_the_pulse_beats_at_the_new_primary(pair: RedisPair, address: Forwarder,
 
 def test_doctor_tells_a_replica_in_one_sentence(pair: RedisPair) -> None:
     for examine in (examine_stream, examine_results):
-        first, *rest = examine(pair.replica.url, Findings())
+        first, *rest = examine(pair.replica.url, Facts())
         assert first.status == "fail"
         assert first.found.startswith("this Redis is a replica")
         assert {check.status for check in rest} == {"skip"}
@@ -206,10 +206,10 @@ def test_doctor_tells_a_replica_in_one_sentence(pair: RedisPair) -> None:
 def test_doctor_tells_of_entries_too_large_for_a_draw(redis_url: str) -> None:
     with closing(open_broker(redis_url, publish_timeout_s=5)) as broker:
         broker.publish([b"x" * 50] * 3)
-        checks = {check.name: check for check in examine_stream(redis_url, Findings())}
+        checks = {check.name: check for check in examine_stream(redis_url, Facts())}
         assert (checks["stream"].status, checks["stream"].found) == ("ok", "3 entries, those in hand included")
         broker.publish([b"x" * 100_000] * 3)
-        checks = {check.name: check for check in examine_stream(redis_url, Findings())}
+        checks = {check.name: check for check in examine_stream(redis_url, Facts())}
         assert (checks["stream"].status, checks["consumer group"].status) == ("warn", "ok")
         assert "KiB each" in checks["stream"].found
 
@@ -222,7 +222,7 @@ def cluster() -> Iterator[servers.Server]:
 
 def test_doctor_tells_a_cluster_in_one_sentence(cluster: servers.Server) -> None:
     for examine in (examine_stream, examine_results):
-        first, *rest = examine(cluster.url, Findings())
+        first, *rest = examine(cluster.url, Facts())
         assert (first.status, "does not support" in first.found) == ("fail", True)
         assert {check.status for check in rest} == {"skip"}
 

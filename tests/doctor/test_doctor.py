@@ -45,7 +45,7 @@ from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit
 from tombola.worker.deliveries import open_deliveries
 from tombola.worker.doctor import Check, examine
-from tombola.worker.doctor.checks import Findings
+from tombola.worker.doctor.checks import Facts
 from tombola.worker.doctor.streams import examine_consumers, examine_stream
 from tombola.worker.ledger.accounts import open_account
 
@@ -170,7 +170,7 @@ def test_an_empty_broker_stays_empty(lean: House, rabbit_house: House, redis_url
         assert client.keys("*") == []
     checks = look(rabbit_house)
     assert statuses(checks, "queue", "dead-letter queue", "workers") == ["warn", "warn", "fail"]
-    assert "nobody consumes" in checks["workers"].found
+    assert "no worker consumes" in checks["workers"].found
     with kombu.Connection(rabbit_house.settings.need("broker_url")) as connection:
         for name in (QUEUE, DEAD_QUEUE):
             with pytest.raises(connection.channel_errors, match="NOT_FOUND"):
@@ -388,7 +388,7 @@ def test_consumers_that_hold_draws_and_are_silent(house: House, redis_url: str) 
     assert len(dead.fetch(2, wait_s=0)) == 2
 
     def of_consumers(*, workers: int) -> Check:
-        found = Findings(workers=workers)
+        found = Facts(workers=workers)
         checks = {it.name: it for it in examine_stream(redis_url, found)}
         assert checks["consumer group"].found.startswith("1 waiting, 2 in hand")
         (check,) = examine_consumers(redis_url, found, claim_after_s=0.2)
@@ -429,7 +429,7 @@ def test_what_rabbitmq_gave_up_on_is_told(rabbit_house: House) -> None:
     rabbit_house.enqueue([DrawRequest(account_id=1)])
     checks = look(rabbit_house)
     assert statuses(checks, "queue", "dead-letter queue", "workers") == ["ok", "ok", "fail"]
-    assert checks["workers"].found == "nobody consumes, and 1 draws wait"
+    assert checks["workers"].found == "no worker consumes, and 1 draws wait"
     with kombu.Connection(rabbit_house.settings.need("broker_url")) as connection:
         connection.Producer().publish(b"{}", exchange="", routing_key=DEAD_QUEUE)
         deadline = time.monotonic() + 10

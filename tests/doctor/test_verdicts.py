@@ -94,7 +94,7 @@ def test_a_mistake_of_our_own_is_a_check_as_well() -> None:
         raise KeyError("maxmemory")
 
     check = attempt("memory", look)  # type: ignore[arg-type]
-    assert (check.status, check.found) == ("fail", "this look failed: KeyError: 'maxmemory'")
+    assert (check.status, check.found) == ("fail", "this check failed: KeyError: 'maxmemory'")
 
 
 def test_all_key_columns_are_looked_at() -> None:

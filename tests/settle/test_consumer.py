@@ -304,7 +304,7 @@ def test_an_outage_that_goes_on_counts_no_delivery_against_the_message_that_it_i
 
 def test_a_broker_that_is_away_is_tried_again(house: House) -> None:
     bodies = house.publish(1)
-    house.source.failures = 2 * [ServiceUnavailable("the Stream cannot be read")]
+    house.source.failures += 2 * [ServiceUnavailable("the Stream cannot be read")]
     run_until(house, lambda: len(house.source.acked) == 1)
     assert house.source.acked == bodies
     assert len(house.source.asked) >= 3

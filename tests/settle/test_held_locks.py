@@ -277,7 +277,7 @@ def test_a_worker_cut_off_from_its_database_gives_back_what_it_holds(house: Hous
         house.enqueue(queued)
         broken.start()
         try:
-            wait_for(lambda: broken._outages > 0, within_s=30, what=lambda: "it still hopes")
+            wait_for(lambda: broken._outages_in_row > 0, within_s=30, what=lambda: "it still hopes")
             with consuming(house):
                 house.wait_settled(300, within_s=10)
         finally:

@@ -32,7 +32,7 @@ from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
 from tombola.worker.doctor import draws as doctor
-from tombola.worker.doctor.checks import Findings
+from tombola.worker.doctor.checks import Facts
 from tombola.worker.ledger import accounts
 from tombola.worker.operators import actions
 from tombola.worker.operators import users as operators
@@ -190,7 +190,7 @@ def test_what_is_told_of_ages(engine: Engine, set_clock: SetClock, by: timedelta
     set_clock(by)
     entry = Entry(engine, relay_after_s=AFTER_S)
     entry.accept([Submission(draw("waits"))])
-    settings, found = Settings(), Findings()
+    settings, found = Settings(), Facts()
     with engine.connect() as connection:
         looks = dict(doctor.LOOKS)
         assert looks["oldest accepted"](connection, settings, found)[0] == "ok"

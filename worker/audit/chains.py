@@ -80,7 +80,7 @@ def _chain(
             for invariant in ("I4", "I5"):
                 yield Violation(invariant, subject, f"cannot be read: {error}")
             continue
-        if old.hold(transaction_id, key, notes):
+        if old.wrote(transaction_id, key, notes):
             last, sum_, is_first = after, after, False
             continue
         if before + delta != after:

@@ -57,7 +57,7 @@ def check_sessions(connection: Connection, report: Report, wheels: Wheels, old: 
     orphans = connection.execute(
         select(transactions.c.lottery_session_id)
         .join(requests, transactions.c.lottery_session_id == requests.c.lottery_session_id, isouter=True)
-        .where(requests.c.request_key.is_(None), of_requests, old.others())
+        .where(requests.c.request_key.is_(None), of_requests, old.new_rows())
         .distinct()
     )
     for (session_id,) in orphans:
@@ -116,7 +116,7 @@ class _Session:
         self.written = Written(self.request.status, [_Row(connection, pair) for pair in pairs], wheels)
         # A request that old code has charged: answered from its rows, which do not say how it was drawn.
         self.is_old = bool(pairs) and all(
-            old.hold(pair.row_transaction_id, pair.row_idempotency_key, pair.row_notes) for pair in pairs
+            old.wrote(pair.row_transaction_id, pair.row_idempotency_key, pair.row_notes) for pair in pairs
         )
 
     def check(self) -> Iterator[Violation]:
@@ -126,13 +126,13 @@ class _Session:
                 for what in wrong:
                     yield Violation(invariant, subject, what)
             except Exception as error:  # a row may hold anything; no row may keep the audit from the next one
-                yield Violation(invariant, subject, _cannot_be_told(error))
+                yield Violation(invariant, subject, _cannot_be_checked(error))
 
     def _checks(self) -> Iterator[tuple[str, Iterator[str]]]:
         try:
             asked = request_of(self.request)
         except Exception as error:
-            yield "I10", iter([_cannot_be_told(error)])
+            yield "I10", iter([_cannot_be_checked(error)])
             yield "I11", self._whole(None)
             return
         operation = operations.operation_of(asked)
@@ -173,8 +173,8 @@ class _Session:
                 return
             rebuilt = result(asked, self.written.rows).decode()
         if request.result is None and request.publish_at is None:  # archived: rebuilt at each request for it
-            told = None if request.balance_told is None else amount_of(self._connection, request.balance_told)
-            kept = rebuilt or result(asked, Rejection(request.reason, told)).decode()
+            balance = None if request.balance_told is None else amount_of(self._connection, request.balance_told)
+            kept = rebuilt or result(asked, Rejection(request.reason, balance)).decode()
         else:
             kept = request.result or ""
         if rebuilt is not None and rebuilt != kept:
@@ -188,5 +188,5 @@ class _Session:
             yield f"is {request.status}, its kept result says {said.status}"
 
 
-def _cannot_be_told(error: Exception) -> str:
-    return f"cannot be told: {type(error).__name__}: {error!s:.200}"
+def _cannot_be_checked(error: Exception) -> str:
+    return f"cannot be checked: {type(error).__name__}: {error!s:.200}"

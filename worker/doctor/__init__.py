@@ -1,9 +1,10 @@
-"""The doctor: looks at a deployment, says how each thing stands and what to do. It changes nothing, on no server.
+"""The doctor: checks a deployment, and says what is wrong and what to do. It changes nothing on any server.
 
     for check in examine(settings):
         print(check.name, check.status, check.found, check.cure)
 
-A server that is away is one failed check, and what hangs on it is skipped; what we may not look at is skipped, too.
+A server that is away is one failed check, and the checks that need it are skipped. A check that lacks a privilege is
+skipped, too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rich.markup import escape
 
 from tombola.producers.brokers.registry import RABBITMQ, REDIS, kind_of
 from tombola.producers.settings import Settings
-from tombola.worker.doctor.checks import Check, Findings, skipped
+from tombola.worker.doctor.checks import Check, Facts, skipped
 from tombola.worker.doctor.configuration import examine_settings
 from tombola.worker.doctor.database import examine_database, reading
 from tombola.worker.doctor.draws import examine_draws, examine_workers
@@ -39,8 +40,8 @@ BROKER_LOOKS: Final = {REDIS: examine_stream, RABBITMQ: examine_queues}
 
 
 def examine(settings: Settings) -> Iterator[Check]:
-    """Every check of the deployment behind `settings`, as it is made. Raises nothing and writes nothing."""
-    found = Findings()
+    """Every check of the deployment behind `settings`, each as soon as it is done. Raises and writes nothing."""
+    found = Facts()
     yield examine_release()
     yield from examine_settings(settings)
     yield from _examine_broker(settings, found)
@@ -59,7 +60,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield examine_workers(found, is_stream=is_stream)
 
 
-def _examine_broker(settings: Settings, found: Findings) -> Iterator[Check]:
+def _examine_broker(settings: Settings, found: Facts) -> Iterator[Check]:
     if not settings.has("broker_url"):
         yield _not_set("broker", "TOMBOLA_BROKER_URL")
     else:
@@ -67,7 +68,7 @@ def _examine_broker(settings: Settings, found: Findings) -> Iterator[Check]:
         yield from BROKER_LOOKS[kind_of(url)](url, found)
 
 
-def _examine_results(settings: Settings, found: Findings) -> Iterator[Check]:
+def _examine_results(settings: Settings, found: Facts) -> Iterator[Check]:
     if not settings.has("result_url"):
         yield _not_set("result store", "TOMBOLA_RESULT_URL")
     elif settings.need("result_url") == settings.broker_url.get_secret_value():
@@ -83,7 +84,7 @@ def _not_set(name: str, variable: str) -> Check:
 
 
 def show(checks: Iterable[Check], console: Console) -> bool:
-    """Print each check as it comes, its cure below it; whether nothing failed."""
+    """Print each check as it comes, with its cure below it; return whether no check failed."""
     counted: Counter[str] = Counter()
     for check in checks:
         counted[check.status] += 1

@@ -1,4 +1,4 @@
-"""What a look comes to, and what becomes of a look that could not be had: a check as well, never a traceback."""
+"""A check and its verdict. A check that fails to run has a verdict as well, never a traceback."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Verdict = tuple[Status, str, str]
 
 ANSWER_TIMEOUT_S: Final = 5.0
 MIGRATE: Final = "run `tombola migrate`"
-NO_ANSWER: Final = "see that it runs, that this machine may reach it, and what its log says"
+NO_ANSWER: Final = "check that it runs, that this machine can reach it, and what its log says"
 CLOCK_WARN_S: Final = 0.5
 CLOCK_FAIL_S: Final = 5.0
-_NOT_ALLOWED: Final = frozenset({1142, 1143, 1227})  # MySQL: this table, this column, this statement is not for you
+_NOT_ALLOWED: Final = frozenset({1142, 1143, 1227})  # MySQL: no privilege for this table, column, statement
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: how it stands, and what to do if it is not as it should be."""
+    """One check: its status, what it found, and what to do if that is not right."""
 
     name: str
     status: Status
@@ -39,11 +39,11 @@ class Check:
 
 
 @dataclass
-class Findings:
-    """What one look learned and a later one needs. None: it could not be learned."""
+class Facts:
+    """Facts that one check has found and a later check needs. None: not found out."""
 
     has_database: bool = False
-    away: set[str] = field(default_factory=set)  # URLs where nobody answers: told once
+    away: set[str] = field(default_factory=set)  # URLs of servers that do not answer: reported once
     has_group: bool = False
     queued: int | None = None
     consumers: int | None = None  # that the broker knows to be alive
@@ -51,7 +51,7 @@ class Findings:
 
 
 class CannotLook(Exception):
-    """This cannot be looked at here; the message says why."""
+    """This check cannot be made here; the message says why."""
 
 
 def ok(found: str) -> Verdict:
@@ -71,20 +71,20 @@ def skip(found: str) -> Verdict:
 
 
 def skipped(names: Iterable[str], why: str) -> Iterator[Check]:
-    """All of these, not looked at."""
+    """All of these checks, as skipped."""
     return (Check(name, *skip(f"skipped: {why}")) for name in names)
 
 
 def attempt(name: str, look: Callable[[], Verdict]) -> Check:
-    """The check that `look` comes to. A server that is away fails it; one that does not let us look skips it."""
+    """The check that `look` returns. A server that is away fails the check; a missing privilege skips it."""
     try:
         return Check(name, *look())
-    except Exception as error:  # whatever it is: the other checks are still worth having
+    except Exception as error:  # any error: the other checks are still of use
         return Check(name, *verdict_on(error))
 
 
 def verdict_on(error: Exception) -> Verdict:
-    """What an error says of the thing that was looked at."""
+    """The verdict of a check that raised `error`."""
     if isinstance(error, CannotLook):
         return skip(str(error))
     if isinstance(error, SQLAlchemyError):
@@ -92,10 +92,10 @@ def verdict_on(error: Exception) -> Verdict:
         said = explain(error)
         if code in _NOT_ALLOWED:
             return skip(f"not allowed to look: {said}")
-        # Its tables are older than this release: the check `migrations` says so.
+        # The tables are older than this release: the check `migrations` says so.
         return skip(str(said)) if isinstance(said, ConfigurationError) else fail(str(said), NO_ANSWER)
     if isinstance(error, redis.AuthenticationError):
-        return fail(f"Redis refuses us: {error}", "check the password in its URL")
+        return fail(f"Redis refuses the login: {error}", "check the password in its URL")
     if isinstance(error, redis.ResponseError):  # the ACL forbids it, or a managed Redis does not have it
         return skip(f"not allowed to look: {error}")
     if isinstance(error, amqp.AccessRefused):
@@ -106,11 +106,11 @@ def verdict_on(error: Exception) -> Verdict:
         return fail(f"RabbitMQ does not answer: {error or type(error).__name__}", NO_ANSWER)
     if isinstance(error, DrawError):
         return fail(str(error), "")
-    return fail(f"this look failed: {type(error).__name__}: {error}", "that is a mistake of tombola's: report it")
+    return fail(f"this check failed: {type(error).__name__}: {error}", "this is a bug of tombola: report it")
 
 
 def clock_ahead(ask: Callable[[], datetime], *, tries: int = 3) -> tuple[float, float]:
-    """How many seconds a server's clock is ahead of ours, and how far that may be off: half the quickest round trip."""
+    """The seconds by which a server's clock is ahead of ours, and the error of this: half the quickest round trip."""
     measured = []
     for _ in range(tries):
         now, asked_at = utc_now(), time.monotonic()
@@ -122,7 +122,7 @@ def clock_ahead(ask: Callable[[], datetime], *, tries: int = 3) -> tuple[float, 
 
 
 def clock_verdict(ahead_s: float, uncertain_s: float) -> Verdict:
-    """Whether two clocks agree well enough. The database's decides; this machine's stands in logs and in keys."""
+    """Whether two clocks agree. The database's clock decides; this machine's clock stands in logs and in keys."""
     found = f"{abs(ahead_s):.3f} s {'ahead' if ahead_s > 0 else 'behind'}, give or take {uncertain_s:.3f} s"
     surely_s = abs(ahead_s) - uncertain_s
     cure = "run an NTP client on both machines: logs, and the times in keys, are off by as much"
@@ -142,9 +142,9 @@ def numbers_of(version: str) -> tuple[int, ...]:
 
 
 def release_verdict(product: str, version: str, minimum: tuple[int, ...], more: str = "") -> Verdict:
-    """Whether a server is new enough."""
+    """Whether a server's version is supported."""
     found = f"{product} {version}{more}"
     if numbers_of(version) < minimum:
         oldest = ".".join(map(str, minimum))
-        return fail(found, f"upgrade it: {product} {oldest} is the oldest that tombola works with")
+        return fail(found, f"upgrade it: tombola needs {product} {oldest} or newer")
     return ok(found)

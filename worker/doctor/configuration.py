@@ -1,4 +1,4 @@
-"""The settings' look: what Settings itself cannot refuse, because it is right somewhere."""
+"""Checks of the settings: values that Settings cannot refuse, because each is right somewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _seed(settings: Settings) -> Verdict:
     if not settings.has("seed"):
         return fail(
             "TOMBOLA_SEED is not set here",
-            "set it to what the workers have; for the first time: openssl rand -hex 32, and keep it for ever",
+            "set it to the workers' value; for the first time: openssl rand -hex 32, and keep it for ever",
         )
     return ok(f"SHA-256 {Wheel(DEFAULT_CAMPAIGN, settings.seed_bytes).commitment[:16]}…")
 
@@ -32,7 +32,7 @@ def _result_secret(settings: Settings) -> Verdict:
     if not settings.result_secret_bytes:
         return warn(
             "results are not sealed",
-            "set TOMBOLA_RESULT_SECRET everywhere: whoever can write to Redis can tell frontends of prizes",
+            "set TOMBOLA_RESULT_SECRET everywhere: without it, anyone who can write to Redis can forge results",
         )
     return ok("results are sealed")
 
@@ -45,7 +45,7 @@ def _message_secret(settings: Settings) -> Verdict:
     return warn(
         "messages are not signed, and need not be accepted",
         "set TOMBOLA_MESSAGE_SECRET everywhere, or TOMBOLA_ACCEPTED_ONLY=true for the workers: "
-        "whoever can write to the broker can draw from any account",
+        "without either, anyone who can write to the broker can draw from any account",
     )
 
 
@@ -55,7 +55,7 @@ def _remote_control(settings: Settings) -> Verdict:
     if settings.database_url.get_secret_value().startswith("sqlite"):
         return skip("on; skipped: SQLite")
     return warn(
-        "on: whoever can write to the broker can stop the workers",
+        "on: anyone who can write to the broker can stop the workers",
         "set TOMBOLA_REMOTE_CONTROL=false in production, unless you need `celery inspect`",
     )
 
@@ -68,7 +68,7 @@ def _claim_time(settings: Settings) -> Verdict:
     found = f"claimed after {settings.claim_after_s:g} s, a batch takes {batch_s:g} s at most: {margin_s:g} s to spare"
     if margin_s < MARGIN_WARN_S:
         return warn(
-            found, f"set TOMBOLA_CLAIM_AFTER_S to {batch_s + 2 * MARGIN_WARN_S:g}: a pause is taken for a death"
+            found, f"set TOMBOLA_CLAIM_AFTER_S to {batch_s + 2 * MARGIN_WARN_S:g}: otherwise a pause looks like a death"
         )
     return ok(found)
 

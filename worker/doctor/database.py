@@ -1,4 +1,4 @@
-"""The database's look: what the server, our sessions and the tables must be like for the ledger's promises to hold."""
+"""Checks of the database: what the ledger's guarantees require of the server, of our sessions and of the tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tombola.worker.doctor.checks import (
     MIGRATE,
     CannotLook,
     Check,
-    Findings,
+    Facts,
     Verdict,
     attempt,
     clock_ahead,
@@ -36,16 +36,16 @@ from tombola.worker.doctor.checks import (
     warn,
 )
 
-VERSIONS_MIN: Final = {"MariaDB": (10, 6), "MySQL": (8, 0, 16)}  # before 8.0.16 MySQL read CHECK and forgot it
+VERSIONS_MIN: Final = {"MariaDB": (10, 6), "MySQL": (8, 0, 16)}  # before 8.0.16 MySQL ignored CHECK constraints
 STRICT: Final = ("STRICT_TRANS_TABLES", "STRICT_ALL_TABLES")
 NAMED_MAX: Final = 5
 
 
 @contextmanager
 def reading(url: str) -> Iterator[Engine]:
-    """An engine whose sessions are ours in all but one thing: they cannot write."""
+    """An engine with our sessions, except that they cannot write."""
     if url.startswith("sqlite"):
-        # Not open_engine's: it would make the file, and set how its journal is kept.
+        # Not open_engine, which would make the file and set its journal mode.
         path = quote(make_url(url).database or "")
         engine = create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", connect_args={"timeout": ANSWER_TIMEOUT_S})
     else:
@@ -66,8 +66,8 @@ def reading(url: str) -> Iterator[Engine]:
         engine.dispose()
 
 
-def examine_database(engine: Engine, found: Findings) -> Iterator[Check]:
-    """Every check of the database; the first says whether it answers at all."""
+def examine_database(engine: Engine, found: Facts) -> Iterator[Check]:
+    """Every check of the database; the first one says whether the database answers."""
 
     def first() -> Verdict:
         with engine.connect() as connection:
@@ -89,12 +89,12 @@ def examine_database(engine: Engine, found: Findings) -> Iterator[Check]:
 
 
 def _refused_is_failed(check: Check) -> Check:
-    """A database that refuses us is no missing table, although both are a matter of configuration."""
+    """A database that refuses the login fails its check; only a missing table or privilege skips a check."""
     return replace(check, status="fail", cure="check TOMBOLA_DATABASE_URL") if check.status == "skip" else check
 
 
 def is_migrated(engine: Engine) -> bool:
-    """Whether the tables are there to be read."""
+    """Whether the database has our tables, at any revision."""
     try:
         with engine.connect() as connection:
             return migrations.current_revision(connection) is not None
@@ -109,7 +109,7 @@ def _asked(engine: Engine, look: Callable[[Connection], Verdict]) -> Verdict:
 
 def _server(connection: Connection) -> Verdict:
     if connection.dialect.name == "sqlite":
-        # Does it open, and is it a database? The driver says so at the first read.
+        # At the first read the driver says whether the file can be opened and is a database.
         journal = connection.execute(text("PRAGMA journal_mode")).scalar_one()
         connection.execute(text("SELECT COUNT(*) FROM sqlite_master"))
         version = connection.execute(text("SELECT sqlite_version()")).scalar_one()
@@ -119,7 +119,7 @@ def _server(connection: Connection) -> Verdict:
 
 
 def product_and_version(said: str) -> tuple[str, str]:
-    """What `SELECT VERSION()` means: old replication clients made MariaDB put 5.5.5 in front."""
+    """Product and version in the answer to `SELECT VERSION()`; MariaDB may put 5.5.5 in front, for old replicas."""
     if "mariadb" in said.lower():
         return "MariaDB", said.removeprefix("5.5.5-").partition("-")[0]
     return "MySQL", said
@@ -128,7 +128,7 @@ def product_and_version(said: str) -> tuple[str, str]:
 def _migrations(connection: Connection) -> Verdict:
     at, head = migrations.current_revision(connection), migrations.head_revision()
     if at is None and legacy.is_legacy(connection):
-        return fail("the ledger is old code's", "start with `tombola legacy inspect`")
+        return fail("the ledger belongs to old code", "start with `tombola legacy inspect`")
     if why := legacy.why_workers_must_wait(connection):
         return fail(why, "see `tombola legacy status`")
     if at == head:
@@ -147,7 +147,7 @@ def _isolation_level(connection: Connection) -> Verdict:
     if level != "READ COMMITTED":
         return fail(
             f"{level} in our own sessions, which ask for READ COMMITTED",
-            "look for a proxy or an init_connect that changes sessions: repeats would not see what has settled",
+            "look for a proxy or an init_connect that changes sessions: repeats would not see settled draws",
         )
     return ok(level)
 
@@ -157,12 +157,12 @@ def _strict_mode(connection: Connection) -> Verdict:
     if not any(mode in ours for mode in STRICT):
         return fail(
             f"our own sessions are not strict: {ours or 'no mode at all'}",
-            "look for a proxy or an init_connect that changes sessions: a key too long would be cut, not refused",
+            "look for a proxy or an init_connect that changes sessions: the server would cut long keys",
         )
     if not any(mode in servers for mode in STRICT):
         return warn(
             f"our sessions are strict, the server's default is not: {servers or 'no mode at all'}",
-            "add STRICT_TRANS_TABLES to sql_mode: whatever else writes to this database is not refused, but cut",
+            "add STRICT_TRANS_TABLES to sql_mode: the server cuts values that other programs write, and refuses none",
         )
     return ok("strict")
 
@@ -182,7 +182,7 @@ def _binary_log(connection: Connection) -> Verdict:
     if int(every) != 1:
         return warn(
             f"sync_binlog = {every}",
-            "set it to 1: after a power cut a replica lacks draws that the primary has, or the other way round",
+            "set it to 1: after a power cut, primary and replica may have different draws",
         )
     return ok("sync_binlog = 1")
 
@@ -208,13 +208,13 @@ def _tables(connection: Connection) -> Verdict:
     if other:
         return warn(
             _some(other),
-            "ALTER TABLE … DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin: a column added later would inherit it",
+            "ALTER TABLE … DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin: new columns would inherit the other one",
         )
     return ok(f"{len(ours)} tables, InnoDB, compared by bytes")
 
 
 def key_columns() -> set[tuple[str, str]]:
-    """Every column that holds a key, as table and column: those that the code declares to compare by bytes."""
+    """Every column that holds a key, as (table, column): the columns that our schema declares as ascii_bin."""
     dialect = mysql.dialect()
     return {
         (table.name, column.name)
@@ -235,7 +235,7 @@ def _key_columns(connection: Connection) -> Verdict:
     there = {(table, column): collation for table, column, collation in rows if (table, column) in keys}
     if not there:
         raise CannotLook("there are no tables yet")
-    # Bytes without a character set have no collation, and compare as they should.
+    # Columns of bytes have no collation, and compare by bytes.
     lax = [
         f"{table}.{column} is {collation}"
         for (table, column), collation in sorted(there.items())
@@ -244,7 +244,7 @@ def _key_columns(connection: Connection) -> Verdict:
     if lax:
         return fail(
             _some(lax),
-            "ALTER TABLE … MODIFY … CHARACTER SET ascii COLLATE ascii_bin: two keys that differ in case are one to it",
+            "ALTER TABLE … MODIFY … CHARACTER SET ascii COLLATE ascii_bin: keys that differ in case compare as equal",
         )
     return ok(f"{len(there)} columns, compared by bytes")
 

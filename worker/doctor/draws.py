@@ -1,4 +1,4 @@
-"""The draws' look: is anything stuck, does anybody work, and do we draw as those before us did?"""
+"""Checks of the draws: is a draw stuck, do workers run, and do seed and odds agree with the ledger's last draw?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tombola.worker.doctor.checks import (
     MIGRATE,
     CannotLook,
     Check,
-    Findings,
+    Facts,
     Verdict,
     attempt,
     fail,
@@ -41,13 +41,13 @@ LAST_ROWS: Final = 1000
 CAUSES_MAX: Final = 5
 
 START_RELAY: Final = "start `tombola relay`"
-START_WORKER: Final = "start one: celery -A tombola.worker worker"
+START_WORKER: Final = "start a worker: celery -A tombola.worker worker"
 
-Look = Callable[[Connection, Settings, Findings], Verdict]
+Look = Callable[[Connection, Settings, Facts], Verdict]
 
 
-def examine_draws(engine: Engine, settings: Settings, found: Findings) -> Iterator[Check]:
-    """Every check of what is under way and what is on record."""
+def examine_draws(engine: Engine, settings: Settings, found: Facts) -> Iterator[Check]:
+    """Every check of requests, dead letters, audits and the ledger's last draw."""
     names = [name for name, _ in LOOKS]
     if not found.has_database:
         yield from skipped(names, "the database does not answer")
@@ -64,12 +64,12 @@ def examine_draws(engine: Engine, settings: Settings, found: Findings) -> Iterat
         yield attempt(name, asked)
 
 
-def examine_workers(found: Findings, *, is_stream: bool) -> Check:
-    """Whether anybody takes what is queued: RabbitMQ knows its consumers, Redis not all of them (see streams)."""
+def examine_workers(found: Facts, *, is_stream: bool) -> Check:
+    """Whether a worker consumes: RabbitMQ knows its consumers, Redis not all of them (worker.doctor.streams)."""
 
     def look() -> Verdict:
         if found.queued is None:
-            raise CannotLook("skipped: the broker does not tell who consumes")
+            raise CannotLook("skipped: the broker does not say who consumes")
         is_certain = found.workers is not None or not is_stream
         alive = found.consumers or 0
         if is_stream:
@@ -77,27 +77,27 @@ def examine_workers(found: Findings, *, is_stream: bool) -> Check:
         if alive:
             return ok(f"{alive} at work")
         if not is_certain:
-            raise CannotLook("skipped: the result store does not tell who shows a pulse")
+            raise CannotLook("skipped: the result store does not say who shows a pulse")
         waiting = f", and {found.queued:,} draws wait" if found.queued else ""
-        return fail(f"nobody consumes{waiting}", START_WORKER)
+        return fail(f"no worker consumes{waiting}", START_WORKER)
 
     return attempt("workers", look)
 
 
-def _backlog(connection: Connection, settings: Settings, found: Findings) -> Verdict:
+def _backlog(connection: Connection, settings: Settings, found: Facts) -> Verdict:
     most = settings.backlog_max
     accepted = requests.count_accepted(connection, count_max=most + 1)
     more = "" if accepted <= most else "more than "
     queued = "" if found.queued is None else f"; {found.queued:,} in the queue"
     said = f"{more}{min(accepted, most):,} accepted and under way{queued}"
     if accepted > most:
-        return fail(said, "the gateway turns draws away: start more workers, or see why these settle nothing")
+        return fail(said, "the gateway turns draws away: start more workers, or find out why these settle nothing")
     if accepted > most * BACKLOG_WARN:
         return warn(said, f"the gateway turns draws away above {most:,}: start more workers")
     return ok(said)
 
 
-def _oldest(connection: Connection, _settings: Settings, _found: Findings) -> Verdict:
+def _oldest(connection: Connection, _settings: Settings, _found: Facts) -> Verdict:
     accepted_at = requests.oldest_accepted(connection)
     if accepted_at is None:
         return ok("nothing waits")
@@ -108,14 +108,14 @@ def _oldest(connection: Connection, _settings: Settings, _found: Findings) -> Ve
     return ok(said)
 
 
-def _relay(connection: Connection, settings: Settings, found: Findings) -> Verdict:
-    """Overdue for long, although a relay would have published it: by its own rule, see worker.relay.overdue."""
+def _relay(connection: Connection, settings: Settings, found: Facts) -> Verdict:
+    """Requests long overdue that a running relay would have published, by the rule of worker.relay.overdue."""
     conditions = [
         requests_table.c.status == Status.ACCEPTED,
         requests_table.c.publish_at <= clock.now(connection) - timedelta(seconds=OVERDUE_FAIL_S),
     ]
     if found.queued:
-        # Most may just be queued: a relay leaves alone what no other has overtaken.
+        # Most may just be queued: a relay publishes only requests that are overtaken.
         published, overtaken = (
             requests_table.c.published_at,
             requests.overtaken_before(connection, settings.relay_after_s),
@@ -126,12 +126,12 @@ def _relay(connection: Connection, settings: Settings, found: Findings) -> Verdi
     if not overdue:
         return ok("nothing is overdue")
     if found.queued is None:
-        raise CannotLook(f"{overdue:,} are overdue; skipped: the broker does not tell what is queued")
+        raise CannotLook(f"{overdue:,} are overdue; skipped: the broker does not say what is queued")
     at_least = "at least " if overdue == OVERDUE_COUNTED_MAX else ""
     return fail(f"{at_least}{overdue:,} draws overdue for longer than {OVERDUE_FAIL_S:.0f} s", START_RELAY)
 
 
-def _dead_letters(connection: Connection, _settings: Settings, _found: Findings) -> Verdict:
+def _dead_letters(connection: Connection, _settings: Settings, _found: Facts) -> Verdict:
     causes = connection.execute(
         select(dead_letters.c.cause, func.count().label("parked"))
         .where(dead_letters.c.state.in_(OPEN_STATES))
@@ -144,18 +144,18 @@ def _dead_letters(connection: Connection, _settings: Settings, _found: Findings)
     return warn(f"{sum(count for _, count in causes):,} parked ({named})", "look at them: tombola dead-letters groups")
 
 
-def _audit(connection: Connection, _settings: Settings, _found: Findings) -> Verdict:
+def _audit(connection: Connection, _settings: Settings, _found: Facts) -> Verdict:
     last = audits.last(connection)
     lapse = housekeeping.of_audit(last, clock.now(connection))
     if connection.dialect.name == "sqlite" and (last is None or last.is_clean):
-        raise CannotLook("skipped: SQLite")  # where no beat asks for it every night
+        raise CannotLook("skipped: SQLite")  # where no beat runs to start it every night
     if lapse is None:
         assert last is not None
         return ok(f"{last.at:%Y-%m-%d %H:%M} UTC, by {last.by}: {last}")
     return warn(*lapse) if last is None or last.is_clean else fail(*lapse)
 
 
-def _balances(connection: Connection, _settings: Settings, _found: Findings) -> Verdict:
+def _balances(connection: Connection, _settings: Settings, _found: Facts) -> Verdict:
     account = connection.execute(select(accounts.c.id, accounts.c.balance).where(accounts.c.balance < 0).limit(1))
     if (row := account.first()) is not None:
         return fail(
@@ -165,11 +165,11 @@ def _balances(connection: Connection, _settings: Settings, _found: Findings) -> 
     return ok("none is negative")
 
 
-def _same_draws(connection: Connection, settings: Settings, _found: Findings) -> Verdict:
-    """Whether the newest charge was drawn with our seed and our odds: its row says with which."""
+def _same_draws(connection: Connection, settings: Settings, _found: Facts) -> Verdict:
+    """Whether the newest charge was drawn with our seed and our odds, by the notes of its row."""
     if not settings.has("seed"):
         raise CannotLook("skipped: no seed here")
-    # The newest rows: should the last charge be further back, it is too old to say anything.
+    # Among the newest rows: a charge further back is too old to matter.
     newest = select(transactions).order_by(transactions.c.transaction_id.desc()).limit(LAST_ROWS).subquery()
     row = connection.execute(
         select(newest.c.notes, requests_table.c.campaign)
@@ -187,8 +187,8 @@ def _same_draws(connection: Connection, settings: Settings, _found: Findings) ->
     if theirs.get("seed") != ours["seed"]:
         return fail(
             f"the last draw was made with seed {theirs.get('seed', 'unknown')}…, ours is {ours['seed']}… (SHA-256)",
-            "set TOMBOLA_SEED to what the workers have, or restart those that have another one: repeats would be "
-            "drawn anew, and the audit cannot recompute",
+            "set TOMBOLA_SEED to the workers' value, or restart workers that have another one: with two seeds the "
+            "audit cannot recompute the draws",
         )
     if theirs.get("odds") != ours["odds"]:
         return fail(

@@ -1,4 +1,4 @@
-"""The members' look: every process that shows a pulse, its release and its clock."""
+"""Checks of the members: the processes that show a pulse, their releases and their clocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tombola.worker.doctor.checks import (
     CLOCK_FAIL_S,
     CLOCK_WARN_S,
     Check,
-    Findings,
+    Facts,
     Verdict,
     attempt,
     fail,
@@ -29,15 +29,15 @@ NAMED_MAX: Final = 5
 
 
 def examine_release() -> Check:
-    """What this program is made of."""
+    """The releases of tombola, Python and the main libraries here."""
     parts = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "redis", "SQLAlchemy", "PyMySQL"))
     return Check("release", "ok", f"tombola {version('tombola')}, Python {platform.python_version()}, {parts}")
 
 
-def examine_members(url: str, found: Findings, *, has_beat: bool = True) -> Iterator[Check]:
-    """Every check of the processes that are alive; they tell so in the result store.
+def examine_members(url: str, found: Facts, *, has_beat: bool = True) -> Iterator[Check]:
+    """Every check of the live processes, by their pulses in the result store.
 
-    Without `has_beat` there is none by design: `tombola up` runs without it.
+    Without `has_beat` beat is not expected: `tombola up` runs without it.
     """
     names = [name for name, _ in LOOKS]
     if url in found.away:
@@ -53,7 +53,7 @@ def examine_members(url: str, found: Findings, *, has_beat: bool = True) -> Iter
 
     yield attempt("members", look)
     if not alive:
-        yield from skipped(names, "nobody shows a pulse")
+        yield from skipped(names, "no process shows a pulse")
         return
     for name, verdict in LOOKS:
         if name == "beat" and not has_beat:
@@ -64,7 +64,7 @@ def examine_members(url: str, found: Findings, *, has_beat: bool = True) -> Iter
 
 def _roles(alive: Sequence[Member]) -> Verdict:
     if not alive:
-        return warn("nobody shows a pulse", "start a worker, `tombola relay` and `tombola gateway`")
+        return warn("no process shows a pulse", "start a worker, `tombola relay` and `tombola gateway`")
     counted = Counter(member.role for member in alive)
     return ok(", ".join(f"{role}: {count}" for role, count in sorted(counted.items())))
 
@@ -85,7 +85,7 @@ def _clocks(alive: Sequence[Member]) -> Verdict:
     if not off:
         return ok(f"within {max(map(off_s, alive)):.3f} s of the result store's")
     named = _some([f"{it.role} {it.name} is {it.clock_offset_ms / 1000:+,.1f} s from Redis" for it in off])
-    cure = "run an NTP client on these machines: what they accept is published too early or too late by as much"
+    cure = "run an NTP client on these machines: requests that they accept are published too early or late by as much"
     return fail(named, cure) if off_s(off[0]) > CLOCK_FAIL_S else warn(named, cure)
 
 

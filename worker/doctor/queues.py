@@ -1,4 +1,4 @@
-"""RabbitMQ's look: are the two queues there, and are they ours? Nothing is declared that is not there already."""
+"""Checks of RabbitMQ: do the two queues exist, with our arguments? A queue that does not exist is not declared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tombola.worker.doctor.checks import (
     ANSWER_TIMEOUT_S,
     NO_ANSWER,
     Check,
-    Findings,
+    Facts,
     Verdict,
     attempt,
     fail,
@@ -28,10 +28,10 @@ from tombola.worker.doctor.checks import (
 )
 
 VERSION_MIN: Final = (3, 10)
-NOBODY: Final = "draws.nobody"  # a routing key by which nothing is bound
+UNBOUND_KEY: Final = "draws.nobody"  # a routing key without a binding
 
 
-def examine_queues(url: str, found: Findings) -> Iterator[Check]:
+def examine_queues(url: str, found: Facts) -> Iterator[Check]:
     """Every check of a RabbitMQ."""
     opened: list[Any] = []
     transport = unopened(url, timeout_s=ANSWER_TIMEOUT_S).transport
@@ -56,10 +56,10 @@ def examine_queues(url: str, found: Findings) -> Iterator[Check]:
 
 def _server(transport: Any, opened: list[Any]) -> Verdict:
     try:
-        # The transport's own attempt: the connection's waits two seconds and makes a second one.
+        # The transport's own attempt: the connection's waits two seconds and tries again.
         connection = transport.establish_connection()
     except (amqp.AccessRefused, amqp.NotAllowed) as error:
-        return fail(f"RabbitMQ refuses us: {error.reply_text}", "check user, password and virtual host in its URL")
+        return fail(f"RabbitMQ refuses the login: {error.reply_text}", "check user, password and vhost in its URL")
     except (amqp.AMQPError, OSError) as error:
         return fail(f"RabbitMQ does not answer: {error or type(error).__name__}", NO_ANSWER)
     opened.append(connection)
@@ -71,8 +71,8 @@ def _server(transport: Any, opened: list[Any]) -> Verdict:
 
 
 def _declared(open_channel: Callable[[], Any], queue: kombu.Queue) -> tuple[int, int] | str | None:
-    """Messages and consumers of a queue like ours; how it differs; None if there is none."""
-    # An error ends its channel, hence one for each question.
+    """Messages and consumers of a queue with our arguments; a text if the arguments differ; None without a queue."""
+    # An error ends its channel, so each question has a channel of its own.
     try:
         with open_channel() as channel:
             there = channel.queue_declare(queue.name, passive=True)
@@ -80,17 +80,17 @@ def _declared(open_channel: Callable[[], Any], queue: kombu.Queue) -> tuple[int,
         return None
     try:
         with open_channel() as channel:
-            queue(channel).queue_declare()  # of a queue that is there: RabbitMQ compares, and says what differs
+            queue(channel).queue_declare()  # the queue exists: RabbitMQ only compares, and says what differs
     except amqp.PreconditionFailed as error:
         return str(error.reply_text).removeprefix("PRECONDITION_FAILED - ")
     return int(there.message_count), int(there.consumer_count)
 
 
-def _queue(open_channel: Callable[[], Any], found: Findings) -> Verdict:
+def _queue(open_channel: Callable[[], Any], found: Facts) -> Verdict:
     declared = _declared(open_channel, QUORUM_QUEUE)
     if declared is None:
         found.queued = found.consumers = 0
-        return warn(f"no queue `{QUEUE}` yet", "start a worker, or enqueue a draw: whoever comes first declares it")
+        return warn(f"no queue `{QUEUE}` yet", "start a worker, or enqueue a draw: the first one declares it")
     if isinstance(declared, str):
         return fail(declared, f"stop the workers, let it run empty, delete `{QUEUE}`: the next worker declares it")
     found.queued, found.consumers = declared
@@ -98,15 +98,15 @@ def _queue(open_channel: Callable[[], Any], found: Findings) -> Verdict:
 
 
 def _publishing(connection: Connection) -> Verdict:
-    """Whether RabbitMQ takes messages. Only who publishes is told: so one goes to nobody, and is dropped.
+    """Whether RabbitMQ takes messages: publishes one with a routing key without a binding, which RabbitMQ drops.
 
-    Where it takes none, it does not read this connection any more.
+    Only a publisher finds out: RabbitMQ blocks its connection when it takes no messages.
     """
     confirmed: list[int] = []
     channel = connection.channel()
     channel.confirm_select()
     channel.events["basic_ack"].add(lambda tag, _multiple: confirmed.append(tag))
-    channel.basic_publish(amqp.Message(b""), exchange=QUEUE, routing_key=NOBODY)
+    channel.basic_publish(amqp.Message(b""), exchange=QUEUE, routing_key=UNBOUND_KEY)
     try:
         while not confirmed and not connection.blocked:
             connection.drain_events()
@@ -115,15 +115,15 @@ def _publishing(connection: Connection) -> Verdict:
     if connection.blocked:
         return fail(
             blocked_words(connection.blocked),
-            "give it more of that; until then draws are accepted, and published when it takes them",
+            "give it more of that; until then draws are accepted, and published later",
         )
-    return ok("RabbitMQ takes messages; what its policies do to them only `rabbitmqctl list_policies` tells")
+    return ok("RabbitMQ takes messages; see `rabbitmqctl list_policies` for what its policies do to them")
 
 
 def _dead_queue(open_channel: Callable[[], Any]) -> Verdict:
     declared = _declared(open_channel, DEAD_QUORUM_QUEUE)
     if declared is None:
-        return warn(f"no queue `{DEAD_QUEUE}` yet", "start a worker: it declares what RabbitMQ gives up on has to go")
+        return warn(f"no queue `{DEAD_QUEUE}` yet", "start a worker: it declares this queue")
     if isinstance(declared, str):
         return fail(declared, f"move away what it holds, delete `{DEAD_QUEUE}`: the next worker declares it")
     if declared[0]:

@@ -1,4 +1,4 @@
-"""Redis' look: as the broker, whose Stream must not be evicted or forgotten, and as the store of results."""
+"""Checks of Redis: as the broker, which must not evict or lose its Stream, and as the result store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tombola.worker.doctor.checks import (
     ANSWER_TIMEOUT_S,
     CannotLook,
     Check,
-    Findings,
+    Facts,
     Verdict,
     attempt,
     clock_ahead,
@@ -40,13 +40,13 @@ Info = dict[str, Any]
 
 
 def open_impatient(url: str) -> redis.Redis:
-    """A client that tries once, and waits five seconds for an answer."""
+    """A client that tries once, and waits ANSWER_TIMEOUT_S for an answer."""
     client = open_redis(url, timeout_s=ANSWER_TIMEOUT_S)
     client.set_retry(Retry(NoBackoff(), 0))
     return client
 
 
-def examine_stream(url: str, found: Findings) -> Iterator[Check]:
+def examine_stream(url: str, found: Facts) -> Iterator[Check]:
     """Every check of a Redis that queues draws."""
     with closing(open_impatient(url)) as client:
         info: Info = {}
@@ -65,8 +65,8 @@ def examine_stream(url: str, found: Findings) -> Iterator[Check]:
         yield attempt("consumer group", lambda: _group(client, found))
 
 
-def examine_consumers(url: str, found: Findings, *, claim_after_s: float) -> Iterator[Check]:
-    """Who holds draws; to be asked once it is known whose pulse there is."""
+def examine_consumers(url: str, found: Facts, *, claim_after_s: float) -> Iterator[Check]:
+    """The check of the consumers that hold draws; after `examine_members`, which counts the workers."""
     if not found.has_group:
         yield from skipped(["consumers"], "no group is known")
         return
@@ -74,8 +74,8 @@ def examine_consumers(url: str, found: Findings, *, claim_after_s: float) -> Ite
         yield attempt("consumers", lambda: _consumers(client, found, claim_after_s=claim_after_s))
 
 
-def examine_results(url: str, found: Findings) -> Iterator[Check]:
-    """Every check of a Redis that keeps results and nothing else: what it forgets is rebuilt from the database."""
+def examine_results(url: str, found: Facts) -> Iterator[Check]:
+    """Every check of a Redis that keeps only results: a result that it loses is rebuilt from the database."""
     with closing(open_impatient(url)) as client:
         info: Info = {}
         yield (first := attempt("result store", lambda: _server(client, info)))
@@ -91,21 +91,21 @@ def _server(client: redis.Redis, info: Info) -> Verdict:
     try:
         client.ping()
     except NotPrimary as error:
-        return fail(str(error), "lead its address to the primary: after a failover it may still lead to the old one")
+        return fail(str(error), "let its address lead to the primary: after a failover it may lead to the old primary")
     except UnsupportedRedis as error:
         return fail(str(error), "")
     try:
         info |= client.info()
     except redis.ResponseError as error:
         return skip(f"it answers; not allowed to look at the rest: {error}")
-    if "valkey_version" in info:  # its first release went on where Redis 7.2 was
+    if "valkey_version" in info:  # every Valkey is new enough: its first release continued Redis 7.2
         return ok(f"Valkey {info['valkey_version']}")
     return release_verdict("Redis", str(info["redis_version"]), VERSION_MIN)
 
 
 def _known(info: Info, name: str) -> Any:
     if name not in info:
-        raise CannotLook(f"not allowed to look: INFO does not tell {name}")
+        raise CannotLook(f"not allowed to look: INFO has no {name}")
     return info[name]
 
 
@@ -117,23 +117,23 @@ def _persistence(client: redis.Redis, info: Info) -> Verdict:
             return ok("append-only file; not allowed to look how often it is synced")
         if fsync == "no":
             return warn(
-                "append-only file, synced when the system likes",
-                "set `appendfsync everysec`: a power cut loses half a minute of what is queued",
+                "append-only file, synced when the operating system chooses",
+                "set `appendfsync everysec`: a power cut loses half a minute of queued draws",
             )
         return ok(f"append-only file, synced {fsync}")
-    # What was accepted is in the database, and published again. What came by the broker alone is nowhere else.
+    # Accepted draws are in the database, and are published again. Draws that were not accepted are in the broker alone.
     if client.config_get("save").get("save", ""):
         return warn(
             "snapshots only",
-            "set `appendonly yes`: a crash loses what was queued since the last one and not accepted before",
+            "set `appendonly yes`: a crash loses draws that were queued since the last snapshot and not accepted",
         )
-    return fail("none: a restart forgets what is queued", "set `appendonly yes` and `appendfsync everysec`")
+    return fail("none: a restart loses queued draws", "set `appendonly yes` and `appendfsync everysec`")
 
 
 def _broker_eviction(_client: redis.Redis, info: Info) -> Verdict:
     policy = str(_known(info, "maxmemory_policy"))
     if policy != "noeviction":
-        return fail(policy, "set `maxmemory-policy noeviction`: rather refuse a draw than throw queued ones away")
+        return fail(policy, "set `maxmemory-policy noeviction`: a full Redis must refuse draws, not drop queued ones")
     return ok(policy)
 
 
@@ -142,7 +142,7 @@ def _result_eviction(_client: redis.Redis, info: Info) -> Verdict:
     if policy.startswith("allkeys"):
         return warn(
             policy,
-            "set `maxmemory-policy volatile-ttl`: results have an end, what else is in there may have none",
+            "set `maxmemory-policy volatile-ttl`: results expire, other keys in there may not",
         )
     return ok(policy)
 
@@ -169,41 +169,41 @@ def _clock(client: redis.Redis, _info: Info) -> Verdict:
     return clock_verdict(*clock_ahead(ask))
 
 
-def _stream(client: redis.Redis, found: Findings) -> Verdict:
+def _stream(client: redis.Redis, found: Facts) -> Verdict:
     kind = _text(client.type(QUEUE))
     if kind == "none":
         found.queued = found.consumers = 0
-        return warn(f"no key `{QUEUE}` yet", "start a worker, or enqueue a draw: whoever comes first makes it")
+        return warn(f"no key `{QUEUE}` yet", "start a worker, or enqueue a draw: the first one makes it")
     if kind != "stream":
         return fail(
-            f"the key `{QUEUE}` is a {kind}, not a Stream: another program's",
+            f"the key `{QUEUE}` is a {kind}, not a Stream: it belongs to another program",
             "give tombola a database of its own: redis://host/NUMBER in TOMBOLA_BROKER_URL",
         )
     found.queued = int(client.xlen(QUEUE))
-    told = f"{found.queued:,} entries, those in hand included"
+    entries = f"{found.queued:,} entries, those in hand included"
     entry_bytes = 0.0
-    with suppress(redis.ResponseError):  # not everywhere, not for everybody
+    with suppress(redis.ResponseError):  # the server may lack the command, or the user the privilege
         entry_bytes = int(client.memory_usage(QUEUE) or 0) / max(1, found.queued)
     if entry_bytes > BODY_BYTES_MAX:
         return warn(
-            f"{told}, of {entry_bytes / 1024:,.0f} KiB each",
+            f"{entries}, of {entry_bytes / 1024:,.0f} KiB each",
             f"a draw request has at most {BODY_BYTES_MAX:,} bytes: find out who else writes to `{QUEUE}`",
         )
-    return ok(told)
+    return ok(entries)
 
 
-def _group(client: redis.Redis, found: Findings) -> Verdict:
+def _group(client: redis.Redis, found: Facts) -> Verdict:
     for group in client.xinfo_groups(QUEUE):
         if _text(group["name"]) == GROUP:
             found.has_group = True
-            waiting = int(client.xlen(QUEUE)) - int(group["pending"])  # what is acked is deleted as well
+            waiting = int(client.xlen(QUEUE)) - int(group["pending"])  # acked entries are deleted
             return ok(f"{max(0, waiting):,} waiting, {group['pending']:,} in hand, {group['consumers']} consumers")
     return fail(f"the Stream has no group `{GROUP}`", "start or restart a worker: it makes the group, from the start")
 
 
-def _consumers(client: redis.Redis, found: Findings, *, claim_after_s: float) -> Verdict:
+def _consumers(client: redis.Redis, found: Facts, *, claim_after_s: float) -> Verdict:
     consumers = client.xinfo_consumers(QUEUE, GROUP)
-    # Before Redis 7.2 only what brings draws counts as a sign of life: an idle worker is known by its pulse.
+    # Before Redis 7.2 only a read that returns draws is a sign of life: idle workers are known by their pulses.
     alive = [it for it in consumers if it["idle"] <= claim_after_s * 1000]
     found.consumers = len(alive)
     stuck = [it for it in consumers if it["pending"] and it["idle"] > 2 * claim_after_s * 1000]
@@ -214,7 +214,7 @@ def _consumers(client: redis.Redis, found: Findings, *, claim_after_s: float) ->
         )
         if not alive and not found.workers:
             return fail(named, "start a worker: it takes over what they hold")
-        return warn(named, "others should have taken that over long ago: look into the workers' logs")
+        return warn(named, "another consumer should have claimed these long ago: look into the workers' logs")
     return ok(f"{len(consumers)} on record, none silent with draws in hand")
 
 

@@ -1,1 +1,1 @@
-"""Everything on one machine, without a server: `tombola up`."""
+"""Embedded mode, `tombola up`: everything on one machine, without an installed server."""

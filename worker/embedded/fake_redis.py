@@ -1,9 +1,8 @@
 """The last resort of embedded mode, a fakeredis server: `python -m tombola.worker.embedded.fake_redis PORT`.
 
-It is slow, and forgets at exit.
-
-Its TCP handler gives up a connection when a reply does not fit the socket's buffer at once, and after every error reply
-(a group that exists already, a script not loaded yet), which are part of a normal day: mended here.
+The server is slow, and forgets at exit. fakeredis closes a connection when a reply does not fit the socket's buffer at
+once, and after every error reply (a group that exists already, a script not loaded yet). Both are normal, and mended
+here.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from redis import ResponseError
 
 
 class _PatientWriter(io.RawIOBase):
-    """Writes all of what it is given to a non-blocking socket."""
+    """Writes to a non-blocking socket until all data is written."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""The sample run of `tombola up`: real draws through the real path, watched, summed up and audited."""
+"""The sample run of `tombola up`: draws through the whole path, with a progress bar, a summary and an audit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tombola.worker.operators.actions import shell_operator
 
 ACCOUNTS: Final = 10
 BALANCE: Final = Decimal("100.00")
-REPEAT_SHARE: Final = 0.05  # so many are sent twice, as an impatient finger or a lost answer would
+REPEAT_SHARE: Final = 0.05  # the share of draws sent twice, as after a double click or a lost answer
 CHUNK_SIZE: Final = 100
 SHOWN_OF_EACH_MAX: Final = 10
 STALL_S_MAX: Final = 60.0
@@ -42,7 +42,7 @@ STALL_S_MAX: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a sample run did; amounts in POINT."""
+    """The sums of a sample run; amounts in POINT."""
 
     draws: int
     sent: int
@@ -59,7 +59,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """How far the database was before the run."""
+    """The state of the database at one moment, to subtract from a later one."""
 
     settled: int
     rejected: int
@@ -67,7 +67,7 @@ class _Mark:
 
 
 def open_accounts(engine: Engine) -> None:
-    """Open the sample accounts, unless there are accounts already."""
+    """Open the sample accounts, unless the ledger has accounts."""
     with engine.connect().execution_options(read_only=True) as connection:
         if connection.execute(select(func.count()).select_from(accounts)).scalar_one():
             return
@@ -76,9 +76,9 @@ def open_accounts(engine: Engine) -> None:
 
 
 def run(engine: Engine, client: DrawClient, draws: int, console: Console) -> Summary:
-    """Publish `draws` sample draws, some of them twice, and watch until every one is settled.
+    """Publish `draws` sample draws, some of them twice; return when all are settled.
 
-    Raises ServiceUnavailable when nothing has moved for STALL_S_MAX.
+    Raises ServiceUnavailable when no draw has settled for STALL_S_MAX.
     """
     open_accounts(engine)
     with engine.connect().execution_options(read_only=True) as connection:
@@ -150,7 +150,7 @@ def _sum_up(engine: Engine, before: _Mark, draws: int, sent: int, seconds: float
 
 
 def show(summary: Summary, engine: Engine, wheels: Wheels, console: Console) -> bool:
-    """Print the summary and run the audit; whether the books balance."""
+    """Print the summary, run the audit and print its report; return whether the books balance."""
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(justify="right")
     table.add_column()
@@ -175,7 +175,7 @@ def show(summary: Summary, engine: Engine, wheels: Wheels, console: Console) -> 
 
 
 def show_audit(report: Report, console: Console) -> bool:
-    """Print what the audit found, invariant by invariant; whether all hold."""
+    """Print how each invariant stands, and the violations; return whether all hold."""
     console.print(
         f"\nAudit of {report.requests:,} requests, {report.rows:,} ledger rows, {report.accounts:,} accounts:"
     )
@@ -202,7 +202,7 @@ def show_audit(report: Report, console: Console) -> bool:
 
 
 def _first_of_each(report: Report) -> list[Violation]:
-    """Some violations of each invariant, so that none hides the others."""
+    """The first violations of each invariant, so that one invariant does not hide the others."""
     return [
         violation
         for invariant in INVARIANTS

@@ -1,1 +1,1 @@
-"""Celery as the host: its queues, its tasks, and what keeps their trouble away from the draws."""
+"""Celery as the host: its queues, its tasks, and the walls between their faults and the draws."""

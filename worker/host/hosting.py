@@ -1,7 +1,7 @@
-"""What keeps Celery's consumer of tasks alive, and its trouble away from the draws.
+"""Keeps Celery's consumer of tasks alive, and its faults away from the draws.
 
-Draws are settled by worker.settle.consumer in a thread of its own; a process that can settle must not end because a
-task is garbage, a queue is gone, or a server answers what Celery does not expect.
+worker.settle.consumer settles draws in a thread of its own. A process that can settle must not end because a task is
+garbage, a queue is gone, or a server gives an answer that Celery does not expect.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ from tombola.worker.host.task_queues import SHOP_QUEUE, SHOPS, DeadTasks, ListCh
 log = logging.getLogger(__name__)
 
 PAUSE_S_MAX: Final = 30.0
-STEADY_S: Final = 60.0  # one that went well for so long is not the last one's continuation
+STEADY_S: Final = 60.0  # an error after so long a time is the first of a new series
 DELIVERIES_MAX: Final = 20
-SUSPECTED_MAX: Final = 3  # times that a task may be in hand while something breaks that is no connection
+SUSPECTED_MAX: Final = 3  # how often a task may be in hand at an error that is no connection's
 SUSPECTS_MAX: Final = 1000
 LOOK_EVERY_S: Final = 5.0
 
 
 class TaskConsumer(Consumer):  # type: ignore[misc]
-    """Celery's consumer, which begins anew after any error, and sets aside any message that it cannot handle."""
+    """Celery's consumer, which begins anew after any error, and sets aside any message that cannot be handled."""
 
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
-        # 28 queues to hold back tasks with an ETA on a quorum queue; no task of ours has one.
+        # 28 queues that delay tasks with an ETA on a quorum queue; no task of ours has an ETA.
         default_steps = tuple(step for step in Consumer.Blueprint.default_steps if "delayed_delivery" not in step)
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        # Workers need nothing of each other: one queue less to fail, one second less to start.
+        # Workers need no gossip with each other: one queue less to fail, one second less to start.
         asked = options.get("worker_options") or {}
         options["worker_options"] = {**asked, "without_gossip": True, "without_mingle": True}
         super().__init__(*args, **options)
-        # With Redis kombu takes any KeyError for a lost connection, to be opened again at once and for ever.
+        # With Redis, kombu takes any KeyError for a lost connection, and reconnects at once, for ever.
         self.connection_errors = tuple(it for it in self.conninfo.connection_errors if it is not KeyError)
-        # Said at each lost connection, and about what is right here: a task that runs is left to run.
+        # A warning at each lost connection about a default that is right here: a running task goes on.
         warnings.filterwarnings(
             "ignore", message=r"\s*In Celery 5.1 we introduced", category=CPendingDeprecationWarning
         )
         self._dead = DeadTasks(self.app)
         self._suspects: Counter[str] = Counter()
         if self.controller is not None:
-            # Called with a slot of the pool in hand, perhaps long after its message came.
+            # Celery calls this with a slot of the pool, perhaps long after the message arrived.
             self.controller._process_task = self._execute
 
     def start(self) -> None:
@@ -84,7 +84,7 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         self._dead.close()
 
     def _tear_down(self, error: Exception) -> None:
-        """As Celery does it after the errors that it knows."""
+        """Tear down as Celery does after a lost connection."""
         try:
             if self.connection:
                 self.on_connection_error_after_connected(error)
@@ -95,7 +95,7 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
             log.exception("housekeeping did not stop in order")
 
     def _suspect(self, error: Exception) -> None:
-        """Some errors come from a task in hand, by a detour: a task that is there each time is set aside in the end."""
+        """Suspect the tasks in hand of an error that is no connection's: a task in hand each time is set aside."""
         if isinstance(error, (*self.connection_errors, *self.channel_errors)):
             return
         if len(self._suspects) > SUSPECTS_MAX:
@@ -112,13 +112,13 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
                 self._check(message)
                 handle(message)
             except Exception as error:
-                # If the connection is what failed, setting aside fails as well, and the message comes again.
+                # If the connection has failed, setting aside fails as well, and the message is delivered again.
                 self.set_aside(message, error)
 
         return on_message
 
     def _check(self, message: Any) -> None:
-        """Raise for what Celery would take and never be done with: InvalidTaskError, or what wrong types raise."""
+        """Raise InvalidTaskError, or the error of a wrong type, for a message that Celery would never finish."""
         if self._suspects[str(message.headers.get("id"))] >= SUSPECTED_MAX:
             raise InvalidTaskError(f"housekeeping broke {SUSPECTED_MAX} times while this was in hand")
         for limit_s in message.headers.get("timelimit") or ():
@@ -126,24 +126,24 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         if isinstance(message.channel, ListChannel):
             return
         if message.headers.get("eta"):
-            # Held in hand until then, it would keep all others back.
+            # In hand until its time, the task would hold up all others.
             raise InvalidTaskError("a task with an eta or a countdown: send it when it is due")
         deliveries = message.headers.get("x-delivery-count")
         if isinstance(deliveries, int) and deliveries > DELIVERIES_MAX:
             raise InvalidTaskError(f"delivered {deliveries} times, and never done")
 
     def _execute(self, request: Any) -> None:
-        """Hand `request` to the pool, as WorkController does. The slot is free again if that fails."""
+        """Hand `request` to the pool, as WorkController does. If that fails, free the slot."""
         try:
             request.execute_using_pool(self.pool)
-        except Exception as error:  # one that was revoked as well
+        except Exception as error:  # also for a revoked task
             with suppress(Exception):
                 task_ready(request)
             self.controller._quick_release()
             self.set_aside(request.message, error)
 
     def set_aside(self, message: Any, error: Exception) -> None:
-        """Put `message` where an operator finds it, and ack it, unless that is done."""
+        """Put `message` on the queue of dead tasks, for an operator, and ack it; only log it if it is acked already."""
         why = f"{type(error).__name__}: {error}"
         if getattr(message, "acknowledged", False):
             log.error("a task was handled, but not to its end: %s", shown(why))
@@ -156,7 +156,7 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         message.ack()
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        # What says so is a connection that takes properties which cannot be decoded: producers.brokers.rabbitmq.
+        # "undecodable" is set by our connections for properties that cannot be decoded: producers.brokers.rabbitmq.
         self.set_aside(message, InvalidTaskError(message.properties.get("undecodable") or "it names no task"))
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
@@ -171,11 +171,11 @@ class TaskConsumer(Consumer):  # type: ignore[misc]
         try:
             self.app.backend.mark_as_failure(message.headers["id"], NotRegistered(name))
         except Exception as error:
-            log.warning("the sender of %s is not told: %s", shown(name), shown(error))
+            log.warning("the sender of the unknown task %s gets no failure: %s", shown(name), shown(error))
 
 
 def _pause(duration_s: float) -> None:
-    """Sleep, unless this worker is to stop: then that is raised."""
+    """Sleep; raise Celery's shutdown as soon as this worker is to stop."""
     deadline = time.monotonic() + duration_s
     while time.monotonic() < deadline:
         maybe_shutdown()
@@ -185,7 +185,8 @@ def _pause(duration_s: float) -> None:
 class ShopQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """On RabbitMQ, consumes the classic queue that shops declare, over a channel of its own.
 
-    A classic queue is gone while its node is: then it is tried again every few seconds, and ours is consumed meanwhile.
+    A classic queue is gone while its node is down. Then it is tried again every few seconds, and our own queue is
+    consumed meanwhile.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -223,7 +224,7 @@ class ShopQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
         try:
             SHOP_QUEUE(channel).declare()
         except PreconditionFailed:
-            # It is there in another shape, as a shop or an operator wants it: also good.
+            # The queue exists with other arguments, by a shop's or an operator's choice: consume it as it is.
             channel = consumer.connection.channel()
         channel.basic_qos(0, consumer.initial_prefetch_count, False)
         tasks = consumer.app.amqp.TaskConsumer(
@@ -238,13 +239,13 @@ class ShopQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._try(consumer)
         for tasks in (self._tasks, consumer.task_consumer):
             if tasks is not None and not set(tasks._active_tags.values()) <= set(tasks.channel.callbacks):
-                # Celery hears that a queue was deleted, but not in its first tenth of a second.
+                # RabbitMQ tells Celery of a deleted queue, but not within the first tenth of a second.
                 raise RecoverableConnectionError("a queue is no longer consumed")
 
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
 def _name_node(instance: Any, **_options: Any) -> None:
-    """A node name per process, unless the command line says one: two of the same name get in each other's way."""
+    """Give each process a node name of its own, unless the command line has one: equal names disturb each other."""
     context = click.get_current_context(silent=True)
     if context is not None and context.get_parameter_source("hostname") is ParameterSource.DEFAULT:
         instance.hostname = nodename(f"celery-{os.getpid()}-{secrets.token_hex(2)}", gethostname())

@@ -1,12 +1,12 @@
-"""Celery's own queues, and connections to them that survive what lies there.
+"""Celery's own queues, and connections that survive any message on them.
 
-    tombola.tasks   ours: beat's housekeeping, and shops that care; on RabbitMQ a quorum queue
-    tombola         the shops' door: `send_task("tombola.draw", …, queue="tombola")` from a Celery app without settings
-                    declares it, on RabbitMQ as a classic queue. Before tombola.tasks it was ours as well: what an older
-                    release left there is consumed like the rest.
-    tombola.dead    what no worker can make a task of, as it came; the log says why
+    tombola.tasks   our own: beat's housekeeping, and shops that choose it; on RabbitMQ a quorum queue
+    tombola         for shops: `send_task("tombola.draw", …, queue="tombola")` from a Celery app without settings
+                    declares it, on RabbitMQ as a classic queue. Older releases had their own tasks there, too: they
+                    are consumed like the rest.
+    tombola.dead    messages that are no task, unchanged; the log says why
 
-Draws never travel here, apart from `tombola.draw` for shops. See worker.host.hosting for the consumer of these queues.
+Draws do not travel here, apart from `tombola.draw` for shops. worker.host.hosting consumes these queues.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ log = logging.getLogger(__name__)
 SHOPS: Final = "tombola"
 TASKS: Final = "tombola.tasks"
 DEAD: Final = "tombola.dead"
-DEAD_TASKS_MAX: Final = 10_000  # the oldest go: a flood must not fill the broker
+DEAD_TASKS_MAX: Final = 10_000  # beyond this the oldest are dropped: a flood must not fill the broker
 SHOWN_CHARACTERS_MAX: Final = 300
 PUT_TIMEOUT_S: Final = 10.0
 
-# Exactly what a Celery app makes of its defaults; the other one of task_create_missing_queue_type="quorum".
+# SHOP_QUEUE is what a Celery app declares by default; TASK_QUEUE with task_create_missing_queue_type="quorum".
 SHOP_QUEUE: Final = kombu.Queue(SHOPS, kombu.Exchange(SHOPS, type="direct"), routing_key=SHOPS)
 TASK_QUEUE: Final = kombu.Queue(
     TASKS, kombu.Exchange(TASKS, type="direct"), routing_key=TASKS, queue_arguments={"x-queue-type": "quorum"}
 )
-DEAD_QUEUE: Final = kombu.Queue(
+DEAD_TASK_QUEUE: Final = kombu.Queue(
     DEAD,
     kombu.Exchange(""),
     routing_key=DEAD,
@@ -52,20 +52,20 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
 def shown(content: Any) -> str:
-    """The beginning of `content` for a log: one line, with everything escaped that is not printable ASCII."""
+    """The beginning of `content` for a log: one line of printable ASCII, all other characters escaped."""
     text = content if isinstance(content, bytes | str) else str(content)
     return ascii(text[:SHOWN_CHARACTERS_MAX])[:SHOWN_CHARACTERS_MAX]
 
 
 def _errors_of(headers: Any) -> list[ExcInfo]:
-    """A message that unpacks itself can be a thousand times as large: it is not looked into."""
+    """An error for a compressed message: unpacked, it could be a thousand times as large."""
     if isinstance(headers, dict) and headers.get("compression"):
         error = InvalidTaskError("compressed messages are not taken")
         return [(InvalidTaskError, error, None)]
     return []
 
 
-# What a lost connection to Redis raises. kombu's own list has KeyError and AttributeError as well.
+# The errors of a lost connection to Redis. kombu's own list has KeyError and AttributeError as well.
 LOST: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 
 
@@ -79,28 +79,28 @@ class ListMessage(virtual.Message):  # type: ignore[misc]
 
 
 class ListQoS(lists.QoS):  # type: ignore[misc]
-    """What workers have in hand lies in a hash, and comes back from there when they die."""
+    """Restores the messages in hand of dead workers, from a hash in Redis; sets aside what cannot be restored."""
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         with self.channel.conn_or_acquire(client) as open_client:
-            # First: a transaction that fails half-way has removed it.
+            # Read it first: a transaction that fails half-way has removed it.
             held = open_client.hget(self.unacked_key, tag)
             try:
                 super().restore_by_tag(tag, open_client, leftmost)
             except LOST:
                 raise
             except Exception as error:
-                # It would be in the way of all others at each look.
+                # Otherwise it would hold up all other messages at each attempt.
                 self.channel.set_aside(held or b"", f"it cannot be given back: {error!r}")
                 self._remove_from_indices(tag).execute()
 
 
 class ListChannel(lists.Channel):  # type: ignore[misc]
-    """Sets aside each element that is no message, before kombu sees it."""
+    """Sets aside every element that is no message, before kombu sees it."""
 
     Message = ListMessage
     QoS = ListQoS
-    # After a failover by address they leave the old primary, as all of our connections do.
+    # Like all our connections, these leave the old primary after a failover by address.
     connection_class = redis_clients.PrimaryConnection
     connection_class_ssl = redis_clients.TlsPrimaryConnection
 
@@ -110,7 +110,7 @@ class ListChannel(lists.Channel):  # type: ignore[misc]
         return client
 
     def _screened(self, answer: Sequence[bytes] | None, **_options: Any) -> tuple[bytes, bytes] | None:
-        """BRPOP's answer: the list's name and an element that is a message, or nothing."""
+        """BRPOP's answer if its element is a message: the list's name and the message; None otherwise."""
         if not answer:
             return None
         key, element = answer
@@ -121,19 +121,19 @@ class ListChannel(lists.Channel):  # type: ignore[misc]
             return None
 
     def _readdressed(self, envelope: dict[str, Any], queue: str) -> bytes:
-        """The same message with a tag of its own, to be given back to where it came from, whatever it says itself."""
+        """The message with a tag of our own, and with the queue that it came from as the place to give it back to."""
         envelope.setdefault("headers", {})
         delivery_info = {"exchange": "", "routing_key": queue}
         envelope["properties"] |= {"delivery_tag": self._next_delivery_tag(), "delivery_info": delivery_info}
         if not isinstance(envelope["headers"], dict) or not isinstance(envelope.get("body"), str):
             raise TypeError("headers or body of the wrong type")
-        self.Message(envelope, channel=self)  # raises for what it cannot make a message of
+        self.Message(envelope, channel=self)  # raises for an envelope that is no message
         return json.dumps(envelope).encode()
 
     def _do_restore_message(
         self, payload: Any, exchange: Any, routing_key: Any, pipe: Any, leftmost: bool = False
     ) -> None:
-        # Where it is bound to no queue any more kombu would drop it.
+        # kombu would drop a message that is bound to no queue any more.
         payload["headers"]["redelivered"] = True
         if not self._lookup(exchange, routing_key):
             raise LookupError(f"no queue is bound to {exchange!r} with {routing_key!r}")
@@ -150,11 +150,11 @@ class ListChannel(lists.Channel):  # type: ignore[misc]
 
     @staticmethod
     def raw(message: Any) -> bytes:
-        """The element that `message` was."""
+        """The element of the list that `message` was made from."""
         return json.dumps(message._raw).encode()
 
     def set_aside(self, element: bytes, why: str) -> None:
-        """Keep `element` in the list tombola.dead, and say so. Never raises but for a lost connection."""
+        """Keep `element` in the list tombola.dead, and log it. Raises only for a lost connection."""
         log.error("a task is set aside in %s: %s: %s", DEAD, why[:SHOWN_CHARACTERS_MAX], shown(element))
         try:
             with self.conn_or_acquire() as client, client.pipeline() as pipeline:
@@ -195,7 +195,7 @@ class QueueSSLTransport(rabbitmq.SSLTransport):
 
 
 class DeadTasks:
-    """Puts messages on RabbitMQ's queue tombola.dead, confirmed, over a connection of its own."""
+    """Publishes to RabbitMQ's queue tombola.dead, with confirms, over a connection of its own."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -203,7 +203,7 @@ class DeadTasks:
         self._producer: Any = None
 
     def put(self, message: Any, why: str) -> None:
-        """Keep this kombu message's body, and of its headers what can be sent. Raises what kombu and py-amqp raise."""
+        """Keep the body of a kombu message, and those of its headers that can be sent. Raises kombu's errors."""
         about = {
             "x-why": why[:SHOWN_CHARACTERS_MAX],
             "x-queue": str(message.delivery_info.get("routing_key"))[:SHOWN_CHARACTERS_MAX],
@@ -212,7 +212,7 @@ class DeadTasks:
             try:
                 self._publish(message, {**message.headers, **about})
             except (TypeError, ValueError, OverflowError, UnicodeError, AttributeError):
-                # What could be read cannot always be written.
+                # Headers that could be read cannot always be written.
                 self._publish(message, {**about, "x-headers": shown(repr(message.headers))})
         except Exception:
             self.close()
@@ -235,7 +235,7 @@ class DeadTasks:
             headers=headers,
             content_type="application/octet-stream",
             content_encoding="binary",
-            declare=[DEAD_QUEUE],
+            declare=[DEAD_TASK_QUEUE],
             retry=False,
             timeout=PUT_TIMEOUT_S,
         )
@@ -257,7 +257,7 @@ class TaskConnection(kombu.Connection):  # type: ignore[misc]
 
 
 class TaskAMQP(AMQP):  # type: ignore[misc]
-    """Where a Celery app's connections come from."""
+    """Gives a Celery app our connections."""
 
     Connection = TaskConnection
     BrokerConnection = TaskConnection

@@ -1,7 +1,7 @@
-"""Celery's tasks: `tombola.draw`, for shops that call `send_task`, and the housekeeping that beat asks for.
+"""Celery's tasks: `tombola.draw`, for shops that call `send_task`, and the housekeeping that beat sends.
 
-A task runs again whenever its message comes again: after a kill, a lost connection, at a sender's wish. Whatever a task
-does must be the same when it is done twice; a draw is, under one request key.
+A task runs again whenever its message is delivered again: after a kill or a lost connection, or when a sender sends it
+twice. So every task must have the same effect when it runs twice; a draw has, under one request key.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from tombola.worker.settle.rules import Rules
 
 log = logging.getLogger(__name__)
 
-# Celery's own retry is a new message with an ETA, which a quorum queue cannot hold back. The pool has one process, so
-# the pauses are also how long other tasks wait.
+# Not Celery's own retry: that is a new message with an ETA, which a quorum queue cannot delay. The pool has one
+# process, so other tasks wait during these pauses.
 SETTLE_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 PUT_PAUSES_S: Final = (0.1, 0.4, 1.5)
 CONSUMER_IDLE_S_MAX: Final = 3600
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 def register(app: Celery) -> None:
     """Make these the tasks of `app`."""
-    # A draw stores its result itself; a caller that waits must hear of a refusal all the same.
+    # A draw stores its result itself; Celery stores a refusal, for a caller that waits.
     app.task(draw, name="tombola.draw", bind=True, ignore_result=True, store_errors_even_if_ignored=True)
     app.task(run_audit, name="tombola.audit", bind=True)
     app.task(run_forget_consumers, name="tombola.forget_consumers", bind=True)
@@ -73,12 +73,12 @@ def _old_draws(engine: Engine) -> OldDraws | None:
 def draw(task: Task, **fields: Any) -> dict[str, Any]:
     """`tombola.draw`: settle one draw, for shops that call `send_task` with a DrawRequest's fields as kwargs.
 
-    The same transaction as the consumer's. Without a request_key the task's id is the key: however often the message
-    comes, it is one draw. With TOMBOLA_MESSAGE_SECRET it takes a further keyword, `signature`
+    The transaction is the consumer's. Without a request_key the task's id is the key: however often the message is
+    delivered, it is one draw. With TOMBOLA_MESSAGE_SECRET the task takes a further keyword, `signature`
     (producers.domain.signatures). The result is stored under the lottery session id, as for every draw, and under the
-    task id if that is another one. Raises InvalidRequest for what is no draw, or not signed (nothing is charged), and
-    ServiceUnavailable when the database did not answer for about 15 s: the draw may have happened, and the same key
-    finds out.
+    task id if that differs. Raises InvalidRequest for a request that is invalid or not signed (nothing is charged), and
+    ServiceUnavailable when the database did not answer for about 15 s: the draw may have happened, and a call with the
+    same key finds out.
     """
     settings: Settings = task.app.draw_settings
     signature = fields.pop(SIGNATURE, None)
@@ -93,10 +93,10 @@ def _request(fields: dict[str, Any], task_id: Any) -> DrawRequest:
     fields.pop("v", None)
     if not fields.get("request_key"):
         try:
-            # Never a key made here: each run would be a draw of its own.
+            # Not a key made here: each run of the task would be a draw of its own.
             fields["request_key"] = check_request_key(task_id if isinstance(task_id, str) else "")
         except InvalidRequest as error:
-            raise InvalidRequest(f"without a request_key the task's id is the key, and it is none: {error}") from None
+            raise InvalidRequest(f"without a request_key the task's id is the key, but: {error}") from None
     try:
         return DrawRequest(**fields)
     except TypeError as error:
@@ -120,19 +120,19 @@ def _settle(settings: Settings, request: DrawRequest) -> Settled:
 
 
 def _put(settings: Settings, answer: Settled, ids: set[str]) -> None:
-    """Put the result; a store that is away for longer is left alone: the draw has happened, and results are rebuilt."""
+    """Put the result. When the store stays away, only log it: the draw has happened, and its result can be rebuilt."""
     results = [StoredResult(task_id, answer.result, answer.settled_at) for task_id in sorted(ids)]
     store = ResultStore.from_settings(settings)
     try:
         _persist(lambda: store.put(results), PUT_PAUSES_S)
     except ServiceUnavailable as error:
-        log.warning("tombola.draw: the result was not put, it is rebuilt when it is asked for: %s", error)
+        log.warning("tombola.draw: the result was not put, it is rebuilt at the next request for it: %s", error)
     finally:
         store.close()
 
 
 def _persist(step: Callable[[], T], pauses_s: Sequence[float]) -> T:
-    """`step`, once more after each pause while it raises ServiceUnavailable; the last one is raised."""
+    """The result of `step`, which is repeated after each pause while it raises ServiceUnavailable; raises the last."""
     for pause_s in pauses_s:
         try:
             return step()
@@ -143,9 +143,9 @@ def _persist(step: Callable[[], T], pauses_s: Sequence[float]) -> T:
 
 
 def run_audit(task: Task) -> dict[str, Any]:
-    """`tombola.audit`: prove the invariants, and put on record that they were looked at.
+    """`tombola.audit`: prove the invariants, and put the audit on record.
 
-    How each stands, violations and what was not looked at are logged as well.
+    Violations, and invariants that do not hold or were not examined, are logged as well.
     """
     from tombola.worker.audit import audit, audits
 
@@ -153,7 +153,7 @@ def run_audit(task: Task) -> dict[str, Any]:
     report = audit.audit(_engine(settings), wheels(settings.seed_bytes))
     try:
         audits.record(_engine(settings), report, by=task.name)
-    except DrawError as error:  # the alert rules see that none is on record
+    except DrawError as error:  # the alert rules notice the missing record
         log.error("this audit is not on record: %s", error)
     for violation in report.violations:
         log.error("audit: %s", violation)
@@ -165,7 +165,7 @@ def run_audit(task: Task) -> dict[str, Any]:
 
 
 def run_relay(task: Task) -> int:
-    """`tombola.relay`: publish what was accepted and never came through; the same as `tombola relay --once`."""
+    """`tombola.relay`: publish overdue requests again, as `tombola relay --once` does; return how many."""
     relay = Relay.from_settings(task.app.draw_settings)
     try:
         return relay.run_once()
@@ -174,7 +174,7 @@ def run_relay(task: Task) -> int:
 
 
 def run_archive(task: Task) -> int:
-    """`tombola.archive`: drop the kept results of requests that settled long ago, in small steps; how many."""
+    """`tombola.archive`: archive requests that settled long ago, in small steps; return how many."""
     settings: Settings = task.app.draw_settings
     archived = 0
     for _ in range(ARCHIVE_STEPS_MAX if settings.retention_days else 0):
@@ -186,7 +186,7 @@ def run_archive(task: Task) -> int:
 
 
 def run_forget_consumers(task: Task) -> int:
-    """`tombola.forget_consumers`: drop what the Stream's group remembers of processes that are long gone."""
+    """`tombola.forget_consumers`: delete the Stream's consumers of processes that ended long ago; return how many."""
     url = task.app.draw_settings.need("broker_url")
     if kind_of(url) is not REDIS:
         return 0

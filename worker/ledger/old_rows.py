@@ -145,7 +145,7 @@ class OldRows(enum.Enum):
             return cls.NONE
         return cls.BY_NOTES if is_adopted(connection) else cls.BY_KEY
 
-    def hold(self, transaction_id: int, key: str | None, notes: Any) -> bool:
+    def wrote(self, transaction_id: int, key: str | None, notes: Any) -> bool:
         """Whether old code wrote this row; `key` is None before the backfill."""
         if self is OldRows.NONE:
             return False
@@ -153,7 +153,7 @@ class OldRows(enum.Enum):
             return True
         return self is OldRows.BY_NOTES and not str(notes or "").startswith(NOTES_PREFIX)
 
-    def others(self) -> ColumnElement[bool]:
+    def new_rows(self) -> ColumnElement[bool]:
         """The SQL condition for rows that our workers wrote."""
         if self is OldRows.NONE:
             return true()

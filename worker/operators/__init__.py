@@ -1,1 +1,1 @@
-"""Who may use the console, and what operators did."""
+"""Operators: the users of the console, and the record of what operators did."""

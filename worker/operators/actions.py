@@ -1,4 +1,4 @@
-"""What operators did: who, when, what, why and how many. Rows are only ever added (ARCHITECTURE, Invariants: I12)."""
+"""The record of operators' actions: who, when, what, why and how many. Rows are only added (ARCHITECTURE, I12)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REASON_LENGTH_MAX: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One row; `details` is a JSON object."""
+    """One row of the record; `details` is a JSON object."""
 
     id: int
     at: datetime
@@ -43,7 +43,7 @@ def record(
     details: Mapping[str, Any],
     replay_id: int | None = None,
 ) -> None:
-    """Put an action on record, in the transaction that does it."""
+    """Put an action on record, in the transaction of the action. Raises the driver's errors."""
     connection.execute(
         insert(table).values(
             at=clock.now(connection),
@@ -60,7 +60,7 @@ def record(
 def recent(
     connection: Connection, *, rows_max: int, before_id: int | None = None, replay_id: int | None = None
 ) -> list[Action]:
-    """The latest actions, newest first; those before `before_id`, or of one replay."""
+    """Up to `rows_max` actions, newest first; from below `before_id` on, or of one replay alone."""
     query = select(table).order_by(table.c.id.desc()).limit(rows_max)
     if before_id is not None:
         query = query.where(table.c.id < before_id)
@@ -72,7 +72,7 @@ def recent(
 
 
 def checked_reason(reason: str) -> str:
-    """`reason` without blanks around it; raises InvalidRequest if none is given, or it is a novel."""
+    """`reason` with single blanks; raises InvalidRequest if it is empty or too long."""
     text = " ".join(reason.split())
     if not text:
         raise InvalidRequest("say why: a reason is put on record with every action")
@@ -82,7 +82,7 @@ def checked_reason(reason: str) -> str:
 
 
 def shell_operator() -> str:
-    """Who types commands here: shell:account@host."""
+    """The operator of this shell, for the record: shell:account@host."""
     try:
         account = getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name

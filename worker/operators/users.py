@@ -1,7 +1,7 @@
-"""The operators: who may look, who may act, and the sessions in which they do.
+"""The users of the console, their roles, and their sessions.
 
-A password is kept as its Argon2 hash, a session's token as its SHA-256: neither can be read back from the database.
-A session ends after half an hour without a request, after half a day in any case, and with its user.
+A password is stored as its Argon2 hash, a session's token as its SHA-256: neither can be read from the database.
+A session ends after half an hour without a request, after half a day in any case, and when its user is removed.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Role = Literal["viewer", "operator"]
 
 ROLES: Final[tuple[str, ...]] = get_args(Role)
 PASSWORD_LENGTH_MIN: Final = 12
-PASSWORD_LENGTH_MAX: Final = 1024  # hashing a novel takes its time
-# zxcvbn's scale goes from 0 to 4; below 3 a password falls to a hundred million guesses.
+PASSWORD_LENGTH_MAX: Final = 1024  # bounds the time of hashing
+# zxcvbn's scale goes from 0 to 4; a password with a score below 3 falls to a hundred million guesses.
 PASSWORD_SCORE_MIN: Final = 3
-SCORED_LENGTH_MAX: Final = 72  # zxcvbn's own limit: what begins well enough is good enough
+SCORED_LENGTH_MAX: Final = 72  # zxcvbn's own limit: only the beginning is scored
 IDLE: Final = timedelta(minutes=30)
 LIFETIME: Final = timedelta(hours=12)
-TOUCH_EVERY: Final = timedelta(minutes=1)  # a page is not a write
+TOUCH_EVERY: Final = timedelta(minutes=1)  # so that not every page writes
 
 _is_name = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 
 
 class Operator(NamedTuple):
-    """A user of the console: a viewer sees everything, an operator may act."""
+    """A user of the console: a viewer sees everything, an operator can act."""
 
     name: str
     role: str
@@ -55,9 +55,10 @@ class Operator(NamedTuple):
 
 
 def add(engine: Engine, name: str, role: str, password: str, *, by: str | None = None) -> None:
-    """Let somebody in. `by` is who says so, by default who types commands here.
+    """Add a user. `by` is the operator for the record, by default the operator of this shell.
 
-    Raises InvalidRequest for a name, a role or a password that will not do, and for a name that is taken.
+    Raises InvalidRequest for an invalid name, role or password, and for a name that is taken; ServiceUnavailable or
+    ConfigurationError when the database cannot be used.
     """
     if not _is_name(name):
         raise InvalidRequest(f"a user's name is 1 to 64 characters of A-Z a-z 0-9 . _ and -: {name!r:.80}")
@@ -75,14 +76,14 @@ def add(engine: Engine, name: str, role: str, password: str, *, by: str | None =
 
 
 def list_all(engine: Engine) -> list[Operator]:
-    """Every user, by name."""
+    """All users, by name."""
     with engine.connect().execution_options(read_only=True) as connection:
         query = select(operators.c.name, operators.c.role, operators.c.created_at).order_by(operators.c.name)
         return [Operator(*row) for row in connection.execute(query)]
 
 
 def remove(engine: Engine, name: str, *, by: str | None = None) -> None:
-    """Let somebody in no more, and end the sessions. Raises InvalidRequest for a user that there is not."""
+    """Remove a user and end the user's sessions. Raises InvalidRequest for an unknown user."""
     with engine.begin() as connection:
         _lock(connection, name)
         connection.execute(delete(operators).where(operators.c.name == name))
@@ -91,7 +92,7 @@ def remove(engine: Engine, name: str, *, by: str | None = None) -> None:
 
 
 def change_role(engine: Engine, name: str, role: str, *, by: str | None = None) -> None:
-    """Make a viewer an operator, or the other way round: from the next request on."""
+    """Change a user's role, from the user's next request on. Raises InvalidRequest for an unknown user or role."""
     _check_role(role)
     with engine.begin() as connection:
         _lock(connection, name)
@@ -100,7 +101,10 @@ def change_role(engine: Engine, name: str, role: str, *, by: str | None = None) 
 
 
 def change_password(engine: Engine, name: str, password: str, *, by: str | None = None) -> None:
-    """Give somebody another password, and end the sessions: whoever knows the old one is out."""
+    """Change a user's password, and end the sessions that were opened with the old one.
+
+    Raises InvalidRequest for an unknown user or an invalid password.
+    """
     _check_password(password, name)
     password_hash = _hasher().hash(password)
     with engine.begin() as connection:
@@ -111,19 +115,19 @@ def change_password(engine: Engine, name: str, password: str, *, by: str | None 
 
 
 def verify(engine: Engine, name: str, password: str) -> Operator | None:
-    """Who this is; None for a wrong password and, after just as long, for a name that is nobody's, or is no name."""
+    """The user with this name and password; None for a wrong password or, after as long a time, an unknown name."""
     row = None
-    if _is_name(name):  # MariaDB refuses to compare a column of ASCII with anything else
+    if _is_name(name):  # MariaDB refuses to compare an ASCII column with other text
         with engine.connect().execution_options(read_only=True) as connection:
             row = connection.execute(select(operators).where(operators.c.name == name)).first()
-    password_hash = _nobodys_hash() if row is None else row.password_hash
+    password_hash = _hash_for_unknown() if row is None else row.password_hash
     try:
         _hasher().verify(password_hash, password[: PASSWORD_LENGTH_MAX + 1])
     except (VerificationError, InvalidHashError):
         return None
     if row is None:
         return None
-    if _hasher().check_needs_rehash(password_hash):  # made when less was thought enough
+    if _hasher().check_needs_rehash(password_hash):  # made with weaker parameters than today's
         with engine.begin() as connection:
             connection.execute(
                 update(operators)
@@ -137,7 +141,10 @@ def verify(engine: Engine, name: str, password: str) -> Operator | None:
 
 
 def open_session(engine: Engine, name: str, *, address: str = "") -> str:
-    """Begin a session for somebody whose password was right; its token, which only the browser keeps."""
+    """Open a session for a user whose password was verified; return its token, which only the browser keeps.
+
+    Raises InvalidRequest if the user was removed meanwhile.
+    """
     token, now = secrets.token_urlsafe(32), clock.now(engine)
     with engine.begin() as connection:
         over = operator_sessions.c.expires_at <= now
@@ -153,9 +160,9 @@ def open_session(engine: Engine, name: str, *, address: str = "") -> str:
 
 
 def session(engine: Engine, token: str, *, touch: bool = True) -> Operator | None:
-    """Whose session this is; None when it is over, or was none.
+    """The user of the session with this token; None if the session is over or unknown.
 
-    With `touch` it goes on for another half hour: a page that refreshes itself must not keep it open.
+    `touch` extends the session by half an hour; pages that refresh themselves pass False, so that the session ends.
     """
     now, mine = clock.now(engine), operator_sessions.c.token_sha256 == _hash(token)
     query = (
@@ -174,7 +181,7 @@ def session(engine: Engine, token: str, *, touch: bool = True) -> Operator | Non
 
 
 def close_session(engine: Engine, token: str) -> None:
-    """End a session; one that is over already stays so."""
+    """Close a session, if it is still open."""
     with engine.begin() as connection:
         connection.execute(delete(operator_sessions).where(operator_sessions.c.token_sha256 == _hash(token)))
 
@@ -188,8 +195,8 @@ def _hasher() -> PasswordHasher:
 
 
 @functools.cache
-def _nobodys_hash() -> str:
-    """What an unknown name's password is compared with, so that it takes as long as a known one's."""
+def _hash_for_unknown() -> str:
+    """The hash that an unknown name's password is verified with, so that it takes as long as for a known name."""
     return _hasher().hash(secrets.token_urlsafe(32))
 
 
@@ -207,16 +214,16 @@ def _check_password(password: str, name: str) -> None:
         raise InvalidRequest(
             f"a password has at least {PASSWORD_LENGTH_MIN} characters, and at most {PASSWORD_LENGTH_MAX:,}"
         )
-    from zxcvbn import zxcvbn  # its lists of common passwords take a moment to load
+    from zxcvbn import zxcvbn  # loading its lists of common passwords takes a moment
 
     found = zxcvbn(password[:SCORED_LENGTH_MAX], user_inputs=[name, "tombola", "operator", "console"])
     if found["score"] < PASSWORD_SCORE_MIN:
         why = found["feedback"]["warning"] or "it is made of common words, names or patterns"
-        raise InvalidRequest(f"this password is soon guessed ({why.rstrip('.')}): take another one")
+        raise InvalidRequest(f"this password is easily guessed ({why.rstrip('.')}): choose another one")
 
 
 def _lock(connection: Connection, name: str) -> None:
-    """Hold the user's row, so that nobody removes it meanwhile; raises InvalidRequest if it is gone, or is no name."""
+    """Lock the user's row, so that it is not removed meanwhile; raises InvalidRequest for an unknown user."""
     mine = select(operators.c.name).where(operators.c.name == name).with_for_update()
     if not _is_name(name) or connection.execute(mine).first() is None:
         raise _no_such_user(name)

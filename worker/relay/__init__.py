@@ -1,1 +1,1 @@
-"""The relay: publishes what was lost on the way, gives up what never settles, archives what is old."""
+"""The relay: publishes overdue requests again, gives up requests that never settle, archives old ones."""

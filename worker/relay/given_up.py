@@ -1,4 +1,4 @@
-"""Requests that were accepted too long ago are given up: each is a dead letter, and those who wait for it are told."""
+"""Time out requests that were accepted too long ago: each becomes a dead letter, announced to waiting frontends."""
 
 from __future__ import annotations
 
@@ -26,42 +26,45 @@ log = logging.getLogger(__name__)
 TIMEOUT_S: Final = 86_400.0
 
 
-def here() -> str:
-    """What this process signs dead letters with."""
+def relay_name() -> str:
+    """The name of this process in the dead letters that it parks."""
     return f"relay@{parking.here()}"
 
 
-def tell_dead(results: ResultStore | None, dead: Sequence[Request], reason: DeadReason) -> None:
-    """Count these requests as given up, and tell those who wait for their results."""
+def announce_given_up(results: ResultStore | None, dead: Sequence[Request], reason: DeadReason) -> None:
+    """Count these requests as given up, and announce this to frontends that wait for their results. Never raises."""
     metrics.GIVEN_UP.labels(reason).inc(len(dead))
     if dead and results is not None:
         try:
             results.put_dead(dead, reason)
-        except ServiceUnavailable as error:  # those who wait ask the database in the end
+        except ServiceUnavailable as error:  # waiting frontends ask the database in the end
             log.warning("%s", error)
 
 
 def time_out_once(
     engine: Engine, *, rows_max: int = IN_LIST_MAX, timeout_s: float = TIMEOUT_S, results: ResultStore | None = None
 ) -> int:
-    """Give up to rows_max requests up that were accepted more than `timeout_s` ago; return how many."""
+    """Give up requests that were accepted more than `timeout_s` ago, up to `rows_max`; return how many.
+
+    Raises ServiceUnavailable or ConfigurationError when the database cannot be used.
+    """
     try:
         with engine.begin() as connection:
             accepted_before = clock.now(connection) - timedelta(seconds=timeout_s)
             dead = requests.time_out(connection, accepted_before, rows_max=rows_max)
-            parking.bury(connection, dead, DeadReason.TIMED_OUT, worker=here())
+            parking.bury(connection, dead, DeadReason.TIMED_OUT, worker=relay_name())
     except SQLAlchemyError as error:
         raise explain(error) from error
-    tell_dead(results, dead, DeadReason.TIMED_OUT)
+    announce_given_up(results, dead, DeadReason.TIMED_OUT)
     for request in dead:
         log.error("request %s is dead: not settled within %g s", request.request_key, timeout_s, extra=about(request))
     return len(dead)
 
 
 def next_time_out_s(engine: Engine, *, timeout_s: float = TIMEOUT_S) -> float:
-    """In how many seconds the oldest of the accepted requests is to be given up: 0 or less if that is due.
+    """Seconds until the oldest accepted request times out; 0 or less if it is due.
 
-    Raises as time_out_once does. What is accepted from here on is due later.
+    Requests that are accepted after this call are due later. Raises as `time_out_once` does.
     """
     try:
         with engine.connect().execution_options(read_only=True) as connection:

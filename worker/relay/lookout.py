@@ -1,4 +1,4 @@
-"""What the relay looks up for Prometheus: dead letters, what became of those replayed, and the last audit."""
+"""Gauges that the relay reads from the database for Prometheus: dead letters, outcomes of replays, the last audit."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class OperatorsLookout:
-    """Counts the dead letters and what became of those replayed, and knows the last audit.
+    """Gauges of dead letters and of the last audit, and a counter of the outcomes of replays.
 
-    Call it often: it looks when it is time.
-
-    Replays run in shells and in the console, which nobody scrapes: their outcomes are counted from their rows, from
-    the first look on.
+    Replays run in shells and in the console, which Prometheus does not scrape: their outcomes are counted from their
+    rows, from the first `look` on.
     """
 
     def __init__(self) -> None:
@@ -31,7 +29,10 @@ class OperatorsLookout:
         self._outcomes: dict[str, int] | None = None
 
     def look(self, engine: Engine) -> None:
-        """Set the gauges if it is time, what has no dead letter left to 0; and move the counter on."""
+        """Set the gauges and move the counter on, if it is time. A state and cause without dead letters is set to 0.
+
+        Call it often. Never raises; logs when the database is away.
+        """
         if not self._throttle.is_due():
             return
         try:
@@ -44,9 +45,7 @@ class OperatorsLookout:
                 sums = connection.execute(select(*(func.sum(replays.c[name]).label(name) for name in OUTCOMES))).one()
                 audit = audits.last(connection)
         except SQLAlchemyError as error:
-            log.warning(
-                "how many dead letters there are, and when the last audit was, is not known: %s", explain(error)
-            )
+            log.warning("the metrics of dead letters and of the last audit are out of date: %s", explain(error))
             return
         finally:
             self._throttle.done()

@@ -1,11 +1,11 @@
 """Overdue requests: published again until they settle, and given up in the end.
 
-A broker can lose what it was given (FLUSHALL, a failover, a disk), and a frontend can die between its two writes. The
-request's row is the promise; a message is only how a worker hears of it quickly. Publishing twice does no harm.
+A broker can lose messages (FLUSHALL, a failover, a disk), and a frontend can die between its two writes. The request's
+row is the promise; the message only brings it to a worker quickly. Publishing twice does no harm.
 
 A request is *overdue* when it has not settled `after_s` after its last publish; the wait doubles with each attempt, up
-to DELAY_S_MAX. But when much is queued, overdue is not lost: while the queue holds anything, only requests are
-published again that others have overtaken, that is, published well before what is being settled now.
+to DELAY_S_MAX. With a long queue an overdue request is not lost. So while the queue holds any message, the relay
+publishes only requests that are overtaken: published well before the requests that settle now.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tombola.producers.storage.requests import Lease
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.fields import about
 from tombola.worker.dead_letters import parking
-from tombola.worker.relay.given_up import here, tell_dead
+from tombola.worker.relay.given_up import announce_given_up, relay_name
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,13 @@ DELAY_S_MAX: Final = 300.0
 
 
 class Patience(NamedTuple):
-    """How long a request may be under way, and how often it is published before it is given up."""
+    """How long a request may be under way before it is overdue, and how often it is published before it is given up."""
 
     after_s: float = AFTER_S
     tries_max: int = TRIES_MAX
 
     def delay_after(self, attempts: int) -> timedelta:
-        """When to look again, after so many attempts."""
+        """How long after the last of so many attempts a request is overdue."""
         return timedelta(seconds=min(DELAY_S_MAX, self.after_s * 2.0 ** (attempts - 1)))
 
 
@@ -58,11 +58,11 @@ def relay_once(
     tries_max: int = TRIES_MAX,
     results: ResultStore | None = None,
 ) -> int:
-    """Republish up to rows_max accepted requests that are overdue, IN_LIST_MAX in a transaction; return how many.
+    """Republish up to `rows_max` accepted requests that are overdue, IN_LIST_MAX in a transaction; return how many.
 
-    Requests that were published `tries_max` times before are dead from here on (NEVER_SETTLED): each is a dead letter,
-    and `results` tells those who wait for it. Any number of relays may run at once: rows that another relay has in hand
-    are skipped. Raises PublishFailed when the broker does not take them, which is no attempt, and ServiceUnavailable or
+    A request that was published `tries_max` times is given up (NEVER_SETTLED): it becomes a dead letter, announced in
+    `results`. Any number of relays may run at once: a relay skips rows that another relay has locked. Raises
+    PublishFailed when the broker does not take the requests, which counts as no attempt, and ServiceUnavailable or
     ConfigurationError when the database cannot be used.
     """
     patience = Patience(after_s, tries_max)
@@ -73,7 +73,7 @@ def relay_once(
                 return 0
             overtaken = requests.overtaken_before(connection, after_s)
         published_before = None
-        # Looked at once: what is queued from here on are our own, and say nothing of those that are still to come.
+        # Read once: messages that are queued after this may be our own, and say nothing about the other requests.
         if broker.backlog():
             published_before = now - timedelta(days=36500) if overtaken is None else overtaken
     except SQLAlchemyError as error:
@@ -90,10 +90,10 @@ def relay_once(
                     delay_after=patience.delay_after,
                     published_before=published_before,
                 )
-                parking.bury(connection, lease.dead, DeadReason.NEVER_SETTLED, worker=here())
+                parking.bury(connection, lease.dead, DeadReason.NEVER_SETTLED, worker=relay_name())
         except SQLAlchemyError as error:
             raise explain(error) from error
-        _tell_of_dead(lease, tries_max, results)
+        _announce(lease, tries_max, results)
         if lease.due:
             _publish(engine, broker, lease, patience)
         elif not lease.dead:
@@ -102,8 +102,8 @@ def relay_once(
     return published
 
 
-def _tell_of_dead(lease: Lease, tries_max: int, results: ResultStore | None) -> None:
-    tell_dead(results, lease.dead, DeadReason.NEVER_SETTLED)
+def _announce(lease: Lease, tries_max: int, results: ResultStore | None) -> None:
+    announce_given_up(results, lease.dead, DeadReason.NEVER_SETTLED)
     for request in lease.dead:
         key = request.request_key
         log.error("request %s is dead: published %d times and never settled", key, tries_max, extra=about(request))

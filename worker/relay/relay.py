@@ -1,4 +1,4 @@
-"""The relay as a loop: it publishes what is overdue, gives up what never settles, and keeps watch."""
+"""The relay's loop: publish overdue requests, give up requests that never settle, set gauges."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tombola.producers.storage.engines import open_engine
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.dead_letters import parking, states
-from tombola.worker.relay.given_up import here, next_time_out_s, time_out_once
+from tombola.worker.relay.given_up import next_time_out_s, relay_name, time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
 from tombola.worker.relay.overdue import relay_once
 
 log = logging.getLogger(__name__)
 
 IDLE_WAIT_S: Final = 1.0
-TIME_OUT_EVERY_S: Final = 60.0  # at most: it is looked at when the oldest is due
+TIME_OUT_EVERY_S: Final = 60.0  # or sooner, when the oldest request is due
 LOOK_FOR_UNSEEN_EVERY_S: Final = 600.0
 BACKOFF_S_MAX: Final = 10.0
 
 
 class Relay:
-    """`relay_once` whenever there may be something, and `time_out_once` when the oldest is due."""
+    """Calls `relay_once` again and again, and `time_out_once` when the oldest request is due."""
 
     def __init__(self, engine: Engine, broker: Broker, settings: Settings) -> None:
         self._results = ResultStore.from_settings(settings) if settings.has("result_url") else None
@@ -50,11 +50,12 @@ class Relay:
         return cls(engine, broker_of(settings), settings)
 
     def run_once(self) -> int:
-        """Time out what is due for it, and publish all that is overdue; return how many were published.
+        """Time out the requests that are due, and publish all that are overdue; return how many were published.
 
-        What was replayed and has settled meanwhile is followed up, and a dead request without a dead letter gets one.
+        Replayed dead letters whose requests have settled are marked settled, and dead requests without a dead letter
+        get one. Raises PublishFailed, ServiceUnavailable or ConfigurationError.
         """
-        self._time_out()  # first: it needs no broker, and a broker that is away ends this here
+        self._time_out()  # first: it needs no broker, and a broker that is away ends this pass
         published = relay_once(
             self._engine,
             self._broker,
@@ -78,20 +79,20 @@ class Relay:
             while time_out_once(self._engine, timeout_s=timeout_s, results=self._results) == IN_LIST_MAX:
                 pass
             due_in_s = next_time_out_s(self._engine, timeout_s=timeout_s)
-        # One that another transaction holds is overdue still: it is looked at in the next pass.
+        # A due request that another transaction holds is still due in the next pass.
         self._next_time_out = time.monotonic() + min(TIME_OUT_EVERY_S, max(0.0, due_in_s))
 
     def _bury_unseen(self) -> None:
         if time.monotonic() < self._next_look_for_unseen:
             return
-        while parking.bury_unseen_once(self._engine, worker=here()) == states.ROWS_MAX:
+        while parking.bury_unseen_once(self._engine, worker=relay_name()) == states.IN_LIST_MAX:
             pass
         self._next_look_for_unseen = time.monotonic() + LOOK_FOR_UNSEEN_EVERY_S
 
     def run(self, stopping: threading.Event) -> None:
-        """Relay until told to stop. No error ends this loop: it backs off, says so, and goes on.
+        """Relay until `stopping` is set. No error ends this loop: it logs the error, backs off, and goes on.
 
-        The relay keeps watch as well: it has a pulse, and looks up the state that its metrics tell.
+        The relay also shows a pulse, serves metrics, and sets the gauges of the whole deployment.
         """
         pulse = Pulse.open(self._settings, "relay")
         metrics.serve(self._settings)
@@ -114,7 +115,7 @@ class Relay:
                 if published:
                     log.info("published %d overdue requests again", published)
                 stopping.wait(IDLE_WAIT_S)
-            except Exception as error:  # a mistake of ours as well: without a relay nothing that was lost comes back
+            except Exception as error:  # our own bugs as well: without a relay no lost message is published again
                 failures += 1
                 metrics.RELAY_FAILURES.inc()
                 mistake = None if isinstance(error, ServiceUnavailable | ConfigurationError) else error
@@ -122,7 +123,7 @@ class Relay:
                 stopping.wait(min(BACKOFF_S_MAX, 0.1 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._broker.close()
         self._engine.dispose()
         if self._results is not None:

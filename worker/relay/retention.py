@@ -1,4 +1,4 @@
-"""Retention: requests that settled long ago are archived; a repeat still gets its first result, from the ledger."""
+"""Retention: archive requests that settled long ago. A repeat still gets its first result, rebuilt from the ledger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from tombola.producers.storage.faults import explain
 
 
 def archive_once(engine: Engine, *, older_than_s: float, rows_max: int = IN_LIST_MAX) -> int:
-    """Archive up to rows_max requests that settled more than `older_than_s` ago; return how many."""
+    """Archive up to `rows_max` requests that settled more than `older_than_s` ago; return how many.
+
+    Raises ServiceUnavailable or ConfigurationError when the database cannot be used.
+    """
     try:
         with engine.begin() as connection:
             settled_before = clock.now(connection) - timedelta(seconds=older_than_s)
