@@ -114,7 +114,7 @@ def no_tombola_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[servers.Server]:
-    with servers.mariadb() as server:
+    with servers.mariadb(options=servers.UNSYNCED) as server:
         yield server
 
 
