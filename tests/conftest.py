@@ -79,8 +79,8 @@ sys.addaudithook(_refuse_processes)
 
 
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
-    """Refuse the servers to an unmarked test that asks for one by getfixturevalue, also if the server runs already."""
-    if _unmarked and fixturedef.argname in {*SERVERS, "mariadb_url", "redis_url", "rabbitmq_url"}:
+    """Refuse a server that runs already to an unmarked test that asks for it by getfixturevalue."""
+    if _unmarked and fixturedef.argname in ("mariadb_url", "redis_url", "rabbitmq_url"):
         pytest.fail(f"{_unmarked[0]} {UNMARKED}", pytrace=False)
 
 
