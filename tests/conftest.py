@@ -79,7 +79,7 @@ sys.addaudithook(_refuse_processes)
 
 
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
-    """Refuse a server that runs already, and that an unmarked test asks for by getfixturevalue."""
+    """Refuse a server that runs already to an unmarked test that asks for it by getfixturevalue."""
     if _unmarked and fixturedef.argname in ("mariadb_url", "redis_url", "rabbitmq_url"):
         pytest.fail(f"{_unmarked[0]} {UNMARKED}", pytrace=False)
 
@@ -114,7 +114,7 @@ def no_tombola_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[servers.Server]:
-    with servers.mariadb() as server:
+    with servers.mariadb(options=servers.UNSYNCED) as server:
         yield server
 
 

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
+from argon2 import PasswordHasher
 
 from tests import processes, servers
 from tombola.producers.settings import Settings
 from tombola.worker.console.serve import configured
+from tombola.worker.operators import users
 
 PASSWORD = "correct horse battery"
+
+
+@contextmanager
+def quick_hashes() -> Iterator[None]:
+    """Hash passwords in a millisecond: the hash that users get takes a tenth of a second of CPU, on purpose."""
+    hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(users, "_hasher", lambda: hasher)
+        patch.setattr(users, "_nobodys_hash", functools.cache(lambda: hasher.hash(PASSWORD * 2)))
+        yield
 
 
 class Console:
@@ -42,7 +58,7 @@ class Visitor(httpx.Client):
     """An HTTP client that keeps cookies, follows no redirects, and fills in forms."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(base_url=url, timeout=30)
+        super().__init__(base_url=url, timeout=30, verify=False)  # it needs no certificates: reading them takes 30 ms
 
     def token(self, page: str) -> str:
         """The CSRF token in a page's forms."""

@@ -312,17 +312,20 @@ def writers(
 
 
 def main() -> None:
-    """`python -m tests.legacy URL STEP…`: prints `ready` when the steps begin, so that a test can kill them.
+    """`python -m tests.legacy URL STEP…`: run the steps, each in children that are killed, and then to its end.
 
-    For STEP/7 the process itself kills the step at every seventh statement.
+    STEP/7 is killed at every seventh of its statements, STEP*3@0.5 three times within half a second.
     """
     url, *steps = sys.argv[1:]
     engine = open_session(url)
-    print("ready", flush=True)
     for step in steps:
-        name, _, stride = step.partition("/")
-        if stride:
+        name, by_statement, stride = step.partition("/")
+        name, by_time, kills = name.partition("*")
+        if by_statement:
             print(f"{step}: {_kill_at_every(engine, name, int(stride))} kills", flush=True)
+        elif by_time:
+            times, _, within_s = kills.partition("@")
+            _kill_within(engine, name, int(times), float(within_s))
         run_step(engine, name)
 
 
@@ -332,30 +335,46 @@ def _kill_at_every(engine: Engine, step: str, stride: int) -> int:
     Children are killed in turn before the statement is sent and while the server executes it. Return the kills.
     """
     for number in range(1000):
-        child = os.fork()
-        if not child:
-            last = 1 + number * stride
-            seen = itertools.count(1)
+        last = 1 + number * stride
+        seen = itertools.count(1)
 
-            @event.listens_for(engine, "before_cursor_execute")
-            def end(*_arguments: object, last: int = last, seen: Iterator[int] = seen, number: int = number) -> None:
-                if next(seen) == last:
-                    if number % 2:
-                        threading.Timer(0.001, os.kill, (os.getpid(), signal.SIGKILL)).start()
-                    else:
-                        os.kill(os.getpid(), signal.SIGKILL)
+        def end(*_arguments: object, last: int = last, seen: Iterator[int] = seen, number: int = number) -> None:
+            if next(seen) == last:
+                if number % 2:
+                    threading.Timer(0.001, os.kill, (os.getpid(), signal.SIGKILL)).start()
+                else:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
-            try:
-                run_step(engine, step)
-            except BaseException as error:
-                print(error, flush=True)
-                os._exit(1)
-            os._exit(0)
-        _, how = os.waitpid(child, 0)
+        _, how = os.waitpid(_child(engine, step, at_each_statement=end), 0)
         if not os.WIFSIGNALED(how):
             assert os.WEXITSTATUS(how) == 0
             return number
     raise AssertionError("no child completed the step")
+
+
+def _kill_within(engine: Engine, step: str, kills: int, within_s: float) -> None:
+    """Run the step in `kills` children, each killed -9 at a random moment of its first `within_s` seconds."""
+    for _ in range(kills):
+        child = _child(engine, step)
+        time.sleep(random.uniform(0, within_s))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _child(engine: Engine, step: str, *, at_each_statement: Callable[..., None] | None = None) -> int:
+    """Fork a process that runs the step; its id. It exits with 0 when the step is done, with 1 when it failed."""
+    engine.dispose()
+    child = os.fork()
+    if child:
+        return child
+    try:
+        if at_each_statement is not None:
+            event.listen(engine, "before_cursor_execute", at_each_statement)
+        run_step(engine, step)
+    except BaseException as error:
+        print(error, flush=True)
+        os._exit(1)
+    os._exit(0)
 
 
 def run_step(engine: Engine, step: str) -> None:
@@ -387,28 +406,10 @@ def run_step(engine: Engine, step: str) -> None:
             raise AssertionError(step)
 
 
-def kill_and_resume(
-    url: str, step: str, *, kills: int, chance: random.Random, within_s: float, timeout_s: float = 120
-) -> list[str]:
-    """Run a step, killed -9 `kills` times at random moments, then to its end; return the lines of that run."""
-    command = [sys.executable, "-m", "tests.legacy", url, step]
-    options: dict[str, Any] = {"cwd": PROJECT, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
-    for _ in range(kills):
-        with subprocess.Popen(command, **options, stderr=subprocess.STDOUT) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(chance.uniform(0, within_s))
-            process.kill()
-            process.wait()
-    done = subprocess.run(command, **options, stderr=subprocess.STDOUT, timeout=timeout_s)
-    assert done.returncode == 0, done.stdout
-    return str(done.stdout).splitlines()
-
-
-def kill_everywhere(url: str, steps: dict[str, int], *, timeout_s: float = 120) -> list[str]:
-    """Run each step to its end, killed -9 at every n-th statement, `steps` giving n; return the output's lines."""
+def kill_and_resume(url: str, *steps: str, timeout_s: float = 120) -> list[str]:
+    """Run steps as `main` takes them in a process of their own; return the lines of its output."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.legacy", url, *(f"{step}/{stride}" for step, stride in steps.items())],
+        [sys.executable, "-m", "tests.legacy", url, *steps],
         cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         timeout=timeout_s,
     )  # fmt: skip

@@ -6,7 +6,6 @@ and run again.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,13 +111,12 @@ def _alone(url: str, say: Say) -> list[float]:
 
 def _migrate(url: str, engine: Engine, rows: int, say: Say) -> list[float]:
     """Every step killed and resumed while old code writes; it stops for the contract's end only, as it must."""
-    chance = random.Random(rows)
     with each_by_itself(engine) as connection:
         before = tables.ledger(connection).plain_sql
     within_s = rows / 200_000
     with old_code.writers(url, WRITERS, rate=WRITER_RATE) as old:
         for step in ("expand", "backfill", "verify"):
-            _timed(step, say, lambda step=step: _killed(url, step, chance, within_s))  # type: ignore[misc]
+            _timed(step, say, lambda step=step: _killed(url, step, within_s))  # type: ignore[misc]
         try:
             contract.contract(engine, drop_business_unique=True, quiet_s=1, say=say, tell=_untold)
         except ConfigurationError as refused:
@@ -126,11 +124,11 @@ def _migrate(url: str, engine: Engine, rows: int, say: Say) -> list[float]:
         else:
             raise BenchmarkFailed("contract began although old code was writing")
     _check(old, say, "meanwhile")
-    _timed("contract", say, lambda: _killed(url, "contract", chance, within_s))
+    _timed("contract", say, lambda: _killed(url, "contract", within_s))
     found = verify.verify(engine, tell=_untold)
     if not found.is_clean or found.duplicates or found.rows_without_key:
         raise BenchmarkFailed(f"verify: {found}")
-    _timed("rollback", say, lambda: _killed(url, "rollback", chance, within_s))
+    _timed("rollback", say, lambda: _killed(url, "rollback", within_s))
     found = verify.verify(engine, tell=_untold)
     with each_by_itself(engine) as connection:
         is_as_before = tables.ledger(connection).plain_sql == before
@@ -140,8 +138,8 @@ def _migrate(url: str, engine: Engine, rows: int, say: Say) -> list[float]:
     return old.waits_s
 
 
-def _killed(url: str, step: str, chance: random.Random, within_s: float) -> None:
-    old_code.kill_and_resume(url, step, kills=KILLS, chance=chance, within_s=within_s, timeout_s=1800)
+def _killed(url: str, step: str, within_s: float) -> None:
+    old_code.kill_and_resume(url, f"{step}*{KILLS}@{within_s}", timeout_s=1800)
 
 
 def _timed(what: str, say: Say, run: Callable[[], None]) -> None:

@@ -149,6 +149,7 @@ documents = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(documents)
 @example({"v": 1, "request_key": "k\n", "account_id": 6})

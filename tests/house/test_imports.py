@@ -1,6 +1,7 @@
 """The boundary is the broker: what stands before it never needs what stands behind it, and the pure stays pure."""
 
 import ast
+import functools
 import graphlib
 import os
 import re
@@ -28,8 +29,13 @@ OUTWARD = {
 }
 
 
-def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """Every module that a file imports, anywhere in it: line and full name."""
+@functools.cache
+def imported(path: Path) -> list[tuple[int, str]]:
+    """Line and full name of every module that a file imports, anywhere in it."""
+    return list(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)

@@ -5,10 +5,18 @@ import sys
 
 import pytest
 
+from tests import servers
+
 
 def test_an_unmarked_test_cannot_start_a_process() -> None:
     with pytest.raises(pytest.fail.Exception, match=r"cannot_start_a_process .*pytest\.mark\.process"):
         subprocess.run([sys.executable, "-c", ""], check=True)
+
+
+@pytest.fixture
+def redis_url() -> str:
+    """In place of the one that would start a server: pytest keeps the error of a refused start for later tests."""
+    return "redis://nowhere"
 
 
 def test_an_unmarked_test_cannot_use_a_server(request: pytest.FixtureRequest) -> None:
@@ -16,7 +24,9 @@ def test_an_unmarked_test_cannot_use_a_server(request: pytest.FixtureRequest) ->
         request.getfixturevalue("redis_url")
 
 
-def test_a_fixture_that_starts_a_server_brings_the_mark(request: pytest.FixtureRequest, redis_url: str) -> None:
+def test_a_fixture_that_starts_a_server_brings_the_mark(
+    request: pytest.FixtureRequest, redis_server: servers.Server
+) -> None:
     assert request.node.get_closest_marker("process")
 
 

@@ -292,6 +292,7 @@ def test_what_broke_off_after_any_statement_is_run_again(
     assert set(undisturbed) - {expected} <= seen
 
 
+@pytest.mark.slow
 def test_on_sqlite_a_broken_off_upgrade_leaves_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
     whole = open_engine(f"sqlite:///{tmp_path_factory.mktemp('whole')}/x.db")
     changes: list[None] = []

@@ -127,20 +127,17 @@ def assert_chains(engine: Engine) -> None:
 
 
 def test_a_table_in_use_old_code_writes_on_every_step_killed_and_all_the_way_back(url: str, engine: Engine) -> None:
-    chance = random.Random()
     legacy.create(engine, lacks_updated_at=True)
     legacy.fill(engine, ROWS)
     before, shape = rows_of(engine), definitions(engine)
 
     with legacy.writers(url, 4, rate=25) as old:
-        for step, within_s in (("expand", 0.6), ("backfill", 1.2), ("verify", 0.4)):
-            legacy.kill_and_resume(url, step, kills=2, chance=chance, within_s=within_s)
+        legacy.kill_and_resume(url, "expand*2@0.6", "backfill*2@1.2", "verify*2@0.4")
         with pytest.raises(ConfigurationError, match="old code is still writing"):
             contract.contract(engine, drop_business_unique=True, quiet_s=0.5, say=quiet, tell=quiet)
     assert not old.failures
     assert max(old.waits_s) < WAIT_S_MAX
-    legacy.kill_and_resume(url, "contract", kills=3, chance=chance, within_s=1.5)
-    run(engine, "verify")
+    legacy.kill_and_resume(url, "contract*3@1.5", "verify")
 
     assert_migrated(engine)
     assert_chains(engine)
@@ -149,8 +146,7 @@ def test_a_table_in_use_old_code_writes_on_every_step_killed_and_all_the_way_bac
     assert len(all_rows) > ROWS
     assert audit(engine, WHEELS).is_clean
 
-    legacy.kill_and_resume(url, "rollback", kills=2, chance=chance, within_s=0.4)
-    run(engine, "verify")
+    legacy.kill_and_resume(url, "rollback*2@0.4", "verify")
     assert definitions(engine) == shape
     assert rows_of(engine) == all_rows
     with legacy.writers(url, 1) as old:

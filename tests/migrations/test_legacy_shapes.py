@@ -191,11 +191,11 @@ def test_to_contracted_and_back_killed_at_every_step(url: str, engine: Engine, s
     before = everything(engine, last)
 
     with others_writing(url, shape):
-        legacy.kill_everywhere(url, {first_step(shape): 17, "backfill": 11, "verify": 7})
+        legacy.kill_and_resume(url, f"{first_step(shape)}/17", "backfill/11", "verify/7")
         assert_answered_from_first_rows(engine, some_of(names))
         service = others_writing(url, shape) if shape == "d" else nullcontext()
     with service:
-        legacy.kill_everywhere(url, {"contract": 11})
+        legacy.kill_and_resume(url, "contract/11")
         run(engine, "verify")
         assert_answered_from_first_rows(engine, some_of(names[5:]))
     with engine.connect() as connection:
@@ -217,7 +217,7 @@ def test_to_contracted_and_back_killed_at_every_step(url: str, engine: Engine, s
     with pytest.raises(ConfigurationError, match="new code has written"):
         run(engine, "rollback")
     with others_writing(url, shape) if shape == "d" else nullcontext():
-        legacy.kill_everywhere(url, {"rollback, rows kept": 13})
+        legacy.kill_and_resume(url, "rollback, rows kept/13")
     run(engine, "verify")
     assert definitions(engine) == shape_before
     assert everything(engine, last) == before

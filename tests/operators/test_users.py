@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from argon2 import PasswordHasher
 from sqlalchemy import Engine, select, text, update
 
+from tests.consoles import quick_hashes
 from tests.ledgers import migrated
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.storage.clock import utc_now
@@ -23,6 +22,12 @@ from tombola.worker.operators import users as operators
 
 PASSWORD = "correct horse battery"
 OTHER = "another twelve or more"
+
+
+@pytest.fixture(autouse=True)
+def hash_quickly() -> Iterator[None]:
+    with quick_hashes():
+        yield
 
 
 @pytest.fixture
@@ -217,31 +222,3 @@ def test_a_session_ends_after_half_a_day(engine: Engine) -> None:
     operators.open_session(engine, "ann")  # sweeps
     with engine.connect().execution_options(read_only=True) as connection:
         assert len(connection.execute(select(operator_sessions.c.operator)).all()) == 1
-
-
-def test_an_old_hash_is_made_anew(engine: Engine) -> None:
-    operators.add(engine, "ann", "operator", PASSWORD)
-    weak = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1).hash(PASSWORD)
-    with engine.begin() as connection:
-        connection.execute(update(table).values(password_hash=weak))
-    assert operators.verify(engine, "ann", OTHER) is None
-    assert operators.verify(engine, "ann", PASSWORD) is not None
-    with engine.connect().execution_options(read_only=True) as connection:
-        assert connection.execute(select(table.c.password_hash)).scalar_one() != weak
-    assert operators.verify(engine, "ann", PASSWORD) is not None
-
-
-def test_a_name_that_is_nobodys_takes_as_long(engine: Engine) -> None:
-    operators.add(engine, "ann", "operator", PASSWORD)
-
-    def seconds(name: str) -> float:
-        best = 60.0
-        for _ in range(5):
-            started = time.perf_counter()
-            assert operators.verify(engine, name, OTHER) is None
-            best = min(best, time.perf_counter() - started)
-        return best
-
-    seconds("eve")  # makes the hash to compare with
-    known, unknown = seconds("ann"), seconds("eve")
-    assert 0.5 < known / unknown < 2

@@ -1112,6 +1112,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @hypothesis_settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

@@ -847,6 +847,7 @@ class Requests(RuleBasedStateMachine):
         assert_books(self.engine)
 
 
+@pytest.mark.slow
 def test_a_requests_life_in_any_order(tmp_path: Path) -> None:
     Requests.template = tmp_path / "template.db"
     migrated(f"sqlite:///{Requests.template}")
