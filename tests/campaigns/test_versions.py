@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from tests.domain.test_manifest import WINTER
 from tests.ledgers import migrated
 from tombola.producers.domain.campaigns import manifest
+from tombola.producers.domain.campaigns.odds import Odds
 from tombola.producers.domain.errors import CampaignNotFound, InvalidRequest, ServiceUnavailable
 from tombola.producers.storage.campaigns import Campaigns, CampaignState
 from tombola.producers.storage.engines import open_engine
@@ -39,7 +40,7 @@ def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engin
     made.dispose()
 
 
-def publish(engine: Engine, odds: manifest.Odds = ODDS) -> versions.Published:
+def publish(engine: Engine, odds: Odds = ODDS) -> versions.Published:
     return versions.publish(engine, odds, bounds=BOUNDS, **BY)
 
 

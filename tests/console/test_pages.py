@@ -640,7 +640,7 @@ def test_housekeeping_that_is_not_done_is_said(console: Console, ann: Visitor, h
         report.counts["I3"] = 2
         audits.record(house.engine, report, by="shell:root@lot")
         said = live()
-    assert "The last audit was not clean (2 violations)" in said["words"][0]
+    assert "The last audit was not clean (2 violations)" in said["warnings"][0]
     assert said["audit"].endswith(": 2 violations")
 
 

@@ -9,7 +9,7 @@ from argon2 import PasswordHasher
 from sqlalchemy import Engine, select, update
 
 from tests.ledgers import migrated
-from tombola.producers.storage.database import open_engine
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import operators as table
 from tombola.worker.operators import users as operators
 

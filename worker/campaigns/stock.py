@@ -36,7 +36,7 @@ def change(
         .with_for_update()
     )
     rows = {row.stock_key: row.units for row in found}
-    left = sum(rows.values())
+    left: int = sum(rows.values())
     if left + units < 0:
         raise InvalidRequest(f"prize {prize.code!r} of {campaign} has {left:,} units left: {-units:,} are too many")
     keys = sorted({*rows, *(stock_key(campaign, prize.code, shard) for shard in range(prize.shards))})

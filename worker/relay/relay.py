@@ -85,7 +85,7 @@ class Relay:
     def _bury_unseen(self) -> None:
         if time.monotonic() < self._next_look_for_unseen:
             return
-        while parking.bury_unseen_once(self._engine, worker=relay_name()) == states.IN_LIST_MAX:
+        while parking.bury_unseen_once(self._engine, worker=relay_name()) == states.ROWS_MAX:
             pass
         self._next_look_for_unseen = time.monotonic() + LOOK_FOR_UNSEEN_EVERY_S
 
