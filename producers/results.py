@@ -231,7 +231,7 @@ class ResultStore:
                     message = subscription.get_message(timeout=until - now)
                     if message is not None:
                         body = unwrap(message["data"], lottery_session_id, self._secret)
-                        is_doubtful = tells_dead(message["data"], lottery_session_id, self._secret)
+                        is_doubtful = is_dead_envelope(message["data"], lottery_session_id, self._secret)
                     else:
                         is_doubtful = now < ask_at <= time.monotonic() < deadline
                     if is_doubtful:
@@ -319,7 +319,7 @@ def unwrap(envelope: bytes, lottery_session_id: str, secret: bytes = b"") -> byt
     return body if result.lottery_session_id == lottery_session_id else None
 
 
-def tells_dead(envelope: bytes, lottery_session_id: str, secret: bytes = b"") -> bool:
+def is_dead_envelope(envelope: bytes, lottery_session_id: str, secret: bytes = b"") -> bool:
     """Whether an envelope says that this session's draw is dead. Only a hint: ask the database."""
     if not envelope.startswith(_DEAD_HEAD):
         return False

@@ -12,7 +12,14 @@ from typing import Any, Final, TypeVar
 import amqp
 import kombu
 
-from tombola.producers.brokers.rabbitmq import AMQP_ERRORS, HEARTBEAT_S, Connection, blocked_words, open_amqp, said
+from tombola.producers.brokers.rabbitmq import (
+    AMQP_ERRORS,
+    HEARTBEAT_S,
+    Connection,
+    blocked_words,
+    error_text,
+    open_amqp,
+)
 from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE
 from tombola.producers.domain.errors import BrokerBlocked, PublishFailed, ServiceUnavailable
 from tombola.producers.domain.signatures import NO_KEYS, Headers, Keyring
@@ -149,7 +156,7 @@ class QueueBroker:
             raise PublishFailed(str(error)) from error
         except AMQP_ERRORS as error:
             self._leave()
-            raise PublishFailed(f"RabbitMQ did not confirm the draws: {said(error)}") from error
+            raise PublishFailed(f"RabbitMQ did not confirm the draws: {error_text(error)}") from error
         finally:
             self._used_at = time.monotonic()
             lock.release()

@@ -60,7 +60,7 @@ def open_amqp(url: str, *, timeout_s: float = CONNECT_TIMEOUT_S, heartbeat_s: fl
         )
     except (*AMQP_ERRORS, *connection.connection_errors) as error:
         connection.release()
-        raise ServiceUnavailable(f"RabbitMQ does not answer: {said(error)}") from error
+        raise ServiceUnavailable(f"RabbitMQ does not answer: {error_text(error)}") from error
     return connection
 
 
@@ -75,7 +75,7 @@ def unopened(url: str, *, timeout_s: float = CONNECT_TIMEOUT_S, heartbeat_s: flo
     )
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """The message of an error, or the name of its type where the message is empty."""
     return str(error) or type(error).__name__
 

@@ -85,14 +85,14 @@ def _check(hello: Any) -> None:
     """Raise unless `hello` is the reply of a primary that is not part of a Cluster."""
     if not isinstance(hello, dict):
         hello = dict(zip(hello[::2], hello[1::2], strict=False)) if isinstance(hello, list) else {}
-    said = {_text(name): _text(value) for name, value in hello.items()}
-    if said.get("mode") == "cluster":
+    fields = {_text(name): _text(value) for name, value in hello.items()}
+    if fields.get("mode") == "cluster":
         raise UnsupportedRedis(
             "this is a Redis Cluster, which tombola does not support yet: use a single primary with replicas"
         )
-    if said.get("mode") == "sentinel":
+    if fields.get("mode") == "sentinel":
         raise UnsupportedRedis("this is a Redis Sentinel: use the address of the primary that it watches")
-    if said.get("role", "master") not in ("master", "primary"):
+    if fields.get("role", "master") not in ("master", "primary"):
         raise NotPrimary("this Redis is a replica: draws and results are written at its primary")
 
 
@@ -101,8 +101,8 @@ def _text(value: Any) -> str:
 
 
 def _leads_elsewhere(error: redis.ResponseError) -> bool:
-    said = str(error)
-    return isinstance(error, _ELSEWHERE_CLASSES) or said.startswith(_ELSEWHERE) or _IN_SCRIPT in said
+    text = str(error)
+    return isinstance(error, _ELSEWHERE_CLASSES) or text.startswith(_ELSEWHERE) or _IN_SCRIPT in text
 
 
 class _ToPrimary:

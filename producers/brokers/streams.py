@@ -31,7 +31,7 @@ def declare_group(client: redis.Redis) -> None:
             raise
 
 
-def told_of_stream(error: redis.RedisError) -> str:
+def stream_error_text(error: redis.RedisError) -> str:
     """An error of the Stream as an operator needs it."""
     if str(error).startswith("WRONGTYPE"):
         return (
@@ -68,13 +68,13 @@ class StreamBroker:
             raise
         except redis.RedisError as error:
             self._declared = False
-            raise PublishFailed(f"Redis did not take the draws: {told_of_stream(error)}") from error
+            raise PublishFailed(f"Redis did not take the draws: {stream_error_text(error)}") from error
 
     def backlog(self) -> int:
         try:
             return int(self._client.xlen(QUEUE))  # an acked entry is deleted as well
         except redis.RedisError as error:
-            raise PublishFailed(f"Redis does not answer how many messages wait: {told_of_stream(error)}") from error
+            raise PublishFailed(f"Redis does not answer how many messages wait: {stream_error_text(error)}") from error
 
     def pending(self) -> int:
         """The number of messages in hand, which RabbitMQ does not report. Raises PublishFailed."""

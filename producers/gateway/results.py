@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, RedisError, ResponseError
 
 from tombola.producers.brokers.redis_clients import open_async_pool
-from tombola.producers.results import KEY_PREFIX, tells_dead, unwrap
+from tombola.producers.results import KEY_PREFIX, is_dead_envelope, unwrap
 from tombola.producers.storage.requests import SessionState
 
 log = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class Results:
             if message["type"] == "message":
                 session_id = message["channel"].decode().removeprefix(KEY_PREFIX)
                 self._hand_out(session_id, unwrap(message["data"], session_id, self._secret))
-                if tells_dead(message["data"], session_id, self._secret):
+                if is_dead_envelope(message["data"], session_id, self._secret):
                     self._answer(session_id, None)  # each wait asks the database then
 
     async def _ask_database(self) -> None:

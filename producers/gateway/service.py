@@ -86,7 +86,7 @@ class Gateway:
         return await self.readers.run(in_thread)
 
     def find_states(self, session_ids: Sequence[str]) -> dict[str, SessionState]:
-        """The states of these sessions, by session,; blocks."""
+        """The states of these sessions, by session; blocks."""
         found: dict[str, SessionState] = {}
         with self.engine.connect().execution_options(read_only=True) as connection:
             for some in chunks(session_ids):

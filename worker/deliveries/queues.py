@@ -21,7 +21,14 @@ from amqp import spec
 from amqp.serialization import dumps
 
 from tombola.producers.brokers.quorum_queues import QueueBroker, declare_queues
-from tombola.producers.brokers.rabbitmq import AMQP_ERRORS, ANSWER_TIMEOUT_S, UNDECODABLE, Connection, open_amqp, said
+from tombola.producers.brokers.rabbitmq import (
+    AMQP_ERRORS,
+    ANSWER_TIMEOUT_S,
+    UNDECODABLE,
+    Connection,
+    error_text,
+    open_amqp,
+)
 from tombola.producers.brokers.streams import DEAD_QUEUE, QUEUE
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
@@ -219,7 +226,7 @@ def _explained(what: str, close: Callable[[], None]) -> Iterator[None]:
         raise
     except AMQP_ERRORS as error:
         close()
-        raise ServiceUnavailable(f"{what}: {said(error)}") from error
+        raise ServiceUnavailable(f"{what}: {error_text(error)}") from error
 
 
 def _await(wire: Connection, wait_s: float) -> None:

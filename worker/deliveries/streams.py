@@ -21,7 +21,7 @@ from typing import Any, Final
 import redis
 
 from tombola.producers.brokers.redis_clients import open_redis
-from tombola.producers.brokers.streams import BODY_FIELD, GROUP, QUEUE, declare_group, told_of_stream
+from tombola.producers.brokers.streams import BODY_FIELD, GROUP, QUEUE, declare_group, stream_error_text
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.domain.signatures import SIGNATURE, SIGNATURE_LENGTH
 from tombola.worker.deliveries import HELD_BYTES_MAX, NO_HEADERS, Delivery, received
@@ -176,7 +176,7 @@ class StreamDeliveries:
             return fetched
         except redis.RedisError as error:
             self._declared = False  # FLUSHALL deletes the group as well
-            raise ServiceUnavailable(f"the Stream cannot be read: {told_of_stream(error)}") from error
+            raise ServiceUnavailable(f"the Stream cannot be read: {stream_error_text(error)}") from error
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
@@ -305,7 +305,7 @@ def _outages(done: str) -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise ServiceUnavailable(f"the Stream's entries cannot be {done}: {told_of_stream(error)}") from error
+        raise ServiceUnavailable(f"the Stream's entries cannot be {done}: {stream_error_text(error)}") from error
 
 
 def _as_it_is(reply: Any, **_options: Any) -> Any:
