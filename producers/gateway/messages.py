@@ -1,4 +1,4 @@
-"""What travels over HTTP: the bodies of requests and of answers. The OpenAPI document is made of these."""
+"""The bodies of HTTP requests and answers. The OpenAPI document takes its schemas from these types."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AccountId = Annotated[int, msgspec.Meta(ge=1, le=ACCOUNT_ID_MAX)]
 
 
 class NewDraw(msgspec.Struct, forbid_unknown_fields=True):
-    """A draw to be made; its request key is the header `Idempotency-Key`."""
+    """The body of POST /v1/draws; the draw's request key is the header `Idempotency-Key`."""
 
     account_id: AccountId
     campaign: KeyText = CAMPAIGN_DEFAULT
@@ -25,7 +25,7 @@ class NewDraw(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NewDrawInBatch(msgspec.Struct, forbid_unknown_fields=True):
-    """A draw to be made, with its request key: one is made here for those that have none."""
+    """A draw in a batch, with its request key; the gateway makes a key for a draw without one."""
 
     account_id: AccountId
     request_key: KeyText | None = None
@@ -34,13 +34,13 @@ class NewDrawInBatch(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NewDraws(msgspec.Struct, forbid_unknown_fields=True):
-    """Draws to be made, each for itself."""
+    """The body of POST /v1/draws/batch: draws that are accepted or refused independently."""
 
     draws: Annotated[list[NewDrawInBatch], msgspec.Meta(min_length=1, max_length=BATCH_SIZE_MAX)]
 
 
 class DrawTicket(msgspec.Struct, frozen=True):
-    """The receipt of an accepted draw. The same one for every repeat."""
+    """The ticket of an accepted draw; repeats get the same ticket."""
 
     request_key: str
     lottery_session_id: str
@@ -48,7 +48,7 @@ class DrawTicket(msgspec.Struct, frozen=True):
 
 
 class BatchAnswer(msgspec.Struct, frozen=True):
-    """What one draw of a batch was answered: a ticket, or a problem."""
+    """The answer to one draw of a batch: a ticket or a problem."""
 
     status: int
     replayed: bool
@@ -57,13 +57,13 @@ class BatchAnswer(msgspec.Struct, frozen=True):
 
 
 class BatchAnswers(msgspec.Struct, frozen=True):
-    """An answer for each draw, in their order."""
+    """An answer for each draw of a batch, in the order of the draws."""
 
     answers: list[BatchAnswer]
 
 
 class DeadDraw(msgspec.Struct, frozen=True):
-    """A draw that was given up: nothing was charged. `detail` says why, and what can be done."""
+    """A dead draw: nothing was charged. `detail` says why, and what can be done."""
 
     request_key: str
     lottery_session_id: str
@@ -75,7 +75,7 @@ class DeadDraw(msgspec.Struct, frozen=True):
 
 
 class SessionRow(LedgerRow, frozen=True):
-    """One ledger row of a session."""
+    """A ledger row of a lottery session."""
 
     transaction_id: int
     account_id: int
@@ -83,7 +83,7 @@ class SessionRow(LedgerRow, frozen=True):
 
 
 class AccountView(msgspec.Struct, frozen=True):
-    """An account as it stands; `balance` has two decimals."""
+    """An account; `balance` has two decimals."""
 
     account_id: int
     user_id: int
@@ -92,7 +92,7 @@ class AccountView(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """What this gateway needs, and what of it is missing. Without a broker or results it goes on accepting."""
+    """Whether each server answers; `missing` names those that do not. Accepting needs only the database."""
 
     database: bool
     broker: bool

@@ -432,7 +432,8 @@ def test_a_canary_stops_by_itself_when_the_cause_comes_back(operator: Seat, nigh
     page.get_by_label("Canary").fill("2")
     page.get_by_label("Reason").fill("is the spring campaign back?")
     page.get_by_role("button", name="Start the replay").click()
-    expect(page.locator("#hopeless")).to_contain_text("12 of 12 would be parked still, or again. Nothing was started.")
+    warning = "12 of 12 would stay parked, or be parked again. Nothing was started."
+    expect(page.locator("#hopeless")).to_contain_text(warning)
     expect(page.get_by_label("Canary")).to_have_value("2")
     expect(page.get_by_label("Reason")).to_have_value("is the spring campaign back?")
     assert ("ann", "replay", "is the spring campaign back?") not in night.recorded()

@@ -586,7 +586,7 @@ def test_a_refusal_is_told_and_not_repeated(deployment: Deployment, tab: Tab, st
     assert len(tab.posts) == 1
     assert tab.kept() == (dict(tab.posts) if is_kept else {})
     if is_kept:  # it may yet be taken, after a login, say
-        tab.says("It is sent again when this page is loaded again.")
+        tab.says("The draw is sent again when this page is loaded again.")
         tab.page.reload()
         tab.finished()
         assert_one_charge(deployment, tab)
