@@ -409,9 +409,7 @@ def test_with_the_result_store_down_there_is_one_charge(mariadb_url: str, rabbit
             store.kill()
             for task_id in ("first", "first", "second"):
                 shop.send_task("tombola.draw", kwargs={"account_id": account_id}, queue=SHOPS, task_id=task_id)
-            wait_for(
-                lambda: worker.log().count("rebuilt when it is asked for") == 3, within_s=WITHIN_S, what=worker.log
-            )
+            wait_for(lambda: worker.log().count("rebuilt at the next request") == 3, within_s=WITHIN_S, what=worker.log)
             house.wait_settled(2, within_s=WITHIN_S, log=worker.log)
             store.restart()
             assert worker.stop() == 0, worker.log()

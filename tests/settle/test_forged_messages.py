@@ -440,6 +440,6 @@ def test_celerys_task_draws_what_is_accepted(careful_house: House) -> None:
 def test_the_doctor_says_so(env: dict[str, str], status: str) -> None:
     (check,) = (it for it in examine_settings(Settings.from_env(env)) if it.name == "message secret")
     assert check.status == status
-    assert ("whoever can write to the broker" in check.cure) == (status == "warn")
+    assert ("anyone who can write to the broker" in check.cure) == (status == "warn")
     (check,) = (it for it in examine_settings(Settings.from_env(env)) if it.name == "result secret")
     assert check.status == "warn"

@@ -1,4 +1,7 @@
-"""The record of operators' actions: who, when, what, why and how many. Rows are only added (ARCHITECTURE, I12)."""
+"""The record of operators' actions: who, when, what, why and how many. Rows are only added.
+
+ARCHITECTURE, Invariants: I12.
+"""
 
 from __future__ import annotations
 
