@@ -56,7 +56,7 @@ def known_of(*vulnerable: str) -> Iterator[str]:
 
 
 def audit_deps(url: str, *, has_bill: bool = False) -> subprocess.CompletedProcess[str]:
-    """`make audit-deps`, asking the server at `url`, without installing, and without the bill of materials if `has_bill`."""
+    """Run `make audit-deps` against the server at `url`; with `has_bill`, without making the bill of materials."""
     done_already = ["-o", ".venv/dev", *(["-o", "sbom"] if has_bill else [])]
     command = ["make", "-s", *done_already, "audit-deps", f"ARGS=--vulnerability-service osv --osv-url {url}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
