@@ -4,7 +4,7 @@ ARGS ?=
 # The tests start workers and gateways by the dozen: what they import is compiled once, also where the environment says no.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run check test bench chaos lint audit-deps lock clean help
+.PHONY: run check test bench chaos lint sbom audit-deps lock clean help
 .DEFAULT_GOAL := run
 
 run: .venv/run  ## draws from end to end on an embedded default: no server, no root
@@ -27,11 +27,14 @@ bench: .venv/dev  ## the figures of the README, and its chart
 chaos: .venv/dev  ## the longer fault runs
 	$(BIN)/python -m pytest -m chaos $(ARGS)
 
-audit-deps: .venv/dev  ## known vulnerabilities of what is locked, as the package index tells them; a bill of materials
-	@mkdir -p build && rm -f build/vulnerabilities.txt
+sbom: .venv/dev  ## a bill of materials of what is locked: build/tombola.cdx.json
+	@mkdir -p build
 	@PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml \
 		--output-reproducible -o build/tombola.cdx.json
-	@echo "audit-deps: the bill of materials is build/tombola.cdx.json"
+	@echo "sbom: the bill of materials is build/tombola.cdx.json"
+
+audit-deps: .venv/dev sbom  ## known vulnerabilities of what is locked, as the package index tells them; a bill of materials
+	@mkdir -p build && rm -f build/vulnerabilities.txt
 	@$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements.lock \
 		-r requirements-dev.lock --output build/vulnerabilities.txt $(ARGS) || { \
 		test -s build/vulnerabilities.txt && cat build/vulnerabilities.txt && echo "audit-deps: update these" >&2 || \

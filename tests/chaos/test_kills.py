@@ -68,7 +68,18 @@ def assert_answered(house: House, queued: list[DrawRequest]) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("place", ["before_commit", "after_commit", "after_results"])
+@pytest.mark.parametrize(
+    ("house", "place"),
+    [
+        ("redis", "before_commit"),
+        ("redis", "after_commit"),
+        ("redis", "after_results"),
+        ("rabbitmq", "after_commit"),
+        pytest.param("rabbitmq", "before_commit", marks=pytest.mark.chaos),
+        pytest.param("rabbitmq", "after_results", marks=pytest.mark.chaos),
+    ],
+    indirect=["house"],
+)
 def test_a_worker_that_is_killed_half_way(house: House, place: str) -> None:
     queued = draws(house.accounts(10), 300)
     house.enqueue(queued)

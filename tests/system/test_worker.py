@@ -35,6 +35,9 @@ def house(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Ite
         yield house
 
 
+on_mariadb = pytest.mark.parametrize("house", ["mariadb-redis", "mariadb-rabbitmq"], indirect=True)
+
+
 @pytest.fixture
 def results(redis_url: str) -> Iterator[ResultStore]:
     store = ResultStore.open(redis_url, ttl_s=600)  # no engine: what it finds was put there by a worker
@@ -108,6 +111,7 @@ def test_draws_settle_and_are_answered_around_bad_input(house: House, results: R
     assert house.violations() == []
 
 
+@on_mariadb
 def test_send_task_draws_too(house: House, redis_url: str, results: ResultStore) -> None:
     """A shop that has Celery and nothing of ours; a draw that comes as a message and as a task is one draw."""
     (account_id,) = house.accounts(1, balance=2)
@@ -133,7 +137,7 @@ def test_send_task_draws_too(house: House, redis_url: str, results: ResultStore)
     assert house.violations() == []
 
 
-@pytest.mark.parametrize("house", ["mariadb-redis", "mariadb-rabbitmq"], indirect=True)
+@on_mariadb
 def test_a_warm_shutdown_in_full_swing_loses_nothing(house: House) -> None:
     accounts = house.accounts(50)
     total = 1500
