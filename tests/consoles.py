@@ -28,7 +28,7 @@ def quick_hashes() -> Iterator[None]:
     hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(users, "_hasher", lambda: hasher)
-        patch.setattr(users, "_nobodys_hash", functools.cache(lambda: hasher.hash(PASSWORD * 2)))
+        patch.setattr(users, "_hash_for_unknown", functools.cache(lambda: hasher.hash(PASSWORD * 2)))
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -295,6 +296,11 @@ def test_a_bad_manifest_is_one_sentence_that_names_the_line(name: str) -> None:
     assert word in message
     if line:
         assert message.startswith(f"line {line}: "), message
+
+
+def test_the_manifest_in_the_documents_is_right() -> None:
+    page = (Path(__file__).parents[2] / "worker/docs/campaigns.md").read_text()
+    assert manifest.parse(page.split("```toml\n")[1].split("```")[0]).name == "winter-2026"
 
 
 def test_there_are_many_ways_to_be_wrong() -> None:

@@ -22,7 +22,7 @@ from tombola.worker.audit.on_record import API_KEY_ADD
 from tombola.worker.cli import app
 from tombola.worker.cli.access import _on_record
 from tombola.worker.ledger import accounts
-from tombola.worker.operators import actions
+from tombola.worker.operators import actions, once
 from tombola.worker.operators.actions import Action
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Settled
@@ -192,7 +192,7 @@ def test_an_unclear_outcome_is_found_out_with_the_key(engine: Engine, monkeypatc
         raise ServiceUnavailable("the database does not answer: lost")
 
     with monkeypatch.context() as patched:
-        patched.setattr(accounts, "again_after_conflicts", lose)
+        patched.setattr(once, "again_after_conflicts", lose)
         ended = CliRunner().invoke(app, ["account", "recharge", "--account", str(account_id), "--amount", "5"])
     match = re.search(r"run the same command with --key (\S+);", str(ended.exception))
     assert match
