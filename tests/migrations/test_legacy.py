@@ -495,7 +495,7 @@ def test_the_command(url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) 
     assert "ALGORITHM=INSTANT" in tombola("expand", "--sql")
     tombola("expand")
     assert json.loads(tombola("status", "--json"))["stage"] == "expanded"
-    assert "500 rows got their keys" in tombola("backfill")
+    assert "500 rows were given keys" in tombola("backfill")
     assert json.loads(tombola("verify", "--json"))["duplicates"] == 0
     tombola("contract", "--drop-business-unique", "--quiet-s", "0.2", "--yes")
     assert "contracted" in tombola("status")

@@ -630,7 +630,7 @@ def test_the_command(url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) 
     assert "CREATE TABLE" in tombola("adopt", "--sql")
     tombola("adopt")
     assert json.loads(tombola("status", "--json"))["stage"] == "adopted"
-    assert "0 rows got their keys" in tombola("backfill", "--follow")
+    assert "0 rows were given keys" in tombola("backfill", "--follow")
     tombola("verify")
     assert "COPY" in tombola("contract", "--sql")
     tombola("contract", "--quiet-s", "0", "--yes", "--writers-wait")
