@@ -49,7 +49,7 @@ BISECT_S_MAX: Final = 0.5
 STALE_WITHIN_S: Final = 1.0
 RENAMES_MAX: Final = 4  # key and session, and each once more where two callers submit one name at the same time
 
-Answer = Acceptance | DrawError
+EntryAnswer = Acceptance | DrawError
 Numbered = tuple[int, Submission]
 
 
@@ -133,7 +133,7 @@ class Entry:
             answers.append(answer)
         return answers
 
-    def accept_each(self, submissions: Sequence[Submission], *, busy_wait_s: float = BUSY_WAIT_S) -> list[Answer]:
+    def accept_each(self, submissions: Sequence[Submission], *, busy_wait_s: float = BUSY_WAIT_S) -> list[EntryAnswer]:
         """Accept `submissions` independently; return an answer or an error for each, in order. Never raises.
 
         UnknownCampaign, or InvalidKey for an alias that is not the caller's: nothing was written. RequestBusy: another
@@ -154,16 +154,16 @@ class Entry:
             pause_s = min(BUSY_PAUSE_S_MAX, 2 * pause_s)
         return self._answers_of(submissions, answers)
 
-    def accept_free(self, submissions: Sequence[Submission]) -> list[Answer]:
+    def accept_free(self, submissions: Sequence[Submission]) -> list[EntryAnswer]:
         """`accept_each` without waiting: RequestBusy for requests that other transactions hold, or perhaps hold."""
         return self._answers_of(submissions, self._accept_free(submissions))
 
-    def _answers_of(self, submissions: Sequence[Submission], answers: Mapping[int, Answer]) -> list[Answer]:
+    def _answers_of(self, submissions: Sequence[Submission], answers: Mapping[int, EntryAnswer]) -> list[EntryAnswer]:
         in_order = [answers[number] for number in range(len(answers))]
         self._remember(submissions, in_order)
         return in_order
 
-    def _accept_free(self, submissions: Sequence[Submission]) -> dict[int, Answer]:
+    def _accept_free(self, submissions: Sequence[Submission]) -> dict[int, EntryAnswer]:
         part = list(enumerate(submissions))
         strangers = [it for it in part if self._why_not(it[1]) is not None]
         if not strangers:
@@ -182,13 +182,13 @@ class Entry:
                 return InvalidKey(f"{name} has the form of an alias, which cannot be chosen")
         return None
 
-    def _accept_some(self, part: Sequence[Numbered], *, bisect_until: float = 0.0) -> dict[int, Answer]:
+    def _accept_some(self, part: Sequence[Numbered], *, bisect_until: float = 0.0) -> dict[int, EntryAnswer]:
         """Accept `part` in one transaction, without requests that others hold; find refused requests by halving.
 
         Until `bisect_until` (monotonic clock) halving also finds requests behind a lock that `_held` cannot see:
         a gap between two keys.
         """
-        busy: dict[int, Answer] = {}
+        busy: dict[int, EntryAnswer] = {}
         unit: AbstractContextManager[Transaction]
         # Accepting writes with one INSERT, which needs no transaction. Where it fails, later tries use a transaction;
         # rows that were inserted after all are found as repeats then, and the relay publishes them.
@@ -226,7 +226,7 @@ class Entry:
 
     def _accept_together(
         self, unit: AbstractContextManager[Transaction], part: Sequence[Numbered]
-    ) -> dict[int, Answer]:
+    ) -> dict[int, EntryAnswer]:
         now = clock.now(self.engine)
         with unit as open_transaction:
             answers = _accept_under_own_names(
@@ -234,7 +234,9 @@ class Entry:
             )
         return {number: answer for (number, _), answer in zip(part, answers, strict=True)}
 
-    def _accept_refused(self, part: Sequence[Numbered], error: Exception, bisect_until: float) -> dict[int, Answer]:
+    def _accept_refused(
+        self, part: Sequence[Numbered], error: Exception, bisect_until: float
+    ) -> dict[int, EntryAnswer]:
         """The database or tombola's own code fails on a request in `part`: find it, and accept the others."""
         if len(part) > 1:
             return self._halved(part, bisect_until)
@@ -242,7 +244,7 @@ class Entry:
         log.error("request %s cannot be accepted", it.request.request_key, exc_info=error, extra=about(it.request))
         return _all(part, InternalError())
 
-    def _halved(self, part: Sequence[Numbered], bisect_until: float) -> dict[int, Answer]:
+    def _halved(self, part: Sequence[Numbered], bisect_until: float) -> dict[int, EntryAnswer]:
         middle = len(part) // 2
         first = self._accept_some(part[:middle], bisect_until=bisect_until)
         return first | self._accept_some(part[middle:], bisect_until=bisect_until)
@@ -257,7 +259,7 @@ class Entry:
             log.warning("which requests are held is unknown: %s", explain(error))
             return set()
 
-    def _recognise(self, strangers: Sequence[Numbered]) -> dict[int, Answer]:
+    def _recognise(self, strangers: Sequence[Numbered]) -> dict[int, EntryAnswer]:
         """Answer requests that cannot be accepted as new ones: a repeat gets its answer, any other request an error."""
         names = [name for _, it in strangers for name in _spellings(it)]
         try:
@@ -267,7 +269,7 @@ class Entry:
             return _all(strangers, explain(error))
         return {number: self._as_known(it, known) for number, it in strangers}
 
-    def _as_known(self, submission: Submission, known: Mapping[str, RequestRecord]) -> Answer:
+    def _as_known(self, submission: Submission, known: Mapping[str, RequestRecord]) -> EntryAnswer:
         """The answer to a request that cannot be accepted as a new one; `known` are the rows under its names."""
         is_used = False
         for name in _spellings(submission):
@@ -316,7 +318,7 @@ class Entry:
         except SQLAlchemyError as error:
             raise explain(error) from error
 
-    def _remember(self, submissions: Sequence[Submission], answers: Sequence[Answer]) -> None:
+    def _remember(self, submissions: Sequence[Submission], answers: Sequence[EntryAnswer]) -> None:
         now = time.monotonic()
         with self._lock:
             for it, answer in zip(submissions, answers, strict=True):
@@ -372,5 +374,5 @@ def _spellings(submission: Submission) -> list[_Name]:
     ]
 
 
-def _all(part: Sequence[Numbered], error: DrawError) -> dict[int, Answer]:
+def _all(part: Sequence[Numbered], error: DrawError) -> dict[int, EntryAnswer]:
     return {number: error for number, _ in part}

@@ -383,21 +383,23 @@ def run_step(engine: Engine, step: str) -> None:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    def tell(*_progress: object) -> None:
+    def on_progress(*_progress: object) -> None:
         pass
 
     match step:
         case "expand":
-            expand.expand(engine, say=say, tell=tell)
+            expand.expand(engine, say=say, on_progress=on_progress)
         case "adopt":
-            expand.adopt(engine, say=say, tell=tell)
+            expand.adopt(engine, say=say, on_progress=on_progress)
         case "backfill":
-            backfill.backfill(engine, own_session=False, follow=False, say=say, tell=tell)
+            backfill.backfill(engine, own_session=False, follow=False, say=say, on_progress=on_progress)
         case "verify":
-            found = verify.verify(engine, tell=tell)
+            found = verify.verify(engine, on_progress=on_progress)
             assert found.is_clean, found.problems
         case "contract":
-            contract.contract(engine, drop_business_unique=True, quiet_s=0.2, writers_wait=True, say=say, tell=tell)
+            contract.contract(
+                engine, drop_business_unique=True, quiet_s=0.2, writers_wait=True, say=say, on_progress=on_progress
+            )
         case "rollback":
             rollback.rollback(engine, keep_new_rows=False, writers_wait=True, say=say)
         case "rollback, rows kept":

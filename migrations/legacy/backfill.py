@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from tombola.migrations.legacy import checksums, record, tables
-from tombola.migrations.legacy.session import Say, Tell, alter, code_of, each_by_itself, turn
+from tombola.migrations.legacy.session import OnProgress, Say, alter, code_of, each_by_itself, turn
 from tombola.migrations.legacy.shapes import CAN_BE_FILLED, IS_USABLE
 from tombola.migrations.legacy.tables import ACCOUNT_INDEX, KEY, KEY_INDEX, LEDGER, SESSION, SESSION_INDEX, Definition
 from tombola.producers.domain.errors import ConfigurationError
@@ -90,7 +90,7 @@ def backfill(
     own_session: bool,
     follow: bool,
     say: Say,
-    tell: Tell,
+    on_progress: OnProgress,
     stopping: threading.Event | None = None,
 ) -> int:
     """Do what is left, and with `follow` continue until contract is done; return how many rows got a key.
@@ -106,11 +106,11 @@ def backfill(
             say("nothing to do: every row has a key, and the ledger takes no other")
             return 0
         restore_keys(connection)
-    filled = _Sweep(engine, own_session, tell, stopping).run()
+    filled = _Sweep(engine, own_session, on_progress, stopping).run()
     if stopping.is_set():
         say("stopped: run it again, and it goes on from here")
         return filled
-    _build_indexes(engine, say, tell)
+    _build_indexes(engine, say, on_progress)
     filled += catch_up(engine, own_session=own_session)
     _end(engine, say)
     while follow and not stopping.wait(FOLLOW_EVERY_S):
@@ -157,8 +157,8 @@ def restore_keys(connection: Connection) -> None:
 class _Sweep:
     """The sweep over the old rows, up to the highest id at its beginning."""
 
-    def __init__(self, engine: Engine, own_session: bool, tell: Tell, stopping: threading.Event) -> None:
-        self._engine, self._own_session, self._tell, self._stopping = engine, own_session, tell, stopping
+    def __init__(self, engine: Engine, own_session: bool, on_progress: OnProgress, stopping: threading.Event) -> None:
+        self._engine, self._own_session, self._on_progress, self._stopping = engine, own_session, on_progress, stopping
         self._pause_share = PAUSE_SHARE_MIN
         self._usual_s = 0.0
         self._next_look = 0.0
@@ -188,7 +188,7 @@ class _Sweep:
                     continue
                 took_s = time.monotonic() - begin
                 size = min(SIZE_MAX, max(SIZE_MIN, size * min(1.5, max(0.5, TARGET_S / max(took_s, 1e-4)))))
-                self._tell("rows", details["last_id"], details["up_to"])
+                self._on_progress("rows", details["last_id"], details["up_to"])
                 self._look(canary)
                 time.sleep(took_s * self._pause_share)
         return filled
@@ -241,7 +241,7 @@ def _duplicates_told() -> Iterator[None]:
         ) from None
 
 
-def _build_indexes(engine: Engine, say: Say, tell: Tell) -> None:
+def _build_indexes(engine: Engine, say: Say, on_progress: OnProgress) -> None:
     with turn(engine, say) as connection:
         statement = index_statement(tables.ledger(connection))
         if statement is None:
@@ -250,7 +250,7 @@ def _build_indexes(engine: Engine, say: Say, tell: Tell) -> None:
         upto = tables.highest_id(connection)
         with _duplicates_told():
             alter(connection, [statement], say)
-        checksums.take(connection, record.recorded(connection).details, upto, tell)
+        checksums.take(connection, record.recorded(connection).details, upto, on_progress)
 
 
 def catch_up(engine: Engine, *, own_session: bool) -> int:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
-from tombola.migrations.legacy.session import Tell
+from tombola.migrations.legacy.session import OnProgress
 from tombola.migrations.legacy.tables import KEY, LEDGER, SESSION, quoted
 
 CHUNK_ROWS: Final = 5000
@@ -109,7 +109,7 @@ def taken_to(connection: Connection) -> int:
     return int(connection.execute(text("SELECT COALESCE(MAX(last_id), 0) FROM legacy_migration_chunks")).scalar_one())
 
 
-def take(connection: Connection, details: Mapping[str, Any], last_id: int, tell: Tell) -> None:
+def take(connection: Connection, details: Mapping[str, Any], last_id: int, on_progress: OnProgress) -> None:
     """Record the checksums up to `last_id`, from where an earlier run ended."""
     recipe = Recipe.of(details)
     for first, upto in ranges(connection, taken_to(connection), last_id):
@@ -118,4 +118,4 @@ def take(connection: Connection, details: Mapping[str, Any], last_id: int, tell:
             text("INSERT IGNORE INTO legacy_migration_chunks VALUES (:first, :last, :rows, :checksum)"),
             {"first": first, "last": upto, "rows": rows, "checksum": value},
         )
-        tell("checksums", upto, last_id)
+        on_progress("checksums", upto, last_id)

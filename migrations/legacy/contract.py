@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from tombola import migrations
 from tombola.migrations import history
 from tombola.migrations.legacy import backfill, checksums, record, tables
-from tombola.migrations.legacy.session import CANNOT, Say, Tell, alter, code_of, each_by_itself, turn
+from tombola.migrations.legacy.session import CANNOT, OnProgress, Say, alter, code_of, each_by_itself, turn
 from tombola.migrations.legacy.tables import ACCOUNTS, BUSINESS_UNIQUE, FOREIGN_KEY, KEY, LEDGER, SESSION, Definition
 from tombola.producers.domain.errors import ConfigurationError
 
@@ -75,7 +75,13 @@ def statements(engine: Engine, *, drop_business_unique: bool) -> list[str]:
 
 
 def contract(
-    engine: Engine, *, drop_business_unique: bool, quiet_s: float, say: Say, tell: Tell, writers_wait: bool = False
+    engine: Engine,
+    *,
+    drop_business_unique: bool,
+    quiet_s: float,
+    say: Say,
+    on_progress: OnProgress,
+    writers_wait: bool = False,
 ) -> None:
     """Do what is left of this step; with `writers_wait` also the changes for which this server blocks writers.
 
@@ -93,7 +99,7 @@ def contract(
             upto = tables.highest_id(connection)
             if variants := not_null(ledger, writers_wait=writers_wait):
                 _rebuild(connection, variants, say)
-                checksums.take(connection, expanded.details, upto, tell)
+                checksums.take(connection, expanded.details, upto, on_progress)
             backfill.restore_keys(connection)
         known = record.begin(connection, "contract", {}) if _is_open(connection) else None
         _add_foreign_key(connection, tables.ledger(connection), say)

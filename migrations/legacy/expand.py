@@ -16,7 +16,7 @@ from tombola import migrations
 from tombola.migrations import history
 from tombola.migrations.legacy import checksums, record, shapes, tables
 from tombola.migrations.legacy.inspection import namesakes, obstacles
-from tombola.migrations.legacy.session import Say, Tell, alter, each_by_itself, turn
+from tombola.migrations.legacy.session import OnProgress, Say, alter, each_by_itself, turn
 from tombola.migrations.legacy.tables import ACCOUNT_COLUMNS_ADDED, ACCOUNTS, KEY, KEY_TYPE, LEDGER, SESSION
 from tombola.producers.domain.errors import ConfigurationError
 
@@ -59,19 +59,19 @@ def statements(engine: Engine) -> list[str]:
     return [*found, f"-- then `{command}`: it takes the checksums and puts on record where the database is"]
 
 
-def expand(engine: Engine, *, say: Say, tell: Tell) -> None:
+def expand(engine: Engine, *, say: Say, on_progress: OnProgress) -> None:
     """Do what is left of this step. Raises ConfigurationError for an obstacle."""
-    _take_over(engine, say, tell, adopts=False)
+    _take_over(engine, say, on_progress, adopts=False)
     say("expanded: both columns are there, nullable, and old code goes on")
 
 
-def adopt(engine: Engine, *, say: Say, tell: Tell) -> None:
+def adopt(engine: Engine, *, say: Say, on_progress: OnProgress) -> None:
     """Do what is left of this step. Raises ConfigurationError for an obstacle."""
-    _take_over(engine, say, tell, adopts=True)
+    _take_over(engine, say, on_progress, adopts=True)
     say("adopted: what was there before is on record, and old code goes on")
 
 
-def _take_over(engine: Engine, say: Say, tell: Tell, *, adopts: bool) -> None:
+def _take_over(engine: Engine, say: Say, on_progress: OnProgress, *, adopts: bool) -> None:
     with turn(engine, say) as connection:
         known = record.steps(connection).get("expand")
         is_begun = known is not None and known.status != record.ROLLED_BACK
@@ -83,10 +83,10 @@ def _take_over(engine: Engine, say: Say, tell: Tell, *, adopts: bool) -> None:
         if shape.has_columns != adopts:
             raise ConfigurationError(f"{LEDGER} is {shape}: run `{shape.command}`")
         if known is None or known.status != record.DONE:
-            _run(connection, say, tell)
+            _run(connection, say, on_progress)
 
 
-def _run(connection: Connection, say: Say, tell: Tell) -> None:
+def _run(connection: Connection, say: Say, on_progress: OnProgress) -> None:
     for statement in record.STATE_TABLES:
         connection.execute(text(statement))
     known = record.steps(connection).get("expand")
@@ -107,7 +107,7 @@ def _run(connection: Connection, say: Say, tell: Tell) -> None:
         alter(connection, add_columns(ACCOUNTS, columns), say)
     for name in tables.own_tables():
         _create(connection, name)
-    checksums.take(connection, details, details["barrier"], tell)
+    checksums.take(connection, details, details["barrier"], on_progress)
     shapes.take_blanks(connection, record.filled_before(details), details["barrier"])
     stamp(connection)
     record.end(connection, "expand", details)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, text
 
 from tombola.migrations.legacy import checksums, running_out, shapes, tables
 from tombola.migrations.legacy import status as standing
-from tombola.migrations.legacy.session import Tell, each_by_itself
+from tombola.migrations.legacy.session import OnProgress, each_by_itself
 from tombola.migrations.legacy.shapes import IS_ASCII, Shape
 from tombola.migrations.legacy.tables import (
     ACCOUNT_COLUMNS,
@@ -76,7 +76,7 @@ class Inspection:
         return not any(finding.is_blocking for finding in self.findings)
 
 
-def inspect(engine: Engine, *, tell: Tell, with_rows: bool = True) -> Inspection:
+def inspect(engine: Engine, *, on_progress: OnProgress, with_rows: bool = True) -> Inspection:
     """Inspect the definitions, and with `with_rows` every row."""
     with each_by_itself(engine) as connection:
         ledger, accounts = tables.ledger(connection), tables.accounts(connection)
@@ -108,10 +108,10 @@ def inspect(engine: Engine, *, tell: Tell, with_rows: bool = True) -> Inspection
             findings=[*findings, *_running_out(connection, ledger, accounts)],
         )
         if with_rows and found.can_begin:
-            found.rows, seen = _walk(connection, ledger, tell)
+            found.rows, seen = _walk(connection, ledger, on_progress)
             found.findings += seen
-            found.findings += _keys(connection, ledger, tell)
-            found.findings += _sessions(connection, found.rows, tell)
+            found.findings += _keys(connection, ledger, on_progress)
+            found.findings += _sessions(connection, found.rows, on_progress)
     return found
 
 
@@ -238,7 +238,7 @@ def _differences(ledger: Definition, shape: Shape | None) -> Iterator[str]:
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _walk(connection: Connection, ledger: Definition, tell: Tell) -> tuple[int, list[Finding]]:
+def _walk(connection: Connection, ledger: Definition, on_progress: OnProgress) -> tuple[int, list[Finding]]:
     """The findings in every row, in the order of the primary key."""
     has_session = f"WHEN {SESSION} IS NOT NULL THEN 0 " if SESSION in ledger.columns else ""
     null = Finding("business_id null", "rows without a business_id", OWN_SESSION)
@@ -284,12 +284,12 @@ def _walk(connection: Connection, ledger: Definition, tell: Tell) -> tuple[int, 
         if len(chunk) < CHUNK_ROWS:
             break
         last_id = chunk[-1][0]
-        tell("rows", last_id, highest)
-    tell("rows", highest, highest)
+        on_progress("rows", last_id, highest)
+    on_progress("rows", highest, highest)
     return rows, [it for it in (null, empty, long, foreign, orphans, sums, gaps) if it.count]
 
 
-def _sessions(connection: Connection, rows: int, tell: Tell) -> list[Finding]:
+def _sessions(connection: Connection, rows: int, on_progress: OnProgress) -> list[Finding]:
     """The findings that need all rows of a business_id together."""
     colliding = Finding(
         "collision",
@@ -325,11 +325,11 @@ def _sessions(connection: Connection, rows: int, tell: Tell) -> list[Finding]:
                 twice.add(business_id)
             if has_reward_alone:
                 alone.add(business_id)
-        tell("sessions", part + 1, parts)
+        on_progress("sessions", part + 1, parts)
     return [it for it in (colliding, alone, twice) if it.count]
 
 
-def _keys(connection: Connection, ledger: Definition, tell: Tell) -> list[Finding]:
+def _keys(connection: Connection, ledger: Definition, on_progress: OnProgress) -> list[Finding]:
     """The values in the two columns that cannot be a key or a session, or not in their row."""
     foreign = Finding(
         "key not ascii",
@@ -370,7 +370,7 @@ def _keys(connection: Connection, ledger: Definition, tell: Tell) -> list[Findin
             {"first": first, "last": last},
         ):
             found[int(number)].add(transaction_id)
-        tell("keys", last, highest)
+        on_progress("keys", last, highest)
     return [*(it for it in found if it.count), *_twice(connection, ledger)]
 
 

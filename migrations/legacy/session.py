@@ -16,7 +16,7 @@ from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailab
 from tombola.producers.storage.engines import open_engine
 
 Say = Callable[[str], None]
-Tell = Callable[[str, int, int], None]  # progress: what is running, how far it is, where it ends
+OnProgress = Callable[[str, int, int], None]  # progress: what is running, how far it is, where it ends
 
 # While an ALTER waits for a table, all later statements on it wait, too: 1 s is the shortest wait of a server.
 TABLE_LOCK_WAIT_S: Final = 1

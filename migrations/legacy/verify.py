@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, text
 
 from tombola.migrations.legacy import checksums, record, tables
-from tombola.migrations.legacy.session import Tell, each_by_itself
+from tombola.migrations.legacy.session import OnProgress, each_by_itself
 from tombola.migrations.legacy.shapes import Shape
 from tombola.migrations.legacy.tables import ACCOUNTS, KEY, KEY_INDEX, LEDGER, SESSION, SESSION_INDEX
 from tombola.producers.domain.draw import NOTES_PREFIX
@@ -40,14 +40,14 @@ class Verification:
         return not self.problems
 
 
-def verify(engine: Engine, *, tell: Tell) -> Verification:
+def verify(engine: Engine, *, on_progress: OnProgress) -> Verification:
     """Check everything; a run after a killed one continues at its checkpoint."""
     with each_by_itself(engine) as connection:
         expanded = record.recorded(connection)
         if not checksums.taken_to(connection) and expanded.status == record.RUNNING:
             raise ConfigurationError(f"`{expanded.shape.command}` is not done: there are no checksums yet")
         found = Verification()
-        _compare(connection, checksums.Recipe.of(expanded.details), found, tell)
+        _compare(connection, checksums.Recipe.of(expanded.details), found, on_progress)
         if expanded.status == record.ROLLED_BACK:
             found.problems += definitions_changed(connection, expanded.details)
         else:
@@ -57,7 +57,7 @@ def verify(engine: Engine, *, tell: Tell) -> Verification:
     return found
 
 
-def _compare(connection: Connection, recipe: checksums.Recipe, found: Verification, tell: Tell) -> None:
+def _compare(connection: Connection, recipe: checksums.Recipe, found: Verification, on_progress: OnProgress) -> None:
     details = record.begin(connection, "verify", {"last_id": 0, "chunks": 0, "rows": 0, "problems": []}).details
     upto = checksums.taken_to(connection)
     chunks = connection.execute(
@@ -75,7 +75,7 @@ def _compare(connection: Connection, recipe: checksums.Recipe, found: Verificati
         details |= {"last_id": last, "chunks": details["chunks"] + 1, "rows": details["rows"] + rows_now}
         if number % NOTE_EVERY == 0:
             record.note(connection, "verify", details)
-        tell("checksums", last, upto)
+        on_progress("checksums", last, upto)
     found.chunks, found.rows = details["chunks"], details["rows"]
     found.problems += details["problems"]
 

@@ -27,7 +27,7 @@ from tombola.producers.domain.errors import (
     RequestBusy,
     ServiceUnavailable,
 )
-from tombola.producers.entry import BUSY_WAIT_S, Answer, Entry
+from tombola.producers.entry import BUSY_WAIT_S, Entry, EntryAnswer
 from tombola.producers.storage.requests import Acceptance, Submission
 from tombola.producers.telemetry import metrics, tracing
 from tombola.producers.telemetry.pulse import Pulse
@@ -89,13 +89,13 @@ class Intake:
         (ACCEPTED if answer.is_new else CONFLICT if answer.is_conflict else REPLAYED).inc()
         return answer
 
-    async def accept_many(self, asked: Sequence[Submission]) -> list[Answer]:
+    async def accept_many(self, asked: Sequence[Submission]) -> list[EntryAnswer]:
         """Accept several requests, each independently; return when all accepts are durable or have failed.
 
         Raises ServiceUnavailable or ConfigurationError if all of them failed so.
         """
         outcomes = await asyncio.gather(*[self.accept(it) for it in asked], return_exceptions=True)
-        answers: list[Answer] = []
+        answers: list[EntryAnswer] = []
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, DrawError):
                 raise outcome
@@ -138,7 +138,7 @@ class Intake:
         if not self._busy_keys[key]:
             del self._busy_keys[key]
 
-    def publish(self, batch: list[Waiting], answers: list[Answer]) -> None:
+    def publish(self, batch: list[Waiting], answers: list[EntryAnswer]) -> None:
         """Publish the new requests of a batch. Runs in the queue's thread, after its answers were passed on."""
         new = [
             (answer.request.encode(), it.headers or NO_HEADERS)
@@ -150,7 +150,7 @@ class Intake:
         self._publisher.publish(new)
 
     def answer(
-        self, queue: AcceptQueue, loop: asyncio.AbstractEventLoop, it: Waiting, answer: Answer | BaseException
+        self, queue: AcceptQueue, loop: asyncio.AbstractEventLoop, it: Waiting, answer: EntryAnswer | BaseException
     ) -> None:
         """Answer a request; put one that is busy into the queue for busy requests, until its time is over."""
         if it.future.done():
@@ -169,7 +169,11 @@ class AcceptQueue:
     """A queue of requests, and the thread that accepts them: a batch is all requests since the last batch began."""
 
     def __init__(
-        self, name: str, every_s: float, intake: Intake, accept: Callable[[Sequence[Submission]], list[Answer]]
+        self,
+        name: str,
+        every_s: float,
+        intake: Intake,
+        accept: Callable[[Sequence[Submission]], list[EntryAnswer]],
     ) -> None:
         self._every_s = every_s
         self._intake = intake
@@ -222,7 +226,7 @@ class AcceptQueue:
             log.exception("%d accepted draws are left to the relay", len(batch))
 
     def _done(
-        self, loop: asyncio.AbstractEventLoop, batch: list[Waiting], answers: Sequence[Answer | BaseException]
+        self, loop: asyncio.AbstractEventLoop, batch: list[Waiting], answers: Sequence[EntryAnswer | BaseException]
     ) -> None:
         self._go_on(loop)
         for it, answer in zip(batch, answers, strict=True):

@@ -90,13 +90,13 @@ def _backfill_alone(engine: Engine, rows: int, say: Say) -> tuple[float, float]:
     old_code.run_step(engine, "expand")
     swept_at = 0.0
 
-    def tell(what: str, _done: int, _total: int) -> None:
+    def on_progress(what: str, _done: int, _total: int) -> None:
         nonlocal swept_at
         if what == "rows":
             swept_at = time.monotonic()
 
     begin = time.monotonic()
-    backfill.backfill(engine, own_session=False, follow=False, say=say, tell=tell)
+    backfill.backfill(engine, own_session=False, follow=False, say=say, on_progress=on_progress)
     end = time.monotonic()
     say(f"the sweep: {rows / (swept_at - begin):,.0f} rows/s; with the indexes: {rows / (end - begin):,.0f} rows/s")
     return rows / (swept_at - begin), rows / (end - begin)
@@ -118,18 +118,18 @@ def _migrate(url: str, engine: Engine, rows: int, say: Say) -> list[float]:
         for step in ("expand", "backfill", "verify"):
             _timed(step, say, lambda step=step: _killed(url, step, within_s))  # type: ignore[misc]
         try:
-            contract.contract(engine, drop_business_unique=True, quiet_s=1, say=say, tell=_untold)
+            contract.contract(engine, drop_business_unique=True, quiet_s=1, say=say, on_progress=_untold)
         except ConfigurationError as refused:
             say(f"contract refuses: {refused}")
         else:
             raise BenchmarkFailed("contract began although old code was writing")
     _check(old, say, "meanwhile")
     _timed("contract", say, lambda: _killed(url, "contract", within_s))
-    found = verify.verify(engine, tell=_untold)
+    found = verify.verify(engine, on_progress=_untold)
     if not found.is_clean or found.duplicates or found.rows_without_key:
         raise BenchmarkFailed(f"verify: {found}")
     _timed("rollback", say, lambda: _killed(url, "rollback", within_s))
-    found = verify.verify(engine, tell=_untold)
+    found = verify.verify(engine, on_progress=_untold)
     with each_by_itself(engine) as connection:
         is_as_before = tables.ledger(connection).plain_sql == before
     if not found.is_clean or not is_as_before:

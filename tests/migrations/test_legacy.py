@@ -134,7 +134,7 @@ def test_a_table_in_use_old_code_writes_on_every_step_killed_and_all_the_way_bac
     with legacy.writers(url, 4, rate=25) as old:
         legacy.kill_and_resume(url, "expand*2@0.6", "backfill*2@1.2", "verify*2@0.4")
         with pytest.raises(ConfigurationError, match="old code is still writing"):
-            contract.contract(engine, drop_business_unique=True, quiet_s=0.5, say=quiet, tell=quiet)
+            contract.contract(engine, drop_business_unique=True, quiet_s=0.5, say=quiet, on_progress=quiet)
     assert not old.failures
     assert max(old.waits_s) < WAIT_S_MAX
     legacy.kill_and_resume(url, "contract*3@1.5", "verify")
@@ -227,11 +227,11 @@ def test_a_changed_value_is_found(engine: Engine) -> None:
     legacy.fill(engine, 12_000)
     run(engine, "expand", "backfill")
     execute(engine, "UPDATE asset_transactions SET notes = 'x', updated_at = updated_at WHERE transaction_id = 7000")
-    found = verify.verify(engine, tell=quiet)
+    found = verify.verify(engine, on_progress=quiet)
     assert len(found.problems) == 1
     assert "transaction_id 5,001 to 10,000: other values" in found.problems[0]
     with pytest.raises(ConfigurationError, match="not verified"):
-        contract.contract(engine, drop_business_unique=False, quiet_s=0, say=quiet, tell=quiet)
+        contract.contract(engine, drop_business_unique=False, quiet_s=0, say=quiet, on_progress=quiet)
 
 
 # ---- what is in the way ----------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_inspect_tells_what_is_in_the_way_and_changes_nothing(engine: Engine) ->
         (90, "business_id = 'won alone', business_type = 'lottery_reward'"),
     ):
         execute(engine, f"UPDATE asset_transactions SET {change} WHERE transaction_id = {transaction_id}")
-    found = inspection.inspect(engine, tell=quiet)
+    found = inspection.inspect(engine, on_progress=quiet)
     by_name = {finding.name: finding for finding in found.findings}
     for name, sample in (
         ("business_id null", 10), ("business_id empty", 20), ("business_id too long", 30),
@@ -274,7 +274,7 @@ def test_inspect_tells_what_is_in_the_way_and_changes_nothing(engine: Engine) ->
     run(engine, "expand")
     with pytest.raises(ConfigurationError, match=r"4 rows have a business_id .* 10, 20, 30, 40.*--own-session"):
         run(engine, "backfill")
-    backfill.backfill(engine, own_session=True, follow=False, say=quiet, tell=quiet)
+    backfill.backfill(engine, own_session=True, follow=False, say=quiet, on_progress=quiet)
     run(engine, "verify", "contract")
     sessions = (
         "SELECT GROUP_CONCAT(lottery_session_id) FROM asset_transactions WHERE transaction_id IN (10, 20, 30, 40)"
@@ -288,7 +288,7 @@ def test_what_cannot_be_migrated_is_refused_before_anything_changes(engine: Engi
     legacy.create(engine)
     execute(engine, "ALTER TABLE asset_transactions MODIFY delta_amount bigint NOT NULL")
     shape = definitions(engine)
-    assert not inspection.inspect(engine, tell=quiet).can_begin
+    assert not inspection.inspect(engine, on_progress=quiet).can_begin
     with pytest.raises(ConfigurationError, match="delta_amount is bigint"):
         run(engine, "expand")
     assert definitions(engine) == shape

@@ -292,7 +292,7 @@ def test_the_table_is_copied_while_writers_wait_only_when_somebody_says_so(url: 
     shape_before = definitions(engine)
     run(engine, "adopt", "backfill", "verify")
     with pytest.raises(ConfigurationError, match=r"nothing has changed.*--writers-wait"):
-        contract.contract(engine, drop_business_unique=False, quiet_s=0, say=quiet, tell=quiet)
+        contract.contract(engine, drop_business_unique=False, quiet_s=0, say=quiet, on_progress=quiet)
     with engine.connect() as connection:
         assert not tables.ledger(connection).columns["idempotency_key"].compares_bytes
     run(engine, "contract")
@@ -390,38 +390,38 @@ def test_rows_that_are_half_filled_are_read_as_the_backfill_will_leave_them(url:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_inspect_names_the_shape_and_the_next_command(url: str, engine: Engine, shape: str) -> None:
     make(engine, url, shape)
-    found = inspection.inspect(engine, tell=quiet)
+    found = inspection.inspect(engine, on_progress=quiet)
     assert found.shape == shape[0]
     assert found.can_begin
     assert found.next == f"tombola legacy {first_step(shape)}"
     right, wrong = (expand.expand, expand.adopt) if shape == "a" else (expand.adopt, expand.expand)
     before = definitions(engine)
     with pytest.raises(ConfigurationError, match=rf": run `tombola legacy {first_step(shape)}`$"):
-        wrong(engine, say=quiet, tell=quiet)
+        wrong(engine, say=quiet, on_progress=quiet)
     with pytest.raises(ConfigurationError, match="tombola legacy inspect"):
         migrations.upgrade(url)
     with engine.connect() as connection:
         assert status.is_legacy(connection)  # what keeps workers from starting, and doctor from being content
     assert definitions(engine) == before
 
-    right(engine, say=quiet, tell=quiet)
+    right(engine, say=quiet, on_progress=quiet)
     with pytest.raises(ConfigurationError, match=rf": run `tombola legacy {first_step(shape)}`$"):
-        wrong(engine, say=quiet, tell=quiet)
-    after = inspection.inspect(engine, tell=quiet)
+        wrong(engine, say=quiet, on_progress=quiet)
+    after = inspection.inspect(engine, on_progress=quiet)
     assert (after.shape, after.next) == (None, "tombola legacy backfill")
     with engine.connect() as connection:
         assert "tombola legacy backfill" in (status.why_workers_must_wait(connection) or "")
     run(engine, "backfill")
-    assert "verify" in inspection.inspect(engine, tell=quiet).next
+    assert "verify" in inspection.inspect(engine, on_progress=quiet).next
 
 
 def test_a_ledger_of_our_own_is_told_as_such(url: str, engine: Engine) -> None:
     migrations.upgrade(url)
-    found = inspection.inspect(engine, tell=quiet)
+    found = inspection.inspect(engine, on_progress=quiet)
     assert (found.shape, found.next) == (None, "")
     for step in (expand.expand, expand.adopt):
         with pytest.raises(ConfigurationError, match="it is migrated"):
-            step(engine, say=quiet, tell=quiet)
+            step(engine, say=quiet, on_progress=quiet)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_columns_and_indexes_that_workers_cannot_live_with(url: str, engine: Eng
     make(engine, url, "b")
     execute(engine, f"ALTER TABLE asset_transactions {statement}")
     before = definitions(engine)
-    found = inspection.inspect(engine, tell=quiet)
+    found = inspection.inspect(engine, on_progress=quiet)
     assert not found.can_begin
     assert found.next == ""
     with pytest.raises(ConfigurationError, match=what):
@@ -455,7 +455,7 @@ def test_a_table_of_the_owners_with_a_name_of_ours_is_told_before_anything_chang
         engine, "CREATE TABLE api_idempotency_requests (id INT PRIMARY KEY, idempotency_key VARCHAR(100), result TEXT)"
     )
     before = definitions(engine)
-    found = inspection.inspect(engine, tell=quiet, with_rows=False)
+    found = inspection.inspect(engine, on_progress=quiet, with_rows=False)
     assert not found.can_begin
     with pytest.raises(ConfigurationError, match="there is a table api_idempotency_requests without request_key"):
         run(engine, "adopt")
@@ -477,7 +477,7 @@ def test_values_that_no_key_can_be_are_named_and_nothing_is_lost(url: str, engin
     ):
         execute(engine, f"UPDATE asset_transactions SET {change} WHERE transaction_id = {transaction_id}")
     shape_before, before = definitions(engine), everything(engine, highest(engine))
-    by_name = {finding.name: finding for finding in inspection.inspect(engine, tell=quiet).findings}
+    by_name = {finding.name: finding for finding in inspection.inspect(engine, on_progress=quiet).findings}
     assert by_name["key not ascii"].samples == [10, 12]
     assert by_name["key twice"].samples == ["twice"]
     assert by_name["session not usable"].samples == [30, 32]
@@ -490,7 +490,7 @@ def test_values_that_no_key_can_be_are_named_and_nothing_is_lost(url: str, engin
     execute(engine, "UPDATE asset_transactions SET idempotency_key = NULL WHERE transaction_id IN (20, 40)")
     run(engine, "backfill")
     assert scalar(engine, "SELECT idempotency_key FROM asset_transactions WHERE transaction_id = 21") == "twice"
-    found = verify.verify(engine, tell=quiet)
+    found = verify.verify(engine, on_progress=quiet)
     assert len(found.problems) == 1  # what was just changed by hand
     execute(
         engine,
@@ -510,13 +510,13 @@ def test_values_that_no_key_can_be_are_named_and_nothing_is_lost(url: str, engin
 def test_a_changed_key_is_found_by_its_checksum(url: str, engine: Engine) -> None:
     make(engine, url, "d")
     run(engine, "adopt", "backfill")
-    assert verify.verify(engine, tell=quiet).is_clean
+    assert verify.verify(engine, on_progress=quiet).is_clean
     execute(
         engine,
         "UPDATE asset_transactions SET idempotency_key = 'changed', updated_at = updated_at "
         "WHERE idempotency_key LIKE 'lottery_req%' LIMIT 1",
     )
-    assert "other values" in verify.verify(engine, tell=quiet).problems[0]
+    assert "other values" in verify.verify(engine, on_progress=quiet).problems[0]
 
 
 # ---- ids that run out ------------------------------------------------------------------------------------------------
@@ -543,7 +543,7 @@ def test_inspect_says_when_an_int_id_runs_out(
     if counter:
         execute(engine, f"ALTER TABLE asset_transactions AUTO_INCREMENT = {counter}")
         legacy.fill_chains(engine, 50, first=51)
-    found = [it for it in inspection.inspect(engine, tell=quiet).findings if it.name == "id runs out"]
+    found = [it for it in inspection.inspect(engine, on_progress=quiet).findings if it.name == "id runs out"]
     if says is None:
         assert found == []
         return
@@ -565,7 +565,7 @@ def test_the_day_an_id_runs_out_follows_from_the_rate_of_its_rows(engine: Engine
         "INSERT INTO asset_transactions SELECT 2107483647, account_id, 'newest', business_type, asset_code, "
         "delta_amount, balance_before, balance_after, notes, NOW(), NOW() FROM asset_transactions LIMIT 1",
     )
-    (finding,) = [it for it in inspection.inspect(engine, tell=quiet).findings if it.name == "id runs out"]
+    (finding,) = [it for it in inspection.inspect(engine, on_progress=quiet).findings if it.name == "id runs out"]
     day = scalar(engine, "SELECT DATE(NOW() + INTERVAL 40 DAY)")
     assert re.search(r"at (999,99|1,000,00)\d a day", finding.what)
     assert str(day) in finding.what
@@ -596,7 +596,7 @@ def test_checksums_name_their_algorithm_and_those_of_the_first_release_are_still
         )
     run(engine, "backfill", "verify", "contract", "verify")
     execute(engine, "UPDATE asset_transactions SET notes = 'x', updated_at = updated_at WHERE transaction_id = 50")
-    assert "other values" in verify.verify(engine, tell=quiet).problems[0]
+    assert "other values" in verify.verify(engine, on_progress=quiet).problems[0]
 
 
 def test_the_old_algorithm_is_what_mariadb_called_md5(url: str, engine: Engine) -> None:

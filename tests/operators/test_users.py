@@ -56,11 +56,11 @@ def test_who_was_added_gets_in_and_nobody_else(engine: Engine) -> None:
     operators.add(engine, "bob", "viewer", OTHER)
     ann = operators.verify(engine, "ann", PASSWORD)
     assert ann is not None
-    assert (ann.name, ann.role, ann.may_act) == ("ann", "operator", True)
+    assert (ann.name, ann.role, ann.can_act) == ("ann", "operator", True)
     for name, password in [("ann", OTHER), ("ann", ""), ("Ann", PASSWORD), ("bob", PASSWORD), ("eve", PASSWORD)]:
         assert operators.verify(engine, name, password) is None
     assert operators.verify(engine, "ann", "x" * 1_000_000) is None
-    assert [(it.name, it.role, it.may_act) for it in operators.list_all(engine)] == [
+    assert [(it.name, it.role, it.can_act) for it in operators.list_all(engine)] == [
         ("ann", "operator", True),
         ("bob", "viewer", False),
     ]
@@ -178,7 +178,7 @@ def test_a_role_changes_within_a_session(engine: Engine) -> None:
     operators.change_role(engine, "ann", "viewer")
     ann = operators.session(engine, token)
     assert ann is not None
-    assert not ann.may_act
+    assert not ann.can_act
     assert recorded(engine)[-1][1:] == ("user role", {"name": "ann", "role": "viewer"})
 
 

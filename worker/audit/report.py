@@ -69,7 +69,7 @@ class Report:
         if self.counts[violation.invariant] <= VIOLATIONS_KEPT_MAX:
             self.violations.append(violation)
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The report without its violations, for machines: as JSON, and as the nightly task's result."""
         return {
             "is_clean": self.is_clean,

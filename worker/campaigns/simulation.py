@@ -20,7 +20,7 @@ from tombola.producers.domain.campaigns.odds import Odds, Prize
 from tombola.producers.domain.errors import InvalidRequest
 
 DRAWS_MAX: Final = 100_000_000
-TELL_EVERY: Final = 1_000  # draws
+PROGRESS_EVERY: Final = 1_000  # draws
 
 
 @dataclass(slots=True)
@@ -72,12 +72,12 @@ def simulate(
     accounts: int,
     pulls: int = 1,
     seed: str = "simulation",
-    tell: Callable[[int], None] = lambda _draws: None,
+    on_progress: Callable[[int], None] = lambda _draws: None,
 ) -> Simulation:
     """Draw `draws` requests of `pulls` pulls each, by `accounts` accounts in turn. The same seed, the same outcome.
 
-    `tell` hears every TELL_EVERY draws how many there were since. Raises InvalidRequest for numbers out of range, and
-    for `pulls` that the campaign does not sell.
+    `on_progress` is called every PROGRESS_EVERY draws with the number of draws since the last call. Raises
+    InvalidRequest for numbers out of range, and for `pulls` that the campaign does not sell.
     """
     for name, value in (("draws", draws), ("accounts", accounts)):
         if not 1 <= value <= DRAWS_MAX:
@@ -95,9 +95,9 @@ def simulate(
             found.refused += 1
         else:
             _draw(found, player, Drawing(key, odds, account + 1, str(number)), pulls, stock)
-        if (number + 1) % TELL_EVERY == 0:
-            tell(TELL_EVERY)
-    tell(draws % TELL_EVERY)
+        if (number + 1) % PROGRESS_EVERY == 0:
+            on_progress(PROGRESS_EVERY)
+    on_progress(draws % PROGRESS_EVERY)
     found.returns = [float(it.value / it.spent) for it in players if it.spent]
     return found
 

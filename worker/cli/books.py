@@ -49,7 +49,7 @@ def audit(as_json: JsonOption = False) -> None:
     except DrawError as error:  # a database user who can only read can audit as well
         typer.echo(f"this audit is not on record: {error}", err=True)
     if as_json:
-        print_json(msgspec.json.encode({**report.told(), "violations": report.violations}))
+        print_json(msgspec.json.encode({**report.as_json(), "violations": report.violations}))
     else:
         sample.show_audit(report, out)
     raise typer.Exit(0 if report.is_clean else 1)

@@ -75,7 +75,12 @@ def simulate_command(
     with Progress(*columns, console=out, transient=True, disable=as_json or not out.is_terminal) as progress:
         task = progress.add_task("", total=draws)
         found = simulate(
-            odds, draws=draws, accounts=accounts, pulls=pulls, seed=seed, tell=lambda more: progress.advance(task, more)
+            odds,
+            draws=draws,
+            accounts=accounts,
+            pulls=pulls,
+            seed=seed,
+            on_progress=lambda more: progress.advance(task, more),
         )
     if as_json:
         print_json(msgspec.json.encode({"odds_hash": odds.odds_hash, **exact(odds), "simulated": simulated(found)}))

@@ -23,7 +23,7 @@ from tombola.migrations.legacy import inspection
 from tombola.migrations.legacy import rollback as rolling
 from tombola.migrations.legacy import status as standing
 from tombola.migrations.legacy import verify as verifying
-from tombola.migrations.legacy.session import Tell, open_session
+from tombola.migrations.legacy.session import OnProgress, open_session
 from tombola.worker.cli.base import JsonOption, YesOption, out, settings_with
 
 app = typer.Typer()
@@ -63,7 +63,7 @@ def _engine() -> Iterator[Engine]:
 
 
 @contextmanager
-def _progress() -> Iterator[Tell]:
+def _progress() -> Iterator[OnProgress]:
     """A progress bar per task, with its rate and the time left; nothing without a terminal."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
@@ -72,13 +72,13 @@ def _progress() -> Iterator[Tell]:
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
         bars: dict[str, TaskID] = {}
 
-        def tell(what: str, done: int, total: int) -> None:
+        def on_progress(what: str, done: int, total: int) -> None:
             if what not in bars:
                 bars[what] = progress.add_task(what, total=total, rate="")
             speed = progress.tasks[bars[what]].speed
             progress.update(bars[what], completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
 
-        yield tell
+        yield on_progress
 
 
 def _say(line: str) -> None:
@@ -99,8 +99,8 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Inspect the table of old code: its shape, its differences, the rows that would stop a migration. Only reads."""
-    with _engine() as engine, _progress() as tell:
-        found = inspection.inspect(engine, tell=tell, with_rows=not no_rows)
+    with _engine() as engine, _progress() as on_progress:
+        found = inspection.inspect(engine, on_progress=on_progress, with_rows=not no_rows)
     if as_json:
         typer.echo(msgspec.json.encode({"can_begin": found.can_begin, **msgspec.to_builtins(found)}).decode())
     else:
@@ -169,8 +169,8 @@ def status(as_json: JsonOption = False) -> None:
 @group.command("verify")
 def verify(as_json: JsonOption = False) -> None:
     """Check keys and sessions, and compare all other columns with their checksums from before the migration."""
-    with _engine() as engine, _progress() as tell:
-        found = verifying.verify(engine, tell=tell)
+    with _engine() as engine, _progress() as on_progress:
+        found = verifying.verify(engine, on_progress=on_progress)
     if as_json:
         typer.echo(msgspec.json.encode(found).decode())
         raise typer.Exit(0 if found.is_clean else 1)
@@ -200,8 +200,8 @@ def expand(sql: SqlOption = False) -> None:
         if sql:
             _print_sql(expanding.statements(engine))
             return
-        with _progress() as tell:
-            expanding.expand(engine, say=_say, tell=tell)
+        with _progress() as on_progress:
+            expanding.expand(engine, say=_say, on_progress=on_progress)
 
 
 @group.command("adopt")
@@ -211,8 +211,8 @@ def adopt(sql: SqlOption = False) -> None:
         if sql:
             _print_sql(expanding.statements(engine))
             return
-        with _progress() as tell:
-            expanding.adopt(engine, say=_say, tell=tell)
+        with _progress() as on_progress:
+            expanding.adopt(engine, say=_say, on_progress=on_progress)
 
 
 @group.command("backfill")
@@ -226,9 +226,9 @@ def backfill(
         if sql:
             _print_sql(backfilling.statements(engine, own_session=own_session))
             return
-        with _until_signalled() as stopping, _progress() as tell:
+        with _until_signalled() as stopping, _progress() as on_progress:
             filled = backfilling.backfill(
-                engine, own_session=own_session, follow=follow, say=_say, tell=tell, stopping=stopping
+                engine, own_session=own_session, follow=follow, say=_say, on_progress=on_progress, stopping=stopping
             )
         out.print(f"{filled:,} rows were given keys")
 
@@ -251,14 +251,14 @@ def contract(
             _print_sql(contracting.statements(engine, drop_business_unique=drop_business_unique))
             return
         _ask("After this step the ledger accepts only rows with keys: inserts of old code fail. Go on?", yes)
-        with _progress() as tell:
+        with _progress() as on_progress:
             contracting.contract(
                 engine,
                 drop_business_unique=drop_business_unique,
                 quiet_s=quiet_s,
                 writers_wait=writers_wait,
                 say=_say,
-                tell=tell,
+                on_progress=on_progress,
             )
 
 

@@ -158,12 +158,12 @@ def _run(replayer: Replayer, engine: Engine, replay_id: int, *, quiet: bool) -> 
     with progress, _stopped_by_ctrl_c(replayer):
         bar = progress.add_task(f"replay {replay_id}", total=total, speed="", outcomes="")
 
-        def tell(it: Replay) -> None:
+        def on_progress(it: Replay) -> None:
             seconds = max(0.001, (it.seen_at - it.started_at).total_seconds())
             outcomes = f"{it.settled:,} settled, {it.parked_again:,} parked again"
             progress.update(bar, completed=it.sent + it.refused, speed=f"{it.sent / seconds:,.0f}/s", outcomes=outcomes)
 
-        return replayer.run(replay_id, tell)
+        return replayer.run(replay_id, on_progress)
 
 
 @contextmanager
@@ -191,10 +191,10 @@ def _forecast(settings: Settings, engine: Engine, selection: Selection, options:
         bar = progress.add_task("forecast", total=min(total, limit or total))
         vouching = Vouching.of(settings, by_operator=options.vouch)
 
-        def tell(done: int) -> None:
+        def on_progress(done: int) -> None:
             progress.update(bar, completed=done)
 
-        return forecasts.forecast(engine, selection, known, limit=limit, vouching=vouching, tell=tell)
+        return forecasts.forecast(engine, selection, known, limit=limit, vouching=vouching, on_progress=on_progress)
 
 
 def _show_sums(forecast: Forecast) -> None:

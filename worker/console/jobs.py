@@ -97,13 +97,13 @@ class ForecastRunner:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, job: ForecastJob) -> None:
-        def tell(done: int) -> None:
+        def on_progress(done: int) -> None:
             job.done = done
 
         try:
             wheels = self._wheels if job.with_prizes else None
             job.forecast = forecast(
-                self._engine, job.selection, wheels, limit=job.limit, vouching=self._vouching, tell=tell
+                self._engine, job.selection, wheels, limit=job.limit, vouching=self._vouching, on_progress=on_progress
             )
         except DrawError as error:
             job.error = str(error)

@@ -151,7 +151,7 @@ class LettersPage(Page):
 
 def _for(request: Request, rows: Sequence[Any]) -> list[Any]:
     """Dead letters, or groups, as the request's operator or viewer can see them."""
-    return [it if operator_of(request).may_act else shown.as_viewer(it) for it in rows]
+    return [it if operator_of(request).can_act else shown.as_viewer(it) for it in rows]
 
 
 def _list(

@@ -21,6 +21,7 @@ from tombola.producers.domain.causes import LetterState
 from tombola.producers.domain.draw import Wheel
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.settings import Settings
+from tombola.producers.storage.chunks import IN_LIST_MAX
 from tombola.producers.storage.faults import explain
 from tombola.worker.console.jobs import ForecastRunner, ReplayRunner
 from tombola.worker.console.security.roles import must_act
@@ -34,7 +35,6 @@ Handler = Callable[[Any, Request], Awaitable[Response]]
 
 ALL: Final = "all"
 OPEN: Final = "open"
-IDS_MAX: Final = 1000
 # The choices of the age filters, in seconds.
 AGES: Final = {"15m": 900.0, "1h": 3600.0, "6h": 21_600.0, "1d": 86_400.0, "7d": 604_800.0, "30d": 2_592_000.0}
 
@@ -85,7 +85,7 @@ class Page(CustomView):
         assert self._admin is not None
         operator: Operator = request.state.operator
         return self._admin._template_response(
-            request, template, {"title": title, "can_act": operator.may_act, **context}
+            request, template, {"title": title, "can_act": operator.can_act, **context}
         )
 
 
@@ -115,8 +115,8 @@ def selection_of(query: Mapping[str, str]) -> Selection:
     """The selection in a URL's query or a form. Raises InvalidRequest for invalid values."""
     state = query.get("state") or OPEN
     ids = [it for it in query.get("ids", "").replace(",", " ").split() if it]
-    if len(ids) > IDS_MAX:
-        raise InvalidRequest(f"ids: at most {IDS_MAX:,} dead letters")
+    if len(ids) > IN_LIST_MAX:
+        raise InvalidRequest(f"ids: at most {IN_LIST_MAX:,} dead letters")
     return Selection(
         ids=tuple(_integer("ids", it) for it in ids),
         states=tuple(LetterState) if state == ALL else Selection().states if state == OPEN else (state,),

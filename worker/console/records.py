@@ -32,7 +32,7 @@ class StoryPage(Page):
         query = request.query_params.get("q", "").strip()[:QUERY_LENGTH_MAX]
         if not query:
             return self.show(request, "story.html", "Story of a draw", story=None, query="", stored="")
-        can_act = operator_of(request).may_act
+        can_act = operator_of(request).can_act
         found = await self.read(story.find, query, letter_as=(lambda it: it) if can_act else shown.as_viewer)
         stored = await in_thread(lambda: self._stored(found.lottery_session_id)) if found.kind == "draw" else ""
         title = {"draw": "Story of a draw", "account": f"Account {found.account_id}"}.get(found.kind, "Nothing found")

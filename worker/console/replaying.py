@@ -47,7 +47,7 @@ class ReplaysPage(Page):
         query = request.query_params
         fields = fields_of(query)
         selection, limit = _only_open(selection_of(fields)), integer(query, "limit")
-        with_prizes = operator_of(request).may_act
+        with_prizes = operator_of(request).can_act
         job = self.services.forecasts.find(query.get("job", ""))
         if job is None or (job.selection, job.limit, job.with_prizes) != (selection, limit, with_prizes):
             job = self.services.forecasts.ask(selection, limit, with_prizes=with_prizes)

@@ -161,7 +161,7 @@ def run_audit(task: Task) -> dict[str, Any]:
         if state != "holds":
             count, why = report.counts[invariant], report.obstacles.get(invariant, "")
             log.error("audit: %s is %s (%d violations) %s", invariant, state, count, why)
-    return report.told()
+    return report.as_json()
 
 
 def run_relay(task: Task) -> int:

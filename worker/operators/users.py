@@ -47,7 +47,7 @@ class Operator(NamedTuple):
     created_at: datetime
 
     @property
-    def may_act(self) -> bool:
+    def can_act(self) -> bool:
         return self.role == "operator"
 
 

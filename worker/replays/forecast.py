@@ -124,12 +124,12 @@ def forecast(
     *,
     limit: int | None = None,
     vouching: Vouching = NOTHING_ASKED,
-    tell: Callable[[int], None] = lambda _done: None,
+    on_progress: Callable[[int], None] = lambda _done: None,
 ) -> Forecast:
     """What a replay of `selection`, up to `limit` dead letters in the order of their ids, would do now.
 
     `wheels` are the campaigns under the seed, None where the seed is unknown; `vouching` says which messages need
-    vouching, by the settings. `tell` is called with the number of dead letters that are done.
+    vouching, by the settings. `on_progress` is called with the number of dead letters that are done.
     Raises ServiceUnavailable or ConfigurationError when the database cannot be used.
     """
     said = Forecast(is_exact=wheels is not None)
@@ -142,7 +142,7 @@ def forecast(
                 if line.outcome == WOULD_CHARGE:
                     for asset_code, amount in rehearsal.charged(line.request_key).items():
                         said.charged[asset_code] = said.charged.get(asset_code, Decimal(0)) + amount
-            tell(said.total)
+            on_progress(said.total)
     except DrawError:
         raise
     except Exception as error:

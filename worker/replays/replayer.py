@@ -81,11 +81,11 @@ class Replayer:
         """Send no more; `run` returns soon."""
         self._stopping.set()
 
-    def run(self, replay_id: int, tell: OnProgress = lambda _replay: None) -> Replay:
+    def run(self, replay_id: int, on_progress: OnProgress = lambda _replay: None) -> Replay:
         """Send the selected dead letters, and wait for their outcomes; return the replay as it ended.
 
-        `tell` is called with the replay several times a second. Raises ServiceUnavailable or ConfigurationError when
-        the database cannot be used; the replay is then put on record as failed when the next replay begins.
+        `on_progress` is called with the replay several times a second. Raises ServiceUnavailable or ConfigurationError
+        when the database cannot be used; the replay is then put on record as failed when the next replay begins.
         """
         run = self._look(replay_id)
         selection = msgspec.json.decode(run.selection, type=Selection)
@@ -96,10 +96,10 @@ class Replayer:
             with self._engine.connect().execution_options(read_only=True) as connection:
                 ids = selected_ids(connection, selection, options.limit)
             if options.canary:
-                self._send_by_canary(replay_id, ids, options.canary, options.rate, tell)
+                self._send_by_canary(replay_id, ids, options.canary, options.rate, on_progress)
             else:
-                self._send_all(replay_id, ids, options.rate, tell)
-                self._await_outcomes(replay_id, tell)
+                self._send_all(replay_id, ids, options.rate, on_progress)
+                self._await_outcomes(replay_id, on_progress)
         except _Ended as ended:
             status, because = ended.status, ended.because
         except SQLAlchemyError as error:
@@ -107,19 +107,19 @@ class Replayer:
         finally:
             if self._results is not None:
                 self._results.close()
-        return self._end(replay_id, status, because, tell)
+        return self._end(replay_id, status, because, on_progress)
 
     # ---- canary ----
 
     def _send_by_canary(
-        self, replay_id: int, ids: Sequence[int], canary: int, rate: float | None, tell: OnProgress
+        self, replay_id: int, ids: Sequence[int], canary: int, rate: float | None, on_progress: OnProgress
     ) -> None:
         start, size = 0, canary
         while start < len(ids):
             step = ids[start : start + size]
             causes = self._causes(step)
-            self._send_all(replay_id, step, rate, tell)
-            self._await_outcomes(replay_id, tell)
+            self._send_all(replay_id, step, rate, on_progress)
+            self._await_outcomes(replay_id, on_progress)
             self._check_canary(step, causes)
             start, size = start + size, 2 * size
 
@@ -145,21 +145,21 @@ class Replayer:
 
     # ---- send ----
 
-    def _send_all(self, replay_id: int, ids: Sequence[int], rate: float | None, tell: OnProgress) -> None:
+    def _send_all(self, replay_id: int, ids: Sequence[int], rate: float | None, on_progress: OnProgress) -> None:
         size = ROWS_MAX if rate is None else max(1, min(ROWS_MAX, int(rate * LOOK_EVERY_S)))
         began, sent, next_look = time.monotonic(), 0, 0.0
         for start in range(0, len(ids), size):
             # However slow the rate, the replay heeds a stop and gives a sign of life.
             while True:
                 if time.monotonic() >= next_look or self._stopping.is_set():
-                    self._heed_stop(replay_id, tell)
+                    self._heed_stop(replay_id, on_progress)
                     next_look = time.monotonic() + LOOK_EVERY_S
                 ahead_s = 0.0 if rate is None else began + sent / rate - time.monotonic()
                 if ahead_s <= 0:
                     break
                 self._stopping.wait(min(ahead_s, LOOK_EVERY_S))
             sent += self._send(replay_id, ids[start : start + size])
-        self._heed_stop(replay_id, tell)
+        self._heed_stop(replay_id, on_progress)
 
     def _send(self, replay_id: int, ids: Sequence[int]) -> int:
         """Accept and publish these, in halves when the database refuses one; return how many were sent."""
@@ -206,22 +206,22 @@ class Replayer:
 
     # ---- watch ----
 
-    def _heed_stop(self, replay_id: int, tell: OnProgress) -> Replay:
+    def _heed_stop(self, replay_id: int, on_progress: OnProgress) -> Replay:
         """Bring the replay's row up to date. Raises _Ended if the replay was asked to stop."""
         states.follow_up_once(self._engine)
         run = self._count(replay_id)
-        tell(run)
+        on_progress(run)
         if self._stopping.is_set():
             raise _Ended(STOPPED, "stopped where it was run")
         if run.stop_asked_at is not None:
             raise _Ended(STOPPED, f"stopped by {run.stop_asked_by}")
         return run
 
-    def _await_outcomes(self, replay_id: int, tell: OnProgress) -> None:
+    def _await_outcomes(self, replay_id: int, on_progress: OnProgress) -> None:
         """Wait until all messages that were sent have settled or are parked again."""
         before, since = -1, time.monotonic()
         while True:
-            run = self._heed_stop(replay_id, tell)
+            run = self._heed_stop(replay_id, on_progress)
             if not run.under_way:
                 return
             if run.under_way != before:
@@ -255,7 +255,7 @@ class Replayer:
                 now=clock.now(connection),
             )
 
-    def _end(self, replay_id: int, status: str, because: str | None, tell: OnProgress) -> Replay:
+    def _end(self, replay_id: int, status: str, because: str | None, on_progress: OnProgress) -> Replay:
         # Most outcomes arrive within moments: better in these sums than in the dead letters alone.
         deadline = time.monotonic() + SETTLE_DOWN_S
         while True:
@@ -270,5 +270,5 @@ class Replayer:
                 ended = replay.find(connection, replay_id)
         except SQLAlchemyError as error:
             raise explain(error) from error
-        tell(ended)
+        on_progress(ended)
         return ended

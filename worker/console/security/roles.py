@@ -23,7 +23,7 @@ def operator_of(request: Request) -> Operator:
 def must_act(request: Request) -> Operator:
     """The operator who is logged in; raises 403 for a viewer, and without a session."""
     operator = operator_of(request)
-    if not operator.may_act:
+    if not operator.can_act:
         log.warning("%s is a viewer: refused %s", operator.name, request.url.path)
         raise HTTPException(403, f"{operator.name} is a viewer: only operators can do this. Nothing was done.")
     return operator
