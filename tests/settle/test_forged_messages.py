@@ -174,7 +174,7 @@ def test_what_is_not_signed_is_parked_and_charges_nobody(house: House) -> None:
     assert {it.cause for it in found.values()} == {"not signed"}
     assert {it.account_id for it in found.values()} == {account_id}
     assert "no `signature`" in found["k1"].error
-    assert "not by a secret that is known" in found["k2"].error
+    assert "not by a secret of this deployment" in found["k2"].error
     with Redis.from_url(house.env["TOMBOLA_RESULT_URL"]) as redis:
         assert [redis.exists(KEY_PREFIX + it.lottery_session_id) for it in (good, *bad)] == [1, 0, 0, 0, 0, 0, 0]
 

@@ -401,7 +401,7 @@ def test_what_is_no_request_of_a_known_kind_is_set_aside(house: House, ids: tupl
         ({"request_key": "a:b"}, InvalidRequest, "request key"),
         ({"to": "2"}, InvalidRequest, "not a exchange request"),
         ({"to": rich}, InvalidRequest, "between two accounts"),
-        ({"pays": "1" * 60}, InvalidRequest, "does not fit"),
+        ({"pays": "1" * 60}, InvalidRequest, "have at most"),
     ):
         with pytest.raises(error, match=words):
             operations.parse_request(json.dumps(good | wrong).encode())
