@@ -82,7 +82,9 @@ def _made(kind: type[Request], fields: Any) -> Request:
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"not a {kind.kind} request: {error!s:.200}") from None
     if len(made.terms) > TERMS_LENGTH_MAX or not made.terms.isascii():
-        raise InvalidRequest(f"the terms of a request of kind {kind.kind} have at most {TERMS_LENGTH_MAX} ASCII characters")
+        raise InvalidRequest(
+            f"the terms of a request of kind {kind.kind} have at most {TERMS_LENGTH_MAX} ASCII characters"
+        )
     return made
 
 
