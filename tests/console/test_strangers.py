@@ -42,6 +42,7 @@ def status(console: Console, name: str, password: str, headers: dict[str, str]) 
         return visitor.log_in(name, password, **headers).status_code
 
 
+@pytest.mark.slow
 def test_wrong_logins_of_an_address_do_not_lock_its_operators_out(console: Console) -> None:
     """Strangers behind the same proxy, which somebody forgot to name, try one name after the other."""
     told = [status(console, f"user{number}", "guess", ONE) for number in range(21)]

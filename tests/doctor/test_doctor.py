@@ -615,6 +615,7 @@ def test_nothing_is_set() -> None:
     assert checks["workers"].status == "skip"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "is_silent"), [("redis", False), ("amqp", False), ("amqp", True)])
 def test_servers_that_are_away_are_told_once_and_soon(scheme: str, is_silent: bool) -> None:
     """Nobody listens; or somebody does, and never says a word."""

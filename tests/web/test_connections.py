@@ -214,6 +214,7 @@ def test_a_request_for_another_protocol_is_answered_in_this_one(server: Server) 
 # ---- time ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_request_has_a_time_to_be_whole(server: Server) -> None:
     post = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n"
     began = time.monotonic()
