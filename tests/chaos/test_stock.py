@@ -37,7 +37,7 @@ _fork = multiprocessing.get_context("fork")
 
 
 def settle_some(url: str, seed: int, lanes: int) -> None:
-    """A worker without a broker: so many lanes settle what is accepted, in batches of up to five, until it is killed."""
+    """A worker without a broker: `lanes` lanes settle what is accepted, in batches of up to five, until a kill."""
     engine = open_engine(url, lock_wait_s=LOCK_WAIT_S)
     rules = Rules(WHEELS, 5, lock_wait_s=LOCK_WAIT_S, desk=Desk(engine, SEED))
 
