@@ -28,12 +28,14 @@ from tombola.worker.cli.base import (
     print_table,
     when,
 )
+from tombola.worker.cli.campaign_codes import codes_app
 from tombola.worker.cli.odds_shown import exact, show_figures, show_prizes, show_returns, simulated
 from tombola.worker.operators.actions import shell_operator
 
 app = typer.Typer()
 campaign_app = typer.Typer(help="Define campaigns: odds, prizes, stock, limits.", no_args_is_help=True)
 app.add_typer(campaign_app, name="campaign")
+campaign_app.add_typer(codes_app, name="codes")
 
 NameArgument = Annotated[str, typer.Argument(help="The campaign's name.", metavar="NAME", show_default=False)]
 FileArgument = Annotated[Path, typer.Argument(help="A manifest in TOML.", metavar="FILE", show_default=False)]
