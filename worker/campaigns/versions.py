@@ -74,8 +74,8 @@ def publish(engine: Engine, odds: Odds, *, bounds: Bounds, operator: str, reason
     """Make `odds` the live version of their campaign; a new campaign is a draft until it is opened.
 
     Stock follows the manifest: a new prize gets its units, a known one the difference to what was published before.
-    Raises InvalidRequest for odds beyond `bounds`, a closed campaign, another asset than before, a prize that handed out
-    codes and does so no more (or the other way round), or less stock than is left to take away; ServiceUnavailable or
+    Raises InvalidRequest for odds beyond `bounds`, a closed campaign, another asset than before, a prize with codes
+    that had units without (or the other way round), or less stock than is left to take away; ServiceUnavailable or
     ConfigurationError when the database cannot be used.
     """
     why = actions.checked_reason(reason)
@@ -170,7 +170,7 @@ def restock(engine: Engine, name: str, code: str, units: int, *, operator: str, 
         prize = live_locked(connection, name).by_code.get(code)
         if prize is not None and prize.has_codes:
             raise InvalidRequest(
-                f"prize {code!r} hands out codes: load more of them with `tombola campaign codes load {name} {code} FILE`"
+                f"prize {code!r} hands out codes: load more with `tombola campaign codes load {name} {code} FILE`"
             )
         if prize is None or prize.stock is None:
             raise InvalidRequest(f"campaign {name} has no prize {code!r:.80} with stock")

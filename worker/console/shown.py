@@ -25,6 +25,8 @@ COLOURS: Final = {
     "accepted": "azure",
     "rejected": "orange",
     "dead": "red",
+    "open": "green",
+    "paused": "orange",
     "already settled": "secondary",
     "would charge": "green",
     "would be rejected": "orange",
@@ -86,6 +88,11 @@ def ago(moment: datetime | None) -> str:
 def number(value: float | None) -> str:
     """A number with thousands separators; empty for None."""
     return "" if value is None else f"{value:,}"
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent, with enough digits for a rare prize; empty for None."""
+    return "" if share is None else f"{share:.2%}" if share >= 0.1 else f"{share:.4%}"
 
 
 def colour(word: str) -> str:
@@ -174,6 +181,7 @@ FILTERS: Final = {
     "duration": duration,
     "ago": ago,
     "number": number,
+    "percent": percent,
     "colour": colour,
     "pretty": pretty,
     "listed": listed,
