@@ -8,11 +8,12 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy import Engine
 
 from tombola.producers.domain.campaigns import manifest
 from tombola.producers.domain.campaigns.odds import Odds
 from tombola.producers.domain.errors import CampaignNotFound, InvalidRequest
-from tombola.producers.storage.campaigns import Campaigns, CampaignState
+from tombola.producers.storage.campaigns import Campaign, Campaigns, CampaignState
 from tombola.worker.campaigns import chart, lists, live, stock, versions
 from tombola.worker.campaigns.differences import differences
 from tombola.worker.campaigns.outlook import Outlook
@@ -30,6 +31,7 @@ from tombola.worker.cli.base import (
     when,
 )
 from tombola.worker.cli.campaign_codes import codes_app
+from tombola.worker.cli.campaign_conformity import is_manifest, show_conformity
 from tombola.worker.cli.odds_shown import show_figures, show_live, show_prizes, show_returns, simulated
 from tombola.worker.cli.shared_options import options_as
 from tombola.worker.operators.actions import shell_operator
@@ -38,6 +40,7 @@ app = typer.Typer()
 campaign_app = typer.Typer(help="Define campaigns: odds, prizes, stock, limits.", no_args_is_help=True)
 app.add_typer(campaign_app, name="campaign")
 campaign_app.add_typer(codes_app, name="codes")
+
 
 NameArgument = Annotated[str, typer.Argument(help="The campaign's name.", metavar="NAME", show_default=False)]
 FileArgument = Annotated[Path, typer.Argument(help="A manifest in TOML.", metavar="FILE", show_default=False)]
@@ -121,6 +124,19 @@ def _write_chart(file: Path, found: Simulation) -> None:
         file.write_text(chart.of_returns(found.by_return()), encoding="utf-8")
     except OSError as error:
         raise InvalidRequest(f"{file} cannot be written: {error.strerror}") from None
+
+
+@campaign_app.command("conformity")
+def conformity_command(
+    what: Annotated[
+        str, typer.Argument(help="A manifest in TOML, or a campaign's name.", metavar="FILE|NAME", show_default=False)
+    ],
+    draws: Annotated[int, typer.Option(help="Pulls to draw.", min=1)] = 1_000_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw by fresh seeds, and test whether the frequencies fit the exact chances. Exit code 1 if they do not."""
+    odds = odds_of(Path(what)) if is_manifest(what) else _live(engine_of(), what)[1]
+    raise typer.Exit(0 if show_conformity(odds, draws, as_json=as_json) else 1)
 
 
 # ---- publish and run -------------------------------------------------------------------------------------------------
@@ -231,10 +247,7 @@ def list_campaigns(as_json: JsonOption = False) -> None:
 def show(name: NameArgument, as_json: JsonOption = False) -> None:
     """Show a campaign: its live version, its chances, what is left of its stock, what the latest pulls came to."""
     engine = engine_of()
-    campaign = Campaigns(engine).find(name)
-    if campaign is None or campaign.odds is None:
-        raise CampaignNotFound(f"there is no published campaign {name!r}")
-    odds = campaign.odds
+    campaign, odds = _live(engine, name)
     with engine.connect().execution_options(read_only=True) as connection:
         left = stock.left(connection, name)
         now = live.look(connection, odds)
@@ -249,6 +262,14 @@ def show(name: NameArgument, as_json: JsonOption = False) -> None:
     for code, units in left.items():
         out.print(f"{code}: {units:,} units left")
     show_live(outlook, now)
+
+
+def _live(engine: Engine, name: str) -> tuple[Campaign, Odds]:
+    """A campaign and its live version. Raises CampaignNotFound."""
+    campaign = Campaigns(engine).find(name)
+    if campaign is None or campaign.odds is None:
+        raise CampaignNotFound(f"there is no published campaign {name!r}")
+    return campaign, campaign.odds
 
 
 def _window(odds: Odds) -> str:
