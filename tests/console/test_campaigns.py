@@ -374,7 +374,7 @@ def test_publishing_shows_what_changes_and_asks(ann: Visitor, engine: Engine) ->
 
 @pytest.mark.usefixtures("winter")
 def test_the_live_version_needs_no_publishing(ann: Visitor) -> None:
-    shown = submit(ann, "/campaigns/new", manifest=WINTER, step="publish")
+    shown = ann.submit("/campaigns/new", {"manifest": WINTER, "step": "publish"}).text
     assert "The live version says the same." in shown
     assert 'value="confirm"' not in shown
 

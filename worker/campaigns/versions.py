@@ -197,6 +197,8 @@ def live_locked(connection: Connection, name: str) -> Odds:
 
 
 def _locked(connection: Connection, name: str) -> Any:
+    if not name.isascii():  # MariaDB compares the column with ASCII alone
+        return None
     return connection.execute(select(campaigns).where(campaigns.c.name == name).with_for_update()).first()
 
 

@@ -178,13 +178,12 @@ def _stock(connection: Connection, name: str) -> tuple[Odds | None, Mapping[str,
 def _one(connection: Connection, name: str) -> Found:
     standing = history.standing(connection, name)
     odds, left, issued = _stock(connection, name)
-    sizes = lists.sizes(connection)
     return Found(
         standing=standing,
         odds=odds,
         versions=history.versions_of(connection, name),
         left=left,
         issued=issued,
-        sizes={} if odds is None else {it: sizes.get(it, 0) for it in (odds.deny, odds.allow) if it},
+        sizes={} if odds is None else {it: lists.size(connection, it) for it in (odds.deny, odds.allow) if it},
         acts=history.acts_on(connection, name),
     )

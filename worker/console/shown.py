@@ -92,7 +92,9 @@ def number(value: float | None) -> str:
 
 def percent(share: float | None) -> str:
     """A share in per cent, with enough digits for a rare prize; empty for None."""
-    return "" if share is None else f"{share:.2%}" if share >= 0.1 else f"{share:.4%}"
+    if share is None:
+        return ""
+    return f"{share:.2%}" if share >= 0.1 else f"{share:.4%}" if share >= 0.0001 or not share else f"{share:.7%}"
 
 
 def colour(word: str) -> str:
