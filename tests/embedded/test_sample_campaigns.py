@@ -58,7 +58,7 @@ def test_the_first_start_publishes_and_opens_them(engine: Engine) -> None:
     assert [it.action for it in reversed(acts)] == ["campaign publish", "campaign open"] * 2
     assert {it.operator for it in acts} == {"tombola up"}
     with engine.connect().execution_options(read_only=True) as connection:
-        assert stock.left(connection, "raffle") == {"headphones": 20, "mug": 2000}
+        assert stock.left(connection, "raffle") == {"headphones": 5, "mug": 300}
 
 
 def test_the_next_start_changes_nothing(engine: Engine) -> None:
