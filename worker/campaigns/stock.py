@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from tombola.producers.domain.campaigns.odds import Odds, Prize
+from tombola.producers.domain.campaigns.odds import SHARDS, Odds, Prize
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.storage.schema import campaign_codes
 from tombola.producers.storage.schema import campaign_stock as table
@@ -36,7 +36,8 @@ def change(
     """
     found = connection.execute(
         select(table.c.stock_key, table.c.units)
-        .where(table.c.campaign == campaign, table.c.prize == prize.code)
+        # By key: any other condition would lock, and wait for, the rows of every prize.
+        .where(table.c.stock_key.in_([stock_key(campaign, prize.code, shard) for shard in range(SHARDS)]))
         .order_by(table.c.stock_key)
         .with_for_update()
     )
