@@ -21,13 +21,17 @@ from sqlalchemy import select
 
 from tests import processes, servers
 from tests.consoles import PASSWORD, Console
+from tests.domain.test_manifest import WINTER
+from tombola.producers.domain.campaigns import manifest
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.storage.campaigns import CampaignState
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.requests import Submission, accept
 from tombola.producers.storage.schema import dead_letters as table
 from tombola.producers.storage.transactions import transaction
 from tombola.producers.telemetry.pulse import Pulse
+from tombola.worker.campaigns import codes, versions
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
@@ -107,6 +111,15 @@ def park_good(house: processes.House, accounts: list[int]) -> None:
     parking.park(house.engine, parkings, worker="celery@lot-3")
 
 
+def publish_winter(house: processes.House) -> None:
+    """A campaign with everything that a manifest can say, in two versions, open."""
+    by = {"operator": OPERATOR, "reason": "the winter draw begins on Monday"}
+    for text in (WINTER, WINTER.replace("stock = 3", "stock = 5")):
+        versions.publish(house.engine, manifest.parse(text), bounds=versions.Bounds(), **by)
+    versions.move(house.engine, "winter-2026", CampaignState.OPEN, **by)
+    codes.load(house.engine, "winter-2026", "coupon", {f"CODE-{number}": number for number in range(1, 501)}, **by)
+
+
 @contextmanager
 def relaying(house: processes.House) -> Iterator[None]:
     """What a relay looks like to those who ask who is alive."""
@@ -144,6 +157,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
             ],
         )
         park_good(house, accounts)
+        publish_winter(house)
         house.wait_settled(41, within_s=40, log=worker.log)
         processes.wait_for(
             lambda: house.dead() == GOOD + POISONED + 8, within_s=40, what=lambda: f"{house.causes()}\n{worker.log()}"
@@ -517,6 +531,56 @@ def test_discard_restore_and_edit(operator: Seat, night: Night) -> None:
     assert {"discard", "restore", "edit"} <= {action for who, action, _ in night.recorded() if who == OPERATOR}
 
 
+def test_an_operator_writes_simulates_publishes_and_pauses_a_campaign(operator: Seat, night: Night) -> None:
+    page = operator.page
+    page.goto("/campaigns")
+    page.get_by_role("link", name="New campaign").click()
+    operator.title("New campaign")
+    text = WINTER.replace("winter-2026", "night")
+    editor = page.get_by_label("Manifest (TOML)")
+    editor.fill(text.replace("weight = 999", "weight = 9.99"))
+    page.get_by_role("button", name="Check").click()
+    expect(page.locator("#mistake")).to_contain_text("this is a whole number, not 9.99")
+    expect(page.locator("#mistake pre")).to_contain_text("weight = 9.99")
+    editor.fill(text)
+    page.get_by_role("button", name="Check").click()
+    expect(page.locator("#outlook")).to_contain_text("night: a manifest without mistakes")
+    assert look_at(operator, "campaign-checked") == {}
+    page.get_by_label("Requests").fill("2000")
+    page.get_by_role("button", name="Simulate").click()
+    expect(page.locator("#returns")).to_be_visible()
+    expect(page.locator("#outlook")).to_contain_text("in 2,000 pulls")
+    expect(editor).to_have_value(text)
+    assert look_at(operator, "campaign-simulated") == {}
+    operator.shoot("campaign-simulated-desktop")
+    page.get_by_role("button", name="Publish…").click()
+    expect(page.locator("#changes")).to_contain_text("night is new")
+    assert look_at(operator, "campaign-asked") == {}
+    page.get_by_label("Reason").fill("for the night")
+    page.get_by_role("button", name="Publish", exact=True).click()
+    operator.title("night")
+    page.get_by_label("Reason").first.fill("go")
+    page.get_by_role("button", name="Open", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("night is open.")
+    # Something is wrong: two clicks and a word from the list of campaigns.
+    page.goto("/campaigns")
+    page.get_by_role("link", name="night", exact=True).click()
+    page.get_by_label("Reason").first.fill("too many winners")
+    page.get_by_role("button", name="Pause", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("night is paused.")
+    assert (OPERATOR, "campaign pause", "too many winners") in night.recorded()
+
+
+def test_live_figures_of_a_campaign_live(operator: Seat, night: Night) -> None:
+    page = operator.page
+    page.goto("/campaigns/winter-2026")
+    left = page.locator("[data-figure='left phone']")
+    expect(left).to_have_text("5")
+    by = {"operator": OPERATOR, "reason": "one broke"}
+    versions.restock(night.house.engine, "winter-2026", "phone", -1, **by)
+    expect(left).to_have_text("4")
+
+
 # ---- on a phone, and in pictures -------------------------------------------------------------------------------------
 
 PAGES = {
@@ -530,6 +594,10 @@ PAGES = {
     "replay-one": "/replays/1",
     "story-of-a-draw": f"/story?q={NIGHT.format(1)}",
     "story-of-an-account": "/story?q=1",
+    "campaigns": "/campaigns",
+    "campaign": "/campaigns/winter-2026",
+    "campaign-versions": "/campaigns/winter-2026/versions",
+    "campaign-new": "/campaigns/new?from=winter-2026",
     "actions": "/actions",
     "users": "/users",
     "not-found": "/dead-letters/987654",
@@ -571,9 +639,25 @@ def test_it_follows_the_system_into_the_dark(browser: Browser, night: Night, coo
 # ---- for everybody ---------------------------------------------------------------------------------------------------
 
 
+def look_at(seat: Seat, name: str) -> dict[str, list[str]]:
+    """What axe-core has against the page that is open, with all that can be opened on it open; and whether it can be
+    read in the dark, which changes nothing but colours."""
+    found = {}
+    seat.page.evaluate("document.querySelectorAll('details').forEach((it) => { it.open = true; })")
+    for scheme, options in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
+        seat.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+        seat.page.evaluate(
+            "document.getAnimations().forEach((it) => { try { it.finish(); } catch (endless) { it.cancel(); } })"
+        )
+        for it in Axe().run(seat.page, options=options).response["violations"]:
+            where = [f"{node['html'][:200]}: {node['failureSummary']}" for node in it["nodes"][:5]]
+            found[f"{name}, {scheme}: {it['id']}, {it['help']}"] = where
+    seat.page.emulate_media(color_scheme="light")
+    return found
+
+
 def look_with_axe(seat: Seat, pages: dict[str, str]) -> dict[str, list[str]]:
-    """What axe-core has against these pages, with all that can be opened on them open; and whether they can be read in
-    the dark, which changes nothing but colours."""
+    """What axe-core has against these pages."""
     found = {}
     for page, address in pages.items():
         seat.page.goto(address)
@@ -581,15 +665,7 @@ def look_with_axe(seat: Seat, pages: dict[str, str]) -> dict[str, list[str]]:
             expect(seat.page.locator("#open")).not_to_have_text("…")
         if page in ("replay-new", "replay-hopeless"):
             expect(seat.page.locator("#outcomes")).to_be_visible()
-        seat.page.evaluate("document.querySelectorAll('details').forEach((it) => { it.open = true; })")
-        for scheme, options in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
-            seat.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
-            seat.page.evaluate(
-                "document.getAnimations().forEach((it) => { try { it.finish(); } catch (endless) { it.cancel(); } })"
-            )
-            for it in Axe().run(seat.page, options=options).response["violations"]:
-                where = [f"{node['html'][:200]}: {node['failureSummary']}" for node in it["nodes"][:5]]
-                found[f"{page}, {scheme}: {it['id']}, {it['help']}"] = where
+        found |= look_at(seat, page)
     return found
 
 
@@ -599,7 +675,9 @@ def test_axe_finds_nothing(browser: Browser, night: Night, cookies: dict[str, An
     with seated(browser, night, storage_state=cookies[OPERATOR]) as seat:
         found |= look_with_axe(seat, PAGES)
     with seated(browser, night, storage_state=cookies[VIEWER]) as seat:
-        found |= look_with_axe(seat, {f"{name} (viewer)": PAGES[name] for name in ("dead-letter", "replays")})
+        found |= look_with_axe(
+            seat, {f"{name} (viewer)": PAGES[name] for name in ("dead-letter", "replays", "campaign", "campaign-new")}
+        )
     with seated(browser, night) as seat:
         found |= look_with_axe(seat, {"login": "/login"})
     assert found == {}, json.dumps(found, indent=1)

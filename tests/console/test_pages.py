@@ -37,7 +37,8 @@ from tombola.worker.operators import users as operators
 
 OPERATOR, VIEWER = "ann", "val"
 PAGES = (
-    *("/", "/dead-letters", "/dead-letters/groups", "/replays", "/story", "/actions", "/users"),
+    *("/", "/dead-letters", "/dead-letters/groups", "/replays", "/story", "/actions", "/users", "/campaigns"),
+    "/campaigns/new",
     *("/dead-letters?state=all&cause=unparsable&newer=1h", "/story?q=nobody", "/story?q=7"),
 )
 CLOSED = f"redis://{servers.HOST}:1/0"

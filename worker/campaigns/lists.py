@@ -58,6 +58,12 @@ def _record_list(
     actions.record(connection, operator=operator, action=action, reason=reason, count=len(account_ids), details=details)
 
 
+def size(connection: Connection, name: str) -> int:
+    """The number of accounts on a list; 0 for a list that is not there."""
+    query = select(func.count()).select_from(account_lists).where(account_lists.c.name == name)
+    return int(connection.execute(query).scalar_one())
+
+
 def sizes(connection: Connection) -> dict[str, int]:
     """The number of accounts on each list, by name."""
     rows = connection.execute(

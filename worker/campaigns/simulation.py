@@ -21,6 +21,7 @@ from tombola.producers.domain.errors import InvalidRequest
 
 DRAWS_MAX: Final = 100_000_000
 PROGRESS_EVERY: Final = 1_000  # draws
+BUCKETS: Final = 21  # of accounts by what came back, a tenth of what was paid each
 
 
 @dataclass(slots=True)
@@ -51,6 +52,20 @@ class Simulation:
     longest_losing: int = 0
     returns: list[float] = field(default_factory=list)  # value per unit spent, one of each account
 
+    def by_return(self) -> list[tuple[str, int]]:
+        """How the accounts fared: how many got back 0 to 10 % of what they had paid, 10 to 20 %, …, 200 % and more.
+
+        The list ends at the last share that an account got back.
+        """
+        counts = Counter(min(BUCKETS - 1, int(share * 10)) for share in self.returns)
+        return [
+            (
+                f"{number * 10} % and more" if number == BUCKETS - 1 else f"{number * 10} to {number * 10 + 10} %",
+                counts[number],
+            )
+            for number in range(max(counts, default=-1) + 1)
+        ]
+
     @property
     def return_to_player(self) -> float:
         """The value that came back per unit paid."""
@@ -58,11 +73,11 @@ class Simulation:
 
     def expectation(self, asset_code: str) -> float:
         """What a pull paid in this asset on average."""
-        return self.paid[asset_code] / self.pulls
+        return self.paid[asset_code] / max(1, self.pulls)
 
     def deviation(self, asset_code: str) -> float:
         """The standard deviation of what a single pull paid in this asset."""
-        return math.sqrt(max(0.0, self.squares[asset_code] / self.pulls - self.expectation(asset_code) ** 2))
+        return math.sqrt(max(0.0, self.squares[asset_code] / max(1, self.pulls) - self.expectation(asset_code) ** 2))
 
 
 def simulate(

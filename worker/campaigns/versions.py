@@ -74,8 +74,9 @@ def publish(engine: Engine, odds: Odds, *, bounds: Bounds, operator: str, reason
     """Make `odds` the live version of their campaign; a new campaign is a draft until it is opened.
 
     Stock follows the manifest: a new prize gets its units, a known one the difference to what was published before.
-    Raises InvalidRequest for odds beyond `bounds`, a closed campaign, another asset than before, or less stock than is
-    left to take away; ServiceUnavailable or ConfigurationError when the database cannot be used.
+    Raises InvalidRequest for odds beyond `bounds`, a closed campaign, another asset than before, a prize with codes
+    that had units without (or the other way round), or less stock than is left to take away; ServiceUnavailable or
+    ConfigurationError when the database cannot be used.
     """
     why = actions.checked_reason(reason)
     if (refusal := why_not(odds, bounds)) is not None:
@@ -110,6 +111,7 @@ def publish(engine: Engine, odds: Odds, *, bounds: Bounds, operator: str, reason
                 )
             )
         _write(connection, row, odds.name, now, live_hash=odds.odds_hash)
+        stock.refuse_mixed(connection, odds)
         for prize, units in stock_changes(live, odds):
             stock.change(connection, odds.name, prize, units, operator=operator, reason=why, now=now)
         details = {"campaign": odds.name, "version": version, "odds_hash": odds.odds_hash}
@@ -157,18 +159,19 @@ def move(engine: Engine, name: str, state: CampaignState, *, operator: str, reas
 def restock(engine: Engine, name: str, code: str, units: int, *, operator: str, reason: str) -> int:
     """Add `units` of a prize, or take some away if negative; return what is left.
 
-    Raises CampaignNotFound; InvalidRequest for a prize without stock, or when fewer are left than are taken away.
+    Raises CampaignNotFound; InvalidRequest for a prize without stock, a prize with codes, or when fewer are left than
+    are taken away.
     """
     why = actions.checked_reason(reason)
     if not units:
         raise InvalidRequest("say how many units to add, or to take away: not 0")
 
     def act(connection: Connection) -> int:
-        row = _locked(connection, name)
-        live = None if row is None or row.live_hash is None else _version(connection, row.live_hash)
-        if live is None:
-            raise CampaignNotFound(f"there is no published campaign {name!r}")
-        prize = live.by_code.get(code)
+        prize = live_locked(connection, name).by_code.get(code)
+        if prize is not None and prize.has_codes:
+            raise InvalidRequest(
+                f"prize {code!r} hands out codes: load more with `tombola campaign codes load {name} {code} FILE`"
+            )
         if prize is None or prize.stock is None:
             raise InvalidRequest(f"campaign {name} has no prize {code!r:.80} with stock")
         now = clock.now(connection)
@@ -185,7 +188,17 @@ def restock(engine: Engine, name: str, code: str, units: int, *, operator: str, 
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
+def live_locked(connection: Connection, name: str) -> Odds:
+    """The live version of a campaign, whose row is locked until the transaction ends. Raises CampaignNotFound."""
+    row = _locked(connection, name)
+    if row is None or row.live_hash is None:
+        raise CampaignNotFound(f"there is no published campaign {name!r}")
+    return _version(connection, row.live_hash)
+
+
 def _locked(connection: Connection, name: str) -> Any:
+    if not name.isascii():  # MariaDB compares the column with ASCII alone
+        return None
     return connection.execute(select(campaigns).where(campaigns.c.name == name).with_for_update()).first()
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy import Engine
 
 from tombola.producers.domain.campaigns import manifest
 from tombola.producers.domain.campaigns.odds import Odds
 from tombola.producers.domain.errors import CampaignNotFound, InvalidRequest
-from tombola.producers.storage.campaigns import Campaigns, CampaignState
-from tombola.worker.campaigns import lists, stock, versions
+from tombola.producers.storage.campaigns import Campaign, Campaigns, CampaignState
+from tombola.worker.campaigns import chart, lists, live, stock, versions
 from tombola.worker.campaigns.differences import differences
-from tombola.worker.campaigns.simulation import simulate
+from tombola.worker.campaigns.outlook import Outlook
+from tombola.worker.campaigns.simulation import Simulation, simulate
 from tombola.worker.cli.base import (
     JsonOption,
     ReasonOption,
@@ -28,12 +30,17 @@ from tombola.worker.cli.base import (
     print_table,
     when,
 )
-from tombola.worker.cli.odds_shown import exact, show_figures, show_prizes, show_returns, simulated
+from tombola.worker.cli.campaign_codes import codes_app
+from tombola.worker.cli.campaign_conformity import is_manifest, show_conformity
+from tombola.worker.cli.odds_shown import show_figures, show_live, show_prizes, show_returns, simulated
+from tombola.worker.cli.shared_options import options_as
 from tombola.worker.operators.actions import shell_operator
 
 app = typer.Typer()
 campaign_app = typer.Typer(help="Define campaigns: odds, prizes, stock, limits.", no_args_is_help=True)
 app.add_typer(campaign_app, name="campaign")
+campaign_app.add_typer(codes_app, name="codes")
+
 
 NameArgument = Annotated[str, typer.Argument(help="The campaign's name.", metavar="NAME", show_default=False)]
 FileArgument = Annotated[Path, typer.Argument(help="A manifest in TOML.", metavar="FILE", show_default=False)]
@@ -51,28 +58,47 @@ def odds_of(file: Path) -> Odds:
 def check(file: FileArgument, as_json: JsonOption = False) -> None:
     """Check a manifest, and say what it means. Exit code 1 with the line of the first mistake."""
     odds = odds_of(file)
+    outlook = Outlook.of(odds)
     if as_json:
-        print_json(msgspec.json.encode({"odds_hash": odds.odds_hash, **exact(odds)}))
+        print_json(msgspec.json.encode({"odds_hash": odds.odds_hash, **outlook.told()}))
         return
     out.print(f"{odds.name}: a manifest without mistakes. Its odds hash is {odds.odds_hash}.")
-    show_prizes(odds)
-    show_figures(odds)
+    show_prizes(outlook)
+    show_figures(outlook)
+
+
+class Shown(NamedTuple):
+    """How a simulation is shown: days at `per_day` pulls a day, and a chart in a file."""
+
+    per_day: int | None
+    chart: Path | None
+    as_json: bool
+
+
+SHOWN: Final[dict[str, Any]] = {
+    "per_day": Annotated[int | None, typer.Option(help="Pulls a day: says on which day a stock runs out.", min=1)],
+    "chart": Annotated[
+        Path | None, typer.Option(help="Draw what came back to accounts, as SVG, into this file.", metavar="FILE")
+    ],
+    "as_json": JsonOption,
+}
 
 
 @campaign_app.command("simulate")
+@options_as("shown", SHOWN, lambda given: Shown(**given))
 def simulate_command(
     file: FileArgument,
+    shown: Shown,
     draws: Annotated[int, typer.Option(help="Requests to draw.", min=1)] = 1_000_000,
     accounts: Annotated[int, typer.Option(help="Accounts that draw, in turn.", min=1)] = 10_000,
     pulls: Annotated[int, typer.Option(help="Pulls in each request.", min=1)] = 1,
-    per_day: Annotated[int | None, typer.Option(help="Pulls a day: says on which day a stock runs out.", min=1)] = None,
     seed: Annotated[str, typer.Option(help="Any text: the same text, the same draws.")] = "simulation",
-    as_json: JsonOption = False,
 ) -> None:
     """Say exactly what a campaign comes to, then draw it a million times and compare."""
     odds = odds_of(file)
+    outlook = Outlook.of(odds)
     columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=out, transient=True, disable=as_json or not out.is_terminal) as progress:
+    with Progress(*columns, console=out, transient=True, disable=shown.as_json or not out.is_terminal) as progress:
         task = progress.add_task("", total=draws)
         found = simulate(
             odds,
@@ -82,12 +108,35 @@ def simulate_command(
             seed=seed,
             on_progress=lambda more: progress.advance(task, more),
         )
-    if as_json:
-        print_json(msgspec.json.encode({"odds_hash": odds.odds_hash, **exact(odds), "simulated": simulated(found)}))
+    if shown.chart is not None:
+        _write_chart(shown.chart, found)
+    if shown.as_json:
+        told = {"odds_hash": odds.odds_hash, **outlook.told(), "simulated": simulated(found)}
+        print_json(msgspec.json.encode(told))
         return
-    show_prizes(odds, found)
-    show_figures(odds, found, per_day)
+    show_prizes(outlook, found)
+    show_figures(outlook, found, shown.per_day)
     show_returns(found)
+
+
+def _write_chart(file: Path, found: Simulation) -> None:
+    try:
+        file.write_text(chart.of_returns(found.by_return()), encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be written: {error.strerror}") from None
+
+
+@campaign_app.command("conformity")
+def conformity_command(
+    what: Annotated[
+        str, typer.Argument(help="A manifest in TOML, or a campaign's name.", metavar="FILE|NAME", show_default=False)
+    ],
+    draws: Annotated[int, typer.Option(help="Pulls to draw.", min=1)] = 1_000_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw by fresh seeds, and test whether the frequencies fit the exact chances. Exit code 1 if they do not."""
+    odds = odds_of(Path(what)) if is_manifest(what) else _live(engine_of(), what)[1]
+    raise typer.Exit(0 if show_conformity(odds, draws, as_json=as_json) else 1)
 
 
 # ---- publish and run -------------------------------------------------------------------------------------------------
@@ -196,23 +245,31 @@ def list_campaigns(as_json: JsonOption = False) -> None:
 
 @campaign_app.command()
 def show(name: NameArgument, as_json: JsonOption = False) -> None:
-    """Show a campaign: its live version, its chances, what is left of its stock."""
+    """Show a campaign: its live version, its chances, what is left of its stock, what the latest pulls came to."""
     engine = engine_of()
+    campaign, odds = _live(engine, name)
+    with engine.connect().execution_options(read_only=True) as connection:
+        left = stock.left(connection, name)
+        now = live.look(connection, odds)
+    outlook = Outlook.of(odds)
+    if as_json:
+        told = {"state": campaign.state, "odds_hash": odds.odds_hash, **outlook.told(), "left": left}
+        print_json(msgspec.json.encode({**told, "live": now.told()}))
+        return
+    out.print(f"{name} is {campaign.state}, {_window(odds)}. Odds hash {odds.odds_hash}.")
+    show_prizes(outlook)
+    show_figures(outlook)
+    for code, units in left.items():
+        out.print(f"{code}: {units:,} units left")
+    show_live(outlook, now)
+
+
+def _live(engine: Engine, name: str) -> tuple[Campaign, Odds]:
+    """A campaign and its live version. Raises CampaignNotFound."""
     campaign = Campaigns(engine).find(name)
     if campaign is None or campaign.odds is None:
         raise CampaignNotFound(f"there is no published campaign {name!r}")
-    with engine.connect().execution_options(read_only=True) as connection:
-        left = stock.left(connection, name)
-    odds = campaign.odds
-    if as_json:
-        told = {"state": campaign.state, "odds_hash": odds.odds_hash, **exact(odds), "left": left}
-        print_json(msgspec.json.encode(told))
-        return
-    out.print(f"{name} is {campaign.state}, {_window(odds)}. Odds hash {odds.odds_hash}.")
-    show_prizes(odds)
-    show_figures(odds)
-    for code, units in left.items():
-        out.print(f"{code}: {units:,} units left")
+    return campaign, campaign.odds
 
 
 def _window(odds: Odds) -> str:

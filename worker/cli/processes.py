@@ -38,7 +38,7 @@ def up(
     """
     from tombola.producers.client import DrawClient
     from tombola.producers.domain.draw import wheels
-    from tombola.worker.embedded import sample
+    from tombola.worker.embedded import sample, sample_campaigns
 
     home = Home.find()
     with until_interrupted() as interrupted, embedded.run(home, port=port) as running:
@@ -49,6 +49,7 @@ def up(
         if running.notice:
             out.print(f"[yellow]{escape(running.notice)}[/]\n")
         sample.open_accounts(engine)
+        sample_campaigns.publish_and_open(engine)
         balanced = True
         if draws:
             with DrawClient.from_settings(running.settings) as client:

@@ -21,6 +21,7 @@ from starlette_admin.theme import DefaultTheme, TablerSettings
 from tombola.producers.brokers.redis_clients import open_redis
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import (
+    CampaignNotFound,
     DeadLetterNotFound,
     DrawError,
     InvalidRequest,
@@ -31,6 +32,8 @@ from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.faults import explain
 from tombola.worker.console import shown
+from tombola.worker.console.campaign_editor import EditorPage
+from tombola.worker.console.campaigns import CampaignsPage
 from tombola.worker.console.jobs import ForecastRunner, ReplayRunner
 from tombola.worker.console.letters import LettersPage
 from tombola.worker.console.overview import OverviewPage
@@ -40,12 +43,14 @@ from tombola.worker.console.replaying import ReplaysPage
 from tombola.worker.console.security.guard import Guard
 from tombola.worker.console.security.headers import Nonces
 from tombola.worker.console.security.login import Login
+from tombola.worker.console.simulations import SimulationRunner
 from tombola.worker.replays.vouching import Vouching
 
 HERE: Final = Path(__file__).parent
 REDIS_TIMEOUT_S: Final = 1.0  # a page waits for Redis
 # The HTTP status of an error of ours: the first type that fits, else 500.
 STATUSES: Final[dict[type[DrawError], int]] = {
+    CampaignNotFound: 404,
     DeadLetterNotFound: 404,
     ReplayNotFound: 404,
     InvalidRequest: 400,
@@ -71,7 +76,8 @@ class Admin(BaseAdmin):
         )
         self.templates.env.add_extension(Nonces)
         self.templates.env.filters.update(shown.FILTERS)
-        for view in (LettersPage, ReplaysPage, StoryPage, ActionsPage, UsersPage):
+        # The editor after the campaigns: a view's routes come before those of the views added before it.
+        for view in (LettersPage, ReplaysPage, CampaignsPage, EditorPage, StoryPage, ActionsPage, UsersPage):
             self.add_view(view(services))
 
     def _init_csrf(self) -> None:
@@ -101,13 +107,14 @@ def create_app(settings: Settings) -> Guard:
     wheels = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, settings.seed_bytes)} if settings.has("seed") else None
     client = open_redis(settings.need("result_url"), timeout_s=REDIS_TIMEOUT_S) if settings.has("result_url") else None
     forecasts = ForecastRunner(engine, wheels, Vouching.of(settings))
-    services = Services(settings, engine, client, wheels, forecasts, ReplayRunner(settings, engine))
+    services = Services(settings, engine, client, wheels, forecasts, ReplayRunner(settings, engine), SimulationRunner())
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         yield
         services.replays.close()
         services.forecasts.close()
+        services.simulations.close()
         engine.dispose()
         if client is not None:
             client.close()

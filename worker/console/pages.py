@@ -25,6 +25,7 @@ from tombola.producers.storage.chunks import IN_LIST_MAX
 from tombola.producers.storage.faults import explain
 from tombola.worker.console.jobs import ForecastRunner, ReplayRunner
 from tombola.worker.console.security.roles import must_act
+from tombola.worker.console.simulations import SimulationRunner
 from tombola.worker.console.threads import in_thread
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.operators.users import Operator
@@ -49,6 +50,7 @@ class Services:
     wheels: Mapping[str, Wheel] | None
     forecasts: ForecastRunner
     replays: ReplayRunner
+    simulations: SimulationRunner
 
     def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of `function`, which reads in a transaction of its own. Raises the DrawError of `explain`."""

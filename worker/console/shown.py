@@ -25,6 +25,8 @@ COLOURS: Final = {
     "accepted": "azure",
     "rejected": "orange",
     "dead": "red",
+    "open": "green",
+    "paused": "orange",
     "already settled": "secondary",
     "would charge": "green",
     "would be rejected": "orange",
@@ -86,6 +88,13 @@ def ago(moment: datetime | None) -> str:
 def number(value: float | None) -> str:
     """A number with thousands separators; empty for None."""
     return "" if value is None else f"{value:,}"
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent, with enough digits for a rare prize; empty for None."""
+    if share is None:
+        return ""
+    return f"{share:.2%}" if share >= 0.1 else f"{share:.4%}" if share >= 0.0001 or not share else f"{share:.7%}"
 
 
 def colour(word: str) -> str:
@@ -174,6 +183,7 @@ FILTERS: Final = {
     "duration": duration,
     "ago": ago,
     "number": number,
+    "percent": percent,
     "colour": colour,
     "pretty": pretty,
     "listed": listed,

@@ -31,7 +31,11 @@ COUNT_MAX: Final = 1_000_000  # of a limit, and of the pulls until a guarantee
 TIERS_MAX: Final = 20
 GUARANTEES_MAX: Final = 5
 TITLE_LENGTH_MAX: Final = 100
-RESERVED: Final = "default"
+# Names that no campaign may have, and why.
+RESERVED: Final[Mapping[str, str]] = {
+    "default": "is the campaign that is built in",
+    "new": "is the address of the console's page for new campaigns",
+}
 
 _is_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*").fullmatch
 _is_code = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*").fullmatch
@@ -42,8 +46,8 @@ _is_amount = re.compile(r"[0-9]{1,8}(\.[0-9]{1,2})?").fullmatch
 def odds_of(manifest: ManifestForm) -> Odds:
     """The odds of a manifest, after every check that needs the manifest alone; raises Wrong."""
     _check_name(("name",), manifest.name, _is_name, NAME_LENGTH_MAX)
-    if manifest.name == RESERVED:
-        raise Wrong(("name",), f"{RESERVED!r} is the campaign that is built in: choose another name")
+    if (why := RESERVED.get(manifest.name)) is not None:
+        raise Wrong(("name",), f"{manifest.name!r} {why}: choose another name")
     _check_asset(("asset",), manifest.asset)
     _check_title((), manifest.title)
     opens, closes = (_moment((key,), getattr(manifest, key)) for key in ("opens", "closes"))

@@ -85,8 +85,11 @@ class Prize:
 
     @property
     def shards(self) -> int:
-        """In how many rows its stock stands: more rows let more workers take units at the same time."""
-        return SHARDS if (self.stock or 0) > SHARDED_FROM else 1
+        """In how many rows its stock stands: more rows let more workers take units at the same time.
+
+        The stock of a prize with codes is its pool, which is no part of the odds and grows: it always stands in SHARDS.
+        """
+        return SHARDS if self.has_codes or (self.stock or 0) > SHARDED_FROM else 1
 
 
 @dataclass(frozen=True, slots=True)
