@@ -19,11 +19,15 @@ from tombola.producers.domain.contract import (
     parse_result,
 )
 from tombola.producers.domain.errors import (
+    CampaignClosed,
+    CampaignNotOpen,
+    CampaignPaused,
     DrawError,
     IdempotencyKeyReused,
     InternalError,
     InvalidKey,
     PublishFailed,
+    PullsNotSold,
     RequestBusy,
     UnknownCampaign,
 )
@@ -44,6 +48,10 @@ REFUSED_SHOWN_MAX = 10
 NAMED: Final[dict[type[DrawError], str]] = {
     InternalError: "a bug in tombola (see the log) met these requests",
     UnknownCampaign: "these requests name unknown campaigns",
+    CampaignPaused: "the campaigns of these requests are paused",
+    CampaignClosed: "the campaigns of these requests have ended",
+    CampaignNotOpen: "the campaigns of these requests are not open yet",
+    PullsNotSold: "the campaigns of these requests do not sell so many pulls at once",
     IdempotencyKeyReused: "keys that belong to other requests",
     InvalidKey: "aliases that are not this caller's",
     RequestBusy: "requests that other transactions hold",
@@ -109,7 +117,8 @@ class DrawClient:
         The ticket has the names in the database: an alias for a key or session that another caller holds.
 
         Raises IdempotencyKeyReused when the key or the session belongs to another request of this caller, InvalidKey
-        for an alias of another caller, UnknownCampaign before anything is written, and ServiceUnavailable when the
+        for an alias of another caller, UnknownCampaign, CampaignPaused, CampaignClosed, CampaignNotOpen or PullsNotSold
+        before anything is written, and ServiceUnavailable when the
         database does not answer, or (RequestBusy) another transaction holds the key for seconds: enqueuing the same
         request again does no harm. InternalError is a bug in tombola that concerns this one draw.
         """
@@ -131,9 +140,9 @@ class DrawClient:
         """Accept and publish draws, PUBLISH_SIZE_MAX in a transaction and in memory; return how many are accepted.
 
         Repeats count as accepted. An error that concerns some draws is raised at the end, after all others are
-        accepted: IdempotencyKeyReused for keys of other requests, or InvalidKey, UnknownCampaign, RequestBusy,
-        InternalError. After ServiceUnavailable send all draws again. Where another caller may hold a name, use
-        `enqueue`, whose ticket has the alias.
+        accepted: IdempotencyKeyReused for keys of other requests, or an error that `enqueue` raises for one draw. After
+        ServiceUnavailable send all draws again. Where another caller may hold a name, use `enqueue`, whose ticket has
+        the alias.
         """
         count = 0
         refused: dict[type[DrawError], list[str]] = {}
@@ -209,9 +218,10 @@ class DrawClient:
             return None
         result, request = parse_result(body), answer.request
         # Redis may hold another request's result under this session: only the database is trusted.
+        campaign = request.campaign if isinstance(request, DrawRequest) else None
         is_own = (result.request_key, result.account_id, result.campaign) == (
             request.request_key,
             request.account_id,
-            request.terms,
+            campaign,
         )
         return result if is_own else None

@@ -14,7 +14,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -28,9 +28,10 @@ from tombola.producers.domain import keys
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.draw import CAMPAIGNS
-from tombola.producers.domain.errors import DrawError, InternalError, InvalidKey, RequestBusy, UnknownCampaign
+from tombola.producers.domain.errors import DrawError, InternalError, InvalidKey, PullsNotSold, RequestBusy
 from tombola.producers.forks import in_child
 from tombola.producers.storage import clock, requests
+from tombola.producers.storage.campaigns import Campaigns
 from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
 from tombola.producers.storage.faults import Fault, explain, fault_of, is_lock_timeout
 from tombola.producers.storage.requests import Acceptance, Clash, RequestRecord, SessionState, Submission
@@ -71,14 +72,15 @@ class _Name(NamedTuple):
 
     def named(self) -> Submission:
         """The submission with the aliases in place."""
-        request, caller = self.submission
+        request, caller, _ = self.submission
         key, session = request.request_key, request.lottery_session_id
         is_one_name = key == session
         if self.has_other_key:
             key = keys.alias(caller, key)
         if self.has_other_session or (self.has_other_key and is_one_name):
             session = keys.alias(caller, session)
-        return Submission(msgspec.structs.replace(request, request_key=key, lottery_session_id=session), caller)
+        renamed = msgspec.structs.replace(request, request_key=key, lottery_session_id=session)
+        return self.submission._replace(request=renamed)
 
     def after(self, clash: Clash) -> _Name | None:
         """The next names to try after `clash`; None where the clash is the answer."""
@@ -90,10 +92,11 @@ class _Name(NamedTuple):
 
 
 class Entry:
-    """Accepts requests. Safe to share between threads. `campaigns` are the names of known campaigns."""
+    """Accepts requests. Safe to share between threads."""
 
-    def __init__(self, engine: Engine, *, relay_after_s: float, campaigns: Container[str] = CAMPAIGNS) -> None:
+    def __init__(self, engine: Engine, *, relay_after_s: float) -> None:
         self.engine = engine
+        self.campaigns = Campaigns(engine)
         url = engine.url.render_as_string(hide_password=False)
         # SQLite inserts many rows one by one, and needs a transaction to make them atomic.
         self._lean = (
@@ -101,7 +104,6 @@ class Entry:
             if engine.dialect.name == "sqlite"
             else open_engine(url, lock_wait_s=0, is_lean=True, read_timeout_s=SHORT_READ_TIMEOUT_S)
         )
-        self._campaigns = campaigns
         self._relay_after = timedelta(seconds=relay_after_s)
         self._remembered: LRUCache[tuple[str, str], _Remembered] = LRUCache(REMEMBERED_MAX)  # by caller and request key
         self._make_lock()
@@ -136,15 +138,21 @@ class Entry:
     def accept_each(self, submissions: Sequence[Submission], *, busy_wait_s: float = BUSY_WAIT_S) -> list[EntryAnswer]:
         """Accept `submissions` independently; return an answer or an error for each, in order. Never raises.
 
-        UnknownCampaign, or InvalidKey for an alias that is not the caller's: nothing was written. RequestBusy: another
+        UnknownCampaign, CampaignPaused, CampaignClosed, CampaignNotOpen, PullsNotSold, or InvalidKey for an alias that
+        is not the caller's: nothing was written. RequestBusy: another
         transaction still holds the request after `busy_wait_s`. InternalError: the database refuses the request, or a
         bug in tombola does; the log has the error. ServiceUnavailable and ConfigurationError: the database cannot be
         used; a request whose commit was under way may be accepted all the same. Send it again with the same key.
         """
-        answers = self._accept_free(submissions)
+        bound = [self._bind(it) for it in submissions]
+        answers = self._accept_free(submissions, bound)
         deadline, pause_s = time.monotonic() + busy_wait_s, 0.01
         while True:
-            part = [(number, submissions[number]) for number, it in answers.items() if isinstance(it, RequestBusy)]
+            part = [
+                (number, it)
+                for number, it in enumerate(bound)
+                if isinstance(answers[number], RequestBusy) and isinstance(it, Submission)
+            ]
             if not part:
                 break
             answers |= self._accept_some(part, bisect_until=time.monotonic() + BISECT_S_MAX)
@@ -156,31 +164,43 @@ class Entry:
 
     def accept_free(self, submissions: Sequence[Submission]) -> list[EntryAnswer]:
         """`accept_each` without waiting: RequestBusy for requests that other transactions hold, or perhaps hold."""
-        return self._answers_of(submissions, self._accept_free(submissions))
+        return self._answers_of(submissions, self._accept_free(submissions, [self._bind(it) for it in submissions]))
 
     def _answers_of(self, submissions: Sequence[Submission], answers: Mapping[int, EntryAnswer]) -> list[EntryAnswer]:
         in_order = [answers[number] for number in range(len(answers))]
         self._remember(submissions, in_order)
         return in_order
 
-    def _accept_free(self, submissions: Sequence[Submission]) -> dict[int, EntryAnswer]:
-        part = list(enumerate(submissions))
-        strangers = [it for it in part if self._why_not(it[1]) is not None]
-        if not strangers:
-            return self._accept_some(part) if part else {}
-        numbers = {number for number, _ in strangers}
-        free = [it for it in part if it[0] not in numbers]
-        return self._recognise(strangers) | (self._accept_some(free) if free else {})
+    def _accept_free(
+        self, submissions: Sequence[Submission], bound: Sequence[Submission | DrawError]
+    ) -> dict[int, EntryAnswer]:
+        free = [(number, it) for number, it in enumerate(bound) if isinstance(it, Submission)]
+        answers = self._accept_some(free) if free else {}
+        refused = [(number, submissions[number], it) for number, it in enumerate(bound) if isinstance(it, DrawError)]
+        return answers | self._recognise(refused) if refused else answers
 
-    def _why_not(self, submission: Submission) -> DrawError | None:
-        """Why this release cannot accept the request as a new one; None if it can. Does not ask the database."""
+    def _bind(self, submission: Submission) -> Submission | DrawError:
+        """The submission with the version of its campaign, or why it cannot be accepted as a new request.
+
+        Asks the database only for an operator's campaign, at most once a second.
+        """
         request = submission.request
-        if isinstance(request, DrawRequest) and request.campaign not in self._campaigns:
-            return UnknownCampaign(f"there is no campaign {request.campaign!r}: nothing was written")
         for name in (request.request_key, request.lottery_session_id):
             if keys.is_alias(name):
                 return InvalidKey(f"{name} has the form of an alias, which cannot be chosen")
-        return None
+        if not isinstance(request, DrawRequest):
+            return submission
+        if request.campaign in CAMPAIGNS:
+            if request.pulls is None:
+                return submission
+            return PullsNotSold(f"campaign {request.campaign} sells single draws, without `pulls`: nothing was written")
+        try:
+            odds_hash = self.campaigns.bind(request.campaign, request.pulls or 1, clock.now(self.engine))
+        except DrawError as error:
+            return error
+        except SQLAlchemyError as error:
+            return explain(error)
+        return submission._replace(odds_hash=odds_hash)
 
     def _accept_some(self, part: Sequence[Numbered], *, bisect_until: float = 0.0) -> dict[int, EntryAnswer]:
         """Accept `part` in one transaction, without requests that others hold; find refused requests by halving.
@@ -259,17 +279,17 @@ class Entry:
             log.warning("which requests are held is unknown: %s", explain(error))
             return set()
 
-    def _recognise(self, strangers: Sequence[Numbered]) -> dict[int, EntryAnswer]:
+    def _recognise(self, refused: Sequence[tuple[int, Submission, DrawError]]) -> dict[int, EntryAnswer]:
         """Answer requests that cannot be accepted as new ones: a repeat gets its answer, any other request an error."""
-        names = [name for _, it in strangers for name in _spellings(it)]
+        names = [name for _, it, _ in refused for name in _spellings(it)]
         try:
             with transaction(self.engine, read_only=True) as reading:
                 known = requests.look_up(reading, list({name.named().request.request_key for name in names}))
         except Exception as error:
-            return _all(strangers, explain(error))
-        return {number: self._as_known(it, known) for number, it in strangers}
+            return _all([(number, it) for number, it, _ in refused], explain(error))
+        return {number: self._as_known(it, why_not, known) for number, it, why_not in refused}
 
-    def _as_known(self, submission: Submission, known: Mapping[str, RequestRecord]) -> EntryAnswer:
+    def _as_known(self, submission: Submission, why_not: DrawError, known: Mapping[str, RequestRecord]) -> EntryAnswer:
         """The answer to a request that cannot be accepted as a new one; `known` are the rows under its names."""
         is_used = False
         for name in _spellings(submission):
@@ -279,8 +299,7 @@ class Entry:
             if found is not None and clash is None:
                 return Acceptance(request, found)
             is_used = is_used or clash is Clash.KEY_IS_MINE
-        why_not = self._why_not(submission)
-        return Acceptance(submission.request, None) if is_used or why_not is None else why_not
+        return Acceptance(submission.request, None) if is_used else why_not
 
     def close(self) -> None:
         """Close the connections, those of the engine among them."""
@@ -291,20 +310,21 @@ class Entry:
     def accept_with(self, connection: Connection, submission: Submission) -> Acceptance:
         """Accept one request inside a transaction of the application; once it commits, the relay publishes the request.
 
-        Raises UnknownCampaign or InvalidKey before anything is written, and the driver's errors, after which the
+        Raises the errors of `accept_each` before anything is written, and the driver's errors, after which the
         application must roll its transaction back.
         """
         if not connection.in_transaction():
             connection.begin()  # otherwise the application's commit() would commit nothing
         now = clock.now(connection)
         joined = Transaction(connection.connection.driver_connection, is_sqlite=connection.dialect.name == "sqlite")
-        if self._why_not(submission) is not None:
+        bound = self._bind(submission)
+        if isinstance(bound, DrawError):
             found = requests.look_up(joined, [it.named().request.request_key for it in _spellings(submission)])
-            if isinstance(answer := self._as_known(submission, found), DrawError):
+            if isinstance(answer := self._as_known(submission, bound, found), DrawError):
                 raise answer
             return answer
         # Not remembered: the request is accepted only when the application commits.
-        (answer,) = _accept_under_own_names(joined, [submission], now, publish_at=now, is_published=False)
+        (answer,) = _accept_under_own_names(joined, [bound], now, publish_at=now, is_published=False)
         return answer
 
     def state_of(self, lottery_session_id: str) -> SessionState | None:

@@ -1,9 +1,9 @@
-"""The wire format: the fields of every request, and contract v1, a draw request and its result, as JSON.
+"""The wire format: the fields of every request, and a draw's request and result, as JSON.
 
-`draw_request.v1.json` is the JSON Schema of v1. v2 adds `kind` and the fields of that kind; producers.domain.operations
-lists the kinds. A body is UTF-8 JSON of at most BODY_BYTES_MAX bytes. Unknown fields, other types
-(no float for an integer), other versions and keys outside their alphabet are refused. Encoding is canonical: equal
-requests have equal bytes.
+`draw_request.v1.json` is the JSON Schema of v1: one pull. v2 adds `kind` and the fields of that kind, for a draw
+`pulls` (draw_request.v2.json); producers.domain.operations lists the kinds. A body is UTF-8 JSON of at most
+BODY_BYTES_MAX bytes. Unknown fields, other types (no float for an integer), other versions and keys outside their
+alphabet are refused. Encoding is canonical: equal requests have equal bytes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from tombola.producers.domain.errors import DrawError, InvalidRequest, UnknownVe
 
 VERSION: Final = 1
 VERSION_WITH_KIND: Final = 2
-TERMS_LENGTH_MAX: Final = 64
+TERMS_LENGTH_MAX: Final = 255
 BODY_BYTES_MAX: Final = 16 * 1024
 ACCOUNT_ID_MAX: Final = 2**63 - 1
 CAMPAIGN_DEFAULT: Final = "default"
+PULLS_MAX: Final = 100  # in one request
 
 # Why a draw was rejected, or that it was a repeat (ARCHITECTURE, One draw). A rejection is final.
 INSUFFICIENT_BALANCE: Final = "INSUFFICIENT_BALANCE"
@@ -64,14 +65,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidRequest(f"account_id is an integer from 1 to {ACCOUNT_ID_MAX}, not {self.account_id!r:.40}")
 
     @property
-    def terms(self) -> str:
-        """The fields of its own kind as the request's row stores them, up to TERMS_LENGTH_MAX characters.
+    def terms(self) -> str | None:
+        """The fields of its own kind as the request's row stores them: JSON, up to TERMS_LENGTH_MAX ASCII characters.
 
-        The column is the one that holds a draw's campaign. A campaign has no colon, so other kinds cannot be mistaken
-        for a draw.
+        None for a draw of contract v1, whose row has the campaign alone.
         """
         own = [getattr(self, name) for name in self.__struct_fields__ if name not in Request.__struct_fields__]
-        return f"{self.kind}:{_encode(own).decode()}"
+        return _encode(own).decode()
 
     def encode(self) -> bytes:
         """The canonical body: JSON without blanks, fields in the contract's order."""
@@ -84,24 +84,32 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DrawRequest(Request, frozen=True, kw_only=True):
-    """One paid draw that a frontend requests; see Request for the other fields and the errors."""
+    """One paid draw that a frontend requests; see Request for the other fields and the errors.
+
+    With `pulls` the request is of contract v2: so many pulls for one charge, and a PullsResult. None is contract v1, a
+    single pull and a DrawResult.
+    """
 
     kind = "draw"
 
     campaign: str = CAMPAIGN_DEFAULT
+    pulls: int | None = None
 
     def __post_init__(self) -> None:
         Request.__post_init__(self)
         if self.campaign != CAMPAIGN_DEFAULT and not _is_campaign(self.campaign):
             raise InvalidRequest(f"campaign is 1 to 64 characters of A-Z a-z 0-9 . _ and -: {self.campaign!r:.80}")
+        if self.pulls is not None and (type(self.pulls) is not int or not 1 <= self.pulls <= PULLS_MAX):
+            raise InvalidRequest(f"pulls is an integer from 1 to {PULLS_MAX}, not {self.pulls!r:.40}")
 
     @property
-    def terms(self) -> str:
-        """The campaign."""
-        return self.campaign
+    def terms(self) -> str | None:
+        return None if self.pulls is None else super().terms
 
     def encode(self) -> bytes:
-        """The canonical body of contract v1: a v1 body is a draw in every future release."""
+        """The canonical body, of contract v1 without `pulls`: a v1 body is a draw in every future release."""
+        if self.pulls is not None:
+            return super().encode()
         return _encode(_RequestV1(VERSION, self.request_key, self.lottery_session_id, self.account_id, self.campaign))
 
 
@@ -168,6 +176,37 @@ class DrawResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return _encode(self)
 
 
+class GrantWon(msgspec.Struct, frozen=True):
+    """One grant of a prize as results show it.
+
+    `notify` names a notification, which has no asset and the amount 0.00; `code` is the code that was handed out.
+    `idempotency_key` is the key of its ledger row.
+    """
+
+    asset_code: str
+    amount: str
+    notify: str
+    code: str
+    idempotency_key: str
+
+
+class PrizeWon(msgspec.Struct, frozen=True):
+    """The outcome of pull number `pull`, from 1: the prize's code, and what it handed out."""
+
+    pull: int
+    code: str
+    grants: list[GrantWon]
+
+
+class PullsResult(DrawResult, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The result of a request for pulls (contract v2). A rejected request has no odds hash and no prizes."""
+
+    v: Literal[2] = VERSION_WITH_KIND  # type: ignore[assignment]
+    kind: Literal["draw"] = "draw"
+    odds_hash: str | None
+    prizes: list[PrizeWon]
+
+
 class ResultHead(msgspec.Struct, frozen=True):
     """The fields that results of all kinds have."""
 
@@ -192,6 +231,7 @@ class _RequestV1(msgspec.Struct, forbid_unknown_fields=True):
 _encode = msgspec.json.Encoder().encode
 _decode_request = msgspec.json.Decoder(_RequestV1).decode
 _decode_result = msgspec.json.Decoder(DrawResult).decode
+_decode_pulls_result = msgspec.json.Decoder(PullsResult).decode
 _decode_result_head = msgspec.json.Decoder(ResultHead).decode
 
 
@@ -225,10 +265,12 @@ def parse_request(body: bytes) -> DrawRequest:
 
 
 def parse_result(body: bytes) -> DrawResult:
-    """Parse a stored result; raises DrawError for other bytes."""
+    """Parse a stored result of a draw, a PullsResult for contract v2; raises DrawError for other bytes."""
     try:
         return _decode_result(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _decode_pulls_result(body)
         raise DrawError(f"not a draw result: {_quoted(error)}") from None
 
 

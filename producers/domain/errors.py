@@ -8,8 +8,12 @@
     │   ├── UnknownVersion       a contract version that this release does not know
     │   ├── NotSigned            a message without a signature by a secret of this deployment
     │   ├── UnknownCampaign      no campaign has that name
+    │   ├── PullsNotSold         the campaign does not sell so many pulls in one request
     │   └── InvalidManifest      the manifest of a campaign has a mistake
     ├── IdempotencyKeyReused     the key belongs to another request of the same caller
+    ├── CampaignPaused           an operator has paused the campaign
+    ├── CampaignClosed           the campaign has ended
+    ├── CampaignNotOpen          the campaign has not begun
     ├── SessionNotFound          no such lottery session of this caller
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
     ├── CampaignNotFound         no such campaign (operators' commands)
@@ -80,12 +84,28 @@ class UnknownCampaign(InvalidRequest):
     """There is no such campaign. Nothing was written."""
 
 
+class PullsNotSold(InvalidRequest):
+    """The campaign does not sell so many pulls in one request. Nothing was written."""
+
+
 class InvalidManifest(InvalidRequest):
     """This is not the manifest of a campaign."""
 
 
 class IdempotencyKeyReused(DrawError):
     """This idempotency key was already used with a different request."""
+
+
+class CampaignPaused(DrawError):
+    """This campaign is paused. Nothing was written: try again when it is open."""
+
+
+class CampaignClosed(DrawError):
+    """This campaign has ended. Nothing was written."""
+
+
+class CampaignNotOpen(DrawError):
+    """This campaign has not begun. Nothing was written."""
 
 
 class SessionNotFound(DrawError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -18,12 +19,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.campaigns import manifest
 from tombola.producers.domain.campaigns.odds import Odds
+from tombola.producers.domain.draw import CAMPAIGNS
+from tombola.producers.domain.errors import (
+    CampaignClosed,
+    CampaignNotOpen,
+    CampaignPaused,
+    PullsNotSold,
+    UnknownCampaign,
+)
 from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import campaign_versions as versions
 from tombola.producers.storage.schema import campaigns as table
 
 REFRESH_S: Final = 1.0
 VERSIONS_MAX: Final = 1_000  # kept in memory
+NAMES_SHOWN_MAX: Final = 20
 
 
 class CampaignState(StrEnum):
@@ -61,6 +71,30 @@ class Campaigns:
         """The campaign of that name as it stood at most REFRESH_S ago; None if there is none."""
         self._refresh()
         return self._by_name.get(name)
+
+    def bind(self, name: str, pulls: int, moment: datetime) -> str:
+        """The hash of the version that a request for `pulls` pulls is drawn by, accepted at `moment`.
+
+        Raises UnknownCampaign, CampaignPaused, CampaignClosed, CampaignNotOpen or PullsNotSold where the campaign does
+        not accept the request.
+        """
+        campaign = self.find(name)
+        if campaign is None:
+            known = ", ".join([*CAMPAIGNS, *sorted(self._by_name)][:NAMES_SHOWN_MAX])
+            raise UnknownCampaign(f"there is no campaign {name!r}, nothing was written. There are: {known}")
+        odds = campaign.odds
+        if campaign.state is CampaignState.PAUSED:
+            raise CampaignPaused(f"campaign {name} is paused: nothing was written, try again when it is open")
+        if campaign.state is CampaignState.CLOSED or (odds and odds.closes and odds.closes <= moment):
+            raise CampaignClosed(f"campaign {name} has ended: nothing was written")
+        if campaign.state is CampaignState.DRAFT or odds is None:
+            raise CampaignNotOpen(f"campaign {name} is not open yet: nothing was written")
+        if odds.opens is not None and moment < odds.opens:
+            raise CampaignNotOpen(f"campaign {name} opens at {odds.opens.isoformat()}: nothing was written")
+        if pulls not in odds.cost:
+            sold = ", ".join(map(str, sorted(odds.cost)))
+            raise PullsNotSold(f"campaign {name} sells {sold} pulls at once, not {pulls}: nothing was written")
+        return odds.odds_hash
 
     def all(self) -> list[Campaign]:
         """Every campaign as it stood at most REFRESH_S ago, by name."""

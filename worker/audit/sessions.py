@@ -29,7 +29,7 @@ _REQUEST: Final = [
     stored(requests.c[name])
     for name in (
         *("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "status", "reason", "result"),
-        *("publish_at", "balance_told"),
+        *("publish_at", "balance_told", "kind", "terms"),
     )
 ]
 _LEDGER: Final = [

@@ -146,9 +146,7 @@ def bury_unseen_once(engine: Engine, *, worker: str, rows_max: int = ROWS_MAX) -
     try:
         with engine.begin() as connection:
             rows = connection.execute(
-                select(book.request_key, book.lottery_session_id, book.account_id, book.campaign, book.reason)
-                .where(book.status == Status.DEAD, unseen)
-                .limit(rows_max)
+                select(*requests.DESCRIBED, book.reason).where(book.status == Status.DEAD, unseen).limit(rows_max)
             ).all()
             for reason in {row.reason for row in rows}:
                 dead = [requests.request_of(row) for row in rows if row.reason == reason]

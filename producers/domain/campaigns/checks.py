@@ -15,7 +15,6 @@ from tombola.producers.domain.campaigns.canonical import canonical_form
 from tombola.producers.domain.campaigns.form import GuaranteeForm, LimitsForm, ManifestForm, Path, PrizeForm, Wrong
 from tombola.producers.domain.campaigns.odds import (
     GRANTS_MAX,
-    PULLS_MAX,
     WEIGHT_SUM_MAX,
     Grant,
     Guarantee,
@@ -23,6 +22,7 @@ from tombola.producers.domain.campaigns.odds import (
     Prize,
     Tier,
 )
+from tombola.producers.domain.contract import PULLS_MAX
 
 NAME_LENGTH_MAX: Final = 40
 AMOUNT_MAX: Final = Decimal("99999999.99")  # decimal(10,2)

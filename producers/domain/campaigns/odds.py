@@ -21,7 +21,6 @@ from zoneinfo import ZoneInfo
 
 PRIZES_MAX: Final = 1_000
 GRANTS_MAX: Final = 10  # of one prize
-PULLS_MAX: Final = 100  # in one request
 WEIGHT_SUM_MAX: Final = 2**32  # far below 2**64, so that a second ticket stays the rare exception
 SHARDED_FROM: Final = 1_000  # units of stock above which a prize's stock stands in SHARDS rows
 SHARDS: Final = 8

@@ -66,7 +66,7 @@ def _fields_of_kind(body: bytes) -> tuple[type[Request], Any] | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     operation = OPERATIONS.get(head.kind)
-    if head.v != contract.VERSION_WITH_KIND or operation is None or operation.FIELDS is DrawRequest:
+    if head.v != contract.VERSION_WITH_KIND or operation is None:
         return None
     del fields["v"], fields["kind"]
     return operation.FIELDS, fields
@@ -81,7 +81,10 @@ def _made(kind: type[Request], fields: Any) -> Request:
         made = msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"not a {kind.kind} request: {error!s:.200}") from None
-    if len(made.terms) > TERMS_LENGTH_MAX or not made.terms.isascii():
+    terms = made.terms
+    if terms is None:
+        raise InvalidRequest("a draw request of version 2 names its number of pulls; a draw of version 1 has no kind")
+    if len(terms) > TERMS_LENGTH_MAX or not terms.isascii():
         raise InvalidRequest(
             f"the terms of a request of kind {kind.kind} have at most {TERMS_LENGTH_MAX} ASCII characters"
         )
@@ -91,8 +94,10 @@ def _made(kind: type[Request], fields: Any) -> Request:
 # ---- in its row ------------------------------------------------------------------------------------------------------
 
 
-def restore(request_key: str, lottery_session_id: str, account_id: int, terms: str) -> Request:
-    """The request of a row with these values; `terms` are Request.terms.
+def restore(
+    request_key: str, lottery_session_id: str, account_id: int, campaign: str, kind: str | None, terms: str | None
+) -> Request:
+    """The request of a row with these values; `terms` are Request.terms, `kind` and `terms` None for a v1 draw.
 
     Raises InvalidRequest, or InvalidKey, for values that make no request; UnknownVersion for an unknown kind.
     """
@@ -101,14 +106,14 @@ def restore(request_key: str, lottery_session_id: str, account_id: int, terms: s
         "request_key": request_key,
         "lottery_session_id": lottery_session_id,
     }
-    kind, is_kind, own = terms.partition(":")
-    if not is_kind:
-        return DrawRequest(**common, campaign=terms)
+    if kind is None:
+        return DrawRequest(**common, campaign=campaign)
     if kind not in OPERATIONS:
         raise UnknownVersion(f"this release does not know requests of kind {kind!r:.40}: upgrade")
     fields = OPERATIONS[kind].FIELDS
     names = [name for name in fields.__struct_fields__ if name not in Request.__struct_fields__]
     try:
-        return msgspec.convert(common | dict(zip(names, msgspec.json.decode(own), strict=True)), fields)
+        own = msgspec.json.decode(terms or "")
+        return msgspec.convert(common | dict(zip(names, own, strict=True)), fields)
     except (msgspec.DecodeError, ValueError, TypeError) as error:
         raise InvalidRequest(f"not the terms of a {kind} request: {terms!r:.100}") from error

@@ -276,7 +276,8 @@ def _asked(draw: DrawRequest, caller: str) -> Submission:
 def _dead(state: SessionState) -> DeadDraw:
     it = state.request
     detail = dead_because(state.reason)
-    return DeadDraw(it.request_key, it.lottery_session_id, it.account_id, it.terms, "dead", state.reason, detail)
+    campaign = it.campaign if isinstance(it, DrawRequest) else ""
+    return DeadDraw(it.request_key, it.lottery_session_id, it.account_id, campaign, "dead", state.reason, detail)
 
 
 ROUTES: Final = (other_than_draws, make_draws, show_draw, watch_draw, list_transactions)

@@ -34,7 +34,7 @@ from tombola.producers.storage.requests.outbox import (
     put_off,
     time_out,
 )
-from tombola.producers.storage.requests.records import RequestRecord, look_up, request_of
+from tombola.producers.storage.requests.records import DESCRIBED, RequestRecord, look_up, request_of
 from tombola.producers.storage.requests.settling import (
     RequestOutcome,
     finish,
@@ -45,6 +45,7 @@ from tombola.producers.storage.requests.settling import (
 )
 
 __all__ = [
+    "DESCRIBED",
     "Acceptance",
     "Clash",
     "Lease",

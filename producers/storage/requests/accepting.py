@@ -11,7 +11,14 @@ from tombola.producers.domain import keys
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import Request
 from tombola.producers.storage.faults import RowsChanged, is_duplicate_key
-from tombola.producers.storage.requests.records import REQUEST_COLUMNS, RequestRecord, look_up, request_values
+from tombola.producers.storage.requests.records import (
+    REQUEST_COLUMNS,
+    RequestRecord,
+    kind_columns,
+    kind_values,
+    look_up,
+    request_values,
+)
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.storage.transactions import Transaction, time_text
 
@@ -19,10 +26,14 @@ TAKEN_TRIES_MAX: Final = 5
 
 
 class Submission(NamedTuple):
-    """A request and its caller: the name behind an API key, empty where no API key is needed."""
+    """A request and its caller: the name behind an API key, empty where no API key is needed.
+
+    `odds_hash` is the version of its campaign that the request is drawn by; None for the built-in campaign.
+    """
 
     request: Request
     caller: str = ""
+    odds_hash: str | None = None
 
 
 class Clash(enum.Enum):
@@ -200,9 +211,12 @@ def _insert_accepted(
     is_published: bool,
 ) -> None:
     moment, due = time_text(now), time_text(publish_at)
+    kind = kind_columns(it.request for it, _ in new.values())
+    bound = ("odds_hash",) if any(it.odds_hash is not None for it, _ in new.values()) else ()
+    columns = (*REQUEST_COLUMNS, "status", "caller", "accepted_at", "publish_attempts", "published_at", "publish_at")
     transaction.insert(
         table.name,
-        (*REQUEST_COLUMNS, "status", "caller", "accepted_at", "publish_attempts", "published_at", "publish_at"),
+        (*columns, *kind, *bound),
         [
             (
                 *request_values(it.request, fingerprint, moment),
@@ -212,6 +226,8 @@ def _insert_accepted(
                 1 if is_published else 0,
                 moment if is_published else None,
                 due,
+                *kind_values(it.request, kind),
+                *((it.odds_hash,) if bound else ()),
             )
             # In the order of the keys: two transactions that insert the same keys at once do not deadlock.
             for _, (it, fingerprint) in sorted(new.items())

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, selec
 from tombola.producers.domain.causes import DeadReason, Status
 from tombola.producers.domain.contract import Request
 from tombola.producers.storage import clock
-from tombola.producers.storage.requests.records import request_of
+from tombola.producers.storage.requests.records import DESCRIBED, request_of
 from tombola.producers.storage.schema import api_idempotency_requests as table
 
 PUBLISH_ERROR_LENGTH_MAX: Final = 200
@@ -73,15 +73,12 @@ def lease(
         if connection.execute(select(table.c.request_key).where(condition).limit(1)).first() is None:
             return Lease([], [])
     rows = connection.execute(
-        select(
-            table.c.request_key, table.c.lottery_session_id, table.c.account_id, table.c.campaign,
-            table.c.publish_attempts,
-        )
+        select(*DESCRIBED, table.c.publish_attempts)
         .where(condition)
         .order_by(table.c.publish_at)
         .limit(rows_max)
         .with_for_update(skip_locked=True)
-    ).all()  # fmt: skip
+    ).all()
     dead = [request_of(row) for row in rows if row.publish_attempts >= tries_max]
     _mark_dead(connection, dead, DeadReason.NEVER_SETTLED)
     due = [row for row in rows if row.publish_attempts < tries_max]
@@ -135,7 +132,7 @@ def postpone(engine: Engine, request_keys: Sequence[str], delay: timedelta) -> N
 def time_out(connection: Connection, accepted_before: datetime, *, rows_max: int) -> list[Request]:
     """accepted → dead for up to `rows_max` requests that were accepted before then; return them."""
     rows = connection.execute(
-        select(table.c.request_key, table.c.lottery_session_id, table.c.account_id, table.c.campaign)
+        select(*DESCRIBED)
         .where(table.c.status == Status.ACCEPTED, table.c.accepted_at < accepted_before)
         .limit(rows_max)
         .with_for_update(skip_locked=True)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from tombola.producers.domain import operations
 from tombola.producers.domain.causes import Status
-from tombola.producers.domain.contract import Request
+from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.storage.transactions import Transaction
 
 # The columns that describe the request itself, in the order of `request_values`.
 REQUEST_COLUMNS: Final = ("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "created_at")
+# Further columns, written only for a batch that has such a request, so that a draw of contract v1 sends no more bytes.
+KIND_COLUMNS: Final = ("kind", "terms")
+# What `request_of` needs of a row.
+DESCRIBED: Final = (
+    table.c.request_key, table.c.lottery_session_id, table.c.account_id, table.c.campaign, table.c.kind, table.c.terms,
+)  # fmt: skip
 # As text: the driver takes longer to decode a time than all other columns of a row together.
 _ACCEPTED_AT: Final = "CAST(accepted_at AS CHAR)"
 _RECORD_COLUMNS: Final = f"fingerprint, caller, status, result, settled_at, reason, balance_told, {_ACCEPTED_AT}"
@@ -69,12 +75,27 @@ def request_values(request: Request, fingerprint: str, moment: str) -> tuple[str
         request.request_key,
         request.lottery_session_id,
         request.account_id,
-        request.terms,
+        request.campaign if isinstance(request, DrawRequest) else "",
         fingerprint,
         moment,
     )
 
 
+def kind_columns(requests: Iterable[Request]) -> tuple[str, ...]:
+    """KIND_COLUMNS if any of the requests is other than a draw of contract v1, else none."""
+    return KIND_COLUMNS if any(request.terms is not None for request in requests) else ()
+
+
+def kind_values(request: Request, columns: Sequence[str]) -> tuple[str | None, ...]:
+    """The values of `columns`, which are KIND_COLUMNS or none."""
+    if not columns:
+        return ()
+    terms = request.terms
+    return (None, None) if terms is None else (request.kind, terms)
+
+
 def request_of(row: Any) -> Request:
-    """The request that a row of the table describes. Raises as operations.restore does."""
-    return operations.restore(row.request_key, row.lottery_session_id, row.account_id, row.campaign)
+    """The request that a row with the columns DESCRIBED describes. Raises as operations.restore does."""
+    return operations.restore(
+        row.request_key, row.lottery_session_id, row.account_id, row.campaign, row.kind, row.terms
+    )

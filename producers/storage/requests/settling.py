@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import Request
 from tombola.producers.storage.faults import explain
-from tombola.producers.storage.requests.records import REQUEST_COLUMNS, request_values
+from tombola.producers.storage.requests.records import REQUEST_COLUMNS, kind_columns, kind_values, request_values
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.storage.transactions import Transaction, time_text
 
@@ -39,10 +39,12 @@ def finish(
     Raises RowsChanged when a row is no longer accepted.
     """
     moment = time_text(now)
+    new = [it for it in outcomes if not it.is_accepted]
+    kind = kind_columns(it.request for it in new)
     transaction.insert(
         table.name,
         # `publish_at` is set for these rows, too: retention finds settled rows by it, along the index.
-        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, "publish_at"),
+        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, "publish_at", *kind),
         [
             (
                 *request_values(it.request, it.fingerprint, moment),
@@ -53,9 +55,9 @@ def finish(
                 it.deliveries,
                 settled_by,
                 moment,
+                *kind_values(it.request, kind),
             )
-            for it in outcomes
-            if not it.is_accepted
+            for it in new
         ],
     )
     transaction.update(
