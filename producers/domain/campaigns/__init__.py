@@ -8,5 +8,6 @@
 | `form`, `checks`, `lines` | a manifest's fields; what is right; where a mistake stands |
 | `canonical` | from odds to the bytes that are hashed |
 | `drawing` | from a seed, odds and a request to prizes |
+| `words` | a guarantee as a sentence for players |
 | `figures` | exact chances, expectations, deviations, how long stock lasts |
 """
