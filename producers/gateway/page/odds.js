@@ -3,11 +3,11 @@
 import { nameOf, short } from './prizes.js';
 
 export const DEFAULT = 'default'; // the built-in campaign, which sells single draws
+const ANSWER_TIMEOUT_MS = 5_000;
 
-/** An answer of the gateway; null if there is none, `undefined` for a campaign that does not exist. */
+/** The gateway's answer to GET `path`; null if there is none, or if it is an error. */
 export async function ask(path) {
-  const response = await fetch(path).catch(() => null);
-  if (response?.status === 404) return undefined;
+  const response = await fetch(path, { signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS) }).catch(() => null);
   return (response?.ok && (await response.json().catch(() => null))) || null;
 }
 

@@ -60,7 +60,7 @@ function showCampaign(view) {
   showBusy();
 }
 
-/** The view by which a result was drawn, which is shown then; null where the campaign has other odds by now, or is gone. */
+/** The view by which a result was drawn, which is shown then; null where it has other odds by now, or is gone. */
 async function viewOf({ campaign, odds_hash }) {
   const isIt = (view) => view?.name === campaign && (!odds_hash || view.odds_hash === odds_hash);
   if (!isIt(shown)) await choose(campaign);
@@ -79,13 +79,23 @@ async function play(count) {
   showBusy();
   const asked = chosen === DEFAULT ? {} : { campaign: chosen, pulls: count };
   try {
-    await draw(account.valueAsNumber, { ...asked, show, tell });
+    if (await isAsShown()) await draw(account.valueAsNumber, { ...asked, show, tell });
+    else fail('The odds have changed', 'Nothing was sent: look at them, and draw again');
   } catch (error) {
     if (!(error instanceof DrawRefused)) fail('This draw was not sent', error.message);
   } finally {
     isClicked = false;
     showBusy();
   }
+}
+
+/** Whether a click still gets what the page shows. The built-in campaign never changes; a gateway that is away may tell
+ *  nothing now, and takes the draw when it is back. */
+async function isAsShown() {
+  if (chosen === DEFAULT) return true;
+  const { odds_hash } = shown;
+  await choose(chosen);
+  return shown.odds_hash === odds_hash;
 }
 
 const isBusy = () => isClicked || underWay.size > 0;
@@ -95,7 +105,7 @@ function showBusy() {
   for (const button of buttons.children) button.setAttribute('aria-disabled', String(isBusy()));
 }
 
-/** Show a result; draw.js forgets the key when the promise resolves. Results wait for each other: there is one wheel. */
+/** Show a result; draw.js forgets its key when the promise resolves. Results wait for each other: the wheel is one. */
 function show(result) {
   showing = showing.then(() => showNow(result));
   return showing;
@@ -121,9 +131,8 @@ async function showNow(result) {
 /** The prize on which the wheel comes to rest: what was won or, after a rejection, a prize that is none. */
 function restOf(outcomes, view) {
   if (!outcomes.length) return shown?.prizes.find((it) => !it.grants.length)?.code;
-  const { code } = rarestOf(outcomes, view);
-  if (!view?.prizes.some((it) => it.code === code)) wheel.show([]); // it would say something else than the result
-  return code;
+  if (!view) wheel.show([]); // segments of other odds would say something else than the result
+  return rarestOf(outcomes, view).code;
 }
 
 function card({ name, isPrize, codes }) {
@@ -153,6 +162,7 @@ function tell(what, { key, why, delayMs }) {
   showBusy();
   if (!wheel.isTurning) {
     clear('Drawing…');
+    if (shown) wheel.show(onWheel(shown));
     wheel.spin();
   }
   state.className = `state ${what}`;
