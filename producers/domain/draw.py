@@ -97,7 +97,7 @@ class Wheel:
         object.__setattr__(self, "_prefix", prefix)
         # Values from here on would favour the first outcomes: such a number is drawn again.
         object.__setattr__(self, "_limit", (2**64 // campaign.weight_sum) * campaign.weight_sum)
-        object.__setattr__(self, "notes", f"{NOTES_PREFIX}{campaign.odds_hash} seed={self.commitment[:16]}")
+        object.__setattr__(self, "notes", f"{NOTES_PREFIX}{campaign.odds_hash} seed={seed_id_of(self.seed)}")
 
     @property
     def commitment(self) -> str:
@@ -143,6 +143,17 @@ def blind_wheels() -> dict[str, Wheel]:
 def wheels(seed: bytes) -> dict[str, Wheel]:
     """All campaigns of this release with the deployment's seed, by name."""
     return {name: Wheel(campaign, seed) for name, campaign in CAMPAIGNS.items()}
+
+
+def seed_id_of(seed: bytes) -> str:
+    """The seed's name in ledger notes: the first 16 hex digits of its commitment."""
+    return hashlib.sha256(seed).hexdigest()[:16]
+
+
+def seed_of(wheels: Wheels) -> bytes | None:
+    """The seed of these wheels; None for blind ones."""
+    wheel = wheels.get(DEFAULT_CAMPAIGN.name)
+    return None if wheel is None or isinstance(wheel, BlindWheel) else wheel.seed
 
 
 def _field(value: bytes) -> bytes:

@@ -11,6 +11,7 @@ INVARIANTS: Final = {
     "I3": "every balance is what the ledger adds up to",
     "I4": "every chain of balances is without a gap",
     "I5": "no balance is negative",
+    "I7": "stock is never negative; of each prize, as many units are granted as are gone",
     "I10": "one key, one answer, byte for byte",
     "I11": "all rows of a draw, or none",
     "I12": "every operator action is on record",

@@ -6,14 +6,18 @@ streamed in the order of their ids.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from decimal import Decimal
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, func, select
 
 from tombola.producers.domain import operations
+from tombola.producers.domain.campaigns.pulls import CONSUME
+from tombola.producers.domain.campaigns.record import read_draw_notes
+from tombola.producers.domain.campaigns.scene import Versions
 from tombola.producers.domain.contract import Request, parse_result_head
 from tombola.producers.domain.draw import Wheels
 from tombola.producers.domain.errors import DrawError
@@ -21,6 +25,7 @@ from tombola.producers.domain.operations.operation import Rejection, Written
 from tombola.producers.storage.requests import request_of
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.audit.issued import PrizeName
 from tombola.worker.audit.report import Report, Violation
 from tombola.worker.audit.stored import FETCH_SIZE, amount_of, stored
 from tombola.worker.ledger.old_rows import OldRows
@@ -41,7 +46,15 @@ _LEDGER: Final = [
 ]
 
 
-def check_sessions(connection: Connection, report: Report, wheels: Wheels, old: OldRows) -> Iterator[Violation]:
+class Drawings(NamedTuple):
+    """What draws are recomputed by; `granted` counts the stocked prizes of completed draws."""
+
+    wheels: Wheels
+    versions: Versions
+    granted: Counter[PrizeName]
+
+
+def check_sessions(connection: Connection, report: Report, drawings: Drawings, old: OldRows) -> Iterator[Violation]:
     """Check every request beside the rows of its session. Counts the requests and ledger rows in `report`."""
     report.requests = connection.execute(select(func.count()).select_from(requests)).scalar_one()
     report.rows = connection.execute(select(func.count()).select_from(transactions)).scalar_one()
@@ -51,7 +64,7 @@ def check_sessions(connection: Connection, report: Report, wheels: Wheels, old: 
         .order_by(requests.c.lottery_session_id, requests.c.request_key, transactions.c.transaction_id)
     )
     for _, session in groupby(pairs, key=lambda pair: (pair.lottery_session_id, pair.request_key)):
-        yield from _Session(connection, list(session), wheels, old).check()
+        yield from _Session(connection, list(session), drawings, old).check()
     # Charges without a request. Old code had no requests.
     of_requests = transactions.c.business_type.in_(sorted(operations.business_types()))
     orphans = connection.execute(
@@ -109,11 +122,13 @@ class _Row:
 class _Session:
     """A request and all ledger rows of its session. A check yields what is wrong, and may raise any error."""
 
-    def __init__(self, connection: Connection, pairs: list[Any], wheels: Wheels, old: OldRows) -> None:
+    def __init__(self, connection: Connection, pairs: list[Any], drawings: Drawings, old: OldRows) -> None:
         self._connection = connection
         self.request = pairs[0]
         pairs = [pair for pair in pairs if pair.row_transaction_id is not None]
-        self.written = Written(self.request.status, [_Row(connection, pair) for pair in pairs], wheels)
+        self._granted = drawings.granted
+        rows = [_Row(connection, pair) for pair in pairs]
+        self.written = Written(self.request.status, rows, drawings.wheels, drawings.versions)
         # A request that old code has charged: answered from its rows, which do not say how it was drawn.
         self.is_old = bool(pairs) and all(
             old.wrote(pair.row_transaction_id, pair.row_idempotency_key, pair.row_notes) for pair in pairs
@@ -140,7 +155,22 @@ class _Session:
             if invariant == "I1" or not self.is_old:
                 yield invariant, wrong
         yield "I10", self._answered(asked)
-        yield "I11", self._whole(operation.needs(asked, self.written.wheels).accounts)
+        needs = operation.needs(asked, self.written.wheels)
+        # Prizes of a campaign may go to further accounts of the user: worker.audit.issued checks whose they are.
+        yield "I11", self._whole(None if needs.campaign else needs.accounts)
+        if needs.campaign and self.written.is_completed:
+            yield "I7", self._count_prizes(needs.campaign)
+
+    def _count_prizes(self, campaign: str) -> Iterator[str]:
+        """Count the stocked prizes in the charge's notes. Yields nothing."""
+        versions = self.written.versions
+        for row in self.written.rows:
+            if row.business_type == CONSUME and versions is not None:
+                notes = read_draw_notes(row.notes)
+                odds = versions.version(notes.odds_hash)
+                prizes = {} if odds is None else odds.by_code
+                self._granted.update((campaign, it) for it in notes.prizes if it in prizes and prizes[it].is_stocked)
+        yield from ()
 
     def _whole(self, accounts: Collection[int] | None) -> Iterator[str]:
         """I11 for requests of every kind; the operation checks the rest.

@@ -9,14 +9,14 @@ from typing import Final
 from sqlalchemy import Connection, Engine, func, select
 
 from tombola.producers.domain.causes import OPEN_STATES, Status
-from tombola.producers.domain.draw import wheels
+from tombola.producers.domain.draw import seed_id_of, wheels
 from tombola.producers.domain.operations.draw import CONSUME
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock, requests
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests_table
 from tombola.producers.storage.schema import asset_transactions as transactions
-from tombola.producers.storage.schema import dead_letters
+from tombola.producers.storage.schema import campaign_versions, dead_letters
 from tombola.worker.audit import audits
 from tombola.worker.doctor.checks import (
     MIGRATE,
@@ -181,9 +181,13 @@ def _same_draws(connection: Connection, settings: Settings, _found: Facts) -> Ve
     if row is None:
         return ok("nothing was drawn lately")
     wheel = wheels(settings.seed_bytes).get(row.campaign)
-    if wheel is None:
+    theirs, ours = _noted(row.notes), {"seed": seed_id_of(settings.seed_bytes)}
+    if wheel is not None:
+        ours = _noted(wheel.notes)
+    elif _is_version(connection, theirs.get("odds", "")):
+        ours["odds"] = theirs["odds"]
+    else:
         return warn(f"the last draw was of campaign {row.campaign}, unknown here", "upgrade tombola here, too")
-    theirs, ours = _noted(row.notes), _noted(wheel.notes)
     if theirs.get("seed") != ours["seed"]:
         return fail(
             f"the last draw was made with seed {theirs.get('seed', 'unknown')}…, ours is {ours['seed']}… (SHA-256)",
@@ -196,6 +200,12 @@ def _same_draws(connection: Connection, settings: Settings, _found: Facts) -> Ve
             "a campaign never changes: give new odds a new name",
         )
     return ok(f"the last draw was made with ours ({ours['seed']}…)")
+
+
+def _is_version(connection: Connection, odds_hash: str) -> bool:
+    """Whether an operator's campaign has or had these odds."""
+    query = select(campaign_versions.c.version).where(campaign_versions.c.odds_hash == odds_hash)
+    return connection.execute(query).first() is not None
 
 
 def _noted(notes: str | None) -> dict[str, str]:

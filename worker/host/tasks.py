@@ -106,7 +106,7 @@ def _request(fields: dict[str, Any], task_id: Any) -> DrawRequest:
 def _settle(settings: Settings, request: DrawRequest) -> Settled:
     engine = _engine(settings)
 
-    rules = Rules.of(settings, wheels(settings.seed_bytes), _old_draws(engine))
+    rules = Rules.of(settings, engine, wheels(settings.seed_bytes), _old_draws(engine))
 
     def settle_once() -> Settled:
         (answer,) = tries.settle(engine, [request], rules)

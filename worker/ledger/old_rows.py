@@ -100,7 +100,8 @@ def _charged(transaction: Transaction, names: Sequence[str], *, adopts: bool) ->
     wanted = frozenset(names)
     columns = (
         "SELECT transaction_id, account_id, {session}, idempotency_key, business_type, asset_code, delta_amount, "
-        "balance_before, balance_after, lottery_session_id, created_at, updated_at FROM asset_transactions WHERE "
+        "balance_before, balance_after, notes, lottery_session_id, created_at, updated_at "
+        "FROM asset_transactions WHERE "
     )
     found = [
         *transaction.select(f"{columns.format(session='lottery_session_id')} lottery_session_id IN (??)", names),
@@ -111,18 +112,18 @@ def _charged(transaction: Transaction, names: Sequence[str], *, adopts: bool) ->
     ]
     # Old columns may compare `ABC` and `abc` as equal.
     rows = sorted((row for row in found if row[2] in wanted), key=itemgetter(0))
-    to_fill = [row for row in rows if row[3] is None or row[9] is None]
+    to_fill = [row for row in rows if row[3] is None or row[10] is None]
     if to_fill and adopts:
         transaction.update(
             "asset_transactions",
             "transaction_id",
             # The times as well, because some servers would set them to now.
             ("idempotency_key", "lottery_session_id", "created_at", "updated_at"),
-            [(row[0], row[3] or f"tx_{row[0]}", row[2], str(row[10]), str(row[11])) for row in to_fill],
+            [(row[0], row[3] or f"tx_{row[0]}", row[2], str(row[11]), str(row[12])) for row in to_fill],
         )
     sessions: dict[str, list[Posting]] = {}
     draws: dict[str, Charged] = {}
-    for transaction_id, account_id, session_id, key, *others in (row[:9] for row in rows):
+    for transaction_id, account_id, session_id, key, *others in (row[:10] for row in rows):
         posting = read_posting(transaction, (account_id, session_id, key or f"tx_{transaction_id}", *others))
         postings = sessions.setdefault(session_id, [])
         postings.append(posting)

@@ -63,15 +63,15 @@ class Charged(NamedTuple):
 
 POSTING_COLUMNS: Final = (
     "account_id, lottery_session_id, idempotency_key, business_type, asset_code, delta_amount, balance_before, "
-    "balance_after"
+    "balance_after, notes"
 )
 
 
 def read_posting(transaction: Transaction, row: Sequence[Any]) -> Posting:
-    """The ledger row behind these values of POSTING_COLUMNS; without its notes."""
-    account_id, session_id, key, business_type, asset_code, *amounts = row
+    """The ledger row behind these values of POSTING_COLUMNS."""
+    account_id, session_id, key, business_type, asset_code, *amounts, notes = row
     delta, before, after = map(transaction.amount, amounts)
-    return Posting(account_id, session_id, key, business_type, asset_code, delta, before, after, "")
+    return Posting(account_id, session_id, key, business_type, asset_code, delta, before, after, notes or "")
 
 
 def charged(transaction: Transaction, requests: Sequence[Request]) -> dict[str, Charged]:

@@ -16,12 +16,13 @@ from sqlalchemy import Engine
 
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import Request, parse_result_head
-from tombola.producers.domain.draw import Wheels, blind_wheels
+from tombola.producers.domain.draw import Wheels, blind_wheels, seed_of
 from tombola.producers.domain.errors import DrawError, InvalidRequest
 from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.faults import Fault, explain, fault_of
 from tombola.producers.storage.requests import look_up
 from tombola.producers.storage.transactions import transaction
+from tombola.worker.campaigns.desk import Desk
 from tombola.worker.dead_letters.groups import normalised
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.dead_letters.states import ROWS_MAX
@@ -134,7 +135,9 @@ def forecast(
     """
     said = Forecast(is_exact=wheels is not None)
     try:
-        rules = Rules(blind_wheels() if wheels is None else wheels, old_draws=OldDraws.of(engine, adopts=False))
+        known = blind_wheels() if wheels is None else wheels
+        old_draws = OldDraws.of(engine, adopts=False)
+        rules = Rules(known, old_draws=old_draws, desk=Desk(engine, seed_of(known)))
         rehearsal = Rehearsal(rules)
         for letters in _in_order(engine, selection, limit):
             for line in _lines(engine, rehearsal, letters, vouching):

@@ -2,6 +2,8 @@
 
     lock the accounts ─► read what is settled ─► decide ─► post ─► move balances ─► finish requests ─► commit
 
+Draws by operators' campaigns also read and write their stock, counters and codes there (worker.campaigns.scene).
+
 Results are put after the commit, and messages acked after that (worker.settle.consumer). What a request needs, does and
 answers is said by its operation (producers.domain.operations); nearly all requests are draws, and called so below. One
 request key belongs to one account, so two deliveries of a request meet at that account's lock, and the second delivery
@@ -20,6 +22,7 @@ from tombola.producers.domain import operations
 from tombola.producers.domain.contract import Request
 from tombola.producers.storage import requests
 from tombola.producers.storage.transactions import Transaction
+from tombola.worker.campaigns.scene import BatchScene
 from tombola.worker.ledger import post as ledger
 from tombola.worker.settle.answers import Answer, Deferred
 from tombola.worker.settle.book import Book
@@ -55,6 +58,10 @@ def settle_in(
     # Before the locks: what is computed here keeps no other transaction waiting.
     fingerprints = [draw.fingerprint() for draw in draws]
     needs = [operations.operation_of(draw).needs(draw, rules.wheels) for draw in draws]
+    scene = None
+    if rules.desk is not None and any(need.campaign for need in needs):
+        scene = BatchScene(rules.desk, now)
+        needs = scene.open(open_transaction, draws, needs)
     account_ids = {account_id for need in needs for account_id in need.accounts}
 
     held: Set[int] = frozenset()
@@ -68,7 +75,9 @@ def settle_in(
 
     # Read under the locks: what another worker has settled is visible from here on, and cannot change any more.
     known = requests.look_up(open_transaction, [draw.request_key for draw in free])
-    book = Book(accounts, known, rules, now, handling.redelivered)
+    if scene is not None:
+        scene.read(free, accounts, known)
+    book = Book(accounts, known, rules, now, handling.redelivered, scene=scene)
     if is_careful:
         book.owners = requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in free])
     book.read_ledger(open_transaction, free)
@@ -79,6 +88,8 @@ def settle_in(
     ]
     ledger.post(open_transaction, book.postings, now)
     ledger.move(open_transaction, book.moved, now)
+    if scene is not None:
+        scene.write()
     requests.finish(open_transaction, book.finished, now, settled_by=handling.by)
     return answers
 

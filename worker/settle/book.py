@@ -18,12 +18,14 @@ from tombola.producers.domain.operations.operation import (
     LockedAccount,
     Movement,
     Outcome,
+    Play,
     Refusal,
     Rejection,
 )
 from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.requests import RequestOutcome, RequestRecord
 from tombola.producers.storage.transactions import Transaction
+from tombola.worker.campaigns.scene import BatchScene
 from tombola.worker.ledger import post as ledger
 from tombola.worker.settle.answers import Answer, Refused, Settled
 from tombola.worker.settle.rules import Rules
@@ -35,7 +37,7 @@ class Book:
     are the rows to write. All of them change as draws are answered.
 
     `redelivered` are delivery counts above 1, by request key. `owners` names the request of each lottery session, None
-    where the unique constraint alone checks this.
+    where the unique constraint alone checks this. `scene` is for draws by operators' campaigns.
     """
 
     accounts: dict[int, LockedAccount]
@@ -44,6 +46,7 @@ class Book:
     now: datetime
     redelivered: Mapping[str, int] = field(default_factory=dict)
     owners: dict[str, str] | None = None
+    scene: BatchScene | None = None
     charged: dict[str, ledger.Charged] = field(default_factory=dict)
     postings: list[Posting] = field(default_factory=list)
     moved: dict[int, Decimal] = field(default_factory=dict)
@@ -51,7 +54,7 @@ class Book:
     locked: Locked = field(init=False)
 
     def __post_init__(self) -> None:
-        self.locked = Locked(self.accounts, self.rules.wheels)
+        self.locked = Locked(self.accounts, self.rules.wheels, self.scene)
 
     def read_ledger(self, open_transaction: Transaction, draws: Sequence[Request]) -> None:
         """Read which of `draws` are charged already; draws that old code has charged, and their sessions, as well.
@@ -144,8 +147,15 @@ class Book:
         body = operations.operation_of(draw).result(draw, outcome)
         return Settled(draw, body, known.settled_at, is_repeat=True)
 
-    def _move(self, request: Request, movements: Sequence[Movement]) -> list[Posting]:
-        """The ledger rows of these movements, each continuing the balance that the last row left its account with."""
+    def _move(self, request: Request, decision: Sequence[Movement] | Play) -> list[Posting]:
+        """The ledger rows of a decision, each continuing the balance that the last row left its account with."""
+        movements: Sequence[Movement]
+        if isinstance(decision, Play):
+            assert self.scene is not None
+            self.scene.keep(request, decision)
+            movements = decision.movements
+        else:
+            movements = decision
         postings = []
         for account_id, entry_type, business_type, delta, notes in movements:
             asset_code, before = self.accounts[account_id]

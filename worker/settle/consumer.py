@@ -97,7 +97,7 @@ class Consumer:
             settings.need("broker_url"), claim_after_s=settings.claim_after_s, prefetch=3 * settings.batch_size_max
         )
         results = ResultStore.from_settings(settings, timeout_s=RESULT_TIMEOUT_S)
-        return cls(deliveries, engine, results, Rules.of(settings, wheels, old_draws), settings, pulse)
+        return cls(deliveries, engine, results, Rules.of(settings, engine, wheels, old_draws), settings, pulse)
 
     def start(self) -> None:
         """Consume in a thread of its own, so that a transaction never blocks the caller's event loop."""

@@ -13,6 +13,7 @@ from tombola.producers.storage import requests
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.requests import RequestRecord
 from tombola.producers.storage.transactions import Transaction
+from tombola.worker.campaigns.scene import BatchScene
 from tombola.worker.ledger import post as ledger
 from tombola.worker.settle.answers import Answer
 from tombola.worker.settle.book import Book
@@ -31,21 +32,30 @@ class Rehearsal:
         self._seen: dict[str, RequestRecord] = {}
         self._owners: dict[str, str] = {}
         self._charged: dict[str, dict[str, Decimal]] = {}
+        self._scene: BatchScene | None = None
 
     def answers(self, open_transaction: Transaction, draws: Sequence[Request]) -> list[Answer]:
         """What `settle_in` would answer. `open_transaction` may be read-only. Raises the driver's errors."""
         if not draws:
             return []
         needs = [operations.operation_of(draw).needs(draw, self._rules.wheels) for draw in draws]
+        scene = None
+        if self._rules.desk is not None and any(need.campaign for need in needs):
+            scene = self._scene = self._scene or BatchScene(self._rules.desk, utc_now(), is_locking=False)
+            needs = scene.open(open_transaction, draws, needs)
         unread = {account_id for need in needs for account_id in need.accounts} - self._accounts.keys()
         if unread:
             self._accounts |= ledger.lock_accounts(open_transaction, unread, lock=False)
+        if scene is not None:
+            self._accounts |= scene.make_up_accounts(draws)
         known = {
             key: it._replace(status=Status.ACCEPTED, reason=None) if it.status == Status.DEAD else it
             for key, it in requests.look_up(open_transaction, [draw.request_key for draw in draws]).items()
         }
         self._owners |= requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in draws])
-        book = Book(self._accounts, self._seen | known, self._rules, utc_now(), owners=self._owners)
+        if scene is not None:
+            scene.read(draws, self._accounts, known)
+        book = Book(self._accounts, self._seen | known, self._rules, utc_now(), owners=self._owners, scene=scene)
         book.read_ledger(open_transaction, draws)
         answers = [book.answer(draw, draw.fingerprint()) for draw in draws]
         self._charged = {}

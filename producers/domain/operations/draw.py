@@ -1,4 +1,4 @@
-"""A draw: one charge in the asset of its campaign, and the prize, if any."""
+"""A draw: one charge in the asset of its campaign, and the prizes, if any."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Final
 
+from tombola.producers.domain.campaigns import pulls, settling
+from tombola.producers.domain.campaigns.record import read_draw_notes
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import (
     ACCOUNT_NOT_FOUND,
     INSUFFICIENT_BALANCE,
     DrawRequest,
     DrawResult,
+    PullsResult,
     Row,
     shown,
 )
-from tombola.producers.domain.draw import Wheel, Wheels
+from tombola.producers.domain.draw import Wheel, Wheels, seed_id_of, seed_of
 from tombola.producers.domain.operations.operation import (
     Decision,
     Findings,
@@ -34,20 +37,24 @@ CONSUME_TYPE: Final = "consume"
 REWARD_TYPE: Final = "reward"
 CONSUME: Final = "lottery_consume"
 REWARD: Final = "lottery_reward"
-TYPES: Final = MappingProxyType({CONSUME_TYPE: CONSUME, REWARD_TYPE: REWARD})
+TYPES: Final = MappingProxyType(
+    {CONSUME_TYPE: CONSUME, **{str(entry): business_type for entry, business_type in pulls.BUSINESS_TYPES.items()}}
+)
 NO_PRIZE: Final = Decimal("0.00")
 
 
-def needs(request: DrawRequest, _wheels: Wheels) -> Needs:
-    """The account that pays the charge and receives the prize."""
-    return Needs((request.account_id,))
+def needs(request: DrawRequest, wheels: Wheels) -> Needs:
+    """The account that pays the charge, and receives prizes in its asset."""
+    return Needs((request.account_id,), "" if request.campaign in wheels else request.campaign)
 
 
 def decide(request: DrawRequest, locked: Locked) -> Decision:
-    """The charge and the prize, if any; or a rejection or refusal."""
+    """The charge and the prizes, if any; or a rejection or refusal."""
     wheel = locked.wheels.get(request.campaign)
     if wheel is None:
-        return Refusal(Cause.UNKNOWN_CAMPAIGN, f"there is no campaign {request.campaign!r} here")
+        return settling.decide(request, locked)
+    if request.pulls is not None:
+        return Refusal(Cause.INVALID, f"campaign {request.campaign} sells single draws, without `pulls`")
     campaign = wheel.campaign
     account = locked.accounts.get(request.account_id)
     if account is None or account.asset_code != campaign.asset_code:
@@ -82,6 +89,21 @@ def result(request: DrawRequest, outcome: Outcome) -> bytes:
                     paid += row.delta
         if balance is None:
             raise ValueError(f"the ledger has no row of draw {request.request_key}")
+    if request.pulls is not None:
+        odds_hash, prizes = settling.prizes_won(() if isinstance(outcome, Rejection) else outcome)
+        return PullsResult(
+            request_key=request.request_key,
+            lottery_session_id=request.lottery_session_id,
+            account_id=request.account_id,
+            campaign=request.campaign,
+            status="completed" if reason is None else "rejected",
+            reason=reason,
+            prize_amount=str(paid),
+            balance_after=None if balance is None else str(balance),
+            transactions=transactions,
+            odds_hash=odds_hash,
+            prizes=prizes,
+        ).encode()
     return DrawResult(
         request_key=request.request_key,
         lottery_session_id=request.lottery_session_id,
@@ -96,7 +118,9 @@ def result(request: DrawRequest, outcome: Outcome) -> bytes:
 
 
 def check(request: DrawRequest, written: Written) -> Findings:
-    """One charge (I1); the prize that was drawn (I2); the number of rows (I11)."""
+    """One charge (I1); the prizes that were drawn (I2); the number of rows (I11)."""
+    if request.campaign not in written.wheels:
+        return {"I1": _charged(written), "I2": _drawn_by_campaign(request, written)}
     return {
         "I1": _charged(written),
         "I2": _drawn(request, written),
@@ -115,12 +139,36 @@ def _drawn(request: DrawRequest, written: Written) -> Iterator[str]:
     if not written.is_completed:
         if paid:
             yield f"is {written.status} and was paid {paid}"
-    elif request.campaign not in written.wheels:
-        yield f"campaign {request.campaign} is unknown to this release: the draw cannot be recomputed"
     elif (drawn := _recomputed(request, written)) is None:
         yield "was drawn with other odds or another seed, and cannot be recomputed"
     elif paid != (says := _paid(drawn)):
         yield f"was paid {paid}, its draw says {says}"
+
+
+def _drawn_by_campaign(request: DrawRequest, written: Written) -> Iterator[str]:
+    """Each ledger row is the one that the seed, the odds and the recorded counters say (I2 and I11)."""
+    if not written.is_completed:
+        return
+    seed, versions = seed_of(written.wheels), written.versions
+    charge = next((row for row in written.rows if row.business_type == CONSUME), None)
+    if charge is None or seed is None or versions is None:
+        yield f"campaign {request.campaign} is unknown to this release: the draw cannot be recomputed"
+        return
+    notes = read_draw_notes(charge.notes)
+    odds = versions.version(notes.odds_hash)
+    if odds is None or odds.name != request.campaign:
+        yield f"was drawn by odds that campaign {request.campaign} never had: {notes.odds_hash}"
+    elif notes.seed_id != seed_id_of(seed):
+        yield "was drawn with another seed, and cannot be recomputed"
+    else:
+        expected = settling.expected_rows(request, written.rows, odds, seed)
+        found = [settling.as_expected(row) for row in written.rows]
+        for it in found:
+            if it not in expected:
+                yield f"has a ledger row {it.idempotency_key} that its draw does not say"
+        for it in expected:
+            if it not in found:
+                yield f"lacks the ledger row {it.idempotency_key} of its draw: {it.delta} {it.asset_code}"
 
 
 def _paid(rows: Sequence[Row] | Sequence[Movement]) -> Decimal:
@@ -132,7 +180,7 @@ def _whole(request: DrawRequest, written: Written) -> Iterator[str]:
         return
     drawn = _recomputed(request, written)
     count = len(written.rows)
-    if count != len(drawn) if drawn is not None else not 1 <= count <= len(TYPES):
+    if count != len(drawn) if drawn is not None else not 1 <= count <= 2:
         yield f"has {count} ledger rows"
 
 

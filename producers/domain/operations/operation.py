@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
+from tombola.producers.domain.campaigns.pulls import Pulled
+from tombola.producers.domain.campaigns.scene import Scene, Versions
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import Request, Row
 from tombola.producers.domain.draw import Wheels
@@ -27,16 +30,25 @@ class LockedAccount(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a request may touch: the ids of one or more accounts, which may not exist."""
+    """What a request may touch: the ids of one or more accounts, which may not exist.
+
+    `campaign` is the campaign of an operator that the request draws by, empty for none: its prizes may go to further
+    accounts of the same user.
+    """
 
     accounts: tuple[int, ...]
+    campaign: str = ""
 
 
 class Locked(NamedTuple):
-    """The input of a decision: the existing accounts, as earlier requests of the batch left them, and the wheels."""
+    """The input of a decision: the existing accounts, as earlier requests of the batch left them, and the wheels.
+
+    `scene` is what draws by campaigns need; None where the batch has no such draw.
+    """
 
     accounts: Mapping[int, LockedAccount]
     wheels: Wheels
+    scene: Scene | None = None
 
 
 class Movement(NamedTuple):
@@ -47,6 +59,20 @@ class Movement(NamedTuple):
     business_type: str
     delta: Decimal
     notes: str
+
+
+class Play(NamedTuple):
+    """A draw by a campaign: its movements, and what it changes beside balances.
+
+    `pulled` says the units taken and the account's counters, None in a forecast without prizes; `codes` are the ledger
+    keys by the codes that are handed out; with `has_counters` the account's counters are kept.
+    """
+
+    movements: Sequence[Movement]
+    campaign: str
+    pulled: Pulled | None = None
+    codes: Mapping[str, str] = MappingProxyType({})
+    has_counters: bool = False
 
 
 class Rejection(NamedTuple):
@@ -63,12 +89,14 @@ class Refusal(NamedTuple):
     error: str
 
 
-Decision = Sequence[Movement] | Rejection | Refusal
+Decision = Sequence[Movement] | Play | Rejection | Refusal
 Outcome = Sequence[Row] | Rejection
 
 
 class Written(NamedTuple):
     """What one request has written: its status, and all rows of its session in their order.
+
+    `versions` are the versions of operators' campaigns, None where they are not known.
 
     An attribute of a row raises where the stored value cannot be read.
     """
@@ -76,6 +104,7 @@ class Written(NamedTuple):
     status: str
     rows: Sequence[Row]
     wheels: Wheels
+    versions: Versions | None = None
 
     @property
     def is_completed(self) -> bool:

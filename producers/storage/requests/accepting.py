@@ -158,7 +158,7 @@ def _taken_sessions(
     owners = _owners(transaction, [submissions[number].request.lottery_session_id for number in fresh], lock=True)
     keys_taken: set[str] = set()
     for number in fresh:
-        request, caller = submissions[number]
+        request, caller = submissions[number].request, submissions[number].caller
         key, session = request.request_key, request.lottery_session_id
         if key in keys_taken:
             continue  # not the first submission of its key: a repeat, or another request under the same key

@@ -1,0 +1,262 @@
+"""Draws by campaigns in one batch: what is read before and under the locks, and what is written beside the ledger.
+
+    open ─► (accounts are locked) ─► read ─► decide, keep; decide, keep; … ─► write
+
+`open` finds the version of each draw, and the accounts of its prizes, which are locked with the others. `read` reads
+the accounts' standings and lists, and locks stock. `keep` takes over what a draw changes; `write` writes it. All of it
+is in the batch's transaction: a draw and its units, counters and codes are committed together, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Final
+
+import msgspec
+
+from tombola.producers.domain.campaigns.drawing import Drawing
+from tombola.producers.domain.campaigns.pulls import NEW, Standing, pull_all
+from tombola.producers.domain.campaigns.scene import Bound
+from tombola.producers.domain.contract import DrawRequest, Request
+from tombola.producers.domain.operations.operation import LockedAccount, Needs, Play
+from tombola.producers.storage.faults import RowsChanged
+from tombola.producers.storage.requests import RequestRecord
+from tombola.producers.storage.transactions import Transaction, WhenHeld, time_text
+from tombola.worker.campaigns.desk import Desk, Pair
+from tombola.worker.campaigns.units import PrizeName, Units
+
+_ENOUGH: Final = 1 << 62  # units, while it is only counted how many are wanted
+
+_decode = msgspec.json.Decoder(Standing).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class BatchScene:
+    """The scene of one batch (producers.domain.campaigns.scene). Without `is_locking` it reads only: for forecasts."""
+
+    def __init__(self, desk: Desk, now: datetime, *, is_locking: bool = True) -> None:
+        self._desk = desk
+        self._now = now
+        self._is_locking = is_locking
+        self._bounds: dict[str, Bound] = {}
+        self._accepted: set[str] = set()  # request keys with a row
+        self._prize_accounts: dict[Pair, int] = {}
+        self._accounts: Mapping[int, LockedAccount] = {}
+        self._standings: dict[str, Standing] = {}
+        self._stored: set[str] = set()  # standing keys with a row
+        self._moved: set[str] = set()
+        self._lists: dict[str, set[int]] = {}
+        self._units = Units(is_locking=is_locking)
+        self._pools: dict[PrizeName, list[str]] = {}
+        self._handed_out: dict[str, str] = {}  # ledger keys, by code
+        self._seen_codes: set[str] = set()
+
+    # ---- before the locks ----
+
+    def open(self, transaction: Transaction, draws: Sequence[Request], needs: Sequence[Needs]) -> list[Needs]:
+        """Find versions and prize accounts; return the needs with those accounts. A forecast calls it for each part."""
+        self._transaction = transaction
+        by_campaign = [it for it, need in zip(draws, needs, strict=True) if need.campaign]
+        self._bind(by_campaign)
+        pairs = {
+            (draw.account_id, asset_code)
+            for draw in by_campaign
+            if (bound := self._bounds.get(draw.request_key)) is not None and self._desk.seed is not None
+            for asset_code in bound.odds.asset_codes
+        }
+        self._prize_accounts |= self._desk.prize_accounts(self._transaction, pairs, self._now, makes=self._is_locking)
+        return [
+            need._replace(accounts=(*need.accounts, *self._further_accounts(draw))) if need.campaign else need
+            for draw, need in zip(draws, needs, strict=True)
+        ]
+
+    def _bind(self, draws: Sequence[Request]) -> None:
+        rows = self._transaction.select(
+            "SELECT request_key, odds_hash, created_at FROM api_idempotency_requests WHERE request_key IN (??)",
+            [draw.request_key for draw in draws],
+        )
+        accepted = {key: (odds_hash, self._transaction.moment(moment)) for key, odds_hash, moment in rows}
+        self._accepted |= accepted.keys()
+        for draw in draws:
+            assert isinstance(draw, DrawRequest)
+            odds_hash, moment = accepted.get(draw.request_key, (None, self._now))
+            bound = self._desk.bound(draw.campaign, odds_hash, moment)
+            if bound is not None:
+                self._bounds[draw.request_key] = bound
+
+    def _further_accounts(self, draw: Request) -> Iterable[int]:
+        bound = self._bounds.get(draw.request_key)
+        for asset_code in () if bound is None else bound.odds.asset_codes:
+            account_id = self._prize_accounts.get((draw.account_id, asset_code))
+            if account_id is not None:
+                yield account_id
+
+    # ---- under the locks ----
+
+    def read(
+        self, draws: Sequence[Request], accounts: Mapping[int, LockedAccount], known: Mapping[str, RequestRecord]
+    ) -> None:
+        """Read what `draws` depend on. `accounts` are locked; `known` are the draws' own rows.
+
+        Raises RowsChanged when a draw was accepted since `open`: it is bound to a version now.
+        """
+        self._accounts = accounts
+        is_late = any(draw.request_key in known and draw.request_key not in self._accepted for draw in draws)
+        if is_late and self._is_locking:
+            raise RowsChanged("a draw was accepted while it was settled")
+        fresh = [
+            (draw, bound)
+            for draw in draws
+            if isinstance(draw, DrawRequest)
+            and (bound := self._bounds.get(draw.request_key)) is not None
+            and draw.account_id in accounts
+            and ((record := known.get(draw.request_key)) is None or not record.is_settled)
+        ]
+        self._read_standings(fresh)
+        self._read_lists(fresh)
+        self._reserve(fresh)
+
+    def _read_standings(self, fresh: Sequence[tuple[DrawRequest, Bound]]) -> None:
+        keys = {_standing_key(it.account_id, it.campaign) for it, bound in fresh if bound.odds.has_counters}
+        unread = sorted(keys - self._standings.keys())
+        if unread:
+            statement = "SELECT standing_key, standing FROM campaign_accounts WHERE standing_key IN (??)"
+            self._standings |= {key: _decode(text) for key, text in self._transaction.select(statement, unread)}
+            self._stored |= self._standings.keys()
+
+    def _read_lists(self, fresh: Sequence[tuple[DrawRequest, Bound]]) -> None:
+        asked: dict[str, set[int]] = {}
+        for draw, bound in fresh:
+            for name in filter(None, (bound.odds.deny, bound.odds.allow)):
+                asked.setdefault(name, set()).add(draw.account_id)
+        for name, account_ids in asked.items():
+            rows = self._transaction.select(
+                # A list's name has no quote: producers.domain.campaigns.checks.
+                f"SELECT account_id FROM account_lists WHERE account_id IN (??) AND name = '{name}'",
+                sorted(account_ids),
+            )
+            self._lists.setdefault(name, set()).update(account_id for (account_id,) in rows)
+
+    def _reserve(self, fresh: Sequence[tuple[DrawRequest, Bound]]) -> None:
+        """Lock the stock that these draws want if all of them draw, and if there is enough for all."""
+        seed = self._desk.seed
+        if seed is None:
+            return
+        wanted: Counter[PrizeName] = Counter()
+        standings: dict[str, Standing] = {}
+        for draw, (odds, moment, is_open) in fresh:
+            pulls = draw.pulls or 1
+            if not odds.has_stock or not is_open or pulls not in odds.cost:
+                continue
+            key = _standing_key(draw.account_id, odds.name)
+            standing = standings.get(key) or self._standings.get(key, NEW)
+            drawing = Drawing(seed, odds, draw.account_id, draw.request_key)
+            pulled = pull_all(odds, drawing, pulls, standing, moment, lambda _code: _ENOUGH)
+            standings[key] = pulled.after
+            wanted.update({PrizeName(odds.name, code): units for code, units in pulled.taken.items()})
+        if wanted:
+            self._units.reserve(self._transaction, wanted)
+
+    # ---- for decisions (producers.domain.campaigns.scene) ----
+
+    @property
+    def seed(self) -> bytes | None:
+        return self._desk.seed
+
+    def bound(self, request_key: str, campaign: str) -> Bound | None:
+        return self._bounds.get(request_key)
+
+    def standing(self, account_id: int, campaign: str) -> Standing:
+        return self._standings.get(_standing_key(account_id, campaign), NEW)
+
+    def is_listed(self, name: str, account_id: int) -> bool:
+        return account_id in self._lists.get(name, ())
+
+    def units(self, campaign: str, code: str) -> int:
+        return self._units.left(self._transaction, PrizeName(campaign, code))
+
+    def prize_account(self, account_id: int, asset_code: str) -> int:
+        """As the protocol says. Raises RowsChanged for an account that is gone since it was looked up."""
+        pair = (account_id, asset_code)
+        found = self._prize_accounts.get(pair)
+        if found is None or found not in self._accounts:
+            self._desk.forget_accounts([pair])
+            raise RowsChanged(f"account {account_id} has no account for prizes in {asset_code}")
+        return found
+
+    def codes(self, campaign: str, code: str, count: int) -> Sequence[str]:
+        """As the protocol says. Raises RowsChanged where other batches hold too many codes of the pool."""
+        prize = PrizeName(campaign, code)
+        pool = self._pools.setdefault(prize, [])
+        if len(pool) < count:
+            limit = len(self._seen_codes) + count
+            rows = self._transaction.select(
+                f"SELECT code FROM campaign_codes WHERE campaign IN (??) AND prize = '{code}' AND taken_by IS NULL "
+                f"LIMIT {limit}",
+                [campaign],
+                lock=self._is_locking,
+                when_held=WhenHeld.SKIP,
+            )
+            new = [it for (it,) in rows if it not in self._seen_codes]
+            self._seen_codes.update(new)
+            pool += new
+        if len(pool) < count:
+            raise RowsChanged(f"the pool of prize {code} of {campaign} has fewer codes than units")
+        return [pool.pop() for _ in range(count)]
+
+    # ---- what draws change ----
+
+    def keep(self, draw: Request, play: Play) -> None:
+        """Take over what a draw that settles changes. Raises RowsChanged where its units are gone."""
+        if play.pulled is None:
+            return
+        for code, units in play.pulled.taken.items():
+            if units:
+                self._units.take(self._transaction, PrizeName(play.campaign, code), units)
+        if play.has_counters:
+            key = _standing_key(draw.account_id, play.campaign)
+            self._standings[key] = play.pulled.after
+            self._moved.add(key)
+        self._handed_out |= play.codes
+
+    def write(self) -> None:
+        """Write stock, counters and codes: a statement each, two for counters of accounts that are new."""
+        self._units.write(self._transaction)
+        transaction, moment = self._transaction, time_text(self._now)
+        rows = [(key, _encode(self._standings[key]).decode()) for key in sorted(self._moved)]
+        transaction.insert(
+            "campaign_accounts",
+            ("standing_key", "standing", "account_id", "campaign", "updated_at"),
+            [(key, text, *_parts(key), moment) for key, text in rows if key not in self._stored],
+        )
+        transaction.update(
+            "campaign_accounts",
+            "standing_key",
+            ("standing", "updated_at"),
+            [(key, text, moment) for key, text in rows if key in self._stored],
+        )
+        transaction.update("campaign_codes", "code", ("taken_by",), sorted(self._handed_out.items()))
+
+    def make_up_accounts(self, draws: Sequence[Request]) -> dict[int, LockedAccount]:
+        """For a forecast: accounts of prizes that do not exist yet, under negative ids."""
+        made: dict[int, LockedAccount] = {}
+        for draw in draws:
+            bound = self._bounds.get(draw.request_key)
+            for asset_code in () if bound is None else bound.odds.asset_codes:
+                pair = (draw.account_id, asset_code)
+                if pair not in self._prize_accounts:
+                    self._prize_accounts[pair] = -1 - len(self._prize_accounts)
+                    made[self._prize_accounts[pair]] = LockedAccount(asset_code, Decimal("0.00"))
+        return made
+
+
+def _standing_key(account_id: int, campaign: str) -> str:
+    return f"{account_id}/{campaign}"
+
+
+def _parts(key: str) -> tuple[int, str]:
+    account_id, _, campaign = key.partition("/")
+    return int(account_id), campaign

@@ -1,0 +1,119 @@
+"""The units of stocked prizes in one batch: read, locked, taken and written. worker.campaigns.stock says what stock is.
+
+A prize's units stand in up to SHARDS rows. A batch reads the rows without a lock, and locks one row that has enough; if
+none has, or if that row has too few once it is locked, it locks all rows of the prize, and then knows exactly what is
+left. Locks are taken in the order of the rows' keys, after the locks on accounts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from tombola.producers.domain.campaigns.odds import SHARDS
+from tombola.producers.storage.faults import RowsChanged
+from tombola.producers.storage.transactions import Transaction
+from tombola.worker.campaigns.stock import stock_key
+
+
+class PrizeName(NamedTuple):
+    """A prize of a campaign."""
+
+    campaign: str
+    code: str
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all rows that its stock may have."""
+        return [stock_key(self.campaign, self.code, shard) for shard in range(SHARDS)]
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """The rows of one prize: their units by key, and which of them this transaction has locked and changed."""
+
+    units: dict[str, int]
+    locked: set[str] = field(default_factory=set)
+    changed: set[str] = field(default_factory=set)
+
+    @property
+    def left(self) -> int:
+        return sum(self.units.values())
+
+    @property
+    def in_hand(self) -> int:
+        return sum(self.units[key] for key in self.locked)
+
+    def keys_for(self, wanted: int) -> list[str]:
+        """The rows to lock for so many units: one that has enough, or all."""
+        enough = [key for key, units in self.units.items() if units >= wanted]
+        return [random.choice(enough)] if enough else list(self.units)
+
+
+_READ: Final = "SELECT stock_key, units FROM campaign_stock WHERE stock_key IN (??)"
+_LOCK: Final = f"{_READ} ORDER BY stock_key"
+
+
+class Units:
+    """The stock that one batch has in hand. Without `is_locking` nothing is locked or written: for forecasts."""
+
+    def __init__(self, *, is_locking: bool) -> None:
+        self._is_locking = is_locking
+        self._shelves: dict[PrizeName, _Shelf] = {}
+
+    def reserve(self, transaction: Transaction, wanted: Mapping[PrizeName, int]) -> None:
+        """Lock rows with so many units of each prize, as far as there are any: two statements, rarely three."""
+        new = {prize: units for prize, units in wanted.items() if units and prize not in self._shelves}
+        self._read(transaction, new)
+        short = {prize: self._shelves[prize].keys_for(units) for prize, units in new.items()}
+        self._lock(transaction, short)
+        # Another batch took units between the read and the lock: what is left is known only under all locks.
+        self._lock(transaction, {it: [*self._shelves[it].units] for it in new if self._shelves[it].in_hand < new[it]})
+
+    def left(self, transaction: Transaction, prize: PrizeName) -> int:
+        """The units that are left: exact once all rows are locked; else as they were read, which `take` finds out."""
+        if prize not in self._shelves:
+            self._read(transaction, [prize])
+            self._lock(transaction, {prize: [*self._shelves[prize].units]})
+        return self._shelves[prize].left
+
+    def take(self, transaction: Transaction, prize: PrizeName, units: int) -> None:
+        """Take units. Raises RowsChanged where other batches took them since they were read."""
+        shelf = self._shelves[prize]
+        if self._is_locking and shelf.in_hand < units:
+            self._lock(transaction, {prize: [*shelf.units]})
+        if shelf.left < units:
+            raise RowsChanged(f"units of prize {prize.code} were taken by another batch")
+        for key in sorted(shelf.locked if self._is_locking else shelf.units):
+            some = min(units, shelf.units[key])
+            if some:
+                shelf.units[key] -= some
+                shelf.changed.add(key)
+                units -= some
+
+    def write(self, transaction: Transaction) -> None:
+        """Write what is left now, in one statement."""
+        rows = [(key, shelf.units[key]) for shelf in self._shelves.values() for key in shelf.changed]
+        transaction.update("campaign_stock", "stock_key", ("units",), sorted(rows))
+
+    def _read(self, transaction: Transaction, prizes: Iterable[PrizeName]) -> None:
+        keys = {key: prize for prize in prizes for key in prize.keys}
+        if not keys:
+            return
+        for prize in keys.values():
+            self._shelves[prize] = _Shelf({})
+        for key, units in transaction.select(_READ, [*keys]):
+            self._shelves[keys[key]].units[key] = units
+
+    def _lock(self, transaction: Transaction, rows: Mapping[PrizeName, list[str]]) -> None:
+        """Lock these rows, and take over what they hold now."""
+        keys = {key: prize for prize, some in rows.items() for key in some if key not in self._shelves[prize].locked}
+        if not keys or not self._is_locking:
+            return
+        for key, units in transaction.select(_LOCK, sorted(keys), lock=True):
+            shelf = self._shelves[keys[key]]
+            if key not in shelf.changed:
+                shelf.units[key] = units
+            shelf.locked.add(key)
