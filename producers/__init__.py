@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tombola.producers.client import DrawClient, Ticket
-    from tombola.producers.domain.contract import DrawRequest, DrawResult, LedgerRow
+    from tombola.producers.domain.contract import DrawRequest, DrawResult, GrantWon, LedgerRow, PrizeWon, PullsResult
     from tombola.producers.domain.errors import (
         AccountNotFound,
+        CampaignClosed,
+        CampaignNotOpen,
+        CampaignPaused,
         ConfigurationError,
         DrawDead,
         DrawError,
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
         InvalidKey,
         InvalidRequest,
         PublishFailed,
+        PullsNotSold,
         RequestBusy,
         ResultNotReady,
         ServiceUnavailable,
@@ -27,18 +31,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccountNotFound",
+    "CampaignClosed",
+    "CampaignNotOpen",
+    "CampaignPaused",
     "ConfigurationError",
     "DrawClient",
     "DrawDead",
     "DrawError",
     "DrawRequest",
     "DrawResult",
+    "GrantWon",
     "IdempotencyKeyReused",
     "InternalError",
     "InvalidKey",
     "InvalidRequest",
     "LedgerRow",
+    "PrizeWon",
     "PublishFailed",
+    "PullsNotSold",
+    "PullsResult",
     "RequestBusy",
     "ResultNotReady",
     "ServiceUnavailable",
@@ -54,7 +65,7 @@ def __getattr__(name: str) -> Any:
     home: Any
     if name in ("DrawClient", "Ticket"):
         from tombola.producers import client as home
-    elif name in ("DrawRequest", "DrawResult", "LedgerRow"):
+    elif name in ("DrawRequest", "DrawResult", "GrantWon", "LedgerRow", "PrizeWon", "PullsResult"):
         from tombola.producers.domain import contract as home
     elif name == "Settings":
         from tombola.producers import settings as home

@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, text
 
 from tests.benchmarks import baseline
+from tests.benchmarks.campaigns import campaigns
 from tests.benchmarks.dead_letters import full_replay, poison
 from tests.benchmarks.gateway import gateway
 from tests.benchmarks.lab import (
@@ -408,5 +409,6 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
     "memory": memory,
     "poison": poison,
     "replay": full_replay,
+    "campaigns": campaigns,
 }
 BY_NAME_ONLY: Final[dict[str, Measurement]] = {"tune": tune, "legacy": legacy}

@@ -11,7 +11,7 @@ import typer
 from sqlalchemy import select
 
 from tombola.producers.client import DrawClient
-from tombola.producers.domain.contract import CAMPAIGN_DEFAULT, DrawRequest, DrawResult
+from tombola.producers.domain.contract import CAMPAIGN_DEFAULT, DrawRequest, DrawResult, PullsResult
 from tombola.producers.domain.errors import DrawDead, DrawError, ResultNotReady
 from tombola.producers.settings import Settings
 from tombola.producers.storage.ledger import get_lottery_session_transactions
@@ -27,11 +27,14 @@ def enqueue(
     key: Annotated[str, typer.Option(help="The request key; default: a new one. Repeats are not charged.")] = "",
     session: Annotated[str, typer.Option(help="The lottery session id; default: the request key.")] = "",
     campaign: Annotated[str, typer.Option(help="The campaign, whose odds decide.")] = CAMPAIGN_DEFAULT,
+    pulls: Annotated[int | None, typer.Option(help="So many pulls for one charge; default: one, contract v1.")] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the result; 0 does not wait.", min=0)] = 5.0,
     as_json: JsonOption = False,
 ) -> None:
     """Enqueue one draw and wait for its result."""
-    request = DrawRequest(account_id=account, request_key=key, lottery_session_id=session, campaign=campaign)
+    request = DrawRequest(
+        account_id=account, request_key=key, lottery_session_id=session, campaign=campaign, pulls=pulls
+    )
     settings = settings_with("broker_url")
     with _says_why(settings, request.lottery_session_id), DrawClient.from_settings(settings) as client:
         ticket = client.enqueue(request)
@@ -87,6 +90,9 @@ def _show(found: DrawResult) -> None:
         return
     prize = f"[bold green]won {found.prize_amount}[/]" if found.won else "no prize"
     out.print(f"account {found.account_id}: {prize}, balance {found.balance_after}")
+    for pull in found.prizes if isinstance(found, PullsResult) else ():
+        codes = "".join(f", code {grant.code}" for grant in pull.grants if grant.code)
+        out.print(f"  pull {pull.pull:>3}  {pull.code}{codes}")
     for row in found.transactions:
         out.print(f"  {row.business_type:<15} {row.delta_amount:>8} {row.asset_code}  {row.idempotency_key}")
 

@@ -1,0 +1,92 @@
+"""Draws by an operator's campaign beside draws of the built-in one: stock in eight rows and in one, and ten-pulls."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from sqlalchemy import text
+
+from tests.benchmarks.lab import ACCOUNTS, Lab, Say, Sizes, make_draws
+from tests.benchmarks.report import Finding, at_least
+from tombola.producers import DrawRequest
+from tombola.producers.domain.campaigns import manifest
+from tombola.producers.storage.campaigns import CampaignState
+from tombola.worker.campaigns import versions
+
+# As the built-in campaign: three of ten win 5.00.
+STOCKED: Final = """
+name = "stocked"
+asset = "POINT"
+cost = {{ 1 = "1.00", 10 = "10.00" }}
+
+[[prize]]
+code = "five"
+weight = 30
+stock = {stock}
+instead = "nothing"
+grants = [{{ asset = "POINT", amount = "5.00" }}]
+
+[[prize]]
+code = "nothing"
+weight = 70
+"""
+IN_ONE_ROW, IN_EIGHT_ROWS = 1_000, 1_001
+UNITS: Final = 10_000_000
+BY: Final = {"operator": "bench", "reason": "benchmark"}
+TABLES: Final = (
+    *("campaigns", "campaign_versions", "campaign_accounts", "campaign_stock", "campaign_stock_changes"),
+    "operator_actions",
+)
+
+
+def campaigns(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
+    """Each in turn, a Stream and one worker; every round ends with the audit."""
+    pulls = max(1, sizes.draws // 10)
+    contenders: dict[str, Callable[[], float]] = {
+        "default": lambda: _rate(lab, make_draws(sizes.draws)),
+        "eight rows": lambda: _rate(lab, _draws(sizes.draws), IN_EIGHT_ROWS),
+        "one row": lambda: _rate(lab, _draws(sizes.draws), IN_ONE_ROW),
+        "ten-pulls": lambda: 10 * _rate(lab, _draws(pulls, pulls=10), IN_EIGHT_ROWS),
+    }
+    seen: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(1, sizes.rounds + 1):
+        for name, measure in contenders.items():
+            seen[name].append(measure())
+            say(f"round {number}: {name} {seen[name][-1]:,.0f}/s")
+    rates = {name: statistics.median(values) for name, values in seen.items()}
+    group = "campaigns"
+    return [
+        Finding(group, "the built-in campaign", rates["default"], "draws/s"),
+        Finding(group, "a stocked prize, eight rows", rates["eight rows"], "draws/s"),
+        Finding(group, "a stocked prize, one row", rates["one row"], "draws/s"),
+        Finding(group, "ten-pulls of a stocked prize", rates["ten-pulls"], "pulls/s"),
+        at_least(group, "eight rows : built-in", rates["eight rows"] / rates["default"], "×", 0.9),
+        at_least(group, "one row : built-in", rates["one row"] / rates["default"], "×", 0.7),
+        at_least(group, "ten-pulls : single draws, in pulls", rates["ten-pulls"] / rates["eight rows"], "×", 4),
+    ]
+
+
+def _draws(count: int, *, pulls: int | None = None) -> list[DrawRequest]:
+    return [DrawRequest(account_id=random.randint(1, ACCOUNTS), campaign="stocked", pulls=pulls) for _ in range(count)]
+
+
+def _rate(lab: Lab, draws: Sequence[DrawRequest], stock: int | None = None) -> float:
+    """The rate at which one worker settles `draws` from a full queue, with the campaign if `stock` is said."""
+    lab.clear()
+    with lab.engine.begin() as connection:
+        for table in TABLES:
+            connection.execute(text(f"TRUNCATE {table}"))
+    if stock is not None:
+        odds = manifest.parse(STOCKED.format(stock=stock))
+        versions.publish(lab.engine, odds, bounds=versions.Bounds(return_max=2.0), **BY)
+        versions.move(lab.engine, odds.name, CampaignState.OPEN, **BY)
+        versions.restock(lab.engine, odds.name, "five", UNITS, **BY)
+    contestant = lab.stream()
+    contestant.fill(draws)
+    with lab.worker(contestant) as worker:
+        lab.drain(contestant, worker, len(draws), is_done=lambda: lab.settled(draws) == len(draws))
+    lab.check_books(len(draws))
+    return lab.settle_rate(draws)
