@@ -143,7 +143,6 @@ def test_a_campaign_says_all_that_a_player_must_know(open_gateway: Gateway, late
         {"asset_code": "", "amount": "0.00", "notify": "coupon-won", "has_code": False},
     ]
     assert (five["is_limited"], five["instead"]) == (False, None)
-    assert float(five["effective_percent"]) > float(five["chance"]["percent"]) > 19  # it is guaranteed
     assert (nothing["grants"], "stock" in nothing) == ([], False)
     (vip,) = tiers
     assert (vip["name"], vip["spent_from"]) == ("vip", "1000.00")
@@ -162,6 +161,15 @@ def test_a_campaign_says_all_that_a_player_must_know(open_gateway: Gateway, late
             "each miss makes it likelier.",
         }
     ]
+
+
+def test_a_guarantee_shows_in_the_effective_chances(open_gateway: Gateway, garden: Odds) -> None:
+    phone, five, nothing = open_gateway.client.get("/v1/campaigns/garden").json()["prizes"]
+    for prize in (phone, five):
+        assert float(prize["effective_percent"]) > 1.01 * float(prize["chance"]["percent"])
+    assert float(nothing["effective_percent"]) < 0.99 * float(nothing["chance"]["percent"])
+    assert sum(float(it["effective_percent"]) for it in (phone, five, nothing)) == pytest.approx(100, abs=1e-3)
+    assert float(five["effective_percent"]) == pytest.approx(100 * figures.effective_chances(garden)["five"], rel=1e-5)
 
 
 def test_the_built_in_campaign_is_one_of_them(open_gateway: Gateway) -> None:
