@@ -39,13 +39,15 @@ class Prize:
 class Campaign:
     """Odds with a name: immutable once used, so ledger rows name their hash.
 
-    Cost and prizes are amounts of `asset_code`. Raises ValueError for invalid odds.
+    Cost and prizes are amounts of `asset_code`. `canonical` is the text that is hashed, as in
+    default,POINT,1.00,30x5.00,70x0.00. Raises ValueError for invalid odds.
     """
 
     name: str
     asset_code: str
     cost: Decimal
     prizes: tuple[Prize, ...]
+    canonical: bytes = field(init=False, repr=False)
     odds_hash: str = field(init=False)
     weight_sum: int = field(init=False)
 
@@ -59,8 +61,9 @@ class Campaign:
         object.__setattr__(self, "cost", _cents(self.cost))
         object.__setattr__(self, "prizes", tuple(Prize(prize.weight, _cents(prize.amount)) for prize in self.prizes))
         odds = [f"{prize.weight}x{prize.amount:.2f}" for prize in self.prizes]
-        text = ",".join([self.name, self.asset_code, f"{self.cost:.2f}", *odds])
-        object.__setattr__(self, "odds_hash", hashlib.sha256(text.encode()).hexdigest())
+        canonical = ",".join([self.name, self.asset_code, f"{self.cost:.2f}", *odds]).encode()
+        object.__setattr__(self, "canonical", canonical)
+        object.__setattr__(self, "odds_hash", hashlib.sha256(canonical).hexdigest())
         object.__setattr__(self, "weight_sum", sum(prize.weight for prize in self.prizes))
         if self.weight_sum > WEIGHT_SUM_MAX:
             raise ValueError(f"campaign {self.name}: the weights add up to more than {WEIGHT_SUM_MAX}")

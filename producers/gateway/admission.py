@@ -3,7 +3,7 @@
 Limits are per process: they protect the process, and do not depend on Redis.
 
 Requests with a known API key count against their caller. Requests without one, from strangers, count against their
-address: a caller is never refused or delayed because of other clients.
+address: a caller is never refused or delayed because of other clients. The routes of OPEN need no key.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ HELD_S: Final = 1.0
 HELD_MAX: Final = 1_000  # requests held at the same time
 COUNT_BACKLOG_EVERY_S: Final = 1.0
 JSON_TYPE: Final = b"application/json"
+OPEN: Final = ("/v1/campaigns", "/v1/odds/")  # for players, who must see odds before they pay
 NOBODY: Final = Holder("")
 
 
@@ -64,7 +65,7 @@ class Admission:
 
     async def receive(self, scope: Scope) -> None:
         """Hold a stranger's request if its address sends too many. Raises TooManyRequests if HELD_MAX are held."""
-        if self._needs_key or not scope["path"].startswith("/v1/"):
+        if self._needs_key or not is_for_callers(scope["path"]):
             authorization = scope["given"].get(b"authorization", b"")
             if not (authorization and self._callers.is_familiar(authorization)):
                 address = _address(scope)
@@ -172,15 +173,20 @@ class Admission:
         return TooManyRequests(f"more than {self._rate.per_s} requests a second: try again in a second")
 
 
+def is_for_callers(path: str) -> bool:
+    """Whether a request for that path needs a key, where the gateway needs keys."""
+    return path.startswith("/v1/") and not path.startswith(OPEN)
+
+
 class AdmissionMiddleware:
-    """ASGI middleware: admits or refuses every request under /v1."""
+    """ASGI middleware: admits or refuses every request that is for callers."""
 
     def __init__(self, app: App, admission: Admission) -> None:
         self.app = app
         self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1/") and scope["method"] != "OPTIONS":
+        if scope["type"] == "http" and is_for_callers(scope["path"]) and scope["method"] != "OPTIONS":
             scope["holder"] = await self._admission.admit(scope)
         await self.app(scope, receive, send)
 

@@ -16,10 +16,11 @@ from tombola.producers.web.problems import KINDS_PATH, PROBLEM_TYPE, Problem
 
 _PROBLEMS: Final = {
     status: ResponseSpec(Problem, description=codes_of(status), media_type=PROBLEM_TYPE, generate_examples=False)
-    for status in (400, 401, 403, 404, 413, 422, 429, 500, 503)
+    for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503)
 }
 READ_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 403, 404, 429, 503)}
-WRITE_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 403, 413, 422, 429, 500, 503)}
+OPEN_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 404, 429, 503)}
+WRITE_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 403, 409, 413, 422, 429, 500, 503)}
 
 
 def document(routes: Sequence[Any], *, needs_key: bool) -> bytes:

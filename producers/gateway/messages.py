@@ -6,7 +6,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from tombola.producers.domain.contract import ACCOUNT_ID_MAX, CAMPAIGN_DEFAULT, LedgerRow
+from tombola.producers.domain.contract import ACCOUNT_ID_MAX, CAMPAIGN_DEFAULT, PULLS_MAX, LedgerRow
+from tombola.producers.storage.campaigns import CampaignState
 from tombola.producers.web.problems import Problem
 
 BATCH_SIZE_MAX: Final = 100
@@ -14,6 +15,14 @@ KEY_PATTERN: Final = "^[A-Za-z0-9._-]+$"
 IdText = Annotated[str, msgspec.Meta(pattern=KEY_PATTERN, min_length=1, max_length=100)]
 KeyText = Annotated[str, msgspec.Meta(pattern=KEY_PATTERN, min_length=1, max_length=64)]
 AccountId = Annotated[int, msgspec.Meta(ge=1, le=ACCOUNT_ID_MAX)]
+Pulls = Annotated[
+    int,
+    msgspec.Meta(
+        ge=1,
+        le=PULLS_MAX,
+        description="So many pulls for one price; absent for the campaign `default`, which sells single draws alone.",
+    ),
+]
 
 
 class NewDraw(msgspec.Struct, forbid_unknown_fields=True):
@@ -21,6 +30,7 @@ class NewDraw(msgspec.Struct, forbid_unknown_fields=True):
 
     account_id: AccountId
     campaign: KeyText = CAMPAIGN_DEFAULT
+    pulls: Pulls | None = None
     lottery_session_id: IdText | None = None
 
 
@@ -30,6 +40,7 @@ class NewDrawInBatch(msgspec.Struct, forbid_unknown_fields=True):
     account_id: AccountId
     request_key: KeyText | None = None
     campaign: KeyText = CAMPAIGN_DEFAULT
+    pulls: Pulls | None = None
     lottery_session_id: IdText | None = None
 
 
@@ -98,3 +109,134 @@ class Readiness(msgspec.Struct, frozen=True):
     broker: bool
     results: bool
     missing: list[str]
+
+
+# ---- campaigns -------------------------------------------------------------------------------------------------------
+
+PercentText = Annotated[
+    str, msgspec.Meta(description="A percentage in decimal digits, six of them significant.", examples=["0.01"])
+]
+TimeText = Annotated[str, msgspec.Meta(description="UTC, as in 2026-12-01T00:00:00Z.")]
+
+
+class Price(msgspec.Struct, frozen=True):
+    """What so many pulls in one request cost, in the campaign's asset."""
+
+    pulls: int
+    cost: str
+
+
+class CampaignEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A campaign in the list. It accepts draws while it is open and its window is: from `opens` until before `closes`.
+
+    A bound of the window that is null does not exist.
+    """
+
+    name: str
+    title: str
+    state: CampaignState
+    asset_code: str
+    prices: list[Price]
+    opens: TimeText | None
+    closes: TimeText | None
+    odds_hash: str
+
+
+class CampaignList(msgspec.Struct, frozen=True):
+    """The campaigns that are open or paused; the first one is the built-in campaign."""
+
+    campaigns: list[CampaignEntry]
+
+
+class Chance(msgspec.Struct, frozen=True):
+    """The chance of a prize at one pull: exactly, as a fraction in lowest terms, and as a percentage."""
+
+    numerator: int
+    denominator: int
+    percent: PercentText
+
+
+class GrantView(msgspec.Struct, frozen=True):
+    """What a prize hands out, once: an amount of an asset, or a notification (then there is no asset).
+
+    With `has_code`, the result of the draw has a code.
+    """
+
+    asset_code: str
+    amount: str
+    notify: str
+    has_code: bool
+
+
+class PrizeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A possible outcome of a pull. `effective_percent` is its share in the long run, guarantees included.
+
+    A limited prize can be sold out. `per_account` is how often one account can win it. `instead` is the code of the
+    prize that is drawn in place of one that is sold out, or won often enough. All chances are those while every prize
+    is available.
+    """
+
+    code: str
+    title: str
+    chance: Chance
+    effective_percent: PercentText
+    is_limited: bool
+    per_account: int | None
+    instead: str | None
+    grants: list[GrantView]
+
+
+class TierChance(msgspec.Struct, frozen=True):
+    """The chance of a prize for accounts in a tier."""
+
+    code: str
+    chance: Chance
+    effective_percent: PercentText
+
+
+class TierView(msgspec.Struct, frozen=True):
+    """Other chances, for accounts that have spent `spent_from` in this campaign."""
+
+    name: str
+    spent_from: str
+    chances: list[TierChance]
+
+
+class GuaranteeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A promise: one of `prizes` at the latest at every `hard_at`-th pull of an account. `words` say it to a player.
+
+    From pull `soft_from` after the last hit on, each further pull adds `soft_step` tickets for these prizes.
+    """
+
+    name: str
+    prizes: list[str]
+    hard_at: int
+    soft_from: int | None
+    soft_step: int | None
+    words: str
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How many pulls one account has; null is no limit. A day begins at midnight in the time zone `day`."""
+
+    per_day: int | None
+    per_account: int | None
+    day: str
+
+
+class Eligibility(msgspec.Struct, frozen=True):
+    """Whether accounts are listed: those that alone may draw, and those that may not."""
+
+    has_allow_list: bool
+    has_deny_list: bool
+
+
+class CampaignView(CampaignEntry, frozen=True, kw_only=True):
+    """A campaign with all that a player must know before paying."""
+
+    limits: Limits
+    eligibility: Eligibility
+    prizes: list[PrizeView]
+    tiers: list[TierView]
+    guarantees: list[GuaranteeView]
+    draw_version: Annotated[str, msgspec.Meta(description="How a ticket is drawn from the seed.")]

@@ -12,6 +12,10 @@ from litestar.exceptions import HTTPException, ValidationException
 
 from tombola.producers.domain.errors import (
     AccountNotFound,
+    CampaignClosed,
+    CampaignNotFound,
+    CampaignNotOpen,
+    CampaignPaused,
     ConfigurationError,
     DrawError,
     IdempotencyKeyReused,
@@ -20,6 +24,7 @@ from tombola.producers.domain.errors import (
     InvalidRequest,
     NotAllowed,
     OutOfBounds,
+    PullsNotSold,
     RequestBusy,
     ServiceUnavailable,
     SessionNotFound,
@@ -52,7 +57,8 @@ _UNAVAILABLE: Final = _kind(ServiceUnavailable, 503, _AGAIN)
 
 # The first type that fits counts; any other DrawError is a mistake of ours.
 _KINDS: Final[dict[type[DrawError], Kind]] = {
-    UnknownCampaign: _kind(UnknownCampaign, 422, "Ask for a campaign that the gateway's release knows."),
+    UnknownCampaign: _kind(UnknownCampaign, 422, "Ask for one of the campaigns that `detail` names."),
+    PullsNotSold: _kind(PullsNotSold, 422, "Ask for as many pulls as `detail` says that the campaign sells."),
     InvalidKey: _kind(InvalidKey, 400, "Make a key of those characters."),
     InvalidRequest: _INVALID,
     NotAllowed: _kind(NotAllowed, 401, "Send a valid API key, then the same request again."),
@@ -63,6 +69,12 @@ _KINDS: Final[dict[type[DrawError], Kind]] = {
         SessionNotFound, 404, "Check the session's name, and that its draw was made under your API key's caller."
     ),
     AccountNotFound: _kind(AccountNotFound, 404, "Check the account's id."),
+    CampaignNotFound: _kind(
+        CampaignNotFound, 404, "See the campaigns in `GET /v1/campaigns`; an odds hash has 64 hex digits."
+    ),
+    CampaignPaused: _kind(CampaignPaused, 409, "Ask again, with a new key, when the campaign's `state` is `open`."),
+    CampaignClosed: _kind(CampaignClosed, 409, "Choose another campaign: see `GET /v1/campaigns`."),
+    CampaignNotOpen: _kind(CampaignNotOpen, 409, "Ask again, with a new key, when the campaign opens: see `detail`."),
     IdempotencyKeyReused: _kind(IdempotencyKeyReused, 422, "Use a new key for a new draw; repeat only what you sent."),
     TooManyRequests: _kind(TooManyRequests, 429, _AGAIN),
     RequestBusy: _kind(RequestBusy, 503, _AGAIN),

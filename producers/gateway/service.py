@@ -17,6 +17,7 @@ from tombola.producers.domain.causes import Status
 from tombola.producers.domain.errors import OutOfBounds, SessionNotFound
 from tombola.producers.entry import Entry
 from tombola.producers.gateway.admission import Admission
+from tombola.producers.gateway.campaign_answers import CampaignAnswers
 from tombola.producers.gateway.intake import Intake
 from tombola.producers.gateway.readers import Readers
 from tombola.producers.gateway.readiness import ReadinessChecks
@@ -45,6 +46,7 @@ class Gateway:
         self.readers = Readers()
         self.entry = Entry(self.engine, relay_after_s=settings.relay_after_s)
         self.admission = Admission(settings, self.engine, self.readers)
+        self.campaigns = CampaignAnswers(self.entry.campaigns, self.readers)
         self._owners: LRUCache[str, tuple[str, int]] = LRUCache(OWNERS_REMEMBERED_MAX)  # caller and account, by session
         self._users: LRUCache[int, int] = LRUCache(USERS_REMEMBERED_MAX)  # by account
 
@@ -71,6 +73,7 @@ class Gateway:
             if pulse is not None:
                 await asyncio.get_running_loop().run_in_executor(None, pulse.stop)
             self.readers.pool.shutdown(wait=False, cancel_futures=True)
+            self.campaigns.close()
             self.entry.close()
 
     async def read(self, find: Any, *arguments: Any) -> Any:

@@ -180,8 +180,9 @@ def test_the_session_says_who_pays(shop: Any, house: House, request: pytest.Fixt
         (1, 400, {"data": {"account_id": 1}, "headers": {"Idempotency-Key": "x"}}),
         (1, 413, {"json": {"campaign": "x" * 20_000}, "headers": {"Idempotency-Key": "x"}}),
         (1, 422, {"json": {"campaign": "nowhere"}, "headers": {"Idempotency-Key": "x"}}),
+        (1, 422, {"json": {"pulls": 10}, "headers": {"Idempotency-Key": "x"}}),  # `default` sells single draws
     ],
-    ids=["stranger", "no key", "colon", "list", "broken", "form", "large", "gateway refuses"],
+    ids=["stranger", "no key", "colon", "list", "broken", "form", "large", "gateway refuses", "pulls are not sold"],
 )
 def test_what_is_refused_reaches_no_account(
     shop: Any, house: House, member: int | None, status: int, sent: dict[str, Any]

@@ -572,7 +572,7 @@ def test_a_draw_given_up_is_told(tab: Tab) -> None:
     tab.forgotten()
 
 
-@pytest.mark.parametrize(("status", "is_kept"), [(400, False), (413, False), (401, True), (403, True)])
+@pytest.mark.parametrize(("status", "is_kept"), [(400, False), (409, False), (413, False), (401, True), (403, True)])
 def test_a_refusal_is_told_and_not_repeated(deployment: Deployment, tab: Tab, status: int, is_kept: bool) -> None:
     def refuse(route: Route) -> None:
         problem = {"type": "about:blank", "title": "No", "status": status, "detail": "this is why."}
@@ -751,9 +751,15 @@ def test_draw_js_keeps_the_key_of_a_result_that_was_not_shown(deployment: Deploy
     assert_one_charge(deployment, tab)
 
 
-@pytest.mark.parametrize("account", ["0", "1.5", "'6'", "2 ** 53", "undefined"])
-def test_draw_js_refuses_what_is_no_account(tab: Tab, account: str) -> None:
-    script = f"import('/page/draw.js').then(({{ draw }}) => draw({account})).catch((error) => error.name)"
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("0", "1.5", "'6'", "2 ** 53", "undefined"),
+        *("6, { pulls: 0 }", "6, { pulls: 1.5 }", "6, { pulls: '10' }", "6, { pulls: null }"),
+    ],
+)
+def test_draw_js_refuses_what_is_no_account_or_no_number_of_pulls(tab: Tab, arguments: str) -> None:
+    script = f"import('/page/draw.js').then(({{ draw }}) => draw({arguments})).catch((error) => error.name)"
     assert tab.page.evaluate(script) == "RangeError"
     assert tab.posts == []
     assert tab.kept() == {}

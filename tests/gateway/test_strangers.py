@@ -21,6 +21,7 @@ from tests.gateway.test_http_api import problem
 from tests.gateways import OPEN_TO_ALL, Gateway, gateway, settle
 from tests.processes import House, draws, wait_for
 from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN
 from tombola.producers.entry import Entry
 from tombola.producers.gateway.app import create_app
 from tombola.producers.storage import api_keys
@@ -129,8 +130,8 @@ def test_whoever_is_no_caller_waits_beyond_a_hundred_a_second(closed: Gateway, h
                 assert answer.status_code in (200, 404)
                 return time.monotonic() - began
 
-            paths = ["/healthz", "/nowhere", "/openapi.json"]
-            strangers = [asyncio.create_task(ask(paths[number % 3], ONE)) for number in range(250)]
+            paths = ["/healthz", "/nowhere", "/openapi.json", "/v1/campaigns", f"/v1/odds/{'0' * 64}"]
+            strangers = [asyncio.create_task(ask(paths[number % 5], ONE)) for number in range(250)]
             await asyncio.sleep(0.1)
             return await asyncio.gather(*strangers), [await ask("/v1/draws/x", mine | ONE) for _ in range(3)]
 
@@ -270,7 +271,10 @@ def test_a_browser_may_ask_beforehand(closed: Gateway, named: Gateway) -> None:
 # ---- what proxies and balancers expect -------------------------------------------------------------------------------
 
 
-ROUTES = ["/healthz", "/readyz", "/docs", "/openapi.json", "/v1/draws/h-1", "/v1/accounts/1", "/v1/draws/h-1/events"]
+ROUTES = [
+    *("/healthz", "/readyz", "/docs", "/openapi.json", "/v1/draws/h-1", "/v1/accounts/1", "/v1/draws/h-1/events"),
+    *("/v1/campaigns", "/v1/campaigns/default", f"/v1/odds/{DEFAULT_CAMPAIGN.odds_hash}"),
+]
 
 
 def test_a_head_is_a_get_without_its_body(named: Gateway, account: int) -> None:

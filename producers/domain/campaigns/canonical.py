@@ -16,8 +16,8 @@ def canonical_form(odds: Odds) -> bytes:
         "title": odds.title,
         "asset": odds.asset_code,
         "cost": {str(pulls): str(amount) for pulls, amount in odds.cost.items()},
-        "opens": _time_text(odds.opens),
-        "closes": _time_text(odds.closes),
+        "opens": utc_text(odds.opens),
+        "closes": utc_text(odds.closes),
         "day": odds.day if odds.day != "UTC" else "",
         "limits": {"per_day": odds.per_day, "per_account": odds.per_account},
         "eligibility": {"deny": odds.deny, "allow": odds.allow},
@@ -69,5 +69,6 @@ def _used(value: Any) -> Any:
     return [_used(it) for it in value] if isinstance(value, list) else value
 
 
-def _time_text(moment: datetime | None) -> str | None:
+def utc_text(moment: datetime | None) -> str | None:
+    """A UTC time as in 2026-12-01T00:00:00Z; None for none."""
     return None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")

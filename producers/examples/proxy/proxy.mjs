@@ -48,7 +48,8 @@ export function drawProxy({ gatewayUrl, apiKey, accountOf }) {
     }
     const asked = parse(await read(request));
     // The session says who pays: an `account_id` of the browser's is not even read.
-    const body = JSON.stringify({ account_id: accountId, campaign: asked.campaign || 'default' });
+    const { campaign, pulls } = asked;
+    const body = JSON.stringify({ account_id: accountId, campaign: campaign || 'default', pulls: pulls ?? undefined });
     const headers = { 'content-type': 'application/json', 'idempotency-key': key };
     return ask('/v1/draws', { method: 'POST', headers, body });
   }

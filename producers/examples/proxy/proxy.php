@@ -56,8 +56,11 @@ function draw(int $accountId): array
         throw new Refused('The body is not a JSON object.', 400);
     }
     // The session says who pays: an `account_id` of the browser's is not even read.
-    $draw = json_encode(['account_id' => $accountId, 'campaign' => ($asked->campaign ?? '') ?: 'default']);
-    return ask('/v1/draws', 'POST', ['Content-Type: application/json', "Idempotency-Key: $key"], $draw);
+    $draw = ['account_id' => $accountId, 'campaign' => ($asked->campaign ?? '') ?: 'default'];
+    if (isset($asked->pulls)) {
+        $draw['pulls'] = $asked->pulls;
+    }
+    return ask('/v1/draws', 'POST', ['Content-Type: application/json', "Idempotency-Key: $key"], json_encode($draw));
 }
 
 function show(string $session, int $accountId): array

@@ -21,14 +21,28 @@ export class DrawRefused extends Error {}
 
 class NoAnswer extends Error {}
 
-/** One paid draw. Resolves with the result; rejects only if the gateway refuses the draw, or if `show` fails.
- *  Options: campaign; show(result), may be async; tell(what, { key, why, delayMs }), called for progress, `what` being
- *  'sending', 'waiting', 'again' or 'refused'; base, the gateway's URL, which must allow this page's origin; headers
- *  for every request. */
-export async function draw(accountId, { campaign, ...options } = {}) {
+/**
+ * @typedef {object} Options
+ * @property {(result: object) => unknown} [show] shows the result; may be async
+ * @property {(what: 'sending' | 'waiting' | 'again' | 'refused', about: { key: string, why?: string, delayMs?: number })
+ *   => void} [tell] is called for progress
+ * @property {string} [base] the gateway's URL, which must allow this page's origin
+ * @property {Record<string, string>} [headers] for every request
+ */
+
+/** One paid draw, of one pull or of several at the campaign's price for so many. Resolves with the result; rejects only
+ *  if the gateway refuses the draw, or if `show` fails.
+ *  @param {number} accountId
+ *  @param {{ campaign?: string, pulls?: number } & Options} [options] `GET /v1/campaigns` has the campaigns and the pulls
+ *    that each one sells; the campaign `default` takes no `pulls`
+ *  @returns {Promise<object>} with `pulls` the result has `prizes`, the outcome of each pull; without, `prize_amount` */
+export async function draw(accountId, { campaign, pulls, ...options } = {}) {
   if (!Number.isSafeInteger(accountId) || accountId < 1) throw new RangeError('an account id is a whole number from 1');
+  if (pulls !== undefined && !(Number.isSafeInteger(pulls) && pulls >= 1)) {
+    throw new RangeError('pulls is a whole number from 1');
+  }
   const key = makeKey();
-  const body = JSON.stringify({ account_id: accountId, campaign });
+  const body = JSON.stringify({ account_id: accountId, campaign, pulls });
   localStorage.setItem(KEPT + key, body); // throws where it cannot be kept: then nothing is sent
   return finish({ key, body }, options);
 }
@@ -47,8 +61,9 @@ function finish({ key, body }, { show = () => {}, tell = () => {}, base = '', he
   return alone(KEPT + key, async () => {
     if (localStorage.getItem(KEPT + key) === null || (await isFinished(key))) return null;
     const result = await settle(key, body, { tell, base, headers }).catch(async (error) => {
-      // With these, the request can never be accepted. After any other status, such as 401, it may be accepted later.
-      if ([400, 413, 422].includes(error.status)) await forget(key);
+      // With these, the request can never be accepted, or (409) the campaign takes no draws now: a player who comes back
+      // when it does has not asked again. After any other status, such as 401, the request may be accepted later.
+      if ([400, 409, 413, 422].includes(error.status)) await forget(key);
       tell('refused', { key, why: error.message });
       throw error;
     });

@@ -1,73 +1,71 @@
-// The demo page around draw.js: a wheel, a balance, the last draws.
+// The demo page around draw.js: campaigns with their odds, a wheel, a balance, the last draws.
 
 import { DrawRefused, draw, pending, resume } from './draw.js';
+import { DEFAULT, ask, element, showButtons, showChoice, showOdds, wheelInWords } from './odds.js';
+import { onWheel, outcomesOf, rarestOf, sentenceOf } from './prizes.js';
+import { Wheel } from './turning.js';
 
 const ACCOUNT = 'tombola.account';
+const CAMPAIGN = 'tombola.campaign';
 const DRAWS = 'tombola.draws';
 const DRAWS_MAX = 10;
-const BALANCE_RETRY_MS = 2_000;
+const RETRY_MS = 2_000;
 
 const REASONS = {
   INSUFFICIENT_BALANCE: 'The balance does not cover a draw',
   ACCOUNT_NOT_FOUND: 'There is no such account',
+  LIMIT_REACHED: 'The limit of pulls for this account is reached',
+  NOT_ELIGIBLE: 'This account cannot take part in this campaign',
+  CAMPAIGN_CLOSED: 'This campaign is closed',
 };
 
 const byId = (id) => document.getElementById(id);
-const [form, account, button] = ['form', 'account', 'draw'].map(byId);
-const [balance, outcome, state] = ['balance', 'outcome', 'state'].map(byId);
+const [form, account, select, buttons] = ['form', 'account', 'campaign', 'buttons'].map(byId);
+const [balance, outcome, pulls, state] = ['balance', 'outcome', 'pulls', 'state'].map(byId);
+const wheel = new Wheel(byId('wheel'));
 
-// ---- The wheel -----------------------------------------------------------------------------------------------------
+// ---- Campaigns -----------------------------------------------------------------------------------------------------
 
-const FIELD_DEG = 36; // a tenth
-// The fields that win, clockwise from the top, as index.html rotates them.
-const PRIZES = [...document.querySelectorAll('#wheel .prize')].map((node) => turnOf(node) / FIELD_DEG);
-const TURN_MS = 900;
-const TURNS_AT_LEAST_MS = 900;
-const STOP_DEG_MIN = 150;
-const CALM_MS = 700; // with prefers-reduced-motion: a short wait instead of the turning wheel
+let wanted = DEFAULT; // the name that the player chose, now or on an earlier visit
+let chosen = DEFAULT; // the one whose odds and prices are shown, and by which a click draws
+let shown = null; // its view, as soon as it has come
+let choices = 0;
 
-const wheel = {
-  node: byId('wheel'),
-  angle: 0,
-  turning: null,
-  began: 0,
+/** Load the list of campaigns, and show the wanted one, or the built-in one where that one is gone. */
+async function loadCampaigns() {
+  const list = await ask('/v1/campaigns');
+  if (list) {
+    showChoice(select, list.campaigns);
+    await choose(list.campaigns.some((it) => it.name === wanted) ? wanted : DEFAULT);
+  }
+  if (!list || !shown) setTimeout(loadCampaigns, RETRY_MS);
+}
 
-  spin() {
-    if (this.began) return;
-    this.began = performance.now();
-    if (matchMedia('(prefers-reduced-motion: reduce)').matches) return;
-    const frames = [{ transform: `rotate(${this.angle}deg)` }, { transform: `rotate(${this.angle + 360}deg)` }];
-    this.turning = this.node.animate(frames, { duration: TURN_MS, iterations: Infinity });
-  },
+/** Show a campaign as soon as its view has come; without a view the choice stays as it was. */
+async function choose(name) {
+  const mine = ++choices; // an older answer must not overwrite a newer one
+  const view = await ask(`/v1/campaigns/${encodeURIComponent(name)}`);
+  if (view && mine === choices) showCampaign(view);
+  select.value = chosen;
+}
 
-  /** Stop on a field that wins, or on one that does not. Resolves when the wheel stands. */
-  async stop(won) {
-    await pause((this.turning ? TURNS_AT_LEAST_MS : CALM_MS) - (performance.now() - this.began));
-    const fields = [...Array(360 / FIELD_DEG).keys()].filter((field) => PRIZES.includes(field) === won);
-    const field = fields[Math.floor(Math.random() * fields.length)];
-    const rest = -(field + 0.7 * (Math.random() - 0.5)) * FIELD_DEG;
-    if (this.turning) {
-      const now = this.angle + (360 * (performance.now() - this.began)) / TURN_MS;
-      const way = STOP_DEG_MIN + modulo(rest - now - STOP_DEG_MIN, 360);
-      // The curve begins at three times its mean speed, so the wheel slows down from its present speed.
-      const duration = (3 * way * TURN_MS) / 360;
-      const frames = [{ transform: `rotate(${now}deg)` }, { transform: `rotate(${now + way}deg)` }];
-      this.node.animate(frames, { duration, easing: 'cubic-bezier(0.333, 1, 0.667, 1)', fill: 'forwards' });
-      this.turning.cancel();
-      await pause(duration); // not until the animation's `finish` event, which hidden tabs do not get
-    }
-    this.halt(modulo(rest, 360));
-  },
+function showCampaign(view) {
+  chosen = view.name;
+  if (JSON.stringify(view) === JSON.stringify(shown)) return;
+  shown = view;
+  wheel.show(onWheel(view));
+  byId('frame').setAttribute('aria-label', wheelInWords(view));
+  showOdds(byId('odds'), view);
+  showButtons(buttons, view);
+  showBusy();
+}
 
-  /** Stop at once, at `angle`. */
-  halt(angle = this.angle) {
-    this.angle = angle;
-    for (const animation of this.node.getAnimations()) animation.cancel();
-    this.node.style.transform = `rotate(${angle}deg)`;
-    this.turning = null;
-    this.began = 0;
-  },
-};
+/** The view by which a result was drawn, which is shown then; null where it has other odds by now, or is gone. */
+async function viewOf({ campaign, odds_hash }) {
+  const isIt = (view) => view?.name === campaign && (!odds_hash || view.odds_hash === odds_hash);
+  if (!isIt(shown)) await choose(campaign);
+  return isIt(shown) ? shown : null;
+}
 
 // ---- Drawing -------------------------------------------------------------------------------------------------------
 
@@ -75,12 +73,14 @@ const underWay = new Set(); // request keys; more than one only after a reload t
 let isClicked = false;
 let showing = Promise.resolve();
 
-async function play() {
+async function play(count) {
   if (isBusy()) return; // the second half of a double click
   isClicked = true;
   showBusy();
+  const asked = chosen === DEFAULT ? {} : { campaign: chosen, pulls: count };
   try {
-    await draw(account.valueAsNumber, { show, tell });
+    if (await isAsShown()) await draw(account.valueAsNumber, { ...asked, show, tell });
+    else fail('The odds have changed', 'Nothing was sent: look at them, and draw again');
   } catch (error) {
     if (!(error instanceof DrawRefused)) fail('This draw was not sent', error.message);
   } finally {
@@ -89,35 +89,60 @@ async function play() {
   }
 }
 
+/** Whether a click still gets what the page shows. The built-in campaign never changes; a gateway that is away may tell
+ *  nothing now, and takes the draw when it is back. */
+async function isAsShown() {
+  if (chosen === DEFAULT) return true;
+  const { odds_hash } = shown;
+  await choose(chosen);
+  return shown.odds_hash === odds_hash;
+}
+
 const isBusy = () => isClicked || underWay.size > 0;
 
 function showBusy() {
-  button.setAttribute('aria-disabled', String(isBusy())); // not `disabled`: the button would lose the focus
+  // Not `disabled`: the button would lose the focus.
+  for (const button of buttons.children) button.setAttribute('aria-disabled', String(isBusy()));
 }
 
-/** Show a result; draw.js forgets the key when the promise resolves. Results wait for each other: there is one wheel. */
+/** Show a result; draw.js forgets its key when the promise resolves. Results wait for each other: the wheel is one. */
 function show(result) {
   showing = showing.then(() => showNow(result));
   return showing;
 }
 
 async function showNow(result) {
-  const won = result.status === 'completed' && Number(result.prize_amount) > 0;
   wheel.spin();
-  await wheel.stop(won);
-  outcome.className = `outcome ${won ? 'won' : result.status}`;
-  outcome.textContent = sentence(result, won);
+  const view = await viewOf(result);
+  const outcomes = result.status === 'completed' ? outcomesOf(result, view) : [];
+  const isWon = outcomes.some((it) => it.isPrize);
+  await wheel.stop(restOf(outcomes, view));
+  outcome.className = `outcome ${isWon ? 'won' : result.status}`;
+  outcome.textContent = outcomes.length ? sentenceOf(outcomes) : whyNot(result);
+  if (outcomes.length > 1 || outcomes.some((it) => it.codes.length)) pulls.replaceChildren(...outcomes.map(card));
   state.className = 'state';
   state.textContent = result.status === 'completed' ? 'Charged once.' : 'Nothing was charged.';
-  remember(result, won);
+  remember(result, outcomes);
   underWay.delete(result.request_key);
   showBusy();
   if (result.account_id === account.valueAsNumber) refreshBalance();
 }
 
-function sentence({ status, reason, prize_amount }, won) {
-  if (won) return `Won ${prize_amount} POINT`;
-  if (status === 'completed') return 'No prize this time';
+/** The prize on which the wheel comes to rest: what was won or, after a rejection, a prize that is none. */
+function restOf(outcomes, view) {
+  if (!outcomes.length) return shown?.prizes.find((it) => !it.grants.length)?.code;
+  if (!view) wheel.show([]); // segments of other odds would say something else than the result
+  return rarestOf(outcomes, view).code;
+}
+
+function card({ name, isPrize, codes }) {
+  const item = element('li', name);
+  item.className = isPrize ? 'won' : 'lost';
+  item.append(...codes.map((code) => element('code', code)));
+  return item;
+}
+
+function whyNot({ status, reason }) {
   if (status === 'rejected') return REASONS[reason] ?? `Rejected: ${plain(reason)}`;
   return 'This draw is dead: an operator can replay it';
 }
@@ -130,13 +155,14 @@ function tell(what, { key, why, delayMs }) {
     const isKept = pending().some((kept) => kept.key === key);
     const later = isKept ? '. The draw is sent again when this page is loaded again' : '';
     fail('The server did not accept this draw', inWords(why) + later);
+    loadCampaigns(); // it may have been paused, or may sell other pulls by now
     return;
   }
   underWay.add(key);
   showBusy();
-  if (!wheel.began) {
-    outcome.className = 'outcome';
-    outcome.textContent = 'Drawing…';
+  if (!wheel.isTurning) {
+    clear('Drawing…');
+    if (shown) wheel.show(onWheel(shown));
     wheel.spin();
   }
   state.className = `state ${what}`;
@@ -149,10 +175,15 @@ function tell(what, { key, why, delayMs }) {
 
 function fail(what, why) {
   wheel.halt();
-  outcome.className = 'outcome';
-  outcome.textContent = what;
+  clear(what);
   state.className = 'state failed';
   state.textContent = `${inWords(why)}.`;
+}
+
+function clear(text) {
+  outcome.className = 'outcome';
+  outcome.textContent = text;
+  pulls.replaceChildren();
 }
 
 const plain = (reason) => String(reason).toLowerCase().replaceAll('_', ' ');
@@ -179,7 +210,7 @@ async function refreshBalance() {
     balance.textContent = 'no such account';
   } else {
     balance.textContent = '…';
-    setTimeout(() => mine === asked && refreshBalance(), BALANCE_RETRY_MS);
+    setTimeout(() => mine === asked && refreshBalance(), RETRY_MS);
   }
 }
 
@@ -194,11 +225,14 @@ function drawsKept() {
   }
 }
 
-function remember(result, won) {
-  const { lottery_session_id: session, account_id, status, reason, prize_amount } = result;
+function remember(result, outcomes) {
+  const { v, lottery_session_id: session, account_id, campaign, status, reason, prize_amount } = result;
   // Two tabs may finish the same draw.
   const others = drawsKept().filter((entry) => entry.session !== session);
-  const entry = { at: Date.now(), session, account_id, status, reason, prize: won ? prize_amount : null };
+  const won = outcomes.filter((it) => it.isPrize);
+  const several = outcomes.length > 1 ? `in ${won.length} of ${outcomes.length} pulls` : won[0]?.name;
+  const prize = won.length ? (v === 1 ? prize_amount : several) : null;
+  const entry = { at: Date.now(), session, account_id, campaign, status, reason, prize };
   localStorage.setItem(DRAWS, JSON.stringify([entry, ...others].slice(0, DRAWS_MAX)));
   showDraws();
 }
@@ -209,48 +243,50 @@ function showDraws() {
   byId('draws').replaceChildren(...draws.map(listItem));
 }
 
-function listItem({ at, session, account_id, status, reason, prize }) {
+function listItem({ at, session, account_id, campaign = DEFAULT, status, reason, prize }) {
   const item = document.createElement('li');
   item.className = prize ? 'won' : status;
   const when = part('time', 'at', new Date(at).toLocaleTimeString());
   when.dateTime = new Date(at).toISOString();
   const what = prize ? `won ${prize}` : status === 'completed' ? 'no prize' : `${status}: ${plain(reason)}`;
-  item.append(part('span', 'what', what), part('span', 'account', `account ${account_id}`), when);
+  const whose = `account ${account_id}${campaign === DEFAULT ? '' : `, ${campaign}`}`;
+  item.append(part('span', 'what', what), part('span', 'account', whose), when);
   item.append(part('code', 'session', session));
   return item;
 }
 
 function part(tag, name, text) {
-  const node = document.createElement(tag);
+  const node = element(tag, text);
   node.className = name;
-  node.textContent = text;
   return node;
 }
 
-function turnOf(node) {
-  return Number(/rotate\((\d+)\)/.exec(node.getAttribute('transform'))[1]);
-}
-
 // ---- Begin ---------------------------------------------------------------------------------------------------------
-
-const pause = (ms) => new Promise((done) => setTimeout(done, Math.max(0, ms)));
-const modulo = (value, by) => ((value % by) + by) % by;
 
 function begin() {
   account.value = localStorage.getItem(ACCOUNT) ?? account.value;
   showDraws();
   refreshBalance();
+  wanted = localStorage.getItem(CAMPAIGN) ?? DEFAULT;
+  loadCampaigns();
   resume({ show, tell });
 }
 
 form.addEventListener('submit', (event) => {
   event.preventDefault();
-  play();
+  play(Number(event.submitter?.dataset.pulls ?? buttons.firstElementChild.dataset.pulls));
 });
 
 account.addEventListener('input', () => {
   if (account.validity.valid) localStorage.setItem(ACCOUNT, account.value);
   refreshBalance();
+});
+
+select.addEventListener('change', async () => {
+  wanted = select.value;
+  localStorage.setItem(CAMPAIGN, wanted);
+  await choose(wanted);
+  if (!isBusy()) clear('Ready');
 });
 
 // Draws of another tab.

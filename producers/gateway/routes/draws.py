@@ -15,7 +15,7 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.types import Receive, Scope, Send
 
 from tombola.producers.domain.causes import Status, dead_because
-from tombola.producers.domain.contract import DrawRequest, DrawResult, shown
+from tombola.producers.domain.contract import DrawRequest, DrawResult, PullsResult, shown
 from tombola.producers.domain.errors import DrawError, IdempotencyKeyReused, InvalidRequest, OutOfBounds
 from tombola.producers.domain.keys import make_request_key
 from tombola.producers.gateway.bodies import read_body, strictly
@@ -77,6 +77,7 @@ async def make_draw(gateway: Gateway, scope: Any, receive: Any) -> Whole:
         request_key=_request_key(given, is_required=gateway.settings.idempotency_key_required),
         lottery_session_id=data.lottery_session_id or "",
         campaign=data.campaign,
+        pulls=data.pulls,
     )
     asked = _asked(draw, holder.caller)
     await gateway.must_be_within_bounds(holder, draw.account_id)
@@ -141,6 +142,7 @@ async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
                 request_key=it.request_key or make_request_key(),
                 lottery_session_id=it.lottery_session_id or "",
                 campaign=it.campaign,
+                pulls=it.pulls,
             ),
             holder.caller,
         )
@@ -168,7 +170,7 @@ async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
     operation_id="makeDraws",
     summary="Make up to 100 draws",
     description="Each for itself, with an answer each: one that is refused does not keep the others from happening.",
-    responses={status: spec for status, spec in WRITE_PROBLEMS.items() if status != 422},
+    responses={status: spec for status, spec in WRITE_PROBLEMS.items() if status not in (409, 422)},
 )
 async def make_draws_described(data: NewDraws) -> BatchAnswers:
     """Describes `make_draws`, which decodes its body itself, in the OpenAPI document; never called."""
@@ -183,7 +185,7 @@ async def make_draws_described(data: NewDraws) -> BatchAnswers:
 )
 async def show_draw(
     request: Request[Any, Any, Any], session_id: SessionId, wait_s: WaitS = 0.0
-) -> Response[DrawResult | DeadDraw]:
+) -> Response[DrawResult | PullsResult | DeadDraw]:
     gateway = gateway_of(request)
     if wait_s:
         gateway.admission.begin_wait(request.scope)
