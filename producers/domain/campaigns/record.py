@@ -7,9 +7,10 @@ rebuilt from the ledger alone:
 
 `pulls` are the account's pulls in this campaign before this draw, `since` its pulls since the last hit of each
 guarantee, `gone` which prizes were drawn at which pull and unavailable. A part that says nothing is absent. The row of
-a grant notes its prize, its pull and, where there is one, the code that was handed out:
+a grant notes its prize, its pull and, where there is one, the code that was handed out or the notification's name:
 
     odds={hash} prize=coupon pull=2 code=WINTER-0001
+    odds={hash} prize=coupon pull=2 notify=coupon-won
 """
 
 from __future__ import annotations
@@ -51,11 +52,13 @@ class GrantNotes(NamedTuple):
     prize: str
     pull: int
     code: str = ""
+    notify: str = ""
 
     def written(self) -> str:
         """The notes' text."""
         code = f" code={self.code}" if self.code else ""
-        return f"odds={self.odds_hash} prize={self.prize} pull={self.pull}{code}"
+        notify = f" notify={self.notify}" if self.notify else ""
+        return f"odds={self.odds_hash} prize={self.prize} pull={self.pull}{code}{notify}"
 
 
 def read_draw_notes(text: str) -> DrawNotes:
@@ -79,7 +82,7 @@ def read_grant_notes(text: str) -> GrantNotes:
     """The notes of a grant's row; raises InvalidRequest for what is none."""
     said = _parts(text)
     try:
-        return GrantNotes(said["odds"], said["prize"], int(said["pull"]), said.get("code", ""))
+        return GrantNotes(said["odds"], said["prize"], int(said["pull"]), said.get("code", ""), said.get("notify", ""))
     except (KeyError, ValueError):
         raise InvalidRequest(f"not the notes of a grant: {text!r:.100}") from None
 
