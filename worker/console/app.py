@@ -40,6 +40,7 @@ from tombola.worker.console.replaying import ReplaysPage
 from tombola.worker.console.security.guard import Guard
 from tombola.worker.console.security.headers import Nonces
 from tombola.worker.console.security.login import Login
+from tombola.worker.console.webhooks import FulfilmentsPage, WebhooksPage
 from tombola.worker.replays.vouching import Vouching
 
 HERE: Final = Path(__file__).parent
@@ -71,7 +72,7 @@ class Admin(BaseAdmin):
         )
         self.templates.env.add_extension(Nonces)
         self.templates.env.filters.update(shown.FILTERS)
-        for view in (LettersPage, ReplaysPage, StoryPage, ActionsPage, UsersPage):
+        for view in (LettersPage, ReplaysPage, StoryPage, WebhooksPage, FulfilmentsPage, ActionsPage, UsersPage):
             self.add_view(view(services))
 
     def _init_csrf(self) -> None:

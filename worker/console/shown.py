@@ -25,6 +25,8 @@ COLOURS: Final = {
     "accepted": "azure",
     "rejected": "orange",
     "dead": "red",
+    "pending": "azure",
+    "delivered": "green",
     "already settled": "secondary",
     "would charge": "green",
     "would be rejected": "orange",

@@ -11,13 +11,15 @@ import asyncio
 import ssl
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Final, NamedTuple
 
 import httpx
 
-from tombola.worker.fulfilments.addresses import Target
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.worker.fulfilments.addresses import Target, checked_url, resolve
 from tombola.worker.fulfilments.signatures import signatures
 
 ANSWER_BYTES_MAX: Final = 4096  # read, so that the connection can be used again
@@ -32,6 +34,13 @@ class Message(NamedTuple):
     idempotency_key: str
     webhook_id: str
     body: bytes
+
+
+class Place(NamedTuple):
+    """Where a webhook leads: its checked URL, and the checked addresses of its host."""
+
+    target: Target
+    addresses: Sequence[str]
 
 
 class Outcome(NamedTuple):
@@ -57,19 +66,35 @@ def client(trusted: ssl.SSLContext, *, calls_max: int) -> httpx.AsyncClient:
     return httpx.AsyncClient(verify=trusted, trust_env=False, follow_redirects=False, limits=limits, timeout=None)
 
 
+async def find_place(
+    url: str, *, is_private_allowed: bool, timeout_s: float, resolver: Executor | None = None
+) -> Place | Outcome:
+    """Where a webhook's URL leads now, or why it leads nowhere. `resolver` has the threads that wait for the system's.
+
+    Such a thread can hang for longer than `timeout_s`.
+    """
+    try:
+        target = checked_url(url, is_private_allowed=is_private_allowed)
+        async with asyncio.timeout(timeout_s):
+            addresses = await asyncio.get_running_loop().run_in_executor(
+                resolver, lambda: resolve(target, is_private_allowed=is_private_allowed)
+            )
+    except InvalidRequest as error:
+        return Outcome(None, str(error))
+    except TimeoutError:
+        return Outcome(None, f"the host was not resolved within {timeout_s:g} s")
+    except OSError as error:
+        return Outcome(None, f"the host cannot be resolved: {error.strerror or error}")
+    return Place(target, addresses)
+
+
 async def send(
-    through: httpx.AsyncClient,
-    target: Target,
-    addresses: Sequence[str],
-    secrets: Sequence[str],
-    message: Message,
-    *,
-    timeout_s: float,
+    through: httpx.AsyncClient, place: Place, secrets: Sequence[str], message: Message, *, timeout_s: float
 ) -> Outcome:
-    """Post a message to the first of these checked addresses that takes a connection. Never raises."""
+    """Post a message to the first address that takes a connection. Never raises httpx's errors."""
     try:
         async with asyncio.timeout(timeout_s):
-            answer = await _post(through, target, addresses, secrets, message)
+            answer = await _post(through, place, secrets, message)
     except TimeoutError:
         return Outcome(None, f"no answer within {timeout_s:g} s")
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
@@ -82,10 +107,9 @@ async def send(
     return Outcome(answer.status_code, None if answer.is_success else _said(answer.status_code, beginning))
 
 
-async def _post(
-    through: httpx.AsyncClient, target: Target, addresses: Sequence[str], secrets: Sequence[str], message: Message
-) -> httpx.Response:
+async def _post(through: httpx.AsyncClient, place: Place, secrets: Sequence[str], message: Message) -> httpx.Response:
     """The answer, without its body. Raises httpx's errors."""
+    target, addresses = place
     timestamp_s = int(time.time())
     headers = {
         "Host": target.authority,

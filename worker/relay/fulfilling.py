@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Concatenate, Final, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import httpx
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.causes import FulfilmentState
-from tombola.producers.domain.errors import ConfigurationError, DrawError, InvalidRequest, ServiceUnavailable
+from tombola.producers.domain.errors import ConfigurationError, DrawError, ServiceUnavailable
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock
 from tombola.producers.storage.chunks import IN_LIST_MAX
@@ -31,10 +31,9 @@ from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.faults import explain
 from tombola.producers.storage.transactions import again_after_conflicts
 from tombola.worker.fulfilments import fulfilments, webhooks
-from tombola.worker.fulfilments.addresses import Target, checked_url, resolve
 from tombola.worker.fulfilments.bodies import bodies
 from tombola.worker.fulfilments.fulfilments import Attempt, Fulfilment
-from tombola.worker.fulfilments.sending import Message, Outcome, certificates, client, send
+from tombola.worker.fulfilments.sending import Message, Outcome, Place, certificates, client, find_place, send
 from tombola.worker.fulfilments.webhooks import LIVE_MAX, Signer
 from tombola.worker.metrics import FULFILMENTS_DELIVERED, FULFILMENTS_FAILED
 
@@ -63,13 +62,6 @@ def delay_after(attempts: int) -> timedelta:
     """
     delay_s = min(DELAY_S_MAX, DELAY_S_MIN * 2.0 ** min(attempts - 1, 30))
     return timedelta(seconds=delay_s * random.uniform(0.8, 1.2))
-
-
-class Place(NamedTuple):
-    """Where a webhook leads: its checked URL, and the checked addresses of its host."""
-
-    target: Target
-    addresses: Sequence[str]
 
 
 class Fulfilling:
@@ -171,21 +163,13 @@ class Fulfilling:
         return fulfilments.lease(connection, webhook, now, rows_max=CALLS_AT_ONCE, lease_s=lease_s)
 
     async def _place(self, url: str) -> Place | Outcome:
-        """Where the URL leads now, or why it leads nowhere."""
-        is_private_allowed, timeout_s = self._settings.webhook_private, self._settings.webhook_timeout_s
-        try:
-            target = checked_url(url, is_private_allowed=is_private_allowed)
-            async with asyncio.timeout(timeout_s):
-                addresses = await asyncio.get_running_loop().run_in_executor(
-                    self._resolver, lambda: resolve(target, is_private_allowed=is_private_allowed)
-                )
-        except InvalidRequest as error:
-            return Outcome(None, str(error))
-        except TimeoutError:
-            return Outcome(None, f"the host was not resolved within {timeout_s:g} s")
-        except OSError as error:
-            return Outcome(None, f"the host cannot be resolved: {error.strerror or error}")
-        return Place(target, addresses)
+        settings = self._settings
+        return await find_place(
+            url,
+            is_private_allowed=settings.webhook_private,
+            timeout_s=settings.webhook_timeout_s,
+            resolver=self._resolver,
+        )
 
     async def _call(
         self,
@@ -201,7 +185,7 @@ class Fulfilling:
             return place
         message = Message(fulfilment.idempotency_key, f"msg_{fulfilment.id}", body)
         try:
-            return await send(through, *place, secrets, message, timeout_s=self._settings.webhook_timeout_s)
+            return await send(through, place, secrets, message, timeout_s=self._settings.webhook_timeout_s)
         except Exception as error:  # a mistake of ours with this one must not keep the others
             log.exception("fulfilment %d could not be sent", fulfilment.id)
             return Outcome(None, f"not sent: {type(error).__name__}")
