@@ -1,4 +1,4 @@
-"""The pages of webhooks and fulfilments: a secret is shown once, to an operator, and kept by no page, cookie or record."""
+"""The pages of webhooks and fulfilments: a secret is shown once, to an operator, and by no other page."""
 
 from __future__ import annotations
 
