@@ -530,6 +530,8 @@ PAGES = {
     "replay-one": "/replays/1",
     "story-of-a-draw": f"/story?q={NIGHT.format(1)}",
     "story-of-an-account": "/story?q=1",
+    "webhooks": "/webhooks",
+    "fulfilments": "/fulfilments?state=dead",
     "actions": "/actions",
     "users": "/users",
     "not-found": "/dead-letters/987654",

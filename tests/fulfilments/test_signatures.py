@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
+from pathlib import Path
 
+from tombola.worker.fulfilments.bodies import GrantMade
 from tombola.worker.fulfilments.signatures import PREFIX, SECRET_BYTES, make_secret, signature, signatures
 
 # From the tests of the specification's libraries (MIT).
@@ -39,3 +43,17 @@ def test_a_secret_is_random_and_of_the_length_that_the_specification_asks_for() 
     for secret in made:
         assert secret.startswith(PREFIX)
         assert len(base64.b64decode(secret.removeprefix(PREFIX), validate=True)) == SECRET_BYTES
+
+
+def test_the_example_of_the_documents() -> None:
+    text = (Path(__file__).parents[2] / "worker" / "docs" / "webhooks.md").read_text()
+    head, body = re.findall(r"```http\n(.*?)\n\n(.*?)\n```", text, re.DOTALL)[0]
+    headers = dict(line.split(": ", 1) for line in head.splitlines()[1:])
+    (secret,) = re.findall(r"^whsec_\S+$", text, re.MULTILINE)
+    sent = body.replace("\n", "").encode()
+    assert headers["Webhook-Signature"] == signature(
+        secret, headers["Webhook-Id"], int(headers["Webhook-Timestamp"]), sent
+    )
+    event = json.loads(sent)
+    assert list(event) == list(GrantMade.__struct_fields__)
+    assert headers["Idempotency-Key"] == event["idempotency_key"]
