@@ -138,6 +138,16 @@ class Settings(BaseSettings):
     request_timeout_s: Annotated[float, Field(gt=0, le=31_536_000)] = Field(
         default=86_400.0, description="an accepted draw is given up after this long, whatever the reason"
     )
+    webhook_tries_max: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=24, description="what a webhook's receiver has not taken after so many attempts is dead; about 3 days"
+    )
+    webhook_timeout_s: Annotated[float, Field(gt=0, le=60)] = Field(
+        default=10.0, description="how long a webhook's receiver may take to answer"
+    )
+    webhook_private: bool = Field(
+        default=False,
+        description="webhooks may also lead to private addresses, and by http: for receivers inside of your network",
+    )
     retention_days: Annotated[float, Field(ge=0, le=36_500)] = Field(
         default=90.0, description="settled requests are archived after this long; 0 keeps them all"
     )

@@ -1,4 +1,4 @@
-"""The metrics of settling and of dead letters.
+"""The metrics of settling, of dead letters and of fulfilments.
 
 Names and labels are a contract with worker/monitoring/. No label is ever a key or an account.
 """
@@ -62,6 +62,24 @@ BROKER_LOST: Final = Counter(
 )
 REPLAYED: Final = Counter(
     "tombola_replayed", "dead letters replayed: settled, parked_again, or refused by the forecast", ["outcome"]
+)
+FULFILMENTS_DELIVERED: Final = Counter("tombola_fulfilments_delivered", "fulfilments that their receiver has taken")
+FULFILMENTS_FAILED: Final = Counter("tombola_fulfilments_failed", "attempts to deliver a fulfilment that failed")
+FULFILMENTS_PENDING: Final = Gauge(
+    "tombola_fulfilments_pending", "fulfilments still to be delivered to a webhook", multiprocess_mode="mostrecent"
+)
+FULFILMENTS_WITHOUT_WEBHOOK: Final = Gauge(
+    "tombola_fulfilments_without_webhook",
+    "notifications that no webhook has subscribed to yet",
+    multiprocess_mode="mostrecent",
+)
+FULFILMENTS_DEAD: Final = Gauge(
+    "tombola_fulfilments_dead", "fulfilments that were given up", multiprocess_mode="mostrecent"
+)
+FULFILMENTS_OLDEST: Final = Gauge(
+    "tombola_fulfilments_oldest_seconds",
+    "the age of the oldest fulfilment still to be delivered to a webhook",
+    multiprocess_mode="mostrecent",
 )
 
 OUTCOMES: Final = ("settled", "parked_again", "refused")

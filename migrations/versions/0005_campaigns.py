@@ -147,6 +147,8 @@ def _create_fulfilments() -> None:
         sa.Column("secret", key(128), nullable=False, comment="signs what is sent; never shown again"),
         sa.Column("events", key(255), nullable=False, comment="JSON: which events it gets"),
         sa.Column("campaign", key(64), nullable=True, comment="of one campaign only; null: of all"),
+        sa.Column("former_secret", key(128), nullable=True, comment="signs as well, until former_until"),
+        sa.Column("former_until", TIME, nullable=True),
         sa.Column("created_by", sa.String(100), nullable=False),
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("removed_at", TIME, nullable=True),
@@ -174,7 +176,7 @@ def _create_fulfilments() -> None:
         **TABLE_OPTIONS,
     )
     repeatable.create_index("uk_fulfilment", "fulfilments", ["idempotency_key", "webhook", "event"], unique=True)
-    repeatable.create_index("idx_fulfilment_due", "fulfilments", ["state", "next_at"])
+    repeatable.create_index("idx_fulfilment_due", "fulfilments", ["state", "webhook", "next_at"])
     repeatable.create_index("idx_fulfilment_session", "fulfilments", ["lottery_session_id"])
 
 

@@ -73,3 +73,11 @@ class Cause(StrEnum):
 # Messages of unknown senders. Such a message may copy the request of an honest caller, whom it must not harm: its dead
 # letter has a name of its own, and no request is given up for it.
 STRANGERS: Final = frozenset({Cause.NOT_SIGNED, Cause.NOT_ACCEPTED})
+
+
+class FulfilmentState(StrEnum):
+    """Of a fulfilment. Pending until the receiver has taken it; a dead one waits for an operator's replay."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"

@@ -346,6 +346,8 @@ webhooks = Table(
     Column("secret", Key(128), nullable=False, comment="signs what is sent; never shown again"),
     Column("events", Key(255), nullable=False, comment="JSON: which events it gets"),
     Column("campaign", Key(64), comment="of one campaign only; null: of all"),
+    Column("former_secret", Key(128), comment="signs as well, until former_until"),
+    Column("former_until", UtcTime),
     Column("created_by", String(100), nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("removed_at", UtcTime),
@@ -370,7 +372,8 @@ fulfilments = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime, comment="delivered, or given up"),
     Index("uk_fulfilment", "idempotency_key", "webhook", "event", unique=True),
-    Index("idx_fulfilment_due", "state", "next_at"),
+    # What is due of each webhook, so that one webhook's backlog delays no other.
+    Index("idx_fulfilment_due", "state", "webhook", "next_at"),
     Index("idx_fulfilment_session", "lottery_session_id"),
     CheckConstraint("state IN ('pending', 'delivered', 'dead')", name="state"),
     sqlite_autoincrement=True,

@@ -598,6 +598,8 @@ PAGES = {
     "campaign": "/campaigns/winter-2026",
     "campaign-versions": "/campaigns/winter-2026/versions",
     "campaign-new": "/campaigns/new?from=winter-2026",
+    "webhooks": "/webhooks",
+    "fulfilments": "/fulfilments?state=dead",
     "actions": "/actions",
     "users": "/users",
     "not-found": "/dead-letters/987654",

@@ -39,6 +39,7 @@ OPERATOR, VIEWER = "ann", "val"
 PAGES = (
     *("/", "/dead-letters", "/dead-letters/groups", "/replays", "/story", "/actions", "/users", "/campaigns"),
     "/campaigns/new",
+    *("/webhooks", "/fulfilments", "/fulfilments?state=dead"),
     *("/dead-letters?state=all&cause=unparsable&newer=1h", "/story?q=nobody", "/story?q=7"),
 )
 CLOSED = f"redis://{servers.HOST}:1/0"
@@ -280,6 +281,7 @@ def test_a_viewer_is_refused_by_the_server(val: Visitor, house: processes.House)
     for path in (
         *(f"/dead-letters/{ids[0]}/{what}" for what in ("discard", "restore", "edit")),
         *("/dead-letters/discard", "/dead-letters/restore", "/replays", "/replays/1/stop"),
+        *("/webhooks/add", "/webhooks/shop/rotate", "/webhooks/shop/remove", "/fulfilments/replay"),
     ):
         answer = val.submit(path, {"reason": "I may not", "body": "{}"})
         assert answer.status_code == 403, path
@@ -406,6 +408,7 @@ def test_bytes_that_are_no_text_are_dumped(ann: Visitor, house: processes.House)
         *("/dead-letters?state=zzz", "/dead-letters?cause=zzz", "/dead-letters?account=x", "/dead-letters?ids=1,x"),
         *("/dead-letters?before=x", "/dead-letters?before=-1", "/dead-letters?newer=1y", "/replays/new?limit=0"),
         *("/dead-letters?account=99999999999999999999", "/replays/new?state=discarded", "/actions?before=1.5"),
+        *("/fulfilments?state=zzz", "/fulfilments?before=0", "/fulfilments?event=%C3%A9"),
         "/dead-letters?ids=" + "1," * 1500,
     ],
 )

@@ -60,7 +60,7 @@ OF_THE_DATABASE = [
     *("isolation level", "strict mode", "durability", "binary log", "tables", "key columns"),
     "clock of the database",
 ]
-OF_THE_DRAWS = ["seed of the ledger", "backlog", "oldest accepted", "relay", "dead letters", "balances"]
+OF_THE_DRAWS = ["seed of the ledger", "backlog", "oldest accepted", "relay", "dead letters", "fulfilments", "balances"]
 
 
 def look(house: House, **env: str) -> dict[str, Check]:
@@ -157,7 +157,7 @@ def test_on_sqlite_what_makes_no_sense_is_skipped(lean: House) -> None:
     checks = look(lean)
     assert statuses(checks, *OF_THE_DATABASE) == ["skip"] * len(OF_THE_DATABASE)
     assert {checks[name].found for name in OF_THE_DATABASE} == {"skipped: SQLite"}
-    assert statuses(checks, "database", "migrations", *OF_THE_DRAWS) == ["ok"] * 8
+    assert statuses(checks, "database", "migrations", *OF_THE_DRAWS) == ["ok"] * 9
 
 
 # ---- it changes nothing ----------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_whoever_may_only_read_can_ask_the_doctor(house: House, mariadb_url: str
     with consuming(house):
         as_root = look(house)
         as_eye = look(house, TOMBOLA_DATABASE_URL=mariadb_url.replace("root@", f"{name}:eye@"))
-        assert statuses(as_eye, "database", "migrations", *OF_THE_DATABASE, *OF_THE_DRAWS) == ["ok"] * 15
+        assert statuses(as_eye, "database", "migrations", *OF_THE_DATABASE, *OF_THE_DRAWS) == ["ok"] * 16
         assert {**statuses_of(as_eye)} == statuses_of(as_root)
         # Without the requests it still tells of all the rest.
         with house.engine.begin() as connection:
@@ -293,7 +293,7 @@ def test_revisions_behind_ahead_and_none_at_all(mariadb_url: str, tmp_path: Path
         with house.engine.connect():  # SQLite makes its file
             pass
         checks = look(house)
-        assert statuses(checks, "database", "migrations", *OF_THE_DRAWS) == ["ok", "fail", *["skip"] * 6]
+        assert statuses(checks, "database", "migrations", *OF_THE_DRAWS) == ["ok", "fail", *["skip"] * 7]
         assert "tombola migrate" in checks["migrations"].cure
         migrations.upgrade(house.engine, "0002")
         checks = look(house)

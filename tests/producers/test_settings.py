@@ -163,6 +163,8 @@ EDGES = {
     "relay_after_s": ("0.1", "3600", "0", "3600.1"),
     "relay_tries_max": ("1", "100", "0", "101"),
     "request_timeout_s": ("0.1", "31536000", "0", "31536001"),
+    "webhook_tries_max": ("1", "100", "0", "101"),
+    "webhook_timeout_s": ("0.1", "60", "0", "60.1"),
     "retention_days": ("0", "36500", "-1", "36501"),
     "gateway_rate_max": ("1", "1000000", "0", "1000001"),
     "gateway_connections_max": ("1", "60000", "0", "60001"),
@@ -200,10 +202,13 @@ def test_a_time_without_end_is_refused(value: str) -> None:
     assert refusal(retention_days=value).startswith("TOMBOLA_RETENTION_DAYS: ")
 
 
+SWITCHES = ("remote_control", "idempotency_key_required", "gateway_page", "accepted_only", "webhook_private")
+
+
 @pytest.mark.parametrize(
     ("value", "meant"), [("1", True), ("true", True), ("0", False), ("false", False), ("off", False)]
 )
-@pytest.mark.parametrize("name", ["remote_control", "idempotency_key_required", "gateway_page", "accepted_only"])
+@pytest.mark.parametrize("name", SWITCHES)
 def test_a_switch_is_on_or_off(name: str, value: str, meant: bool) -> None:
     assert getattr(from_env(**{name: value}), name) is meant
     assert refusal(**{name: "perhaps"}).startswith(f"TOMBOLA_{name.upper()}: ")
@@ -218,7 +223,7 @@ def test_remote_control_is_off_with_rabbitmq_unless_it_is_asked_for() -> None:
 
 def test_every_switch_is_tested() -> None:
     switches = {name for name, field in Settings.model_fields.items() if field.annotation in (bool, bool | None)}
-    assert switches == {"remote_control", "idempotency_key_required", "gateway_page", "accepted_only"}
+    assert switches == set(SWITCHES)
 
 
 def test_the_gateway_is_closed_unless_it_is_opened_in_so_many_words() -> None:

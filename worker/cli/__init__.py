@@ -56,6 +56,12 @@ def _campaigns() -> typer.Typer:
     return campaigns.app
 
 
+def _webhooks() -> typer.Typer:
+    from tombola.worker.cli import webhooks
+
+    return webhooks.app
+
+
 def _migrate() -> typer.Typer:
     from tombola.worker.cli import migrate
 
@@ -85,6 +91,8 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "gateway": _processes,
     "account": _books,
     "campaign": _campaigns,
+    "webhook": _webhooks,
+    "fulfilment": _webhooks,
     "dead-letters": _dead_letters,
     "console": _processes,
     "doctor": _doctor,
@@ -97,6 +105,7 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
 EXTRAS: Final = {
     "up": "embedded",
     "relay": "worker",
+    "webhook": "worker",
     "dead-letters": "worker",
     "legacy": "worker",
     "migrate": "worker",

@@ -75,9 +75,9 @@ def up(
 
 @app.command()
 def relay(
-    once: Annotated[bool, typer.Option("--once", help="Publish the requests that are overdue now, then end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Publish and deliver what is due now, then end.")] = False,
 ) -> None:
-    """Publish accepted draws again that did not settle in time. Any number of relays can run."""
+    """Publish accepted draws again that did not settle in time; deliver to webhooks. Any number of relays can run."""
     from tombola.producers.brokers.redis_clients import refuse_unsupported
     from tombola.producers.telemetry.logs import set_up_logging
     from tombola.worker.relay.relay import Relay
@@ -88,6 +88,8 @@ def relay(
     try:
         if once:
             out.print(f"{relaying.run_once():,} overdue requests published")
+            if delivered := relaying.deliver_once():
+                out.print(f"{delivered:,} fulfilments delivered")
             return
         set_up_logging(settings.log_format)
         stopping = threading.Event()

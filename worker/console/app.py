@@ -44,6 +44,7 @@ from tombola.worker.console.security.guard import Guard
 from tombola.worker.console.security.headers import Nonces
 from tombola.worker.console.security.login import Login
 from tombola.worker.console.simulations import SimulationRunner
+from tombola.worker.console.webhooks import FulfilmentsPage, WebhooksPage
 from tombola.worker.replays.vouching import Vouching
 
 HERE: Final = Path(__file__).parent
@@ -77,7 +78,8 @@ class Admin(BaseAdmin):
         self.templates.env.add_extension(Nonces)
         self.templates.env.filters.update(shown.FILTERS)
         # The editor after the campaigns: a view's routes come before those of the views added before it.
-        for view in (LettersPage, ReplaysPage, CampaignsPage, EditorPage, StoryPage, ActionsPage, UsersPage):
+        campaigns = (CampaignsPage, EditorPage, WebhooksPage, FulfilmentsPage)
+        for view in (LettersPage, ReplaysPage, *campaigns, StoryPage, ActionsPage, UsersPage):
             self.add_view(view(services))
 
     def _init_csrf(self) -> None:

@@ -27,6 +27,8 @@ COLOURS: Final = {
     "dead": "red",
     "open": "green",
     "paused": "orange",
+    "pending": "azure",
+    "delivered": "green",
     "already settled": "secondary",
     "would charge": "green",
     "would be rejected": "orange",

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 from sqlalchemy import ColumnElement, Connection, or_, select
 
-from tombola.producers.domain.causes import OPEN_STATES, LetterState, Status
+from tombola.producers.domain.causes import OPEN_STATES, FulfilmentState, LetterState, Status
 from tombola.producers.storage import ledger, requests
 from tombola.producers.storage.ledger import Account
 from tombola.producers.storage.schema import (
@@ -25,6 +25,8 @@ from tombola.producers.storage.schema import (
     replays,
 )
 from tombola.worker.audit.audits import AUDIT
+from tombola.worker.fulfilments import fulfilments
+from tombola.worker.fulfilments.fulfilments import Fulfilment
 from tombola.worker.operators.actions import Action
 
 # The colour of an event, which leads the eye to what went wrong.
@@ -32,6 +34,7 @@ Tone = Literal["plain", "good", "bad", "busy"]
 
 DRAWS_MAX: Final = 50
 DEAD_LETTERS_MAX: Final = 50
+FULFILMENTS_MAX: Final = 500  # a hundred pulls, and several webhooks
 ACTIONS_MAX: Final = 500  # read in search of a dead letter's id
 RETRIED_SOON: Final = timedelta(milliseconds=1)
 
@@ -75,6 +78,7 @@ class Story(NamedTuple):
     account: Account | None = None
     account_id: int | None = None
     draws: Sequence[SessionSum] = ()
+    fulfilments: Sequence[Fulfilment] = ()
 
 
 def find(connection: Connection, query: str, *, letter_as: Callable[[Any], Any] = lambda row: row) -> Story:
@@ -116,7 +120,8 @@ def _of_draw(connection: Connection, query: str, letter_as: Callable[[Any], Any]
                        *[it.account_id for it in letters]) if it is not None),
         None,
     )  # fmt: skip
-    events = _request_events(request) + _ledger_events(rows) + _letter_events(letters)
+    delivered = fulfilments.of_sessions(connection, sorted(sessions), rows_max=FULFILMENTS_MAX)
+    events = _request_events(request) + _ledger_events(rows) + _letter_events(letters) + _fulfilment_events(delivered)
     events += _replay_events(connection, letters)
     return Story(
         query,
@@ -129,6 +134,7 @@ def _of_draw(connection: Connection, query: str, letter_as: Callable[[Any], Any]
         dead_letters=letters,
         account=None if account_id is None else ledger.find_account(connection, account_id),
         account_id=account_id,
+        fulfilments=delivered,
     )
 
 
@@ -218,6 +224,23 @@ def _letter_events(letters: Sequence[Any]) -> list[Event]:
         if it.state_at is not None and it.state not in OPEN_STATES:
             tone: Tone = "good" if it.state == LetterState.SETTLED else "busy"
             events.append(Event(it.state_at, it.state, name, tone, link))
+    return events
+
+
+def _fulfilment_events(found: Sequence[Fulfilment]) -> list[Event]:
+    """The end of each fulfilment, or that it is still under way: earlier attempts are not on record."""
+    events = []
+    for it in found:
+        link = f"/fulfilments?session={it.lottery_session_id}"
+        to = f"to webhook {it.webhook}" if it.webhook else "and no webhook has subscribed yet"
+        tries = "at the first attempt" if it.attempts == 1 else f"after {it.attempts} attempts"
+        if it.state == FulfilmentState.PENDING:
+            failed = f", {it.attempts} failed so far: {it.error}" if it.error else ""
+            events.append(Event(it.created_at, f"{it.event} pending", f"{to}{failed}", "busy", link))
+        elif it.ended_at is not None:
+            tone: Tone = "good" if it.state == FulfilmentState.DELIVERED else "bad"
+            why = f": {it.error}" if it.state == FulfilmentState.DEAD else ""
+            events.append(Event(it.ended_at, f"{it.event} {it.state}", f"{to} {tries}{why}", tone, link))
     return events
 
 

@@ -31,6 +31,7 @@ from tombola.worker.doctor.checks import (
     warn,
 )
 from tombola.worker.doctor.database import is_migrated
+from tombola.worker.doctor.fulfilments import look_at_fulfilments
 from tombola.worker.host import housekeeping
 
 WAITING_WARN_S: Final = 60.0
@@ -47,7 +48,7 @@ Look = Callable[[Connection, Settings, Facts], Verdict]
 
 
 def examine_draws(engine: Engine, settings: Settings, found: Facts) -> Iterator[Check]:
-    """Every check of requests, dead letters, audits and the ledger's last draw."""
+    """Every check of requests, dead letters, fulfilments, audits and the ledger's last draw."""
     names = [name for name, _ in LOOKS]
     if not found.has_database:
         yield from skipped(names, "the database does not answer")
@@ -218,6 +219,7 @@ LOOKS: Final[tuple[tuple[str, Look], ...]] = (
     ("oldest accepted", _oldest),
     ("relay", _relay),
     ("dead letters", _dead_letters),
+    ("fulfilments", look_at_fulfilments),
     ("balances", _balances),
     ("audit", _audit),
 )

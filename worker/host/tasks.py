@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -28,8 +29,9 @@ from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
 from tombola.worker.deliveries.streams import forget_consumers
 from tombola.worker.ledger.old_rows import OldDraws
+from tombola.worker.relay.fulfilling import Fulfilling
 from tombola.worker.relay.relay import Relay
-from tombola.worker.relay.retention import archive_once
+from tombola.worker.relay.retention import archive_once, forget_fulfilments
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Deferred, Refused, Settled
 from tombola.worker.settle.rules import Rules
@@ -165,17 +167,53 @@ def run_audit(task: Task) -> dict[str, Any]:
 
 
 def run_relay(task: Task) -> int:
-    """`tombola.relay`: publish overdue requests again, as `tombola relay --once` does; return how many."""
-    relay = Relay.from_settings(task.app.draw_settings)
+    """`tombola.relay`: publish overdue requests again, as `tombola relay --once` does; return how many.
+
+    Fulfilments are delivered meanwhile and afterwards, in a thread of this process.
+    """
+    settings: Settings = task.app.draw_settings
+    _deliver_beside(settings)
+    relay = Relay.from_settings(settings)
     try:
         return relay.run_once()
     finally:
         relay.close()
 
 
+_delivering = threading.Lock()
+
+
+def _deliver_beside(settings: Settings) -> None:
+    """Deliver the fulfilments that are due, in a thread: a receiver that hangs must not hold up the pool's one process.
+
+    Does nothing while the thread of an earlier call still delivers.
+    """
+    if not _delivering.acquire(blocking=False):
+        return
+
+    def deliver() -> None:
+        fulfilling = Fulfilling.from_settings(settings)
+        try:
+            fulfilling.run_once()
+        except DrawError as error:
+            log.warning("tombola.relay: fulfilments are delivered later: %s", error)
+        finally:
+            fulfilling.close()
+            _delivering.release()
+
+    threading.Thread(target=deliver, name="fulfilments", daemon=True).start()
+
+
 def run_archive(task: Task) -> int:
-    """`tombola.archive`: archive requests that settled long ago, in small steps; return how many."""
+    """`tombola.archive`: archive requests that settled long ago, in small steps; return how many.
+
+    Fulfilments that were delivered as long ago are deleted.
+    """
     settings: Settings = task.app.draw_settings
+    if settings.retention_days:
+        forget_fulfilments(
+            _engine(settings), older_than_s=settings.retention_days * 86_400, steps_max=ARCHIVE_STEPS_MAX
+        )
     archived = 0
     for _ in range(ARCHIVE_STEPS_MAX if settings.retention_days else 0):
         count = archive_once(_engine(settings), older_than_s=settings.retention_days * 86_400)

@@ -1,1 +1,1 @@
-"""The relay: publishes overdue requests again, gives up requests that never settle, archives old ones."""
+"""The relay: publishes overdue requests again, gives up requests that never settle, delivers fulfilments, archives."""

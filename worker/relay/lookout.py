@@ -1,4 +1,4 @@
-"""Gauges that the relay reads from the database for Prometheus: dead letters, outcomes of replays, the last audit."""
+"""Gauges that the relay reads from the database: dead letters, outcomes of replays, fulfilments, the last audit."""
 
 from __future__ import annotations
 
@@ -7,17 +7,29 @@ import logging
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from tombola.producers.storage import clock
 from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import dead_letters, replays
 from tombola.producers.telemetry.metrics import Throttle
 from tombola.worker.audit import audits
-from tombola.worker.metrics import AUDIT_VIOLATIONS, DEAD_LETTERS, LAST_AUDIT, OUTCOMES, REPLAYED
+from tombola.worker.fulfilments import fulfilments
+from tombola.worker.metrics import (
+    AUDIT_VIOLATIONS,
+    DEAD_LETTERS,
+    FULFILMENTS_DEAD,
+    FULFILMENTS_OLDEST,
+    FULFILMENTS_PENDING,
+    FULFILMENTS_WITHOUT_WEBHOOK,
+    LAST_AUDIT,
+    OUTCOMES,
+    REPLAYED,
+)
 
 log = logging.getLogger(__name__)
 
 
 class OperatorsLookout:
-    """Gauges of dead letters and of the last audit, and a counter of the outcomes of replays.
+    """Gauges of dead letters, of fulfilments and of the last audit, and a counter of the outcomes of replays.
 
     Replays run in shells and in the console, which Prometheus does not scrape: their outcomes are counted from their
     rows, from the first `look` on.
@@ -44,8 +56,11 @@ class OperatorsLookout:
                 ).all()
                 sums = connection.execute(select(*(func.sum(replays.c[name]).label(name) for name in OUTCOMES))).one()
                 audit = audits.last(connection)
+                waiting, now = fulfilments.counts(connection), clock.now(connection)
         except SQLAlchemyError as error:
-            log.warning("the metrics of dead letters and of the last audit are out of date: %s", explain(error))
+            log.warning(
+                "the metrics of dead letters, fulfilments and the last audit are out of date: %s", explain(error)
+            )
             return
         finally:
             self._throttle.done()
@@ -59,3 +74,7 @@ class OperatorsLookout:
         self._outcomes = outcomes
         LAST_AUDIT.set(0 if audit is None else audit.at.timestamp())
         AUDIT_VIOLATIONS.set(0 if audit is None else audit.violations + len(audit.not_looked_at))
+        FULFILMENTS_PENDING.set(waiting.pending)
+        FULFILMENTS_WITHOUT_WEBHOOK.set(waiting.without_webhook)
+        FULFILMENTS_DEAD.set(waiting.dead)
+        FULFILMENTS_OLDEST.set(0 if waiting.oldest_at is None else max(0.0, (now - waiting.oldest_at).total_seconds()))

@@ -1,4 +1,7 @@
-"""The relay's loop: publish overdue requests, give up requests that never settle, set gauges."""
+"""The relay's loop: publish overdue requests, give up requests that never settle, set gauges.
+
+Fulfilments are delivered beside it, in a thread with connections of its own: no receiver delays a request.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from tombola.producers.storage.engines import open_engine
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.dead_letters import parking, states
+from tombola.worker.relay.fulfilling import STOP_S_MAX, Fulfilling
 from tombola.worker.relay.given_up import next_time_out_s, relay_name, time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
 from tombola.worker.relay.overdue import relay_once
@@ -70,6 +74,14 @@ class Relay:
         metrics.LAST_PASS.set_to_current_time()
         return published
 
+    def deliver_once(self) -> int:
+        """Deliver fulfilments until none is due; return how many were. Raises as `Fulfilling.run_once` does."""
+        fulfilling = Fulfilling.from_settings(self._settings)
+        try:
+            return fulfilling.run_once()
+        finally:
+            fulfilling.close()
+
     def _time_out(self) -> None:
         if time.monotonic() < self._next_time_out:
             return
@@ -92,14 +104,19 @@ class Relay:
     def run(self, stopping: threading.Event) -> None:
         """Relay until `stopping` is set. No error ends this loop: it logs the error, backs off, and goes on.
 
-        The relay also shows a pulse, serves metrics, and sets the gauges of the whole deployment.
+        The relay also delivers fulfilments, shows a pulse, serves metrics, and sets the gauges of the whole deployment.
         """
         pulse = Pulse.open(self._settings, "relay")
         metrics.serve(self._settings)
         lookout = metrics.Lookout(self._settings, self._engine, self._broker)
+        fulfilling = Fulfilling.from_settings(self._settings)
+        delivering = threading.Thread(target=fulfilling.run, args=(stopping,), name="fulfilments", daemon=True)
+        delivering.start()
         try:
             self._run(stopping, lookout if metrics.are_wanted(self._settings) else None)
         finally:
+            delivering.join(STOP_S_MAX + 2 * IDLE_WAIT_S)
+            fulfilling.close()
             lookout.close()
             if pulse is not None:
                 pulse.stop()

@@ -7,11 +7,10 @@ rebuilt from the ledger alone:
 
 `pulls` are the account's pulls in this campaign before this draw, `since` its pulls since the last hit of each
 guarantee, `gone` which prizes were drawn at which pull and unavailable. A part that says nothing is absent. The row of
-a grant notes its prize, its pull and, where there is one, the code that was handed out:
+a grant notes its prize, its pull and, where there is one, the code that was handed out or the notification's name:
 
     odds={hash} prize=coupon pull=2 code=WINTER-0001
-
-The row of a notification notes its name as well: `notify=coupon-won`.
+    odds={hash} prize=coupon pull=2 notify=coupon-won
 """
 
 from __future__ import annotations
