@@ -23,6 +23,7 @@ from tombola.producers.domain.contract import Request
 from tombola.producers.storage import requests
 from tombola.producers.storage.transactions import Transaction
 from tombola.worker.campaigns.scene import BatchScene
+from tombola.worker.fulfilments import subscriptions
 from tombola.worker.ledger import post as ledger
 from tombola.worker.settle.answers import Answer, Deferred
 from tombola.worker.settle.book import Book
@@ -78,6 +79,8 @@ def settle_in(
     if scene is not None:
         scene.read(free, accounts, known)
     book = Book(accounts, known, rules, now, handling.redelivered, scene=scene)
+    has_listeners = rules.subscriptions is not None and not rules.subscriptions.is_empty
+    book.subscriptions = rules.subscriptions if has_listeners or scene is not None else None
     if is_careful:
         book.owners = requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in free])
     book.read_ledger(open_transaction, free)
@@ -90,6 +93,7 @@ def settle_in(
     ledger.move(open_transaction, book.moved, now)
     if scene is not None:
         scene.write()
+    subscriptions.insert(open_transaction, book.fulfilments, now)
     requests.finish(open_transaction, book.finished, now, settled_by=handling.by)
     return answers
 

@@ -26,6 +26,7 @@ from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.requests import RequestOutcome, RequestRecord
 from tombola.producers.storage.transactions import Transaction
 from tombola.worker.campaigns.scene import BatchScene
+from tombola.worker.fulfilments.subscriptions import Row, Subscriptions
 from tombola.worker.ledger import post as ledger
 from tombola.worker.settle.answers import Answer, Refused, Settled
 from tombola.worker.settle.rules import Rules
@@ -37,7 +38,8 @@ class Book:
     are the rows to write. All of them change as draws are answered.
 
     `redelivered` are delivery counts above 1, by request key. `owners` names the request of each lottery session, None
-    where the unique constraint alone checks this. `scene` is for draws by operators' campaigns.
+    where the unique constraint alone checks this. `scene` is for draws by operators' campaigns. `subscriptions` are
+    None where no webhook can want to hear of a draw; `fulfilments` are what webhooks hear of draws that settle now.
     """
 
     accounts: dict[int, LockedAccount]
@@ -47,10 +49,12 @@ class Book:
     redelivered: Mapping[str, int] = field(default_factory=dict)
     owners: dict[str, str] | None = None
     scene: BatchScene | None = None
+    subscriptions: Subscriptions | None = None
     charged: dict[str, ledger.Charged] = field(default_factory=dict)
     postings: list[Posting] = field(default_factory=list)
     moved: dict[int, Decimal] = field(default_factory=dict)
     finished: list[RequestOutcome] = field(default_factory=list)
+    fulfilments: list[Row] = field(default_factory=list)
     locked: Locked = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +104,8 @@ class Book:
             if not self._owns_session(draw):
                 return Refused(draw, Cause.FINGERPRINT_MISMATCH, "its lottery session belongs to another request")
             outcome = decision if isinstance(decision, Rejection) else self._move(draw, decision)
+            if self.subscriptions is not None:
+                self.fulfilments += self._told(draw, outcome, self.subscriptions)
         is_rejected = isinstance(outcome, Rejection)
         status = Status.REJECTED if is_rejected else Status.COMPLETED
         body = operation.result(draw, outcome)
@@ -125,6 +131,12 @@ class Book:
             is_rejected=is_rejected,
             accepted_at=None if known is None else known.accepted_at,
         )
+
+    def _told(self, draw: Request, outcome: Rejection | Sequence[Posting], to: Subscriptions) -> list[Row]:
+        """What webhooks hear of a draw that settles now."""
+        if isinstance(outcome, Rejection):
+            return to.rows(draw, Status.REJECTED, ())
+        return to.rows(draw, Status.COMPLETED, outcome)
 
     def _owns_session(self, draw: Request) -> bool:
         """Whether the lottery session belongs to this request; a free session belongs to it from now on."""

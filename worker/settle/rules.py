@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from tombola.producers.domain.draw import Wheels, seed_of
 from tombola.producers.settings import Settings
 from tombola.worker.campaigns.desk import Desk
+from tombola.worker.fulfilments.subscriptions import Subscriptions
 from tombola.worker.ledger.old_rows import OldDraws
 
 
@@ -18,7 +19,7 @@ class Rules(NamedTuple):
     `old_draws` are the draws that old code has charged, in a legacy ledger: they are not charged again. With
     `accepted_only` a draw is charged only if it is on record as accepted, with the same content. A batch gets up to
     `tries_max` transactions as a whole; each waits up to `lock_wait_s` for its locks. `desk` knows the campaigns of
-    operators; without it only the built-in campaign is known.
+    operators; without it only the built-in campaign is known. `subscriptions` know which webhooks hear of a draw.
     """
 
     wheels: Wheels
@@ -27,9 +28,18 @@ class Rules(NamedTuple):
     old_draws: OldDraws | None = None
     accepted_only: bool = False
     desk: Desk | None = None
+    subscriptions: Subscriptions | None = None
 
     @classmethod
     def of(cls, settings: Settings, engine: Engine, wheels: Wheels, old_draws: OldDraws | None = None) -> Rules:
         """The rules in `settings` on the ledger of `engine`; `wheels` are the built-in campaigns under the seed."""
         desk = Desk(engine, seed_of(wheels))
-        return cls(wheels, settings.tries_max, settings.lock_wait_s, old_draws, settings.accepted_only, desk)
+        return cls(
+            wheels,
+            settings.tries_max,
+            settings.lock_wait_s,
+            old_draws,
+            settings.accepted_only,
+            desk,
+            Subscriptions(engine),
+        )

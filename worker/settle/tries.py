@@ -129,6 +129,8 @@ class _Tries:
         settled: Iterator[Answer] = iter(())
         if free:
             now = clock.now(self.engine)
+            if self.rules.subscriptions is not None:
+                self.rules.subscriptions.refresh()
             with transaction(self.engine) as open_transaction:
                 answers = batch.settle_in(
                     open_transaction,
