@@ -372,11 +372,8 @@ def test_an_accepted_draw_stays_accepted_when_its_campaign_is_paused(
     first = open_gateway.draw(asked, "before-the-pause")
     assert first.status_code == 202
     versions.move(house.engine, "accepting", PAUSED, **BY)
-    wait_for(
-        lambda: open_gateway.draw(asked, "after-the-pause").status_code == 409,
-        within_s=SEEN_WITHIN_S,
-        what=lambda: "still accepted",
-    )
+    seen(open_gateway, "accepting", PAUSED)
+    problem(open_gateway.draw(asked, "after-the-pause"), 409, "campaign-paused")
     repeat = open_gateway.draw(asked, "before-the-pause")
     assert (repeat.status_code, repeat.content) == (202, first.content)
 
