@@ -157,8 +157,8 @@ def test_a_campaign_says_all_that_a_player_must_know(open_gateway: Gateway, late
             "hard_at": 90,
             "soft_from": 75,
             "soft_step": 300,
-            "words": "One of phone, 5.00 POINT at the latest at every 90th pull. From the 75th pull after the last time on, "
-            "each miss makes it likelier.",
+            "words": "One of phone, 5.00 POINT at the latest at every 90th pull. "
+            "From the 75th pull after the last time on, each miss makes it likelier.",
         }
     ]
 
