@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from litestar import Request, Response, get
 from litestar.datastructures import ResponseHeader
 from litestar.openapi import ResponseSpec
+from litestar.params import PathParameter
 
 from tombola.producers.gateway.campaign_answers import Answer
 from tombola.producers.gateway.document import OPEN_PROBLEMS
@@ -15,6 +16,9 @@ from tombola.producers.gateway.service import gateway_of
 
 ASK_AGAIN: Final = "no-cache"  # a copy may be kept, and is asked about with its ETag
 FOR_EVER: Final = "public, max-age=31536000, immutable"
+
+Name = Annotated[str, PathParameter(description="The campaign's name.")]
+OddsHash = Annotated[str, PathParameter(description="64 hex digits, in lower case.")]
 
 UNCHANGED: Final = ResponseSpec(None, description="`If-None-Match` names the body that you have.")
 RESPONSES: Final = OPEN_PROBLEMS | {304: UNCHANGED}
@@ -44,7 +48,7 @@ async def list_campaigns(request: Request[Any, Any, Any]) -> Response[CampaignLi
     responses=RESPONSES,
     response_headers=HEADERS,
 )
-async def show_campaign(request: Request[Any, Any, Any], name: str) -> Response[CampaignView]:
+async def show_campaign(request: Request[Any, Any, Any], name: Name) -> Response[CampaignView]:
     return _respond(request, await gateway_of(request).campaigns.shown(name), ASK_AGAIN)
 
 
@@ -57,7 +61,7 @@ async def show_campaign(request: Request[Any, Any, Any], name: str) -> Response[
     responses=RESPONSES,
     response_headers=HEADERS,
 )
-async def show_odds(request: Request[Any, Any, Any], odds_hash: str) -> Response[dict[str, Any]]:
+async def show_odds(request: Request[Any, Any, Any], odds_hash: OddsHash) -> Response[dict[str, Any]]:
     return _respond(request, await gateway_of(request).campaigns.version(odds_hash), FOR_EVER)
 
 
