@@ -5,7 +5,8 @@ producers.domain.operations.draw calls this for every campaign but the built-in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import partial
 from typing import Final, NamedTuple
 
 from tombola.producers.domain.campaigns.drawing import Drawing
@@ -149,13 +150,12 @@ def expected_rows(request: DrawRequest, rows: Sequence[Row], odds: Odds, seed: b
     notes = next(read_draw_notes(row.notes) for row in rows if row.business_type == CONSUME)
     drawing = Drawing(seed, odds, request.account_id, request.request_key)
     counters = notes.since_hit
-    gone = frozenset(notes.gone)
+    gone = notes.gone
     prizes: list[Prize] = []
     met: list[tuple[int, str]] = []
     for pull in range(1, (request.pulls or 1) + 1):
-        prize, unavailable, counters = drawing.pull(
-            pull, notes.tier, counters, lambda it, pull=pull: (pull, it.code) not in gone
-        )
+        gone_now = {code for at, code in gone if at == pull}
+        prize, unavailable, counters = drawing.pull(pull, notes.tier, counters, partial(_is_there, gone_now))
         prizes.append(prize)
         met += ((pull, code) for code in unavailable)
     pulled = Pulled(tuple(prizes), notes.tier, tuple(met), {}, Standing())
@@ -182,6 +182,10 @@ def expected_rows(request: DrawRequest, rows: Sequence[Row], odds: Odds, seed: b
             for it, won in granted
         ),
     ]
+
+
+def _is_there(gone: Set[str], prize: Prize) -> bool:
+    return prize.code not in gone
 
 
 def as_expected(row: Row) -> Expected:
