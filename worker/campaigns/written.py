@@ -19,7 +19,7 @@ _LISTS = ("prize", "tier", "guarantee")
 def written(odds: Odds) -> str:
     """A manifest in TOML that says exactly these odds: `manifest.parse` makes them from it again."""
     form: dict[str, Any] = msgspec.json.decode(odds.canonical)
-    times = {it: getattr(odds, it) for it in ("opens", "closes") if it in form}
+    times: dict[str, Any] = {it: getattr(odds, it) for it in ("opens", "closes") if it in form}
     return "\n".join(_lines({**form, **times})) + "\n"
 
 
