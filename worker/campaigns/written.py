@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -46,7 +46,11 @@ def _lines(form: Mapping[str, Any]) -> Iterator[str]:
 
 def _fields(values: Mapping[str, Any], form: Any) -> Iterator[str]:
     """A line for each value, in the order in which the form names its fields."""
-    yield from (f"{name} = {_value(values[name])}" for name in form.__struct_fields__ if name in values)
+    for name in form.__struct_fields__:
+        if name == "grants" and name in values:
+            yield f"grants = [{', '.join(_inline(it, GrantForm.__struct_fields__) for it in values[name])}]"
+        elif name in values:
+            yield f"{name} = {_value(values[name])}"
 
 
 def _value(value: Any) -> str:
@@ -57,9 +61,12 @@ def _value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
     if isinstance(value, dict):
-        order = GrantForm.__struct_fields__ if {"asset", "notify"} & value.keys() else sorted(value, key=_in_order)
-        return f"{{ {', '.join(f'{_key(name)} = {_value(value[name])}' for name in order if name in value)} }}"
+        return _inline(value, sorted(value, key=_in_order))
     return json.dumps(value, ensure_ascii=False)  # a string of JSON is one of TOML, too
+
+
+def _inline(table: Mapping[str, Any], names: Iterable[str]) -> str:
+    return f"{{ {', '.join(f'{_key(name)} = {_value(table[name])}' for name in names if name in table)} }}"
 
 
 def _in_order(name: str) -> tuple[int, str]:
