@@ -88,7 +88,7 @@ class CampaignAnswers:
     async def version(self, odds_hash: str) -> Answer:
         """The bytes that `odds_hash` is the SHA-256 of. Raises as `shown` does."""
         if odds_hash == DEFAULT_ODDS.odds_hash:
-            return Answer(DEFAULT_ODDS.canonical, f'"{odds_hash}"', "text/plain; charset=utf-8")
+            return Answer(DEFAULT_ODDS.canonical, f'"{odds_hash}"', "text/plain")
         if odds_hash not in self._versions and _is_hash(odds_hash):
             try:
                 async with asyncio.timeout(READ_WAIT_S), self._reading:

@@ -226,9 +226,8 @@ def test_ordinals(number: int, expected: str) -> None:
 
 def test_a_guarantee_without_soft_steps_is_one_sentence() -> None:
     odds = manifest.parse(GARDEN)
-    assert (
-        words.guarantee_in_words(odds, odds.guarantees[0]) == "One of A phone, five at the latest at every 10th pull."
-    )
+    said = words.guarantee_in_words(odds, odds.guarantees[0])
+    assert said == "One of A phone, 5.00 POINT at the latest at every 10th pull."
 
 
 def test_the_built_in_campaign_has_the_chances_and_the_hash_that_it_is_drawn_by() -> None:

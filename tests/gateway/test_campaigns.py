@@ -157,8 +157,8 @@ def test_a_campaign_says_all_that_a_player_must_know(open_gateway: Gateway, late
             "hard_at": 90,
             "soft_from": 75,
             "soft_step": 300,
-            "words": "One of phone, five at the latest at every 90th pull. From the 75th pull after the last time on, "
-            "each miss makes it likelier.",
+            "words": "One of phone, 5.00 POINT at the latest at every 90th pull. "
+            "From the 75th pull after the last time on, each miss makes it likelier.",
         }
     ]
 
@@ -372,11 +372,8 @@ def test_an_accepted_draw_stays_accepted_when_its_campaign_is_paused(
     first = open_gateway.draw(asked, "before-the-pause")
     assert first.status_code == 202
     versions.move(house.engine, "accepting", PAUSED, **BY)
-    wait_for(
-        lambda: open_gateway.draw(asked, "after-the-pause").status_code == 409,
-        within_s=SEEN_WITHIN_S,
-        what=lambda: "still accepted",
-    )
+    seen(open_gateway, "accepting", PAUSED)
+    problem(open_gateway.draw(asked, "after-the-pause"), 409, "campaign-paused")
     repeat = open_gateway.draw(asked, "before-the-pause")
     assert (repeat.status_code, repeat.content) == (202, first.content)
 

@@ -173,9 +173,9 @@ class Deployment:
             return list(connection.execute(rows).scalars())
 
 
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    folder = tmp_path_factory.mktemp("page")
+@contextmanager
+def deployed(folder: Path) -> Iterator[Deployment]:
+    """A deployment whose audit finds nothing at its end."""
     with (
         servers.redis(private=True) as redis,
         processes.House(f"sqlite:///{folder}/ledger.db", redis.url, redis.url) as house,
@@ -186,10 +186,16 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         gateway.start()
         try:
             yield Deployment(house, worker, gateway)
-            assert_books(house.engine)
             assert house.violations() == []
         finally:
             gateway.kill()
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with deployed(tmp_path_factory.mktemp("page")) as deployment:
+        yield deployment
+        assert_books(deployment.house.engine)
 
 
 @pytest.fixture(scope="module")

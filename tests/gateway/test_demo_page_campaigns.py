@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -17,7 +18,7 @@ from tests.gateway.test_demo_page import (
     Tab,
     browser,  # noqa: F401
     browsing,  # noqa: F401
-    deployment,  # noqa: F401
+    deployed,
 )
 from tombola.producers.domain.campaigns.odds import Odds
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN
@@ -30,7 +31,14 @@ OPEN, PAUSED = CampaignState.OPEN, CampaignState.PAUSED
 
 
 @pytest.fixture(scope="module")
-def garden(deployment: Deployment) -> Odds:  # noqa: F811
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Of its own: tests.books knows the rows of the built-in campaign alone."""
+    with deployed(tmp_path_factory.mktemp("campaigns")) as deployment:
+        yield deployment
+
+
+@pytest.fixture(scope="module")
+def garden(deployment: Deployment) -> Odds:
     return published(deployment.house.engine, GARDEN, OPEN)
 
 
@@ -78,12 +86,12 @@ def test_a_player_sees_the_odds_before_paying(tab: Tab, garden: Odds) -> None:
     rows = tab.page.locator("#odds table tbody tr")
     expect(rows).to_have_count(3)
     texts = [re.sub(r"\s+", " ", text) for text in rows.all_inner_texts()]
-    assert texts[0].startswith("A phone 0.01 % 1/10000")
-    assert texts[0].endswith("while stock lasts; 1 per account; then 5.00 POINT")
-    assert texts[1].startswith("5.00 POINT 29.99 % 2999/10000")
-    assert texts[2].startswith("No prize 70 % 7/10")
+    assert texts[0].startswith("A phone Limited: while stock lasts; 1 per account; then 5.00 POINT 0.01 % 1/10000 0.0")
+    assert texts[1].startswith("5.00 POINT 29.99 % 2999/10000 30.")
+    assert texts[2].startswith("No prize 70 % 7/10 69.")
+    expect(tab.page.locator("#odds thead th")).to_have_text(["Prize", "Chance", "With guarantees"])
     odds = tab.page.locator("#odds")
-    expect(odds).to_contain_text("One of A phone, five at the latest at every 10th pull.")
+    expect(odds).to_contain_text("One of A phone, 5.00 POINT at the latest at every 10th pull.")
     expect(odds).to_contain_text("At most 1000 pulls a day (Asia/Shanghai).")
     link = odds.get_by_role("link", name=garden.odds_hash)
     answer = tab.page.request.get(f"{tab.page.url.rstrip('/')}{link.get_attribute('href')}")
@@ -149,7 +157,7 @@ def finished(tab: Tab, count: int = 1) -> None:
     tab.forgotten()
 
 
-def test_ten_pulls_are_one_charge_and_ten_cards(deployment: Deployment, tab: Tab) -> None:  # noqa: F811
+def test_ten_pulls_are_one_charge_and_ten_cards(deployment: Deployment, tab: Tab) -> None:
     tab.page.emulate_media(reduced_motion="no-preference")
     button(tab, "10 pulls for 90 POINT")
     finished(tab)
@@ -171,7 +179,7 @@ def test_ten_pulls_are_one_charge_and_ten_cards(deployment: Deployment, tab: Tab
     assert under_the_pointer(tab).startswith("prize")  # on the rarest of the ten
 
 
-def test_a_single_pull_comes_to_rest_on_its_prize(deployment: Deployment, tab: Tab) -> None:  # noqa: F811
+def test_a_single_pull_comes_to_rest_on_its_prize(deployment: Deployment, tab: Tab) -> None:
     for count in (1, 2, 3):
         button(tab, "Draw for 10 POINT")
         finished(tab, count)
@@ -181,7 +189,7 @@ def test_a_single_pull_comes_to_rest_on_its_prize(deployment: Deployment, tab: T
     assert len(deployment.charges(tab.account)) == 3
 
 
-def test_a_reload_in_mid_draw_finishes_the_same_ten_pulls(deployment: Deployment, tab: Tab) -> None:  # noqa: F811
+def test_a_reload_in_mid_draw_finishes_the_same_ten_pulls(deployment: Deployment, tab: Tab) -> None:
     with deployment.worker_paused():
         button(tab, "10 pulls for 90 POINT")
         tab.says("Accepted")

@@ -71,7 +71,7 @@ export function wheelInWords(campaign) {
 
 function table(caption, rows, names, hasGuarantees) {
   const node = element('table', '');
-  const columns = ['Prize', 'Chance', ...(hasGuarantees ? ['With guarantees'] : []), 'Limited'];
+  const columns = ['Prize', 'Chance', ...(hasGuarantees ? ['With guarantees'] : [])];
   const head = node.createTHead().insertRow();
   for (const name of columns) {
     const cell = element('th', name);
@@ -83,22 +83,26 @@ function table(caption, rows, names, hasGuarantees) {
     const line = body.insertRow();
     const prize = element('th', row.name);
     prize.scope = 'row';
+    const limits = limited(row, names);
+    if (limits) prize.append(' ', element('small', `Limited: ${limits}`));
     const chance = element('td', `${row.chance.percent} %`);
-    chance.append(' ', element('small', `${row.chance.numerator}/${row.chance.denominator}`));
+    const fraction = element('small', `${row.chance.numerator}/`);
+    fraction.append(document.createElement('wbr'), row.chance.denominator); // the only place where it may break
+    chance.append(' ', fraction);
     line.append(prize, chance);
     if (hasGuarantees) line.append(element('td', `${row.effective_percent} %`));
-    line.append(element('td', limited(row, names)));
   }
   node.prepend(element('caption', caption));
   return node;
 }
 
+// When a prize cannot be won, and what is drawn then; empty for one that can always be won.
 function limited({ is_limited, per_account, instead }, names) {
   const limits = [];
   if (is_limited) limits.push('while stock lasts');
   if (per_account !== null) limits.push(`${per_account} per account`);
   if (instead !== null) limits.push(`then ${names.get(instead)}`);
-  return limits.join('; ') || 'no';
+  return limits.join('; ');
 }
 
 function terms({ state, opens, closes, limits, eligibility }) {

@@ -249,8 +249,8 @@ function listItem({ at, session, account_id, campaign = DEFAULT, status, reason,
   const when = part('time', 'at', new Date(at).toLocaleTimeString());
   when.dateTime = new Date(at).toISOString();
   const what = prize ? `won ${prize}` : status === 'completed' ? 'no prize' : `${status}: ${plain(reason)}`;
-  const whose = `account ${account_id}${campaign === DEFAULT ? '' : `, ${campaign}`}`;
-  item.append(part('span', 'what', what), part('span', 'account', whose), when);
+  item.append(part('span', 'what', what), part('span', 'account', `account ${account_id}`), when);
+  if (campaign !== DEFAULT) item.append(part('span', 'campaign', campaign));
   item.append(part('code', 'session', session));
   return item;
 }
@@ -286,7 +286,9 @@ select.addEventListener('change', async () => {
   wanted = select.value;
   localStorage.setItem(CAMPAIGN, wanted);
   await choose(wanted);
-  if (!isBusy()) clear('Ready');
+  if (isBusy()) return;
+  clear('Ready');
+  state.textContent = '';
 });
 
 // Draws of another tab.
