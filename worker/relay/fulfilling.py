@@ -122,10 +122,10 @@ class Fulfilling:
                     await asyncio.wait(lanes.values(), timeout=IDLE_WAIT_S)
                 elif is_once:
                     break
-                else:
-                    await asyncio.sleep(IDLE_WAIT_S)
                 ended = [name for name, lane in lanes.items() if lane.done()]
                 delivered += sum(lanes.pop(name).result() for name in ended)
+                if not lanes and not is_once:
+                    await asyncio.sleep(IDLE_WAIT_S)
         finally:
             await _wind_up(list(lanes.values()))
         return delivered
@@ -153,7 +153,7 @@ class Fulfilling:
                 _tell(signer, attempts)
                 taken = sum(it.error is None for it in attempts)
                 delivered += taken
-                if not taken:  # the receiver is down: no more than so many calls a second
+                if not taken:  # the receiver is down: the next lane, a second later, asks again
                     break
         return delivered
 
