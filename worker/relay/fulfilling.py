@@ -92,10 +92,11 @@ class Fulfilling:
         """Deliver until `stopping` is set. No error ends this loop: it logs the error, backs off, and goes on."""
         failures = 0
         while not stopping.is_set():
+            began = time.monotonic()
             try:
                 asyncio.run(self._run(stopping))
             except Exception as error:  # our own bugs as well: nothing else delivers
-                failures += 1
+                failures = 1 if time.monotonic() > began + BACKOFF_S_MAX else failures + 1
                 mistake = None if isinstance(error, ServiceUnavailable | ConfigurationError) else error
                 log.warning("%s; fulfilments are delivered later (%d)", error, failures, exc_info=mistake)
                 stopping.wait(min(BACKOFF_S_MAX, 0.1 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
