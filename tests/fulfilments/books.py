@@ -18,7 +18,7 @@ from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.schema import fulfilments
 from tombola.producers.storage.transactions import transaction
-from tombola.worker.fulfilments import webhooks
+from tombola.worker.fulfilments import subscriptions, webhooks
 from tombola.worker.fulfilments.subscriptions import Row, Subscriptions
 from tombola.worker.fulfilments.webhooks import Wanted
 from tombola.worker.ledger import post as ledger
@@ -61,7 +61,7 @@ def settle(engine: Engine, *draws: DrawRequest) -> list[Row]:
         status = Status.REJECTED if answer.is_rejected else Status.COMPLETED
         rows += subscribed.rows(answer.request, status, [])
     with transaction(engine) as open_transaction:
-        Subscriptions.insert(open_transaction, rows, utc_now())
+        subscriptions.insert(open_transaction, rows, utc_now())
     return rows
 
 
@@ -83,7 +83,7 @@ def grants(engine: Engine, *postings: Posting, campaign: str = CAMPAIGN) -> list
     now = utc_now()
     with transaction(engine) as open_transaction:
         ledger.post(open_transaction, postings, now)
-        Subscriptions.insert(open_transaction, rows, now)
+        subscriptions.insert(open_transaction, rows, now)
     return rows
 
 

@@ -85,7 +85,7 @@ def test_nothing_is_sent_to_the_database_without_rows(engine: Engine, account: i
     with transaction(engine) as open_transaction:
         assert found.is_empty
         rows = found.rows(DrawRequest(account_id=account), Status.COMPLETED, [])
-        Subscriptions.insert(open_transaction, rows, utc_now())
+        subscriptions.insert(open_transaction, rows, utc_now())
     assert statements == []
     assert table(engine, "fulfilments") == []
 

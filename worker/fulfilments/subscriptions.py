@@ -60,7 +60,7 @@ class Row(NamedTuple):
 class Subscriptions:
     """The live webhooks of a database as they were at most REFRESH_S ago. Safe to share between threads.
 
-    Call `refresh` before a transaction, and `is_empty`, `rows` and `insert` inside it: these three read nothing.
+    Call `refresh` before a transaction, and `is_empty`, `rows` and then `insert` inside it: these read nothing.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -115,13 +115,6 @@ class Subscriptions:
             found += (Row(posting.idempotency_key, webhook, event, *about) for webhook in takers)
         return found
 
-    @staticmethod
-    def insert(transaction: Transaction, rows: Sequence[Row], now: datetime) -> None:
-        """Write `rows` in the transaction that settles their draws, in one statement; without rows nothing is sent."""
-        moment = time_text(now)
-        values = [(*row, FulfilmentState.PENDING.value, moment) for row in rows]
-        transaction.insert("fulfilments", _COLUMNS, values, copies=_COPIES)
-
     def _takers(self, event: str, campaign: str) -> Iterator[str]:
         return (it.webhook for it in self._known or () if takes(it.events, it.campaign, event, campaign))
 
@@ -142,3 +135,10 @@ class Subscriptions:
 def has_notice(postings: Sequence[Posting]) -> bool:
     """Whether a notification is among these ledger rows: it has a fulfilment with and without a webhook."""
     return any(posting.business_type == NOTICE for posting in postings)
+
+
+def insert(transaction: Transaction, rows: Sequence[Row], now: datetime) -> None:
+    """Write `rows` in the transaction that settles their draws, in one statement; without rows nothing is sent."""
+    moment = time_text(now)
+    values = [(*row, FulfilmentState.PENDING.value, moment) for row in rows]
+    transaction.insert("fulfilments", _COLUMNS, values, copies=_COPIES)
