@@ -120,8 +120,7 @@ def _requests_match(requests: list[Row], ledger: list[Row], shapes: Mapping[str,
     counted = Counter(row["request_key"] for row in requests)
     assert not counted or max(counted.values()) == 1
     for request in requests:
-        kind, is_other, _ = request["campaign"].partition(":")
-        shape = shapes[kind if is_other else "draw"]
+        shape = shapes[request["kind"] or "draw"]
         rows = by_request.get(request["request_key"], [])
         proof = f"{request['request_key']}:{next(iter(shape.types))}"
         assert sum(row["idempotency_key"] == proof for row in rows) == (request["status"] == "completed"), request

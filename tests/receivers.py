@@ -35,6 +35,11 @@ class Received(NamedTuple):
 Answer = int | Callable[[BaseHTTPRequestHandler], None]
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # of connections that come at once; with 5, the others wait for a second
+
+
 class Receiver:
     """`answer` decides each answer; `received` are all requests, in the order in which they came."""
 
@@ -44,8 +49,7 @@ class Receiver:
         self.busy_max = 0
         self._busy = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer((servers.HOST, port), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server((servers.HOST, port), self._handler())
 
     @property
     def port(self) -> int:

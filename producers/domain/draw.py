@@ -12,6 +12,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -145,6 +146,7 @@ def wheels(seed: bytes) -> dict[str, Wheel]:
     return {name: Wheel(campaign, seed) for name, campaign in CAMPAIGNS.items()}
 
 
+@lru_cache(maxsize=16)
 def seed_id_of(seed: bytes) -> str:
     """The seed's name in ledger notes: the first 16 hex digits of its commitment."""
     return hashlib.sha256(seed).hexdigest()[:16]

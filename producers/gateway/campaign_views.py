@@ -8,10 +8,10 @@ from fractions import Fraction
 from typing import Final
 
 from tombola.producers.domain import draw
-from tombola.producers.domain.campaigns import drawing, figures
+from tombola.producers.domain.campaigns import figures
 from tombola.producers.domain.campaigns.built_in import DEFAULT_ODDS
 from tombola.producers.domain.campaigns.canonical import utc_text
-from tombola.producers.domain.campaigns.odds import Guarantee, Odds, Prize, Tier
+from tombola.producers.domain.campaigns.odds import DRAW_VERSION, Guarantee, Odds, Prize, Tier
 from tombola.producers.domain.campaigns.words import guarantee_in_words
 from tombola.producers.gateway.messages import (
     CampaignEntry,
@@ -49,7 +49,7 @@ def view_of(odds: Odds, state: CampaignState) -> CampaignView:
     """A campaign with its odds. Computes exact chances, for each tier apart: seconds where guarantees come late."""
     entry = entry_of(odds, state)
     base, effective = figures.base_chances(odds), figures.effective_chances(odds)
-    version = draw.DRAW_VERSION if odds is DEFAULT_ODDS else drawing.DRAW_VERSION
+    version = draw.DRAW_VERSION if odds is DEFAULT_ODDS else DRAW_VERSION
     return CampaignView(
         **{name: getattr(entry, name) for name in entry.__struct_fields__},
         limits=Limits(odds.per_day, odds.per_account, odds.day),

@@ -32,6 +32,7 @@ from tombola.producers.storage.schema import campaign_versions as versions
 from tombola.producers.storage.schema import campaigns as table
 
 REFRESH_S: Final = 1.0
+UNKNOWN_REFRESH_S: Final = 0.1
 VERSIONS_MAX: Final = 1_000  # kept in memory
 NAMES_SHOWN_MAX: Final = 20
 
@@ -62,14 +63,20 @@ class Campaigns:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
+        self._first_look = threading.Lock()
         self._looked_at: float | None = None  # monotonic
-        self._revision = -1
+        self._revision: int | None = None  # None until the first look
         self._by_name: Mapping[str, Campaign] = {}
         self._versions: LRUCache[str, Odds] = LRUCache(VERSIONS_MAX)
 
     def find(self, name: str) -> Campaign | None:
-        """The campaign of that name as it stood at most REFRESH_S ago; None if there is none."""
+        """The campaign of that name as it stood at most REFRESH_S ago; None if there is none.
+
+        For an unknown name it looks again after UNKNOWN_REFRESH_S: the campaign may have been published just now.
+        """
         self._refresh()
+        if name not in self._by_name:
+            self._refresh(UNKNOWN_REFRESH_S)
         return self._by_name.get(name)
 
     def bind(self, name: str, pulls: int, moment: datetime) -> str:
@@ -118,17 +125,28 @@ class Campaigns:
         with self._lock:
             self._looked_at = None
 
-    def _refresh(self) -> None:
+    def _refresh(self, age_s_max: float | None = None) -> None:
+        if self._revision is None:
+            with self._first_look:  # nothing is known yet: other threads wait
+                if self._revision is None:
+                    self._look()
+            return
         with self._lock:
-            if self._looked_at is not None and time.monotonic() < self._looked_at + REFRESH_S:
+            age = REFRESH_S if age_s_max is None else age_s_max
+            if self._looked_at is not None and time.monotonic() < self._looked_at + age:
                 return
             self._looked_at = time.monotonic()  # other threads go on with what is known
+        self._look()
+
+    def _look(self) -> None:
+        at = time.monotonic()
         try:
             with self._engine.connect().execution_options(read_only=True) as connection:
                 revision = connection.execute(select(func.max(table.c.revision))).scalar_one() or 0
                 if revision != self._revision:
                     self._by_name = self._read_all(connection)
                     self._revision = revision
+            self._looked_at = at
         except SQLAlchemyError as error:
             self.refresh_now()
             raise explain(error) from error

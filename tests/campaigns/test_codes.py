@@ -142,13 +142,10 @@ def test_however_many_there_are_they_stand_in_all_shards(engine: Engine) -> None
     assert ODDS.by_code["coupon"].shards == SHARDS
     load(engine, b"A\nB\nC\n")
     with engine.connect().execution_options(read_only=True) as connection:
-        units = dict(
-            connection.execute(
-                select(campaign_stock.c.stock_key, campaign_stock.c.units).where(campaign_stock.c.prize == "coupon")
-            )
-            .tuples()
-            .all()
+        rows = connection.execute(
+            select(campaign_stock.c.stock_key, campaign_stock.c.units).where(campaign_stock.c.prize == "coupon")
         )
+        units = {row.stock_key: row.units for row in rows}
     assert set(units) == {stock.stock_key(ODDS.name, "coupon", shard) for shard in range(SHARDS)}
     assert sorted(units.values()) == [0] * 5 + [1] * 3
 

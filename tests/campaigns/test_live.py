@@ -37,7 +37,7 @@ def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engin
     monkeypatch.setenv("TOMBOLA_DATABASE_URL", database_url)
     for odds in (EARLIER, ODDS, OTHER):
         versions.publish(made, odds, bounds=versions.Bounds(), operator="ann", reason="for Monday")
-    open_account(made, user_id=1, balance=Decimal(1000))
+    open_account(made, user_id=1)
     yield made
     made.dispose()
 

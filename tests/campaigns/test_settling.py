@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+import pymysql
 import pytest
 from sqlalchemy import func, insert, select, update
 
-from tests.campaigns.shops import BY, LOCK_WAIT_S, Shop, open_shop
+from tests.campaigns.shops import BY, LOCK_WAIT_S, WHEELS, Shop, open_shop
 from tombola.producers.domain.causes import Cause, Status
 from tombola.producers.domain.contract import DrawRequest, DrawResult, PullsResult
 from tombola.producers.domain.errors import (
@@ -36,9 +37,11 @@ from tombola.producers.storage.schema import (
 )
 from tombola.producers.storage.transactions import transaction
 from tombola.worker.campaigns import lists, stock, versions
+from tombola.worker.fulfilments.subscriptions import Subscriptions
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Refused, Settled
 from tombola.worker.settle.rehearsal import Rehearsal
+from tombola.worker.settle.rules import Rules
 
 WINTER = """
 name = "winter"
@@ -207,13 +210,15 @@ def test_a_repeat_gets_the_first_bytes_also_from_the_ledger_alone(shop: Shop) ->
 def test_a_request_is_drawn_by_the_odds_that_it_was_accepted_under(shop: Shop) -> None:
     before = shop.publish(WINTER)
     payer = shop.account("99999.00", user=7)
-    accepted = [DrawRequest(account_id=payer, campaign="winter", pulls=1) for _ in range(200)]
-    shop.accept(*accepted)
+    accepted = [DrawRequest(account_id=payer, campaign="winter", pulls=1) for _ in range(1000)]
+    for start in range(0, len(accepted), 500):
+        shop.accept(*accepted[start : start + 500])
     after = shop.publish(WINTER.replace("weight = 3\n", "weight = 300\n"), is_open=False)
     published = [DrawRequest(account_id=payer, campaign="winter", pulls=1) for _ in range(100)]  # past the door
 
     mixed = [it for pair in itertools.zip_longest(accepted, published) for it in pair if it is not None]
-    results = {it.request_key: it for it in shop.results(shop.settle(*mixed))}
+    batches = [mixed[start : start + 300] for start in range(0, len(mixed), 300)]
+    results = {it.request_key: it for batch in batches for it in shop.results(shop.settle(*batch))}
     assert {results[it.request_key].odds_hash for it in accepted} == {before.odds_hash}  # type: ignore[attr-defined]
     assert {results[it.request_key].odds_hash for it in published} == {after.odds_hash}  # type: ignore[attr-defined]
     assert shop.violations() == []
@@ -575,3 +580,36 @@ def test_stock_rows_have_no_unit_below_zero(shop: Shop) -> None:
     shop.publish(ONE % 1)
     with pytest.raises(Exception, match=r"(?i)constraint|check"), shop.engine.begin() as connection:
         connection.execute(update(campaign_stock).values(units=-1))
+
+
+# ---- what the built-in campaign pays for all this --------------------------------------------------------------------
+
+
+def test_draws_of_the_built_in_campaign_send_not_a_byte_more(server: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.publish(WINTER)
+    monkeypatch.setattr("tombola.worker.fulfilments.subscriptions.REFRESH_S", 3600.0)
+    accounts = [server.account(user=user) for user in range(1, 6)]
+    sent: list[int] = []
+    execute = pymysql.cursors.Cursor.execute
+
+    def listening(cursor: pymysql.cursors.Cursor, query: str, args: object = None) -> int:
+        sent.append(len(query))
+        return execute(cursor, query, args)
+
+    def bytes_of(rules: Rules, prefix: str) -> list[int]:
+        draws = [DrawRequest(account_id=it, request_key=f"{prefix}-{it}-k{n}") for it in accounts for n in range(9)]
+        lost = [it for it in draws if not WHEELS["default"].draw(it.account_id, it.request_key).amount][:20]
+        server.accept(*lost[:10])
+        sent.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(pymysql.cursors.Cursor, "execute", listening)
+            tries.settle(server.engine, lost, rules)
+        return list(sent)
+
+    with_all = server.rules._replace(subscriptions=Subscriptions(server.engine))
+    bytes_of(with_all, "first")  # reads the webhooks, and the database's clock
+    alone = bytes_of(Rules(WHEELS, 5, lock_wait_s=LOCK_WAIT_S), "alone")
+    beside = bytes_of(with_all, "besid")
+    assert len(beside) == len(alone)
+    # Balances have as many digits as they have; all else is as long.
+    assert all(abs(one - other) <= 40 for one, other in zip(alone, beside, strict=True)), (alone, beside)

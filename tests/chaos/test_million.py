@@ -64,7 +64,8 @@ def test_hard_at_ninety_is_never_missed_across_a_new_version() -> None:
     after = manifest.parse(rare.replace("weight = 7000", "weight = 9000"))
     promised = before.guarantees[0].prizes
     for account in range(10):
-        since_hit, missed, hits = (0,), 0, 0
+        since_hit: tuple[int, ...] = (0,)
+        missed = hits = 0
         for number in range(MILLION // 10):
             odds: Odds = before if number < MILLION // 20 else after
             prize, _, since_hit = Drawing(SEED, odds, account + 1, f"key-{number}").pull(1, "", since_hit)

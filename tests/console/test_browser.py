@@ -660,7 +660,7 @@ def look_at(seat: Seat, name: str) -> dict[str, list[str]]:
 
 def look_with_axe(seat: Seat, pages: dict[str, str]) -> dict[str, list[str]]:
     """What axe-core has against these pages."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for page, address in pages.items():
         seat.page.goto(address)
         if page == "overview":

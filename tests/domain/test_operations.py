@@ -13,7 +13,15 @@ from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest, Row, parse_result
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.operations import draw
-from tombola.producers.domain.operations.operation import Locked, LockedAccount, Movement, Refusal, Rejection, Written
+from tombola.producers.domain.operations.operation import (
+    Locked,
+    LockedAccount,
+    Movement,
+    Play,
+    Refusal,
+    Rejection,
+    Written,
+)
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"0" * 32)}
 RESULTS = json.loads((Path(__file__).parent / "golden" / "results.json").read_bytes())
@@ -124,7 +132,7 @@ def test_a_draw_says_what_it_needs_and_what_it_writes() -> None:
 
 def decided(request: DrawRequest, locked: Locked) -> Sequence[Movement]:
     decision = draw.decide(request, locked)
-    assert not isinstance(decision, Rejection | Refusal)
+    assert not isinstance(decision, Rejection | Refusal | Play)
     return decision
 
 
@@ -169,9 +177,12 @@ def test_the_check_of_a_draw(wins: bool, status: str, rows: Sequence[Row], wrong
 
 
 def test_a_draw_is_known_by_its_row() -> None:
-    request = DrawRequest(account_id=6, request_key="k", lottery_session_id="s", campaign="winter.2026")
-    assert request.terms == "winter.2026"
-    assert operations.restore("k", "s", 6, request.terms) == request
+    single = DrawRequest(account_id=6, request_key="k", lottery_session_id="s", campaign="winter.2026")
+    assert single.terms is None
+    assert operations.restore("k", "s", 6, "winter.2026", None, None) == single
+    ten = DrawRequest(account_id=6, request_key="k", lottery_session_id="s", campaign="winter.2026", pulls=10)
+    assert ten.terms == '["winter.2026",10]'
+    assert operations.restore("k", "s", 6, "winter.2026", "draw", ten.terms) == ten
 
 
 def test_the_names_of_ledger_rows_fit_and_are_one_operations_own() -> None:

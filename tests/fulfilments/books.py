@@ -38,8 +38,8 @@ def add_webhook(engine: Engine, name: str, url: str, *events: str, campaign: str
 
 
 def settings_for(engine: Engine, **more: str) -> Settings:
-    """Quick ones, which allow receivers on this machine."""
-    values = {"webhook_private": "true", "webhook_timeout_s": "1", **more}
+    """Settings that allow receivers on this machine."""
+    values = {"webhook_private": "true", "webhook_timeout_s": "10", **more}
     env = {f"TOMBOLA_{name.upper()}": value for name, value in values.items()}
     url = engine.url.render_as_string(hide_password=False)
     return Settings.from_env({"TOMBOLA_DATABASE_URL": url, **env})

@@ -314,7 +314,7 @@ def test_a_name_that_leads_inside_is_not_called(
 ) -> None:
     wanted = webhooks.Wanted("shop", f"https://shop.example:{receiver.port}/", ("*",))
     webhooks.add(engine, wanted, is_private_allowed=False, **BY)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, port, **_: [(2, 1, 6, "", (servers.HOST, port))])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, port, *_, **__: [(2, 1, 6, "", (servers.HOST, port))])
     coupons(engine, account, 1)
     assert deliver(engine, webhook_private="false") == 0
     assert rows_of(engine)[0]["error"] == f"shop.example resolves to {servers.HOST}, which is not a public address"
@@ -409,7 +409,11 @@ def test_a_receiver_that_hangs_holds_up_no_other(engine: Engine, account: int, r
 
 
 def test_two_relays_send_nothing_twice(engine: Engine, account: int, receiver: Receiver) -> None:
-    receiver.answer = lambda _: time.sleep(0.005) or 204
+    def slowly(_: Received) -> Answer:
+        time.sleep(0.005)
+        return 204
+
+    receiver.answer = slowly
     add_webhook(engine, "shop", receiver.url, "*")
     keys = coupons(engine, account, 120)
     with ThreadPoolExecutor(3) as pool:

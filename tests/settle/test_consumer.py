@@ -139,7 +139,7 @@ class House:
         self.events: list[str] = []
         self.source = Memory(self.events)
         self.store = Store(self.events, self.engine)
-        rules = Rules.of(self.settings, wheels(self.settings.seed_bytes))
+        rules = Rules.of(self.settings, self.engine, wheels(self.settings.seed_bytes))
         self.consumer = Consumer(self.source, self.engine, cast(ResultStore, self.store), rules, self.settings)
 
     def draws(self, count: int, *, account: int = 0) -> list[DrawRequest]:

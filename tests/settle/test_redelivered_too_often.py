@@ -64,7 +64,8 @@ def house(tmp_path: Path, redis_url: str) -> Iterator[House]:
 @pytest.fixture
 def consumer(house: House) -> Iterator[Consumer]:
     results = ResultStore.open(house.settings.need("result_url"), ttl_s=60)
-    yield Consumer(Handed(), house.engine, results, Rules.of(house.settings, house.wheels), house.settings)
+    rules = Rules.of(house.settings, house.engine, house.wheels)
+    yield Consumer(Handed(), house.engine, results, rules, house.settings)
     results.close()
 
 

@@ -423,9 +423,9 @@ def test_a_gap_that_a_stranger_holds_keeps_only_its_keys_waiting(mariadb: Engine
 def test_an_unknown_campaign_is_refused_before_anything_is_written(engine: Engine, entry: Entry) -> None:
     good, known = DrawRequest(account_id=1, request_key="good"), DrawRequest(account_id=1, request_key="known")
     stranger = DrawRequest(account_id=1, request_key="k", campaign="spring")
-    before = Entry(engine, relay_after_s=1, campaigns={"spring"})
     old = DrawRequest(account_id=1, request_key="old", campaign="spring")
-    before.accept([Submission(old)])
+    with transaction(engine) as before:  # by an entry that knew this campaign
+        requests.accept(before, [Submission(old)], utc_now(), publish_at=utc_now(), is_published=True)
     entry.accept([Submission(known)])
     other = DrawRequest(account_id=1, request_key="known", campaign="spring")
     told = entry_of(engine).accept_each([Submission(it) for it in (stranger, good, old, other)])
@@ -740,7 +740,9 @@ class Requests(RuleBasedStateMachine):
         for it, given in new:
             self._check_renamed(it, given, [*at_first, *self.expected.values()])
         for it in self.refused:  # by the caller's own request, under that key or with that session
-            mine = [known.request for known in self.expected.values() if known.caller in (it.caller, "")]
+            # Also what was nobody's before this batch, and has been named in it since.
+            known_then = [*at_first, *self.expected.values()]
+            mine = [known.request for known in known_then if known.caller in (it.caller, "")]
             names = {name for one in mine for name in (one.request_key, one.lottery_session_id)}
             asked_names = (it.request.request_key, it.request.lottery_session_id)
             assert names & {*asked_names, *(keys.alias(it.caller, name) for name in asked_names)}

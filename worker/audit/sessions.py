@@ -166,7 +166,10 @@ class _Session:
         versions = self.written.versions
         for row in self.written.rows:
             if row.business_type == CONSUME and versions is not None:
-                notes = read_draw_notes(row.notes)
+                try:
+                    notes = read_draw_notes(row.notes)
+                except DrawError:  # I2 says so
+                    continue
                 odds = versions.version(notes.odds_hash)
                 prizes = {} if odds is None else odds.by_code
                 self._granted.update((campaign, it) for it in notes.prizes if it in prizes and prizes[it].is_stocked)

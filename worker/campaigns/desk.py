@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from datetime import datetime
 from typing import Any, Final
 
 from cachetools import LRUCache
 from sqlalchemy import Engine
 
-from tombola.producers.domain.campaigns.scene import Bound
+from tombola.producers.domain.campaigns.odds import Odds
 from tombola.producers.storage.campaigns import Campaigns, CampaignState
 from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.faults import is_duplicate_key
@@ -31,16 +31,32 @@ class Desk:
         self._engine = engine
         self._lock = threading.Lock()
         self._accounts: LRUCache[Pair, int] = LRUCache(PRIZE_ACCOUNTS_MAX)
+        self._met: dict[str, frozenset[str]] = {}
 
-    def bound(self, campaign: str, odds_hash: str | None, moment: datetime) -> Bound | None:
-        """The version of a request: the one that it was accepted under, else the live one; None if there is none."""
+    def version(self, campaign: str, odds_hash: str | None) -> tuple[Odds, bool] | None:
+        """The version of a request: the one that it was accepted under, else the live one; None if there is none.
+
+        The second value says whether the campaign takes requests; accepted ones were taken at the door.
+        """
         if odds_hash is not None:
             odds = self.campaigns.version(odds_hash)
-            return None if odds is None else Bound(odds, moment)
+            return None if odds is None else (odds, True)
         found = self.campaigns.find(campaign)
         if found is None or found.odds is None:
             return None
-        return Bound(found.odds, moment, is_open=found.state is CampaignState.OPEN)
+        return found.odds, found.state is CampaignState.OPEN
+
+    def asset_codes(self, campaign: str) -> Set[str]:
+        """The assets, other than the campaign's own, of the prizes of its live version and of others met so far."""
+        found = self.campaigns.find(campaign)
+        live = () if found is None or found.odds is None else found.odds.asset_codes
+        with self._lock:
+            return self._met.get(campaign, frozenset()).union(live)
+
+    def meet(self, odds: Odds) -> None:
+        """Remember the assets of a version that is not live: requests that were accepted under it are under way."""
+        with self._lock:
+            self._met[odds.name] = self._met.get(odds.name, frozenset()).union(odds.asset_codes)
 
     def prize_accounts(
         self, open_transaction: Transaction, pairs: Iterable[Pair], now: datetime, *, makes: bool = True

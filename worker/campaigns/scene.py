@@ -2,15 +2,15 @@
 
     open ─► (accounts are locked) ─► read ─► decide, keep; decide, keep; … ─► write
 
-`open` finds the version of each draw, and the accounts of its prizes, which are locked with the others. `read` reads
-the accounts' standings and lists, and locks stock. `keep` takes over what a draw changes; `write` writes it. All of it
+`open` finds the accounts of possible prizes, which are locked with the others. `read` finds the version of each draw,
+reads standings and lists, and locks stock. `keep` takes over what a draw changes; `write` writes it. All of it
 is in the batch's transaction: a draw and its units, counters and codes are committed together, or not at all.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import datetime
 from decimal import Decimal
 from typing import Final
@@ -18,7 +18,8 @@ from typing import Final
 import msgspec
 
 from tombola.producers.domain.campaigns.drawing import Drawing
-from tombola.producers.domain.campaigns.pulls import NEW, Standing, pull_all
+from tombola.producers.domain.campaigns.odds import Odds
+from tombola.producers.domain.campaigns.pulls import NEW, Pulled, Standing, pull_all
 from tombola.producers.domain.campaigns.scene import Bound
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.operations.operation import LockedAccount, Needs, Play
@@ -42,7 +43,9 @@ class BatchScene:
         self._now = now
         self._is_locking = is_locking
         self._bounds: dict[str, Bound] = {}
-        self._accepted: set[str] = set()  # request keys with a row
+        self._versions: dict[tuple[str, str | None], tuple[Odds, bool] | None] = {}  # by campaign and odds hash
+        self._asset_codes: dict[str, Set[str]] = {}  # by campaign
+        self._foreseen: dict[str, tuple[Standing, Pulled]] = {}  # by request key
         self._prize_accounts: dict[Pair, int] = {}
         self._accounts: Mapping[int, LockedAccount] = {}
         self._standings: dict[str, Standing] = {}
@@ -57,67 +60,74 @@ class BatchScene:
     # ---- before the locks ----
 
     def open(self, transaction: Transaction, draws: Sequence[Request], needs: Sequence[Needs]) -> list[Needs]:
-        """Find versions and prize accounts; return the needs with those accounts. A forecast calls it for each part."""
+        """Find the accounts of possible prizes; return the needs with them. A forecast calls it for each part."""
         self._transaction = transaction
-        by_campaign = [it for it, need in zip(draws, needs, strict=True) if need.campaign]
-        self._bind(by_campaign)
+        self._asset_codes = {
+            campaign: self._desk.asset_codes(campaign) for campaign in {need.campaign for need in needs} if campaign
+        }
+        if self._desk.seed is None or not any(self._asset_codes.values()):
+            return list(needs)
         pairs = {
             (draw.account_id, asset_code)
-            for draw in by_campaign
-            if (bound := self._bounds.get(draw.request_key)) is not None and self._desk.seed is not None
-            for asset_code in bound.odds.asset_codes
+            for draw, need in zip(draws, needs, strict=True)
+            for asset_code in self._asset_codes.get(need.campaign, ())
         }
-        self._prize_accounts |= self._desk.prize_accounts(self._transaction, pairs, self._now, makes=self._is_locking)
+        found = self._desk.prize_accounts(transaction, pairs, self._now, makes=self._is_locking)
+        self._prize_accounts |= found
         return [
-            need._replace(accounts=(*need.accounts, *self._further_accounts(draw))) if need.campaign else need
+            need._replace(
+                accounts=(
+                    *need.accounts,
+                    *(
+                        found[pair]
+                        for asset_code in self._asset_codes.get(need.campaign, ())
+                        if (pair := (draw.account_id, asset_code)) in found
+                    ),
+                )
+            )
             for draw, need in zip(draws, needs, strict=True)
         ]
-
-    def _bind(self, draws: Sequence[Request]) -> None:
-        rows = self._transaction.select(
-            "SELECT request_key, odds_hash, created_at FROM api_idempotency_requests WHERE request_key IN (??)",
-            [draw.request_key for draw in draws],
-        )
-        accepted = {key: (odds_hash, self._transaction.moment(moment)) for key, odds_hash, moment in rows}
-        self._accepted |= accepted.keys()
-        for draw in draws:
-            assert isinstance(draw, DrawRequest)
-            odds_hash, moment = accepted.get(draw.request_key, (None, self._now))
-            bound = self._desk.bound(draw.campaign, odds_hash, moment)
-            if bound is not None:
-                self._bounds[draw.request_key] = bound
-
-    def _further_accounts(self, draw: Request) -> Iterable[int]:
-        bound = self._bounds.get(draw.request_key)
-        for asset_code in () if bound is None else bound.odds.asset_codes:
-            account_id = self._prize_accounts.get((draw.account_id, asset_code))
-            if account_id is not None:
-                yield account_id
 
     # ---- under the locks ----
 
     def read(
         self, draws: Sequence[Request], accounts: Mapping[int, LockedAccount], known: Mapping[str, RequestRecord]
     ) -> None:
-        """Read what `draws` depend on. `accounts` are locked; `known` are the draws' own rows.
+        """Read what `draws` depend on. `accounts` are locked; `known` are the draws' own rows, with their odds.
 
-        Raises RowsChanged when a draw was accepted since `open`: it is bound to a version now.
+        Raises RowsChanged when a draw is bound to a version whose prizes go to accounts that are not locked.
         """
         self._accounts = accounts
-        is_late = any(draw.request_key in known and draw.request_key not in self._accepted for draw in draws)
-        if is_late and self._is_locking:
-            raise RowsChanged("a draw was accepted while it was settled")
         fresh = [
             (draw, bound)
             for draw in draws
             if isinstance(draw, DrawRequest)
-            and (bound := self._bounds.get(draw.request_key)) is not None
-            and draw.account_id in accounts
             and ((record := known.get(draw.request_key)) is None or not record.is_settled)
+            and (bound := self._bind(draw, record)) is not None
+            and draw.account_id in accounts
         ]
         self._read_standings(fresh)
         self._read_lists(fresh)
         self._reserve(fresh)
+
+    def _bind(self, draw: DrawRequest, record: RequestRecord | None) -> Bound | None:
+        """The version of a draw; None for a draw of the built-in campaign, and of an unknown one."""
+        if draw.campaign not in self._asset_codes:
+            return None
+        odds_hash = None if record is None else record.odds_hash
+        moment = self._now if record is None or record.created_at is None else record.created_at
+        key = (draw.campaign, odds_hash)
+        if key not in self._versions:
+            self._versions[key] = found = self._desk.version(*key)
+            if found is not None and not set(found[0].asset_codes) <= self._asset_codes[draw.campaign]:
+                self._desk.meet(found[0])
+                if self._is_locking:
+                    raise RowsChanged(f"a draw of {draw.campaign} is bound to a version with other assets")
+        version = self._versions[key]
+        if version is None:
+            return None
+        bound = self._bounds[draw.request_key] = Bound(version[0], moment, version[1])
+        return bound
 
     def _read_standings(self, fresh: Sequence[tuple[DrawRequest, Bound]]) -> None:
         keys = {_standing_key(it.account_id, it.campaign) for it, bound in fresh if bound.odds.has_counters}
@@ -151,12 +161,14 @@ class BatchScene:
             pulls = draw.pulls or 1
             if not odds.has_stock or not is_open or pulls not in odds.cost:
                 continue
-            key = _standing_key(draw.account_id, odds.name)
-            standing = standings.get(key) or self._standings.get(key, NEW)
+            key = _standing_key(draw.account_id, odds.name) if odds.has_counters else ""
+            standing = (standings.get(key) or self._standings.get(key, NEW)) if key else NEW
             drawing = Drawing(seed, odds, draw.account_id, draw.request_key)
             pulled = pull_all(odds, drawing, pulls, standing, moment, lambda _code: _ENOUGH)
             standings[key] = pulled.after
-            wanted.update({PrizeName(odds.name, code): units for code, units in pulled.taken.items()})
+            self._foreseen[draw.request_key] = (standing, pulled)
+            for code, units in pulled.taken.items():
+                wanted[PrizeName(odds.name, code)] += units
         if wanted:
             self._units.reserve(self._transaction, wanted)
 
@@ -170,7 +182,17 @@ class BatchScene:
         return self._bounds.get(request_key)
 
     def standing(self, account_id: int, campaign: str) -> Standing:
-        return self._standings.get(_standing_key(account_id, campaign), NEW)
+        return self._standings.get(_standing_key(account_id, campaign), NEW) if self._standings else NEW
+
+    def foreseen(self, request_key: str, standing: Standing) -> Pulled | None:
+        found = self._foreseen.get(request_key)
+        if found is None or (found[0] is not standing and found[0] != standing):
+            return None
+        name, pulled = self._bounds[request_key].odds.name, found[1]
+        for code, units in pulled.taken.items():
+            if self.units(name, code) < units:
+                return None
+        return pulled
 
     def is_listed(self, name: str, account_id: int) -> bool:
         return account_id in self._lists.get(name, ())

@@ -1,8 +1,8 @@
 """The units of stocked prizes in one batch: read, locked, taken and written. worker.campaigns.stock says what stock is.
 
 A prize's units stand in up to SHARDS rows. A batch reads the rows without a lock, and locks one row that has enough; if
-none has, or if that row has too few once it is locked, it locks all rows of the prize, and then knows exactly what is
-left. Locks are taken in the order of the rows' keys, after the locks on accounts.
+none has, or if that row has too few once it is locked, it locks all rows that have units, and then knows exactly what
+is left. Locks are taken in the order of the rows' keys, after the locks on accounts.
 """
 
 from __future__ import annotations
@@ -34,22 +34,42 @@ class PrizeName(NamedTuple):
 class _Shelf:
     """The rows of one prize: their units by key, and which of them this transaction has locked and changed."""
 
-    units: dict[str, int]
+    units: dict[str, int] = field(default_factory=dict)
+    left: int = 0  # the sum of `units`
+    in_hand: int = 0  # the part of it that is locked
     locked: set[str] = field(default_factory=set)
     changed: set[str] = field(default_factory=set)
 
-    @property
-    def left(self) -> int:
-        return sum(self.units.values())
+    def see(self, key: str, units: int, *, is_locked: bool) -> None:
+        """A row holds so many units now."""
+        self.left += units - self.units.get(key, 0)
+        self.units[key] = units
+        if is_locked:
+            self.locked.add(key)
+            self.in_hand += units
 
-    @property
-    def in_hand(self) -> int:
-        return sum(self.units[key] for key in self.locked)
+    def take(self, units: int, *, is_locking: bool) -> None:
+        """Take units from the rows in hand; for a forecast from any."""
+        for key in self.locked if is_locking else self.units:
+            some = min(units, self.units[key])
+            if some:
+                self.units[key] -= some
+                self.changed.add(key)
+                units -= some
+                self.left -= some
+                self.in_hand -= some
+            if not units:
+                return
 
     def keys_for(self, wanted: int) -> list[str]:
-        """The rows to lock for so many units: one that has enough, or all."""
+        """The rows to lock for so many units: one that has enough, or all that have any."""
         enough = [key for key, units in self.units.items() if units >= wanted]
-        return [random.choice(enough)] if enough else list(self.units)
+        return [random.choice(enough)] if enough else self.filled
+
+    @property
+    def filled(self) -> list[str]:
+        """The rows that have units. An empty row is not locked: draws of what is sold out wait for nobody."""
+        return [key for key, units in self.units.items() if units]
 
 
 _READ: Final = "SELECT stock_key, units FROM campaign_stock WHERE stock_key IN (??)"
@@ -70,28 +90,23 @@ class Units:
         short = {prize: self._shelves[prize].keys_for(units) for prize, units in new.items()}
         self._lock(transaction, short)
         # Another batch took units between the read and the lock: what is left is known only under all locks.
-        self._lock(transaction, {it: [*self._shelves[it].units] for it in new if self._shelves[it].in_hand < new[it]})
+        self._lock(transaction, {it: self._shelves[it].filled for it in new if self._shelves[it].in_hand < new[it]})
 
     def left(self, transaction: Transaction, prize: PrizeName) -> int:
         """The units that are left: exact once all rows are locked; else as they were read, which `take` finds out."""
         if prize not in self._shelves:
             self._read(transaction, [prize])
-            self._lock(transaction, {prize: [*self._shelves[prize].units]})
+            self._lock(transaction, {prize: self._shelves[prize].filled})
         return self._shelves[prize].left
 
     def take(self, transaction: Transaction, prize: PrizeName, units: int) -> None:
         """Take units. Raises RowsChanged where other batches took them since they were read."""
         shelf = self._shelves[prize]
         if self._is_locking and shelf.in_hand < units:
-            self._lock(transaction, {prize: [*shelf.units]})
+            self._lock(transaction, {prize: shelf.filled})
         if shelf.left < units:
             raise RowsChanged(f"units of prize {prize.code} were taken by another batch")
-        for key in sorted(shelf.locked if self._is_locking else shelf.units):
-            some = min(units, shelf.units[key])
-            if some:
-                shelf.units[key] -= some
-                shelf.changed.add(key)
-                units -= some
+        shelf.take(units, is_locking=self._is_locking)
 
     def write(self, transaction: Transaction) -> None:
         """Write what is left now, in one statement."""
@@ -103,9 +118,9 @@ class Units:
         if not keys:
             return
         for prize in keys.values():
-            self._shelves[prize] = _Shelf({})
+            self._shelves[prize] = _Shelf()
         for key, units in transaction.select(_READ, [*keys]):
-            self._shelves[keys[key]].units[key] = units
+            self._shelves[keys[key]].see(key, units, is_locked=False)
 
     def _lock(self, transaction: Transaction, rows: Mapping[PrizeName, list[str]]) -> None:
         """Lock these rows, and take over what they hold now."""
@@ -113,7 +128,4 @@ class Units:
         if not keys or not self._is_locking:
             return
         for key, units in transaction.select(_LOCK, sorted(keys), lock=True):
-            shelf = self._shelves[keys[key]]
-            if key not in shelf.changed:
-                shelf.units[key] = units
-            shelf.locked.add(key)
+            self._shelves[keys[key]].see(key, units, is_locked=True)

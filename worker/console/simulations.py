@@ -23,7 +23,8 @@ from tombola.worker.campaigns.simulation import Simulation, simulate
 log = logging.getLogger(__name__)
 
 PULLS_MAX: Final = 200_000  # of one simulation: some seconds of CPU, which the console's pages share
-ACCOUNTS: Final = 1_000
+ACCOUNTS_MAX: Final = 1_000
+REQUESTS_OF_ACCOUNT: Final = 100  # as far as that; so what comes back to an account says something
 KEPT_MAX: Final = 8
 KEPT_S: Final = 900
 
@@ -99,9 +100,8 @@ class SimulationRunner:
             job.done += more
 
         try:
-            job.found = simulate(
-                job.odds, draws=job.draws, accounts=min(ACCOUNTS, job.draws), pulls=job.pulls, on_progress=on_progress
-            )
+            accounts = min(ACCOUNTS_MAX, max(1, job.draws // REQUESTS_OF_ACCOUNT))
+            job.found = simulate(job.odds, draws=job.draws, accounts=accounts, pulls=job.pulls, on_progress=on_progress)
         except _Stopping:
             job.error = "the console is ending"
         except DrawError as error:

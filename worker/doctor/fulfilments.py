@@ -30,6 +30,7 @@ def look_at_fulfilments(connection: Connection, _settings: Settings, _found: Fac
         )
     if counts.without_webhook:
         return warn(
-            f"{counts.without_webhook:,} notifications wait for a webhook", "subscribe one to them: tombola webhook add"
+            f"{counts.without_webhook:,} notifications wait for a webhook",
+            "subscribe one to them: tombola webhook add",
         )
     return ok(f"{counts.pending:,} pending, the oldest for {age_s:,.0f} s" if counts.pending else "none waits")

@@ -36,6 +36,7 @@ def part(home: Home, settings: Settings, name: str, *command: str, **more: str) 
     environment = {
         PREFIX + name.upper(): settings.need(name) for name in ("database_url", "broker_url", "seed", "result_secret")
     }
+    environment[f"{PREFIX}WEBHOOK_PRIVATE"] = str(settings.webhook_private).lower()
     environment[f"{PREFIX}LOG_FORMAT"] = "text"  # for people, although it goes to a file
     log = home.path / f"{name}.log"
     with log.open("wb") as file:

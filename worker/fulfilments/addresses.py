@@ -20,6 +20,8 @@ from tombola.producers.domain.errors import InvalidRequest
 URL_LENGTH_MAX: Final = 500
 ADDRESSES_MAX: Final = 4  # of one host, tried one after the other
 _NAT64: Final = IPv6Network("64:ff9b::/96")
+# Which of these the module ipaddress knows depends on Python's release: RFC 8215, RFC 3879.
+_LOCAL: Final = (IPv6Network("64:ff9b:1::/48"), IPv6Network("fec0::/10"))
 _is_host_name = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?"
 ).fullmatch
@@ -100,6 +102,8 @@ def resolve(target: Target, *, is_private_allowed: bool) -> list[str]:
 
 def is_public(address: Address) -> bool:
     """Whether an address is one of the public internet, also where it stands for an IPv4 address inside of it."""
+    if any(address in network for network in _LOCAL):
+        return False
     return all(it.is_global and not it.is_multicast for it in _meant(address))
 
 

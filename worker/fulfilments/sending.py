@@ -8,6 +8,7 @@ comes a byte at a time), connect to an address of the caller's choice with the c
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import time
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ import httpx
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.worker.fulfilments.addresses import Target, checked_url, resolve
 from tombola.worker.fulfilments.signatures import signatures
+
+# httpx logs every call at INFO, with the whole URL, which may hold a token of the receiver's.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 ANSWER_BYTES_MAX: Final = 4096  # read, so that the connection can be used again
 ANSWER_S_MAX: Final = 1.0  # for reading it, once the status has come

@@ -60,7 +60,7 @@ class Row(NamedTuple):
 class Subscriptions:
     """The live webhooks of a database as they were at most REFRESH_S ago. Safe to share between threads.
 
-    Call `refresh` before a transaction, and `is_empty`, `rows` and `insert` inside it: these three read nothing.
+    Call `refresh` before a transaction, and `is_empty`, `rows` and then `insert` inside it: these read nothing.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -140,6 +140,5 @@ def has_notice(postings: Sequence[Posting]) -> bool:
 def insert(transaction: Transaction, rows: Sequence[Row], now: datetime) -> None:
     """Write `rows` in the transaction that settles their draws, in one statement; without rows nothing is sent."""
     moment = time_text(now)
-    transaction.insert(
-        "fulfilments", _COLUMNS, [(*row, FulfilmentState.PENDING.value, moment) for row in rows], copies=_COPIES
-    )
+    values = [(*row, FulfilmentState.PENDING.value, moment) for row in rows]
+    transaction.insert("fulfilments", _COLUMNS, values, copies=_COPIES)

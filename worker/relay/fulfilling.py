@@ -92,10 +92,11 @@ class Fulfilling:
         """Deliver until `stopping` is set. No error ends this loop: it logs the error, backs off, and goes on."""
         failures = 0
         while not stopping.is_set():
+            began = time.monotonic()
             try:
                 asyncio.run(self._run(stopping))
             except Exception as error:  # our own bugs as well: nothing else delivers
-                failures += 1
+                failures = 1 if time.monotonic() > began + BACKOFF_S_MAX else failures + 1
                 mistake = None if isinstance(error, ServiceUnavailable | ConfigurationError) else error
                 log.warning("%s; fulfilments are delivered later (%d)", error, failures, exc_info=mistake)
                 stopping.wait(min(BACKOFF_S_MAX, 0.1 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
@@ -122,10 +123,10 @@ class Fulfilling:
                     await asyncio.wait(lanes.values(), timeout=IDLE_WAIT_S)
                 elif is_once:
                     break
-                else:
-                    await asyncio.sleep(IDLE_WAIT_S)
                 ended = [name for name, lane in lanes.items() if lane.done()]
                 delivered += sum(lanes.pop(name).result() for name in ended)
+                if not lanes and not is_once:
+                    await asyncio.sleep(IDLE_WAIT_S)
         finally:
             await _wind_up(list(lanes.values()))
         return delivered
@@ -153,7 +154,7 @@ class Fulfilling:
                 _tell(signer, attempts)
                 taken = sum(it.error is None for it in attempts)
                 delivered += taken
-                if not taken:  # the receiver is down: no more than so many calls a second
+                if not taken:  # the receiver is down: the next lane, a second later, asks again
                     break
         return delivered
 

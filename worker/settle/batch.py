@@ -75,7 +75,7 @@ def settle_in(
         return [_account_held(draw) for draw in draws]
 
     # Read under the locks: what another worker has settled is visible from here on, and cannot change any more.
-    known = requests.look_up(open_transaction, [draw.request_key for draw in free])
+    known = requests.look_up(open_transaction, [draw.request_key for draw in free], with_odds=scene is not None)
     if scene is not None:
         scene.read(free, accounts, known)
     book = Book(accounts, known, rules, now, handling.redelivered, scene=scene)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ class Handler:
         self._aside = aside
         self._watch = watch
         self._name = name
+        self._parker = ThreadPoolExecutor(1, thread_name_prefix="parking")
 
     def read(self, delivery: Delivery) -> Request:
         """The draw that a message asks for. Raises InvalidRequest; NotSigned if the signature is missing or wrong."""
@@ -75,24 +77,18 @@ class Handler:
         draws of accounts that others wait for already are not tried. Raises ServiceUnavailable or ConfigurationError
         when the database cannot be used; it is safe to repeat.
         """
-        parsed: list[tuple[Delivery, Request]] = []
+        parsed, unreadable, later = self._sort(fetched, has_patience=has_patience)
+        # Messages that are no draws are parked while the draws settle, so that garbage does not make them wait.
+        committing = self._parker.submit(self._commit, unreadable) if unreadable else None
+        redelivered = {draw.request_key: delivery.count for delivery, draw in parsed if delivery.count > 1}
+        try:
+            answers = self._lanes.settle(
+                [draw for _, draw in parsed], Handling(self._name, redelivered), has_patience=has_patience
+            )
+        finally:
+            if committing is not None:
+                wait([committing])
         parkings: list[Parking] = []
-        later: list[Later] = []
-        for delivery in fetched:
-            try:
-                request = self.read(delivery)
-            except InvalidRequest as error:
-                parkings.append(Parking(delivery, _cause_of(error), str(error), exception=error))
-                continue
-            if has_patience and self._aside.is_held(request.account_id):
-                later.append(Later(request.account_id, delivery))
-            else:
-                parsed.append((delivery, request))
-        answers = self._lanes.settle(
-            [draw for _, draw in parsed],
-            Handling(self._name, {draw.request_key: delivery.count for delivery, draw in parsed if delivery.count > 1}),
-            has_patience=has_patience,
-        )
         settled: list[Settled] = []
         for (delivery, _), answer in zip(parsed, answers, strict=True):
             match answer:
@@ -110,6 +106,9 @@ class Handler:
             [StoredResult(answer.request.lottery_session_id, answer.result, answer.settled_at) for answer in settled]
         )
         unparked = self.park(parkings)
+        if committing is not None:
+            unparked += self._announce(unreadable, committing.result())
+            parkings += unreadable
         later += [Later(it.sha256, it.delivery) for it in unparked]
         self._watch.count(settled, len(later))
         repeats = sum(answer.is_repeat for answer in settled)
@@ -118,15 +117,40 @@ class Handler:
         strangers = sum(it.is_strangers for it in parkings)
         return Round(len(settled), repeats, len(parkings) - len(unparked), len(later), strangers), later
 
+    def _sort(
+        self, fetched: Sequence[Delivery], *, has_patience: bool
+    ) -> tuple[list[tuple[Delivery, Request]], list[Parking], list[Later]]:
+        """The draws to settle, the messages that are no draws, and the draws that wait behind others."""
+        parsed: list[tuple[Delivery, Request]] = []
+        unreadable: list[Parking] = []
+        later: list[Later] = []
+        for delivery in fetched:
+            try:
+                request = self.read(delivery)
+            except InvalidRequest as error:
+                unreadable.append(Parking(delivery, _cause_of(error), str(error), exception=error))
+                continue
+            if has_patience and self._aside.is_held(request.account_id):
+                later.append(Later(request.account_id, delivery))
+            else:
+                parsed.append((delivery, request))
+        return parsed, unreadable, later
+
     def park(self, parkings: Sequence[Parking]) -> list[Parking]:
         """Park messages in the database; return those that the database refuses, which must stay unacked."""
-        unparked: list[Parking] = []
-        if parkings:
-            try:
-                parking.park(self._engine, parkings, worker=self._name)
-            except Unparkable as error:
-                unparked = error.parkings
-            announce_dead(self._engine, self._results, parkings)
+        return self._announce(parkings, self._commit(parkings)) if parkings else []
+
+    def _commit(self, parkings: Sequence[Parking]) -> list[Parking]:
+        """Commit the rows of dead letters; return the messages that the database refuses."""
+        try:
+            parking.park(self._engine, parkings, worker=self._name)
+        except Unparkable as error:
+            return error.parkings
+        return []
+
+    def _announce(self, parkings: Sequence[Parking], unparked: list[Parking]) -> list[Parking]:
+        """Log, count and announce what is parked; return what is not."""
+        announce_dead(self._engine, self._results, parkings)
         refused = {it.delivery.tag for it in unparked}
         for it in parkings:
             if it.delivery.tag in refused:

@@ -46,15 +46,16 @@ class Rehearsal:
         unread = {account_id for need in needs for account_id in need.accounts} - self._accounts.keys()
         if unread:
             self._accounts |= ledger.lock_accounts(open_transaction, unread, lock=False)
-        if scene is not None:
-            self._accounts |= scene.make_up_accounts(draws)
         known = {
             key: it._replace(status=Status.ACCEPTED, reason=None) if it.status == Status.DEAD else it
-            for key, it in requests.look_up(open_transaction, [draw.request_key for draw in draws]).items()
+            for key, it in requests.look_up(
+                open_transaction, [draw.request_key for draw in draws], with_odds=scene is not None
+            ).items()
         }
         self._owners |= requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in draws])
         if scene is not None:
             scene.read(draws, self._accounts, known)
+            self._accounts |= scene.make_up_accounts(draws)
         book = Book(self._accounts, self._seen | known, self._rules, utc_now(), owners=self._owners, scene=scene)
         book.read_ledger(open_transaction, draws)
         answers = [book.answer(draw, draw.fingerprint()) for draw in draws]

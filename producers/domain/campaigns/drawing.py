@@ -11,12 +11,13 @@ which prizes were unavailable. All of it is recorded with the draw, so anybody w
 from __future__ import annotations
 
 import hmac
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Final, NamedTuple
 
-from tombola.producers.domain.campaigns.odds import Odds, Prize
+from tombola.producers.domain.campaigns.odds import Odds, Prize, length_prefixed
 
-DRAW_VERSION: Final = b"tombola-draw-2"
 _FIRST: Final = b"prize"
 _OF_GUARANTEE: Final = b"guarantee"
 
@@ -32,18 +33,15 @@ class Drawn(NamedTuple):
 class Drawing:
     """The pulls of one request."""
 
+    __slots__ = ("_odds", "_prefix", "_seed")
+
     def __init__(self, seed: bytes, odds: Odds, account_id: int, request_key: str, client_nonce: bytes = b"") -> None:
         self._seed = seed
         self._odds = odds
-        fields = (
-            DRAW_VERSION,
-            odds.name.encode(),
-            bytes.fromhex(odds.odds_hash),
-            str(account_id).encode(),
-            request_key.encode(),
-            client_nonce,
+        account, key = b"%d" % account_id, request_key.encode()
+        self._prefix = odds.drawing_prefix + b"".join(
+            len(it).to_bytes(4, "big") + it for it in (account, key, client_nonce)
         )
-        self._prefix = b"".join(map(length_prefixed, fields))
 
     def pull(
         self, pull: int, tier: str, since_hit: Sequence[int], is_available: Callable[[Prize], bool] = lambda _: True
@@ -53,16 +51,31 @@ class Drawing:
         `since_hit` are the account's pulls since the last hit of each guarantee, in the order of the odds.
         """
         odds = self._odds
-        prize = self._draw(pull, odds.weights_of(tier), since_hit)
-        unavailable = []
-        while prize.is_limited and not is_available(prize):
-            unavailable.append(prize.code)
-            prize = odds.by_code[prize.instead]
+        if odds.guarantees:
+            prize = self._draw(pull, odds.weights_of(tier), since_hit)
+        else:
+            sums = odds.cumulative[tier]
+            prize = odds.prizes[bisect_right(sums, self._ticket(pull, _FIRST, sums[-1]))]
+        if not prize.is_limited or is_available(prize):
+            unavailable: tuple[str, ...] = ()
+        else:
+            prize, unavailable = self._instead(prize, is_available)
+        if not odds.guarantees:
+            return Drawn(prize, unavailable, ())
         after = tuple(
             0 if prize.code in guarantee.prizes else count + 1
             for guarantee, count in zip(odds.guarantees, since_hit, strict=True)
         )
-        return Drawn(prize, tuple(unavailable), after)
+        return Drawn(prize, unavailable, after)
+
+    def _instead(self, prize: Prize, is_available: Callable[[Prize], bool]) -> tuple[Prize, tuple[str, ...]]:
+        """The first available prize on the chain of an unavailable one, and the unavailable ones before it."""
+        unavailable = [prize.code]
+        prize = self._odds.by_code[prize.instead]
+        while prize.is_limited and not is_available(prize):
+            unavailable.append(prize.code)
+            prize = self._odds.by_code[prize.instead]
+        return prize, tuple(unavailable)
 
     def _draw(self, pull: int, weights: Sequence[int], since_hit: Sequence[int]) -> Prize:
         """The prize that the tickets say, whether it is available or not."""
@@ -99,16 +112,17 @@ class Drawing:
         """A ticket from 0 to below `tickets`, each as likely as any other one."""
         # Values from here on would give the first outcomes one chance more: they are asked for again.
         limit = (2**64 // tickets) * tickets
-        message = self._prefix + length_prefixed(str(pull).encode()) + length_prefixed(question)
         counter = 0
         while True:
-            digest = hmac.digest(self._seed, message + length_prefixed(counter.to_bytes(8, "big")), "sha256")
+            digest = hmac.digest(self._seed, self._prefix + _suffix(pull, question, counter), "sha256")
             value = int.from_bytes(digest[:8], "big")
             if value < limit:
                 return value % tickets
             counter += 1
 
 
-def length_prefixed(value: bytes) -> bytes:
-    """`value` after its length, so that no two lists of fields run together to the same message."""
-    return len(value).to_bytes(4, "big") + value
+@cache
+def _suffix(pull: int, question: bytes, counter: int) -> bytes:
+    """The last fields of a message: few pulls, two questions, and hardly ever a counter above zero."""
+    fields = (str(pull).encode(), question, counter.to_bytes(8, "big"))
+    return b"".join(map(length_prefixed, fields))

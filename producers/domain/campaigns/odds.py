@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
+from itertools import accumulate
 from typing import Final, Literal
 from zoneinfo import ZoneInfo
 
+DRAW_VERSION: Final = b"tombola-draw-2"
 PRIZES_MAX: Final = 1_000
 GRANTS_MAX: Final = 10  # of one prize
 WEIGHT_SUM_MAX: Final = 2**32  # far below 2**64, so that a second ticket stays the rare exception
@@ -51,7 +53,7 @@ class Grant:
         return "coupon" if is_kind and kind == "COUPON" else "reward"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prize:
     """One possible outcome. Its chance is `weight` in the sum of all weights.
 
@@ -68,17 +70,17 @@ class Prize:
     value: Decimal = Decimal("0.00")
     instead: str = ""
 
-    @property
+    @cached_property
     def has_codes(self) -> bool:
         """Whether each unit carries a code. The codes in the prize's pool are its stock."""
         return any(grant.has_code for grant in self.grants)
 
-    @property
+    @cached_property
     def is_stocked(self) -> bool:
         """Whether it can be sold out."""
         return self.stock is not None or self.has_codes
 
-    @property
+    @cached_property
     def is_limited(self) -> bool:
         """Whether it may be unavailable when it is drawn: sold out, or won by the account as often as it may."""
         return self.is_stocked or self.per_account is not None
@@ -183,6 +185,22 @@ class Odds:
         return any(prize.is_stocked for prize in self.prizes)
 
     @cached_property
+    def has_codes(self) -> bool:
+        """Whether a prize hands out codes."""
+        return any(prize.has_codes for prize in self.prizes)
+
+    @cached_property
+    def cumulative(self) -> Mapping[str, tuple[int, ...]]:
+        """By the tier's name (empty: none), the sum of the weights up to each prize, in the order of the prizes."""
+        return {name: tuple(accumulate(self.weights_of(name))) for name in ("", *(tier.name for tier in self.tiers))}
+
+    @cached_property
+    def drawing_prefix(self) -> bytes:
+        """For producers.domain.campaigns.drawing: the fields of a draw that name its odds, encoded once."""
+        fields = (DRAW_VERSION, self.name.encode(), bytes.fromhex(self.odds_hash))
+        return b"".join(map(length_prefixed, fields))
+
+    @cached_property
     def asset_codes(self) -> tuple[str, ...]:
         """The assets other than the campaign's own that its prizes hand out, sorted."""
         codes = {grant.asset_code for prize in self.prizes for grant in prize.grants if grant.asset_code}
@@ -210,3 +228,8 @@ class Odds:
         """The campaign's day at `moment`, as YYYY-MM-DD."""
         zone = UTC if self.day == "UTC" else ZoneInfo(self.day)
         return moment.astimezone(zone).date().isoformat()
+
+
+def length_prefixed(value: bytes) -> bytes:
+    """`value` after its length, so that no two lists of fields run together to the same message."""
+    return len(value).to_bytes(4, "big") + value

@@ -6,7 +6,6 @@ is decided on exactly what the requests before it left. Units of stock are taken
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -92,7 +91,8 @@ class Won(NamedTuple):
 class Pulled(NamedTuple):
     """What a request's pulls came to. `gone` are prizes that were drawn and unavailable, with the pull's number.
 
-    `taken` are the units taken of each stocked prize; `after` is where the account stands now.
+    `taken` are the units taken of each stocked prize; `after` is where the account stands now, if the odds have
+    counters.
     """
 
     prizes: tuple[Prize, ...]
@@ -105,11 +105,16 @@ class Pulled(NamedTuple):
         """The grants in the order of their rows."""
         is_single = len(self.prizes) == 1
         for pull, prize in enumerate(self.prizes, 1):
-            seen: Counter[Entry] = Counter()
-            for grant in prize.grants:
-                kind = grant.entry
-                seen[kind] += 1
-                yield Won(pull, prize, grant, entry_name(kind, pull, seen[kind], is_single=is_single))
+            if prize.grants:
+                yield from _grants_of(prize, pull, is_single)
+
+
+def _grants_of(prize: Prize, pull: int, is_single: bool) -> Iterator[Won]:
+    seen: dict[Entry, int] = {}
+    for grant in prize.grants:
+        kind = grant.entry
+        number = seen[kind] = seen.get(kind, 0) + 1
+        yield Won(pull, prize, grant, entry_name(kind, pull, number, is_single=is_single))
 
 
 def entry_name(kind: Entry, pull: int, number: int, *, is_single: bool) -> str:
@@ -123,27 +128,30 @@ def pull_all(
     odds: Odds, drawing: Drawing, pulls: int, standing: Standing, moment: datetime, units: Callable[[str], int]
 ) -> Pulled:
     """Draw all pulls of a request that may draw. `units` are what is left of a stocked prize, before this request."""
-    tier = odds.tier_of(standing.spent)
-    counters = standing.counters(odds)
-    taken: Counter[str] = Counter()
-    won: Counter[str] = Counter(standing.won)
+    tier = odds.tier_of(standing.spent) if odds.tiers else ""
+    counters = standing.counters(odds) if odds.guarantees else ()
+    taken: dict[str, int] = {}
+    won = dict(standing.won)
     prizes: list[Prize] = []
     gone: list[tuple[int, str]] = []
 
     def is_available(prize: Prize) -> bool:
-        if prize.per_account is not None and won[prize.code] >= prize.per_account:
+        if prize.per_account is not None and won.get(prize.code, 0) >= prize.per_account:
             return False
-        return not prize.is_stocked or units(prize.code) - taken[prize.code] > 0
+        return not prize.is_stocked or units(prize.code) - taken.get(prize.code, 0) > 0
 
     for pull in range(1, pulls + 1):
         prize, unavailable, counters = drawing.pull(pull, tier, counters, is_available)
-        gone += ((pull, code) for code in unavailable)
+        if unavailable:
+            gone += ((pull, code) for code in unavailable)
         prizes.append(prize)
-        if prize.is_stocked:
-            taken[prize.code] += 1
-        if prize.per_account is not None:
-            won[prize.code] += 1
-    return Pulled(tuple(prizes), tier, tuple(gone), taken, _after(odds, pulls, standing, moment, counters, won))
+        if prize.is_limited:
+            if prize.is_stocked:
+                taken[prize.code] = taken.get(prize.code, 0) + 1
+            if prize.per_account is not None:
+                won[prize.code] = won.get(prize.code, 0) + 1
+    after = _after(odds, pulls, standing, moment, counters, won) if odds.has_counters else standing
+    return Pulled(tuple(prizes), tier, tuple(gone), taken, after)
 
 
 def _after(

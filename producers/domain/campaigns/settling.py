@@ -5,7 +5,8 @@ producers.domain.operations.draw calls this for every campaign but the built-in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
 from tombola.producers.domain.campaigns.drawing import Drawing
@@ -56,8 +57,10 @@ def decide(request: DrawRequest, locked: Locked) -> Play | Rejection | Refusal:
     if scene.seed is None:
         charge = Movement(request.account_id, CONSUME_TYPE, CONSUME, -odds.cost[pulls], "")
         return Play((charge,), odds.name)
-    drawing = Drawing(scene.seed, odds, request.account_id, request.request_key)
-    pulled = pull_all(odds, drawing, pulls, standing, bound.moment, lambda code: scene.units(odds.name, code))
+    pulled = scene.foreseen(request.request_key, standing)
+    if pulled is None:
+        drawing = Drawing(scene.seed, odds, request.account_id, request.request_key)
+        pulled = pull_all(odds, drawing, pulls, standing, bound.moment, lambda code: scene.units(odds.name, code))
     return _play(request, odds, standing, pulled, scene)
 
 
@@ -74,25 +77,36 @@ def _play(request: DrawRequest, odds: Odds, standing: Standing, pulled: Pulled, 
     notes = DrawNotes(
         odds_hash=odds.odds_hash,
         seed_id=seed_id_of(scene.seed or b""),
-        prizes=tuple(prize.code for prize in pulled.prizes),
+        prizes=tuple([prize.code for prize in pulled.prizes]),
         tier=pulled.tier,
         pulls_before=standing.pulls if odds.has_counters else None,
-        since_hit=standing.counters(odds),
+        since_hit=standing.counters(odds) if odds.guarantees else (),
         gone=pulled.gone,
     )
+    code_of_pull = _codes(odds, pulled, scene) if odds.has_codes else {}
+    movements = [
+        Movement(request.account_id, CONSUME_TYPE, CONSUME, -odds.cost[len(pulled.prizes)], written(notes)),
+        *_grants(request, odds, pulled, code_of_pull, scene),
+    ]
+    key = f"{request.request_key}:{CONSUME_TYPE}"
+    return Play(movements, odds.name, pulled, dict.fromkeys(code_of_pull.values(), key), odds.has_counters)
+
+
+# Without counters the notes of many draws are equal, and so are those of most grants.
+@lru_cache(maxsize=4096)
+def written(notes: DrawNotes | GrantNotes) -> str:
+    """The notes' text."""
+    return notes.written()
+
+
+def _codes(odds: Odds, pulled: Pulled, scene: Scene) -> dict[int, str]:
+    """The codes that this request gets, by the number of the pull."""
     pools = {
         code: iter(scene.codes(odds.name, code, count))
         for code, count in pulled.taken.items()
-        if count and odds.by_code[code].has_codes
+        if odds.by_code[code].has_codes
     }
-    code_of_pull = {pull: next(pools[it.code]) for pull, it in enumerate(pulled.prizes, 1) if it.code in pools}
-    movements = [
-        Movement(request.account_id, CONSUME_TYPE, CONSUME, -odds.cost[len(pulled.prizes)], notes.written()),
-        *_grants(request, odds, pulled, code_of_pull, scene),
-    ]
-    key = request.request_key
-    codes = dict.fromkeys(code_of_pull.values(), f"{key}:{CONSUME_TYPE}")
-    return Play(movements, odds.name, pulled, codes, odds.has_counters)
+    return {pull: next(pools[it.code]) for pull, it in enumerate(pulled.prizes, 1) if it.code in pools}
 
 
 def _grants(
@@ -105,7 +119,8 @@ def _grants(
         account_id = request.account_id if is_here else scene.prize_account(request.account_id, grant.asset_code)  # type: ignore[union-attr]
         code = codes.get(won.pull, "") if grant.has_code else ""
         notes = GrantNotes(odds.odds_hash, won.prize.code, won.pull, code, grant.notify)
-        yield Movement(account_id, won.entry, won.business_type, grant.amount, notes.written())
+        text = written(notes) if not code else notes.written()
+        yield Movement(account_id, won.entry, won.business_type, grant.amount, text)
 
 
 # ---- in the result ---------------------------------------------------------------------------------------------------
@@ -149,13 +164,12 @@ def expected_rows(request: DrawRequest, rows: Sequence[Row], odds: Odds, seed: b
     notes = next(read_draw_notes(row.notes) for row in rows if row.business_type == CONSUME)
     drawing = Drawing(seed, odds, request.account_id, request.request_key)
     counters = notes.since_hit
-    gone = frozenset(notes.gone)
+    gone = notes.gone
     prizes: list[Prize] = []
     met: list[tuple[int, str]] = []
     for pull in range(1, (request.pulls or 1) + 1):
-        prize, unavailable, counters = drawing.pull(
-            pull, notes.tier, counters, lambda it, pull=pull: (pull, it.code) not in gone
-        )
+        gone_now = {code for at, code in gone if at == pull}
+        prize, unavailable, counters = drawing.pull(pull, notes.tier, counters, partial(_is_there, gone_now))
         prizes.append(prize)
         met += ((pull, code) for code in unavailable)
     pulled = Pulled(tuple(prizes), notes.tier, tuple(met), {}, Standing())
@@ -182,6 +196,10 @@ def expected_rows(request: DrawRequest, rows: Sequence[Row], odds: Odds, seed: b
             for it, won in granted
         ),
     ]
+
+
+def _is_there(gone: Set[str], prize: Prize) -> bool:
+    return prize.code not in gone
 
 
 def as_expected(row: Row) -> Expected:

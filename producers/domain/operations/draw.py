@@ -20,6 +20,7 @@ from tombola.producers.domain.contract import (
     shown,
 )
 from tombola.producers.domain.draw import Wheel, Wheels, seed_id_of, seed_of
+from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.domain.operations.operation import (
     Decision,
     Findings,
@@ -151,10 +152,13 @@ def _drawn_by_campaign(request: DrawRequest, written: Written) -> Iterator[str]:
         return
     seed, versions = seed_of(written.wheels), written.versions
     charge = next((row for row in written.rows if row.business_type == CONSUME), None)
-    if charge is None or seed is None or versions is None:
-        yield f"campaign {request.campaign} is unknown to this release: the draw cannot be recomputed"
+    try:
+        notes = None if charge is None else read_draw_notes(charge.notes)
+    except InvalidRequest:
+        notes = None
+    if notes is None or seed is None or versions is None:
+        yield f"campaign {request.campaign} is unknown here, or its notes are: the draw cannot be recomputed"
         return
-    notes = read_draw_notes(charge.notes)
     odds = versions.version(notes.odds_hash)
     if odds is None or odds.name != request.campaign:
         yield f"was drawn by odds that campaign {request.campaign} never had: {notes.odds_hash}"

@@ -30,7 +30,7 @@ class RequestRecord(NamedTuple):
     """The row of a request; `result` is None before the request settles, and after its row is archived.
 
     `accepted_at` is set for the batch that settles the request, and None in a locking read: a repeat is answered
-    without it.
+    without it. `odds_hash` and `created_at` are set where they are asked for.
     """
 
     fingerprint: str
@@ -41,16 +41,24 @@ class RequestRecord(NamedTuple):
     reason: str | None = None
     balance_told: Decimal | None = None
     accepted_at: datetime | None = None
+    odds_hash: str | None = None
+    created_at: datetime | None = None
 
     @property
     def is_settled(self) -> bool:
         return self.status in (Status.COMPLETED, Status.REJECTED)
 
 
-def look_up(transaction: Transaction, request_keys: Sequence[str], *, lock: bool = False) -> dict[str, RequestRecord]:
-    """The rows of these requests, by request key; a request without a row is not in the result."""
+def look_up(
+    transaction: Transaction, request_keys: Sequence[str], *, lock: bool = False, with_odds: bool = False
+) -> dict[str, RequestRecord]:
+    """The rows of these requests, by request key; a request without a row is not in the result.
+
+    `with_odds`: also the version of its campaign that each is bound to, and since when.
+    """
+    columns = f"{_RECORD_COLUMNS}, odds_hash, CAST(created_at AS CHAR)" if with_odds else _RECORD_COLUMNS
     rows = transaction.select(
-        f"SELECT request_key, {_RECORD_COLUMNS} FROM {table.name} WHERE request_key IN (??)",
+        f"SELECT request_key, {columns} FROM {table.name} WHERE request_key IN (??)",
         sorted(request_keys) if lock else request_keys,
         lock=lock,
     )
@@ -64,8 +72,9 @@ def look_up(transaction: Transaction, request_keys: Sequence[str], *, lock: bool
             reason,
             None if balance is None else transaction.amount(balance),
             None if accepted_at is None or lock else datetime.fromisoformat(f"{accepted_at}+00:00"),
+            *((odds[0], datetime.fromisoformat(f"{odds[1]}+00:00")) if odds else ()),
         )
-        for key, fingerprint, caller, status, result, settled_at, reason, balance, accepted_at in rows
+        for key, fingerprint, caller, status, result, settled_at, reason, balance, accepted_at, *odds in rows
     }
 
 
