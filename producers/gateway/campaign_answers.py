@@ -25,13 +25,12 @@ from tombola.producers.domain.errors import CampaignNotFound, ServiceUnavailable
 from tombola.producers.gateway.campaign_views import entry_of, view_of
 from tombola.producers.gateway.messages import CampaignList, CampaignView
 from tombola.producers.gateway.readers import READ_WAIT_S, Readers
-from tombola.producers.storage.campaigns import Campaign, Campaigns, CampaignState
+from tombola.producers.storage.campaigns import LISTED, Campaign, Campaigns, CampaignState
 
 LOOK_EVERY_S: Final = 0.25  # Campaigns itself asks the database once a second at most
 VIEWS_MAX: Final = 100
 VERSIONS_MAX: Final = 100  # whose bytes are kept here
 CHANCES_WAIT_S: Final = 4.0
-LISTED: Final = frozenset({CampaignState.OPEN, CampaignState.PAUSED})
 DEFAULT: Final = Campaign(DEFAULT_ODDS.name, CampaignState.OPEN, DEFAULT_ODDS)
 
 _is_hash = re.compile(r"[0-9a-f]{64}").fullmatch

@@ -46,6 +46,9 @@ class CampaignState(StrEnum):
     CLOSED = "closed"
 
 
+LISTED: Final = frozenset({CampaignState.OPEN, CampaignState.PAUSED})  # what callers and players are told of
+
+
 class Campaign(NamedTuple):
     """A campaign as it stands; `odds` are the live version, None for a draft."""
 
@@ -87,7 +90,9 @@ class Campaigns:
         """
         campaign = self.find(name)
         if campaign is None:
-            known = ", ".join([*CAMPAIGNS, *sorted(self._by_name)][:NAMES_SHOWN_MAX])
+            # A draft is its operator's secret, and a closed campaign is no choice.
+            others = sorted(it.name for it in self._by_name.values() if it.state in LISTED)
+            known = ", ".join([*sorted(CAMPAIGNS), *others][:NAMES_SHOWN_MAX])
             raise UnknownCampaign(f"there is no campaign {name!r}, nothing was written. There are: {known}")
         odds = campaign.odds
         if campaign.state is CampaignState.PAUSED:

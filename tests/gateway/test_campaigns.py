@@ -337,6 +337,7 @@ def test_a_number_of_pulls_that_cannot_be_one_is_a_400(open_gateway: Gateway, ac
 def test_what_the_door_refuses_has_a_type_of_its_own(house: House, open_gateway: Gateway, account: int) -> None:
     published(house.engine, variant("pausing"), OPEN, PAUSED)
     published(house.engine, variant("closing"), OPEN, CLOSED)
+    published(house.engine, variant("unready"))
     past = GARDEN.replace('day = "Asia', 'closes = 2020-01-01T00:00:00Z\nday = "Asia')
     published(house.engine, past.replace('"garden"', '"past"'), OPEN)
     for name, state in (("pausing", PAUSED), ("closing", CLOSED), ("past", OPEN)):
@@ -359,6 +360,8 @@ def test_what_the_door_refuses_has_a_type_of_its_own(house: House, open_gateway:
     known = refused("spring", 422, "unknown-campaign")
     assert "default" in known
     assert "garden" in known
+    assert "unready" not in known  # a draft
+    assert "closing" not in known
     for name in ("pausing", "closing", "past", "winter-2026", "garden", "default", "spring"):
         problem(open_gateway.show(f"no-{name}"), 404, "session-not-found")  # nothing was written
 
