@@ -278,7 +278,7 @@ def test_the_door_refuses_before_anything_is_written(shop: Shop) -> None:
 
     unknown = asked("spring")
     assert isinstance(unknown, UnknownCampaign)
-    assert "default, closed, over, soon, winter" in str(unknown)
+    assert str(unknown).endswith("There are: default, over, soon")  # neither the draft nor what is closed
     assert isinstance(asked("winter"), CampaignNotOpen)  # a draft
     assert isinstance(asked("soon"), CampaignNotOpen)
     assert "2099-01-01T00:00:00+00:00" in str(asked("soon"))
