@@ -17,11 +17,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from redis import Redis
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from tests import processes, servers
 from tests.consoles import PASSWORD, Console
 from tests.domain.test_manifest import WINTER
+from tests.fulfilments.books import add_webhook
 from tombola.producers.domain.campaigns import manifest
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
@@ -29,6 +30,7 @@ from tombola.producers.storage.campaigns import CampaignState
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.requests import Submission, accept
 from tombola.producers.storage.schema import dead_letters as table
+from tombola.producers.storage.schema import fulfilments
 from tombola.producers.storage.transactions import transaction
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.campaigns import codes, versions
@@ -162,8 +164,28 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
         processes.wait_for(
             lambda: house.dead() == GOOD + POISONED + 8, within_s=40, what=lambda: f"{house.causes()}\n{worker.log()}"
         )
+        fulfil(house, accounts[0])
         yield Night(house, worker, console, accounts)
         assert house.violations() == []
+
+
+def fulfil(house: processes.House, account_id: int) -> None:
+    """A webhook, and fulfilments that were delivered and given up: keys as long as they come."""
+    add_webhook(house.engine, "shop-of-the-east", "https://shop.example/webhooks/tombola?from=night", "grant.item", "*")
+    now = utc_now()
+    common = {"webhook": "shop-of-the-east", "campaign": "winter-2026", "account_id": account_id, "next_at": now}
+    with house.engine.begin() as connection:
+        for number in range(8):
+            session = f"lottery_req_1795424054123_1c80fef5_{number:03d}"
+            values = {
+                "idempotency_key": f"{session}:coupon_{number}",
+                "lottery_session_id": session,
+                "event": "coupon-of-the-winter-won" if number % 2 else "grant.coupon",
+                "state": "dead" if number % 2 else "delivered",
+                "attempts": 24 if number % 2 else 1,
+                "error": f"answered 503: the shop is closed{' until Monday' * 10}" if number % 2 else None,
+            }
+            connection.execute(insert(fulfilments).values(**common, **values, created_at=now, ended_at=now))
 
 
 @pytest.fixture(scope="module")
