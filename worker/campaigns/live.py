@@ -80,11 +80,11 @@ class Pulls:
 
 
 class Drawn(NamedTuple):
-    """`count` draws with the same prizes, one of each pull."""
+    """`draws` draws with the same prizes, one of each pull."""
 
     prizes: tuple[str, ...]
     is_recent: bool
-    count: int
+    draws: int
 
 
 class Live(NamedTuple):
@@ -179,14 +179,14 @@ def _by_version(rows: Mapping[tuple[str, bool], int]) -> dict[str, list[Drawn]]:
 def _summed(odds: Odds, drawn: Iterable[Drawn]) -> tuple[Pulls, int]:
     """What these draws by `odds` came to, and how many of the pulls are recent. The price is that of the odds."""
     pulls, recent = Pulls(), 0
-    for prizes, is_recent, count in drawn:
+    for prizes, is_recent, draws in drawn:
         if len(prizes) not in odds.cost:
             continue
-        pulls.count += count * len(prizes)
-        pulls.spent += count * odds.cost[len(prizes)]
-        recent += count * len(prizes) * is_recent
+        pulls.count += draws * len(prizes)
+        pulls.spent += draws * odds.cost[len(prizes)]
+        recent += draws * len(prizes) * is_recent
         for code in prizes:
-            pulls.prizes[code] += count
+            pulls.prizes[code] += draws
     worth = {prize.code: prize.value for prize in odds.prizes}
     pulls.value = sum((worth.get(code, Decimal(0)) * count for code, count in pulls.prizes.items()), Decimal("0.00"))
     chances = figures.effective_chances(odds)
