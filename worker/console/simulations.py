@@ -23,8 +23,8 @@ from tombola.worker.campaigns.simulation import Simulation, simulate
 log = logging.getLogger(__name__)
 
 PULLS_MAX: Final = 200_000  # of one simulation: some seconds of CPU, which the console's pages share
-ACCOUNTS_MAX: Final = 1_000
-REQUESTS_OF_ACCOUNT: Final = 100  # as far as that; so what comes back to an account says something
+ACCOUNTS_MAX: Final = 20_000
+REQUESTS_OF_ACCOUNT: Final = 100  # or what the limit per account allows, so that what comes back says something
 KEPT_MAX: Final = 8
 KEPT_S: Final = 900
 
