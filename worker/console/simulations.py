@@ -6,6 +6,7 @@ A simulation changes nothing and can be run again, so it is kept in memory only,
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -100,8 +101,9 @@ class SimulationRunner:
             job.done += more
 
         try:
-            accounts = min(ACCOUNTS_MAX, max(1, job.draws // REQUESTS_OF_ACCOUNT))
-            job.found = simulate(job.odds, draws=job.draws, accounts=accounts, pulls=job.pulls, on_progress=on_progress)
+            job.found = simulate(
+                job.odds, draws=job.draws, accounts=_accounts(job), pulls=job.pulls, on_progress=on_progress
+            )
         except _Stopping:
             job.error = "the console is ending"
         except DrawError as error:
@@ -109,3 +111,9 @@ class SimulationRunner:
         except Exception as error:
             log.exception("a simulation failed")
             job.error = f"the simulation failed: {type(error).__name__}; the console's log says more"
+
+
+def _accounts(job: SimulationJob) -> int:
+    """How many accounts draw: so many that none is over the limit per account, as far as ACCOUNTS_MAX."""
+    allowed = REQUESTS_OF_ACCOUNT if job.odds.per_account is None else job.odds.per_account // job.pulls
+    return min(ACCOUNTS_MAX, math.ceil(job.draws / max(1, min(REQUESTS_OF_ACCOUNT, allowed))))
