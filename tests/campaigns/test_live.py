@@ -118,9 +118,10 @@ def test_what_was_to_be_expected_is_by_the_versions_that_were_drawn_by(engine: E
     "text",
     [
         *(None, "", "on record", "odds=", f"odds={ODDS.odds_hash}", f"odds={ODDS.odds_hash} seed={SEED_ID}"),
-        f"odds={ODDS.odds_hash} seed={SEED_ID} prizes=five pulls=many",
-        f"odds={ODDS.odds_hash} seed={SEED_ID} prizes=five gone=x.phone",
-        f"odds={ODDS.odds_hash} seed={SEED_ID} prizes=five since={'9' * 5000}",
+        f"odds={ODDS.odds_hash} seed={SEED_ID} prizes=",
+        f"odds={ODDS.odds_hash} seed={SEED_ID} prizes=five,five",  # two pulls are not sold
+        f"odds={ODDS.odds_hash} seed={SEED_ID} pulls=3 prizes=five",
+        f"odds={ODDS.odds_hash}{SEED_ID} prizes={'five,' * 5000}",
         f"seed={SEED_ID} odds={ODDS.odds_hash} prizes=five",
         f"odds={ODDS.odds_hash.upper()[:63]}é prizes=five \x00 🎰",
     ],
@@ -128,6 +129,12 @@ def test_what_was_to_be_expected_is_by_the_versions_that_were_drawn_by(engine: E
 def test_notes_that_are_garbage_are_left_out(engine: Engine, text: str | None) -> None:
     post(engine, text, notes(ODDS, "five"))
     assert look(engine).campaign.count == 1
+
+
+def test_what_follows_the_prizes_makes_no_difference(engine: Engine) -> None:
+    text = DrawNotes(ODDS.odds_hash, SEED_ID, ("five",), "vip", 17, (3,), ((1, "phone"),)).written()
+    post(engine, text, notes(ODDS, "five"))
+    assert look(engine).campaign.prizes == {"five": 2}
 
 
 def test_a_prize_that_the_version_does_not_have_is_worth_nothing(engine: Engine) -> None:
@@ -159,12 +166,12 @@ def test_it_looks_back_so_many_rows_and_no_further(engine: Engine) -> None:
 
 def test_pulls_a_minute_are_those_of_the_last_minutes(engine: Engine) -> None:
     now = utc_now()
-    post(engine, notes(ODDS, *["five"] * 7), at=now - timedelta(hours=1))
+    post(engine, notes(ODDS, *["five"] * 10), at=now - timedelta(hours=1))
     post(engine, notes(ODDS, *["five"] * 10), at=now - timedelta(minutes=2))
     assert look(engine).pulls_per_minute == pytest.approx(10 / 5, rel=0.01)
     # Where the rows reach back for one minute alone, it is that minute.
-    post(engine, notes(ODDS, *["five"] * 4), at=now - timedelta(minutes=1))
-    assert look(engine, rows_max=1).pulls_per_minute == pytest.approx(4, rel=0.05)
+    post(engine, notes(ODDS, *["five"] * 10), at=now - timedelta(minutes=1))
+    assert look(engine, rows_max=1).pulls_per_minute == pytest.approx(10, rel=0.05)
 
 
 def test_a_shell_shows_them(engine: Engine) -> None:

@@ -166,7 +166,7 @@ def test_live_figures_are_those_of_the_ledger(val: Visitor, engine: Engine) -> N
     assert live["figures"]["pulls"] == "11"
     assert live["figures"]["won nothing"] == "10"
     assert live["figures"]["share five"] == "9.0909%"
-    assert live["figures"]["return"] == "25.00%"
+    assert live["figures"]["return"] == "5.0000%"  # 5 of 10 and 90
     assert live["figures"]["left phone"] == "3"
     assert live["bars"]["left phone"] == 100
     assert "the last 2 ledger rows at most" in said(val, PAGE)

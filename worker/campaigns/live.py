@@ -1,13 +1,13 @@
 """What the latest pulls of a campaign came to: a look at the newest ledger rows, at most ROWS_MAX of them.
 
-Every consume row notes the odds and the prizes of its pulls (producers.domain.campaigns.record). A row whose notes
-cannot be read, or name another campaign's odds, is left out.
+The notes of every consume row begin with the odds, the seed and the prizes of its pulls (record, in
+producers.domain.campaigns). A row whose notes do not, or name other odds or pulls that these do not sell, is left out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -29,6 +29,7 @@ VERSIONS_MAX: Final = 100  # of the campaign, the newest
 RATE_WINDOW: Final = timedelta(minutes=5)
 _HASH_AT: Final = len("odds=") + 1  # in the notes, as SQL counts
 _HASH_LENGTH: Final = 64
+_WORDS: Final = 3  # of the notes: odds, seed, prizes. What follows differs from account to account
 
 
 @dataclass(slots=True)
@@ -54,6 +55,14 @@ class Pulls:
         """The value that was to be expected per unit paid."""
         return self.expected_value / float(self.spent) if self.spent else 0.0
 
+    def add(self, more: Pulls) -> None:
+        """Add other pulls to these."""
+        self.count += more.count
+        self.spent += more.spent
+        self.value += more.value
+        self.expected_value += more.expected_value
+        self.prizes.update(more.prizes)
+
     def share(self, code: str) -> float:
         """The share of the pulls that won this prize."""
         return self.prizes[code] / self.count if self.count else 0.0
@@ -68,6 +77,14 @@ class Pulls:
             "return_expected": self.return_expected,
             "prizes": dict(self.prizes),
         }
+
+
+class Drawn(NamedTuple):
+    """`draws` draws with the same prizes, one of each pull."""
+
+    prizes: tuple[str, ...]
+    is_recent: bool
+    draws: int
 
 
 class Live(NamedTuple):
@@ -107,25 +124,20 @@ def look(connection: Connection, live: Odds, *, rows_max: int = ROWS_MAX) -> Liv
     now = clock.now(connection)
     window_begin = now - RATE_WINDOW if since is None else max(since, now - RATE_WINDOW)
     texts = _versions(connection, live.name)
-    by_version: dict[str, Pulls] = {}
-    in_window = 0
-    for row in connection.execute(_draws(list(texts), begin, newest)):
-        try:
-            notes = read_draw_notes(row.notes)
-        except InvalidRequest:
-            continue
-        pulls = by_version.setdefault(notes.odds_hash, Pulls())
-        pulls.count += len(notes.prizes)
-        pulls.spent -= row.delta_amount
-        pulls.prizes.update(notes.prizes)
-        in_window += len(notes.prizes) if row.created_at >= window_begin else 0
-    whole = Pulls()
-    for odds_hash, pulls in by_version.items():
-        _value(pulls, live if odds_hash == live.odds_hash else manifest.restore(texts[odds_hash].encode()))
-        _add(whole, pulls)
+    rows: Counter[tuple[str, bool]] = Counter()
+    for notes, is_recent in connection.execute(_charges(list(texts), begin, newest, window_begin)):
+        rows[" ".join(notes.split(" ", _WORDS)[:_WORDS]), bool(is_recent)] += 1
+    whole, of_version = Pulls(), Pulls()
+    recent = 0
+    for odds_hash, drawn in _by_version(rows).items():
+        odds = live if odds_hash == live.odds_hash else manifest.restore(texts[odds_hash].encode())
+        pulls, recent_pulls = _summed(odds, drawn)
+        recent += recent_pulls
+        whole.add(pulls)
+        if odds is live:
+            of_version = pulls
     minutes = (now - window_begin) / timedelta(minutes=1)
-    of_version = by_version.get(live.odds_hash, Pulls())
-    return Live(whole, of_version, in_window / minutes if minutes > 0 else 0.0, min(newest, rows_max), since)
+    return Live(whole, of_version, recent / minutes if minutes > 0 else 0.0, min(newest, rows_max), since)
 
 
 def _versions(connection: Connection, campaign: str) -> dict[str, str]:
@@ -139,9 +151,12 @@ def _versions(connection: Connection, campaign: str) -> dict[str, str]:
     return {row.odds_hash: row.manifest for row in rows}
 
 
-def _draws(hashes: Sequence[str], begin: int, end: int) -> Select[Any]:
-    """The charges in this range of rows by a version with one of these hashes."""
-    return select(transactions.c.delta_amount, transactions.c.notes, transactions.c.created_at).where(
+def _charges(hashes: Sequence[str], begin: int, end: int, recent_from: datetime) -> Select[Any]:
+    """The charges in this range of rows by versions with these hashes: their notes, and whether they are recent.
+
+    Nothing else is read: a page waits for 100,000 of them.
+    """
+    return select(transactions.c.notes, transactions.c.created_at >= recent_from).where(
         transactions.c.transaction_id > begin,
         transactions.c.transaction_id <= end,
         transactions.c.business_type == CONSUME,
@@ -149,17 +164,31 @@ def _draws(hashes: Sequence[str], begin: int, end: int) -> Select[Any]:
     )
 
 
-def _value(pulls: Pulls, odds: Odds) -> None:
-    """Say what these pulls by `odds` were worth, and what they would be worth on average."""
+def _by_version(rows: Mapping[tuple[str, bool], int]) -> dict[str, list[Drawn]]:
+    """What the notes say, by odds hash."""
+    found: dict[str, list[Drawn]] = {}
+    for (text, is_recent), count in rows.items():
+        try:
+            notes = read_draw_notes(text)
+        except InvalidRequest:
+            continue
+        found.setdefault(notes.odds_hash, []).append(Drawn(notes.prizes, is_recent, count))
+    return found
+
+
+def _summed(odds: Odds, drawn: Iterable[Drawn]) -> tuple[Pulls, int]:
+    """What these draws by `odds` came to, and how many of the pulls are recent. The price is that of the odds."""
+    pulls, recent = Pulls(), 0
+    for prizes, is_recent, draws in drawn:
+        if len(prizes) not in odds.cost:
+            continue
+        pulls.count += draws * len(prizes)
+        pulls.spent += draws * odds.cost[len(prizes)]
+        recent += draws * len(prizes) * is_recent
+        for code in prizes:
+            pulls.prizes[code] += draws
     worth = {prize.code: prize.value for prize in odds.prizes}
     pulls.value = sum((worth.get(code, Decimal(0)) * count for code, count in pulls.prizes.items()), Decimal("0.00"))
     chances = figures.effective_chances(odds)
     pulls.expected_value = pulls.count * sum(chance * float(worth[code]) for code, chance in chances.items())
-
-
-def _add(whole: Pulls, pulls: Pulls) -> None:
-    whole.count += pulls.count
-    whole.spent += pulls.spent
-    whole.value += pulls.value
-    whole.expected_value += pulls.expected_value
-    whole.prizes.update(pulls.prizes)
+    return pulls, recent

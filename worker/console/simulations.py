@@ -6,6 +6,7 @@ A simulation changes nothing and can be run again, so it is kept in memory only,
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +24,8 @@ from tombola.worker.campaigns.simulation import Simulation, simulate
 log = logging.getLogger(__name__)
 
 PULLS_MAX: Final = 200_000  # of one simulation: some seconds of CPU, which the console's pages share
-ACCOUNTS_MAX: Final = 1_000
-REQUESTS_OF_ACCOUNT: Final = 100  # as far as that; so what comes back to an account says something
+ACCOUNTS_MAX: Final = 20_000
+REQUESTS_OF_ACCOUNT: Final = 100  # or what the limit per account allows, so that what comes back says something
 KEPT_MAX: Final = 8
 KEPT_S: Final = 900
 
@@ -100,8 +101,9 @@ class SimulationRunner:
             job.done += more
 
         try:
-            accounts = min(ACCOUNTS_MAX, max(1, job.draws // REQUESTS_OF_ACCOUNT))
-            job.found = simulate(job.odds, draws=job.draws, accounts=accounts, pulls=job.pulls, on_progress=on_progress)
+            job.found = simulate(
+                job.odds, draws=job.draws, accounts=_accounts(job), pulls=job.pulls, on_progress=on_progress
+            )
         except _Stopping:
             job.error = "the console is ending"
         except DrawError as error:
@@ -109,3 +111,9 @@ class SimulationRunner:
         except Exception as error:
             log.exception("a simulation failed")
             job.error = f"the simulation failed: {type(error).__name__}; the console's log says more"
+
+
+def _accounts(job: SimulationJob) -> int:
+    """How many accounts draw: so many that none is over the limit per account, as far as ACCOUNTS_MAX."""
+    allowed = REQUESTS_OF_ACCOUNT if job.odds.per_account is None else job.odds.per_account // job.pulls
+    return min(ACCOUNTS_MAX, math.ceil(job.draws / max(1, min(REQUESTS_OF_ACCOUNT, allowed))))
