@@ -265,6 +265,7 @@ BAD: dict[str, tuple[str | bytes, int, str]] = {
     "a prize twice in a guarantee": (_with('["phone", "five"]', '["five", "five"]'), 50, "twice"),
     "a guarantee that sells out": (_with('["phone", "five"]', '["phone"]'), 50, "unavailable"),
     "a guarantee at no pull": (_with("hard_at = 90", "hard_at = 0"), 51, "hard_at"),
+    "a guarantee beyond all figures": (_with("hard_at = 90", "hard_at = 50001"), 51, "too many for exact chances"),
     "a guarantee that is not one": (_with("hard_at = 90", "hard_at = nan"), 51, "whole number"),
     "soft after hard": (_with("soft_from = 75", "soft_from = 90"), 52, "before hard_at"),
     "a step, and no begin": (_with("soft_from = 75\n", ""), 48, "together"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ STOCK_MAX: Final = 1_000_000_000
 COUNT_MAX: Final = 1_000_000  # of a limit, and of the pulls until a guarantee
 TIERS_MAX: Final = 20
 GUARANTEES_MAX: Final = 5
+STEPS_MAX: Final = 200_000  # exact chances take some seconds then: producers.domain.campaigns.figures
 TITLE_LENGTH_MAX: Final = 100
 # Names that no campaign may have, and why.
 RESERVED: Final[Mapping[str, str]] = {
@@ -226,6 +228,13 @@ def _guarantees(manifest: ManifestForm, prizes: Sequence[Prize], tiers: Sequence
                 (*at, "prizes"),
                 f"{narrow.name!r} and {wide.name!r} may both be due at one pull: the prizes of one contain the other's",
             )
+    steps = math.prod(guarantee.hard_at for _, guarantee in found) * len(prizes) if found else 0
+    if steps > STEPS_MAX:
+        raise Wrong(
+            (*found[-1][0], "hard_at"),
+            f"the pulls until the guarantees, multiplied with each other and with the number of prizes, are {steps:,}: "
+            f"more than {STEPS_MAX:,}, too many for exact chances",
+        )
     return tuple(it for _, it in found)
 
 
