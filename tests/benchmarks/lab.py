@@ -40,6 +40,10 @@ from tombola.worker.audit import audit
 
 ROOT: Final = Path(__file__).parents[2]
 ACCOUNTS: Final = 10_000
+LEDGER_TABLES: Final = (
+    *("asset_transactions", "api_idempotency_requests", "dead_letters", "operator_actions", "fulfilments"),
+    *("campaigns", "campaign_versions", "campaign_accounts", "campaign_stock", "campaign_stock_changes"),
+)
 BALANCE: Final = 1_000_000
 SEED: Final = "5eed" * 16
 # As a server that is written to all day would have it: the default of 96 MiB flushes pages all the time.
@@ -177,7 +181,7 @@ class Lab:
     def clear(self) -> None:
         """Empty ledger, queues and result store, so that all contestants begin alike."""
         with self.engine.begin() as connection:
-            for table in ("asset_transactions", "api_idempotency_requests", "dead_letters"):
+            for table in LEDGER_TABLES:
                 connection.execute(text(f"TRUNCATE {table}"))
         self._recharge_all()
         self.clear_queues()

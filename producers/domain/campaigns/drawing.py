@@ -17,9 +17,12 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from tombola.producers.domain.campaigns.odds import Odds, Prize, length_prefixed
+from tombola.producers.domain.keys import SESSION_ID_LENGTH_MAX
 
 _FIRST: Final = b"prize"
 _OF_GUARANTEE: Final = b"guarantee"
+# The lengths of account ids and request keys, as length_prefixed writes them.
+_LENGTHS: Final = [length.to_bytes(4, "big") for length in range(SESSION_ID_LENGTH_MAX + 1)]
 
 
 class Drawn(NamedTuple):
@@ -39,8 +42,12 @@ class Drawing:
         self._seed = seed
         self._odds = odds
         account, key = b"%d" % account_id, request_key.encode()
-        self._prefix = odds.drawing_prefix + b"".join(
-            len(it).to_bytes(4, "big") + it for it in (account, key, client_nonce)
+        self._prefix = b"".join(
+            (
+                odds.drawing_prefix,
+                *(_LENGTHS[len(account)], account, _LENGTHS[len(key)], key),
+                length_prefixed(client_nonce) if client_nonce else _LENGTHS[0],
+            )
         )
 
     def pull(

@@ -179,6 +179,14 @@ class Odds:
             or any(prize.per_account is not None for prize in self.prizes)
         )
 
+    def __hash__(self) -> int:
+        return hash(self.odds_hash)
+
+    @cached_property
+    def has_terms(self) -> bool:
+        """Whether a draw may be rejected for other reasons than its price: a window, a list, a limit."""
+        return bool(self.opens or self.closes or self.deny or self.allow or self.per_day or self.per_account)
+
     @cached_property
     def has_stock(self) -> bool:
         """Whether a prize can be sold out."""

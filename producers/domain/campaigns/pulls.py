@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import msgspec
@@ -124,10 +125,17 @@ def entry_name(kind: Entry, pull: int, number: int, *, is_single: bool) -> str:
     return kind if is_single else f"{kind}_{pull}"
 
 
+NOTHING_TAKEN: Final[Mapping[str, int]] = MappingProxyType({})
+
+
 def pull_all(
     odds: Odds, drawing: Drawing, pulls: int, standing: Standing, moment: datetime, units: Callable[[str], int]
 ) -> Pulled:
     """Draw all pulls of a request that may draw. `units` are what is left of a stocked prize, before this request."""
+    if pulls == 1 and not odds.has_counters:  # most draws: nothing but the weights and the stock decides
+        prize, unavailable, _ = drawing.pull(1, "", (), lambda it: units(it.code) > 0)
+        gone_once = tuple((1, code) for code in unavailable) if unavailable else ()
+        return Pulled((prize,), "", gone_once, {prize.code: 1} if prize.is_stocked else NOTHING_TAKEN, standing)
     tier = odds.tier_of(standing.spent) if odds.tiers else ""
     counters = standing.counters(odds) if odds.guarantees else ()
     taken: dict[str, int] = {}

@@ -6,6 +6,7 @@ producers.domain.operations.draw calls this for every campaign but the built-in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
+from decimal import Decimal
 from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
@@ -49,7 +50,9 @@ def decide(request: DrawRequest, locked: Locked) -> Play | Rejection | Refusal:
     if account is None or account.asset_code != odds.asset_code:
         return Rejection(ACCOUNT_NOT_FOUND, None)
     standing = scene.standing(request.account_id, odds.name)
-    reason = _why_rejected(request, bound, scene, standing)
+    reason = None
+    if odds.has_terms or not bound.is_open:
+        reason = _why_rejected(request, bound, scene, standing)
     if reason is None and account.balance < odds.cost[pulls]:
         reason = INSUFFICIENT_BALANCE
     if reason is not None:
@@ -74,6 +77,8 @@ def _why_rejected(request: DrawRequest, bound: Bound, scene: Scene, standing: St
 
 
 def _play(request: DrawRequest, odds: Odds, standing: Standing, pulled: Pulled, scene: Scene) -> Play:
+    if len(pulled.prizes) == 1 and not (pulled.gone or odds.has_counters or odds.has_codes):
+        return _plain_play(request, odds, pulled, scene)
     notes = DrawNotes(
         odds_hash=odds.odds_hash,
         seed_id=seed_id_of(scene.seed or b""),
@@ -90,6 +95,29 @@ def _play(request: DrawRequest, odds: Odds, standing: Standing, pulled: Pulled, 
     ]
     key = f"{request.request_key}:{CONSUME_TYPE}"
     return Play(movements, odds.name, pulled, dict.fromkeys(code_of_pull.values(), key), odds.has_counters)
+
+
+def _plain_play(request: DrawRequest, odds: Odds, pulled: Pulled, scene: Scene) -> Play:
+    """A single pull that nothing but the weights decided: what it writes depends on its prize alone."""
+    charge, rows = _plain_rows(odds, pulled.prizes[0], seed_id_of(scene.seed or b""))
+    movements = [Movement(request.account_id, CONSUME_TYPE, CONSUME, -odds.cost[1], charge)]
+    for entry, business_type, amount, asset_code, notes in rows:
+        account_id = request.account_id if not asset_code else scene.prize_account(request.account_id, asset_code)
+        movements.append(Movement(account_id, entry, business_type, amount, notes))
+    return Play(movements, odds.name, pulled)
+
+
+@lru_cache(maxsize=4096)
+def _plain_rows(odds: Odds, prize: Prize, seed_id: str) -> tuple[str, list[tuple[str, str, Decimal, str, str]]]:
+    """The notes of the charge; and of each grant its entry, business type, amount, other asset (or none) and notes."""
+    pulled = Pulled((prize,), "", (), {}, Standing())
+    charge = DrawNotes(odds.odds_hash, seed_id, (prize.code,)).written()
+    rows = []
+    for won in pulled.grants():
+        asset_code = "" if won.grant.notify or won.grant.asset_code == odds.asset_code else won.grant.asset_code
+        notes = GrantNotes(odds.odds_hash, prize.code, won.pull, "", won.grant.notify).written()
+        rows.append((won.entry, won.business_type, won.grant.amount, asset_code, notes))
+    return charge, rows
 
 
 # Without counters the notes of many draws are equal, and so are those of most grants.
