@@ -158,6 +158,28 @@ class Transaction:
         if where and self._cursor.rowcount != len(rows):
             raise RowsChanged
 
+    def subtract(self, table: str, key: str, column: str, rows: Sequence[tuple[str, int]]) -> None:
+        """Take an amount off `column` in many rows with one statement; each of `rows` is the value of `key` and amount.
+
+        Raises RowsChanged when a row holds less, or is gone.
+        """
+        if not rows:
+            return
+        if self.is_sqlite:
+            self._cursor.executemany(
+                f"UPDATE {table} SET {column}={column}-?1 WHERE {key}=?2 AND {column}>=?1",
+                [(amount, value) for value, amount in rows],
+            )
+        else:
+            keys = self._literals([value for value, _ in rows])
+            amounts = _case(key, keys, [str(amount) for _, amount in rows])
+            self._cursor.execute(
+                f"UPDATE {table} SET {column}={column}-({amounts}) "
+                f"WHERE {key} IN ({','.join(keys)}) AND {column}>=({amounts})"
+            )
+        if self._cursor.rowcount != len(rows):
+            raise RowsChanged
+
     def money(self, amount: Decimal) -> Value:
         """`amount` as this database stores it (see column_types.Money)."""
         return int(amount.scaleb(2)) if self.is_sqlite else str(amount)

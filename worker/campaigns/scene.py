@@ -245,8 +245,10 @@ class BatchScene:
         self._handed_out |= play.codes
 
     def write(self) -> None:
-        """Write stock, counters and codes: a statement each, two for counters of accounts that are new."""
-        self._units.write(self._transaction)
+        """Write counters, codes and stock: a statement each, two for counters of accounts that are new.
+
+        Raises RowsChanged where units were taken by other batches meanwhile.
+        """
         transaction, moment = self._transaction, time_text(self._now)
         rows = [(key, _encode(self._standings[key]).decode()) for key in sorted(self._moved)]
         transaction.insert(
@@ -261,6 +263,7 @@ class BatchScene:
             [(key, text, moment) for key, text in rows if key in self._stored],
         )
         transaction.update("campaign_codes", "code", ("taken_by",), sorted(self._handed_out.items()))
+        self._units.write(transaction)
 
     def make_up_accounts(self, draws: Sequence[Request]) -> dict[int, LockedAccount]:
         """For a forecast: accounts of prizes that do not exist yet, under negative ids."""

@@ -91,10 +91,10 @@ def settle_in(
     ]
     ledger.post(open_transaction, book.postings, now)
     ledger.move(open_transaction, book.moved, now)
-    if scene is not None:
-        scene.write()
     subscriptions.insert(open_transaction, book.fulfilments, now)
     requests.finish(open_transaction, book.finished, now, settled_by=handling.by)
+    if scene is not None:
+        scene.write()  # last: stock is what batches of all accounts share
     return answers
 
 
