@@ -12,7 +12,7 @@ import pytest
 
 from tests.domain.test_manifest import WINTER
 from tombola.producers.domain.campaigns import figures, manifest
-from tombola.producers.domain.campaigns.drawing import Drawing
+from tombola.producers.domain.campaigns.drawing import Drawing, plain_prize
 from tombola.producers.domain.campaigns.odds import Odds, Prize
 
 SEED = bytes(range(32))
@@ -202,3 +202,10 @@ def test_large_stocks_are_taken_for_normally_distributed() -> None:
 
     assert math.isclose(phone.median, 200_000, rel_tol=0.001)
     assert math.isclose(phone.late - phone.median, 1.645 * math.sqrt(20_000 * 0.9) / 0.1, rel_tol=0.02)
+
+
+def test_the_short_way_of_a_single_pull_is_the_same_draw() -> None:
+    odds = dataclasses.replace(manifest.parse(WINTER), guarantees=(), tiers=())
+    for number in range(500):
+        key = f"key-{number}"
+        assert plain_prize(SEED, odds, number + 1, key) is Drawing(SEED, odds, number + 1, key).pull(1, "", ()).prize

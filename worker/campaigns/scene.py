@@ -17,9 +17,9 @@ from typing import Final
 
 import msgspec
 
-from tombola.producers.domain.campaigns.drawing import Drawing
+from tombola.producers.domain.campaigns.drawing import Drawing, plain_prize
 from tombola.producers.domain.campaigns.odds import Odds
-from tombola.producers.domain.campaigns.pulls import NEW, Pulled, Standing, pull_all
+from tombola.producers.domain.campaigns.pulls import NEW, Pulled, Standing, plainly_pulled, pull_all
 from tombola.producers.domain.campaigns.scene import Bound
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.operations.operation import LockedAccount, Needs, Play
@@ -161,6 +161,12 @@ class BatchScene:
             pulls = draw.pulls or 1
             if not odds.has_stock or not is_open or pulls not in odds.cost:
                 continue
+            if pulls == 1 and not odds.has_counters:
+                pulled = plainly_pulled(plain_prize(seed, odds, draw.account_id, draw.request_key))
+                self._foreseen[draw.request_key] = (NEW, pulled)
+                for code in pulled.taken:
+                    wanted[PrizeName(odds.name, code)] += 1
+                continue
             key = _standing_key(draw.account_id, odds.name) if odds.has_counters else ""
             standing = (standings.get(key) or self._standings.get(key, NEW)) if key else NEW
             drawing = Drawing(seed, odds, draw.account_id, draw.request_key)
@@ -242,7 +248,8 @@ class BatchScene:
             key = _standing_key(draw.account_id, play.campaign)
             self._standings[key] = play.pulled.after
             self._moved.add(key)
-        self._handed_out |= play.codes
+        if play.codes:
+            self._handed_out |= play.codes
 
     def write(self) -> None:
         """Write counters, codes and stock: a statement each, two for counters of accounts that are new.

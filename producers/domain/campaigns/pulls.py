@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -123,6 +124,12 @@ def entry_name(kind: Entry, pull: int, number: int, *, is_single: bool) -> str:
     if number > 1:
         return f"{kind}_{pull}_{number}"
     return kind if is_single else f"{kind}_{pull}"
+
+
+@lru_cache(maxsize=4096)
+def plainly_pulled(prize: Prize) -> Pulled:
+    """A single pull that won `prize`, of odds without counters."""
+    return Pulled((prize,), "", (), {prize.code: 1} if prize.is_stocked else NOTHING_TAKEN, NEW)
 
 
 NOTHING_TAKEN: Final[Mapping[str, int]] = MappingProxyType({})
