@@ -14,7 +14,7 @@ check: .venv/dev lint  ## lint, types and the tests that need no server: an answ
 	$(BIN)/python -m pytest -m 'not (chaos or process or slow)' -n auto -q $(ARGS)
 
 test: .venv/dev lint  ## everything; finds or starts the servers it needs
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/dev  ## ruff and mypy
 	$(BIN)/ruff check .
