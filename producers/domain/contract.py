@@ -251,9 +251,10 @@ def parse_request(body: bytes) -> DrawRequest:
             raise Unparsable(f"not a JSON object: {_quoted(error)}") from None
         version = loose.get("v")
         if isinstance(version, int) and not isinstance(version, bool) and version != VERSION:
-            is_known = version == VERSION_WITH_KIND
-            what = "names no kind that this release knows" if is_known else "is unknown to this release"
-            raise UnknownVersion(f"contract version {version!r:.40} {what}: upgrade the workers, then replay") from None
+            raise UnknownVersion(
+                f"contract version {version!r:.40} is unknown to this release, or its kind of request: "
+                "upgrade the workers, then replay"
+            ) from None
         raise InvalidRequest(f"not a draw request: {_quoted(error)}") from None
     return DrawRequest(
         account_id=wire.account_id,
