@@ -52,6 +52,16 @@ class Money(TypeDecorator[Decimal]):
         return Decimal(value).scaleb(-2) if dialect.name == "sqlite" else Decimal(value)
 
 
+class Total(Money):
+    """DECIMAL(20,2): a sum over many accounts. SQLite stores whole hundredths, as for Money."""
+
+    impl = Numeric(20, 2)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(BigInteger() if dialect.name == "sqlite" else Numeric(20, 2))
+
+
 class UtcTime(TypeDecorator[datetime]):
     """An aware datetime in Python, UTC with microseconds in the database."""
 

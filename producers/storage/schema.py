@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 
-from tombola.producers.storage.column_types import Body, Identity, Key, Money, UtcTime
+from tombola.producers.storage.column_types import Body, Identity, Key, Money, Total, UtcTime
 
 # Constraints need names to be changed later; `uk_` and `idx_` are the owner's prefixes.
 metadata = MetaData(
@@ -128,6 +128,8 @@ api_keys = Table(
     Column("revoked_at", UtcTime),
     Column("accounts", Key(2000), comment="the accounts that it is for, e.g. 6,7,100-199"),
     Column("user_prefix", Key(19), comment="it is for the accounts of users whose id begins so; both null: for all"),
+    Column("scopes", Key(64), comment="what it may do, e.g. draw,read,money; null: draw,read"),
+    Column("expires_at", UtcTime, comment="from when on it is refused; null: never"),
     PrimaryKeyConstraint("key_id"),
     Index("idx_caller", "caller"),
     **TABLE_OPTIONS,
@@ -377,5 +379,70 @@ fulfilments = Table(
     Index("idx_fulfilment_session", "lottery_session_id"),
     CheckConstraint("state IN ('pending', 'delivered', 'dead')", name="state"),
     sqlite_autoincrement=True,
+    **TABLE_OPTIONS,
+)
+
+# ---- books -----------------------------------------------------------------------------------------------------------
+
+# A hold takes its amount from the balance; posting or voiding the hold ends it, once.
+account_holds = Table(
+    "account_holds",
+    metadata,
+    Column("hold_key", Key(64), nullable=False, comment="the request key of the hold"),
+    Column("account_id", BigInteger, nullable=False),
+    Column("asset_code", Key(50), nullable=False),
+    Column("amount", Money, nullable=False),
+    Column("state", Key(16), nullable=False, comment="open, posted or voided"),
+    Column("expires_at", UtcTime, nullable=False, comment="when an open hold is voided"),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("hold_key"),
+    Index("idx_hold_state_expires", "state", "expires_at"),
+    Index("idx_hold_account", "account_id", "state"),
+    CheckConstraint("state IN ('open', 'posted', 'voided')", name="state"),
+    **TABLE_OPTIONS,
+)
+
+# Rows are only added: each block's hash covers the block before it.
+books_blocks = Table(
+    "books_blocks",
+    metadata,
+    Column("number", BigInteger, nullable=False, autoincrement=False, comment="from 1, without a gap"),
+    Column("first_id", BigInteger, nullable=False, comment="the first transaction_id of the block's range"),
+    Column("last_id", BigInteger, nullable=False, comment="the last transaction_id of the block's range"),
+    Column("row_count", BigInteger, nullable=False, comment="how many ledger rows the range has"),
+    Column("root", Key(64), nullable=False, comment="the Merkle root of the rows (RFC 6962)"),
+    Column("sums", Body(), nullable=False, comment="JSON: what house accounts moved"),
+    Column("previous", Key(64), nullable=False, comment="the hash of the block before"),
+    Column("hash", Key(64), nullable=False),
+    Column("sealed_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("number"),
+    Index("uk_block_last_id", "last_id", unique=True),
+    **TABLE_OPTIONS,
+)
+
+# The other side of the ledger's rows, which have the users' side only: one row for each house account that moved.
+books_house = Table(
+    "books_house",
+    metadata,
+    Column("block", BigInteger, nullable=False),
+    Column("account", Key(128), nullable=False, comment="house/..."),
+    Column("asset_code", Key(50), nullable=False),
+    Column("delta", Total, nullable=False),
+    Column("balance", Total, nullable=False, comment="after this block"),
+    PrimaryKeyConstraint("block", "account", "asset_code"),
+    Index("idx_house_account", "account", "asset_code", "block"),
+    **TABLE_OPTIONS,
+)
+
+books_snapshots = Table(
+    "books_snapshots",
+    metadata,
+    Column("account_id", BigInteger, nullable=False),
+    Column("block", BigInteger, nullable=False),
+    Column("transaction_id", BigInteger, nullable=False, comment="the account's last ledger row up to this block"),
+    Column("balance", Money, nullable=False, comment="after that row"),
+    PrimaryKeyConstraint("account_id", "block"),
+    Index("idx_snapshot_block", "block"),
     **TABLE_OPTIONS,
 )
