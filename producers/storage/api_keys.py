@@ -4,7 +4,7 @@
         └ key id          └ secret: 256 random bits, so a plain hash is as good as a slow one
 
 A caller may hold several keys, so that a key can be replaced while the caller keeps its idempotency keys. A key is
-valid for all accounts, or for the accounts within its bounds.
+valid for all accounts or for those within its bounds, for what its scopes name, and until it expires or is revoked.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import re
 import secrets
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, insert, or_, select, update
 
 from tombola.producers.domain.contract import ACCOUNT_ID_MAX
 from tombola.producers.domain.errors import InvalidRequest
@@ -25,7 +25,11 @@ from tombola.producers.domain.keys import check_caller
 from tombola.producers.storage import clock
 from tombola.producers.storage.schema import api_keys as table
 
+KeyScope = Literal["draw", "read", "money"]
+
 PREFIX: Final = "tmb"
+KEY_SCOPES: Final[tuple[KeyScope, ...]] = get_args(KeyScope)
+SCOPES_DEFAULT: Final[frozenset[str]] = frozenset({"draw", "read"})  # of keys that name no scopes: all older keys
 ACCOUNTS_LENGTH_MAX: Final = 2000
 _is_range = re.compile(r"([0-9]{1,19})(?:-([0-9]{1,19}))?").fullmatch
 _is_prefix = re.compile(r"[1-9][0-9]{0,18}").fullmatch
@@ -88,11 +92,26 @@ def _range(text: str) -> tuple[int, int]:
 NO_BOUNDS: Final = Bounds()
 
 
+def checked_scopes(names: Iterable[str]) -> frozenset[str]:
+    """These scopes; SCOPES_DEFAULT for none. Raises InvalidRequest for a name that is not in KEY_SCOPES."""
+    scopes = frozenset(names)
+    if unknown := sorted(scopes.difference(KEY_SCOPES)):
+        raise InvalidRequest(f"the scopes of an API key are {', '.join(KEY_SCOPES)}, not {unknown[0]!r:.40}")
+    return scopes or SCOPES_DEFAULT
+
+
+def scopes_text(scopes: Iterable[str]) -> str:
+    """Scopes as text, such as `draw,read`, in the order of KEY_SCOPES; scopes that this release does not know last."""
+    return ",".join(sorted(scopes, key=lambda it: (KEY_SCOPES.index(it) if it in KEY_SCOPES else len(KEY_SCOPES), it)))
+
+
 class Holder(NamedTuple):
-    """The caller that holds a key, and the bounds of the key."""
+    """The caller that holds a key, and what the key allows: `scopes`, within `bounds`, before `expires_at`."""
 
     caller: str
     bounds: Bounds = NO_BOUNDS
+    scopes: frozenset[str] = SCOPES_DEFAULT
+    expires_at: datetime | None = None
 
 
 class ApiKey(NamedTuple):
@@ -104,6 +123,8 @@ class ApiKey(NamedTuple):
     revoked_at: datetime | None
     accounts: str | None = None
     user_prefix: str | None = None
+    scopes: str = ""
+    expires_at: datetime | None = None
 
     @property
     def bounds(self) -> Bounds:
@@ -118,22 +139,37 @@ def _no_record(_connection: Connection, _key_id: str, _caller: str) -> None:
     """Record nothing."""
 
 
-def add(engine: Engine, caller: str, bounds: Bounds = NO_BOUNDS, *, record: Record = _no_record) -> str:
-    """Make a key for `caller` within `bounds`, and return it; its secret is shown this once and never again.
+def add(
+    engine: Engine,
+    caller: str,
+    bounds: Bounds = NO_BOUNDS,
+    *,
+    scopes: Iterable[str] = SCOPES_DEFAULT,
+    expires_at: datetime | None = None,
+    record: Record = _no_record,
+) -> str:
+    """Make a key for `caller`, and return it; its secret is shown this once and never again.
 
-    Raises InvalidRequest for a `caller` that is not a valid name.
+    Raises InvalidRequest for a `caller` that is not a valid name, for unknown `scopes`, and for an `expires_at` in the
+    past.
     """
     check_caller(caller)
+    allowed = checked_scopes(scopes)
     key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
     with engine.begin() as connection:
+        now = clock.now(connection)
+        if expires_at is not None and expires_at <= now:
+            raise InvalidRequest(f"a key cannot expire in the past: it is {now:%Y-%m-%d %H:%M} UTC")
         connection.execute(
             insert(table).values(
                 key_id=key_id,
                 caller=caller,
                 secret_sha256=_hash(secret),
-                created_at=clock.now(connection),
+                created_at=now,
                 accounts=bounds.accounts_text or None,
                 user_prefix=bounds.user_prefix or None,
+                scopes=scopes_text(allowed),
+                expires_at=expires_at,
             )
         )
         record(connection, key_id, caller)
@@ -144,7 +180,7 @@ def list_all(engine: Engine) -> list[ApiKey]:
     """All keys, revoked keys among them, the oldest first."""
     with engine.connect().execution_options(read_only=True) as connection:
         rows = connection.execute(select(*[table.c[name] for name in ApiKey._fields]).order_by(table.c.created_at))
-        return [ApiKey(*row) for row in rows]
+        return [ApiKey(*row)._replace(scopes=scopes_text(_scopes(row.scopes))) for row in rows]
 
 
 def revoke(engine: Engine, key_id: str, *, record: Record = _no_record) -> None:
@@ -168,26 +204,34 @@ def is_api_key(text: str) -> bool:
 
 
 def holder_of(connection: Connection, api_key: str) -> Holder | None:
-    """The holder of this key; None for an unknown or revoked key."""
+    """The holder of this key; None for an unknown, revoked or expired key."""
     return holders_of(connection, [api_key]).get(api_key)
 
 
 def holders_of(connection: Connection, given: Iterable[str]) -> dict[str, Holder]:
-    """The holders of these keys, by key, without unknown and revoked keys. One query for all keys."""
+    """The holders of these keys, by key, without unknown, revoked and expired keys. One query for all keys."""
     keys = {api_key: match for api_key in given if (match := _is_api_key(api_key))}
     if not keys:
         return {}
     rows = connection.execute(
-        select(table.c.key_id, table.c.caller, table.c.secret_sha256, table.c.accounts, table.c.user_prefix).where(
-            table.c.key_id.in_({match[1] for match in keys.values()}), table.c.revoked_at.is_(None)
+        select(table).where(
+            table.c.key_id.in_({match[1] for match in keys.values()}),
+            table.c.revoked_at.is_(None),
+            or_(table.c.expires_at.is_(None), table.c.expires_at > clock.now(connection)),
         )
     )
     found = {row.key_id: row for row in rows}
     return {
-        api_key: Holder(str(row.caller), Bounds.parse(row.accounts, row.user_prefix))
+        api_key: Holder(
+            str(row.caller), Bounds.parse(row.accounts, row.user_prefix), _scopes(row.scopes), row.expires_at
+        )
         for api_key, match in keys.items()
         if (row := found.get(match[1])) is not None and hmac.compare_digest(row.secret_sha256, _hash(match[2]))
     }
+
+
+def _scopes(stored: str | None) -> frozenset[str]:
+    return SCOPES_DEFAULT if stored is None else frozenset(stored.split(","))
 
 
 def _hash(secret: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated
 
 import msgspec
@@ -9,6 +11,7 @@ import typer
 from sqlalchemy import Connection
 
 from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.domain.moments import parse_moment
 from tombola.producers.storage import api_keys
 from tombola.worker.audit.on_record import API_KEY_ADD, API_KEY_REVOKE
 from tombola.worker.cli.base import JsonOption, OptionalReasonOption, engine_of, out, print_json, print_table
@@ -26,11 +29,26 @@ def api_key_add(
     user_prefix: Annotated[
         str, typer.Option(help="Only for accounts of users whose id begins with this, such as 42.")
     ] = "",
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What the key may do: draw, read or money. May be repeated. Default: draw and read."),
+    ] = None,
+    expires: Annotated[
+        str, typer.Option(help="Refuse the key from then on: 2027-01-31 (from its beginning on, in UTC), or a time.")
+    ] = "",
     reason: OptionalReasonOption = "",
 ) -> None:
     """Make an API key, for all accounts or for the given ones. The key is shown only once."""
     bounds = api_keys.Bounds.parse(accounts, user_prefix)
-    typer.echo(api_keys.add(engine_of(), caller, bounds, record=_on_record(API_KEY_ADD, reason, bounds)))
+    scopes = api_keys.checked_scopes(scope or ())
+    expires_at = parse_moment(expires) if expires else None
+    details = {"scopes": api_keys.scopes_text(scopes)}
+    if expires_at is not None:
+        details["expires_at"] = expires_at.isoformat()
+    if not bounds.are_none:
+        details["for"] = str(bounds)
+    record = _on_record(API_KEY_ADD, reason, details)
+    typer.echo(api_keys.add(engine_of(), caller, bounds, scopes=scopes, expires_at=expires_at, record=record))
 
 
 @api_key_app.command("list")
@@ -45,12 +63,14 @@ def api_key_list(as_json: JsonOption = False) -> None:
             f"{api_keys.PREFIX}_{key.key_id}_…",
             key.caller,
             f"{key.created_at:%Y-%m-%d %H:%M}",
+            "" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d %H:%M}",
             "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}",
+            key.scopes,
             str(key.bounds),
         )
         for key in found
     ]
-    print_table(["key", "caller", "made", "revoked", "for accounts"], rows)
+    print_table(["key", "caller", "made", "expires", "revoked", "scopes", "for accounts"], rows)
 
 
 @api_key_app.command("revoke")
@@ -64,14 +84,12 @@ def api_key_revoke(
     out.print(f"revoked {key.removeprefix(f'{api_keys.PREFIX}_')[:16]}")
 
 
-def _on_record(action: str, reason: str, bounds: api_keys.Bounds = api_keys.NO_BOUNDS) -> api_keys.Record:
+def _on_record(action: str, reason: str, more: Mapping[str, str] = MappingProxyType({})) -> api_keys.Record:
     """A function that records the action in the transaction of the key's change."""
     why = actions.checked_reason(reason) if reason else ""
 
     def record(connection: Connection, key_id: str, caller: str) -> None:
-        details = {"key_id": key_id, "caller": caller}
-        if not bounds.are_none:
-            details["for"] = str(bounds)
+        details = {"key_id": key_id, "caller": caller, **more}
         actions.record(
             connection, operator=actions.shell_operator(), action=action, reason=why, count=1, details=details
         )

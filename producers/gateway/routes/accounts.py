@@ -9,13 +9,20 @@ from litestar.params import Parameter
 
 from tombola.producers.domain.contract import ACCOUNT_ID_MAX
 from tombola.producers.domain.errors import AccountNotFound
+from tombola.producers.gateway.admission import needs
 from tombola.producers.gateway.document import READ_PROBLEMS
 from tombola.producers.gateway.messages import AccountView
 from tombola.producers.gateway.service import gateway_of, holder_of
 from tombola.producers.storage import ledger
 
 
-@get("/v1/accounts/{account_id:str}", operation_id="getAccount", summary="An account", responses=READ_PROBLEMS)
+@get(
+    "/v1/accounts/{account_id:str}",
+    opt=needs("read"),
+    operation_id="getAccount",
+    summary="An account",
+    responses=READ_PROBLEMS,
+)
 async def show_account(
     request: Request[Any, Any, Any], account_id: Annotated[str, Parameter(pattern="^[1-9][0-9]{0,18}$")]
 ) -> AccountView:
