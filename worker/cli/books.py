@@ -16,6 +16,7 @@ from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage.ledger import find_account
 from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit as audit_of
+from tombola.worker.cli import account_views
 from tombola.worker.cli.base import (
     AccountOption,
     JsonOption,
@@ -33,6 +34,7 @@ from tombola.worker.operators.actions import checked_reason, shell_operator
 app = typer.Typer()
 account_app = typer.Typer(help="Open, recharge and show accounts.", no_args_is_help=True)
 app.add_typer(account_app, name="account")
+account_app.add_typer(account_views.app)
 
 OnceOption = Annotated[
     str, typer.Option("--key", help="The same command under the same key has one effect. Default: a new key.")
@@ -117,4 +119,7 @@ def account_show(account: Annotated[int, typer.Argument(help="The account's id."
         found = find_account(connection, account)
     if found is None:
         raise DrawError(f"there is no account {account}")
-    out.print(f"account {found.account_id} (user {found.user_id}): balance {found.balance:.2f} {found.asset_code}")
+    held = f", held {found.held:.2f}" if found.held else ""
+    out.print(
+        f"account {found.account_id} (user {found.user_id}): balance {found.balance:.2f} {found.asset_code}{held}"
+    )
