@@ -1,4 +1,6 @@
-"""Books: holds, sealed blocks, house accounts, snapshots, and what an API key may do: an expansion, as 0005.
+"""Books: holds, sealed blocks, house accounts, snapshots, what an API key may do, keys of operators' acts.
+
+An expansion, as 0005.
 
 The previous release runs beside this schema: it neither reads nor writes the new tables, and takes keys without looking
 at their scopes. Column types are spelled out here: this revision must build the same tables for ever.
@@ -40,9 +42,16 @@ def _api_key_columns() -> list[sa.Column[Any]]:
     ]
 
 
+def _act_key() -> sa.Column[Any]:
+    comment = "the act happens once under it; null: the action has no key"
+    return sa.Column("act_key", key(64), nullable=True, comment=comment)
+
+
 def upgrade() -> None:
     for column in _api_key_columns():
         repeatable.add_column("api_keys", column)
+    repeatable.add_column("operator_actions", _act_key())
+    repeatable.create_index("uk_act_key", "operator_actions", ["act_key"], unique=True)
     _create_holds()
     _create_blocks()
     _create_snapshots()
@@ -119,6 +128,8 @@ def downgrade() -> None:
         _refuse_to_forget_books(op.get_bind())
     for table in ("books_snapshots", "books_house", "books_blocks", "account_holds"):
         repeatable.drop_table(table)
+    repeatable.drop_index("uk_act_key", "operator_actions")
+    repeatable.drop_column("operator_actions", "act_key")
     for column in reversed(_api_key_columns()):
         repeatable.drop_column("api_keys", column.name)
 
