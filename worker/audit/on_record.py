@@ -13,7 +13,9 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, select
 
+from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.domain.money import CENT
+from tombola.producers.storage.api_keys import NO_BOUNDS, Bounds
 from tombola.producers.storage.schema import api_keys, dead_letters, operator_actions, operators, replays
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.audit.report import Violation
@@ -85,8 +87,8 @@ def _recharges(connection: Connection) -> Iterator[Found]:
 
 def _api_keys(connection: Connection) -> Iterator[Found]:
     """An API key that was made on record exists and may do what is on record; one that was revoked is revoked."""
-    columns = [api_keys.c[name] for name in ("key_id", "revoked_at", "scopes", "expires_at")]
-    keys = {row.key_id: row for row in connection.execute(select(*columns))}
+    columns = ("key_id", "revoked_at", "scopes", "expires_at", "accounts", "user_prefix")
+    keys = {row.key_id: row for row in connection.execute(select(*[api_keys.c[name] for name in columns]))}
     for id, action, details in _recorded(connection, API_KEY_ADD, API_KEY_REVOKE):
         key_id = (details or {}).get("key_id")
         if details is None:
@@ -95,11 +97,18 @@ def _api_keys(connection: Connection) -> Iterator[Found]:
             yield f"API key {key_id}", "is on record, and gone"
         elif action == API_KEY_REVOKE and keys[key_id].revoked_at is None:
             yield f"API key {key_id}", "was revoked on record, and is valid again"
-        elif action == API_KEY_ADD and "scopes" in details:  # older releases recorded none
-            expires_at = keys[key_id].expires_at
-            said = (details["scopes"], details.get("expires_at"))
-            if said != (keys[key_id].scopes, None if expires_at is None else expires_at.isoformat()):
-                yield f"API key {key_id}", "has other scopes, or another end, than on record"
+        # Older releases recorded no scopes.
+        elif action == API_KEY_ADD and "scopes" in details and not _is_as_recorded(keys[key_id], details):
+            yield f"API key {key_id}", "may do other things than on record: its scopes, accounts or end were changed"
+
+
+def _is_as_recorded(key: Any, details: dict[str, Any]) -> bool:
+    try:
+        bounds = Bounds.parse(key.accounts, key.user_prefix)
+    except InvalidRequest:
+        return False
+    has = (key.scopes, "" if key.expires_at is None else key.expires_at.isoformat(), str(bounds))
+    return has == (details["scopes"], details.get("expires_at", ""), details.get("for", str(NO_BOUNDS)))
 
 
 def _users(connection: Connection) -> Iterator[Found]:
