@@ -285,7 +285,12 @@ def test_a_key_that_was_revoked_on_record_stays_so(books: Engine, spoil: Break) 
     revoked = Act.of(API_KEY_REVOKE, {"key_id": done.details["key_id"]})
     act_once(books, revoked, lambda it: {"caller": api_keys.revoke(it, done.details["key_id"])})
     assert violated(books) == {}
-    for change in ("scopes = 'draw,read,money'", "scopes = NULL", "expires_at = '2100-01-01'", "accounts = '6'"):
+    for change in (
+        "scopes = 'draw,read,money'",
+        "scopes = NULL",
+        "expires_at = '2100-01-01 00:00:00.000000'",
+        "accounts = '6'",
+    ):
         spoil(f"UPDATE api_keys SET {change}")
         assert "may do other things than on record" in violated(books)["I12"][0], change
         spoil("UPDATE api_keys SET scopes = 'read', expires_at = NULL, accounts = NULL")
