@@ -61,7 +61,7 @@ def test_what_was_asked_for_stays_as_it_was_accepted() -> None:
         assert changed, role
         assert not asked & set(changed.split(", ")), role
     for role in ("gateway", "relay", "console", "auditor"):
-        assert parsed(GRANTS["account_asset_balances"].get(role, "")).keys() <= {"SELECT"}  # type: ignore[call-overload]
+        assert parsed(GRANTS["account_asset_balances"].get(role, "")).keys() <= {"SELECT"}
 
 
 @pytest.mark.parametrize(("table", "column"), SECRETS)

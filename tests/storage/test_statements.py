@@ -130,7 +130,9 @@ def test_a_statement_adds_up_and_adjoining_ones_meet(engine: Engine) -> None:
         balance = ledger.find_account(connection, account)
     assert seen == ids(whole)
     assert balance is not None
-    assert (total.opening, total.closing, total.is_final) == (0, balance.balance, False)
+    assert total.opening == 0
+    assert total.closing == balance.balance
+    assert not total.is_final
 
 
 def test_a_period_without_rows_says_what_was_there(engine: Engine) -> None:
@@ -142,11 +144,16 @@ def test_a_period_without_rows_says_what_was_there(engine: Engine) -> None:
     with reading(engine) as connection:
         for since, until, balance in cases:
             found = statements.statement(connection, account, since, until)
-            assert (found.opening, found.closing, found.first_id) == (balance, balance, found.end_id)
+            assert found.opening == found.closing == balance
+            assert found.first_id == found.end_id
         # From its beginning on, until before its end.
-        assert statements.statement(connection, account, EPOCH, EPOCH + day)[:2] == (0, 10)
-        assert statements.statement(connection, account, EPOCH - day, EPOCH)[:2] == (0, 0)
-        assert statements.statement(connection, empty, EPOCH, None)[:2] == (0, 0)
+        told = [
+            statements.statement(connection, account, EPOCH, EPOCH + day),
+            statements.statement(connection, account, EPOCH - day, EPOCH),
+            statements.statement(connection, empty, EPOCH, None),
+        ]
+        assert [it.opening for it in told] == [0, 0, 0]
+        assert [it.closing for it in told] == [10, 0, 0]
 
 
 def test_statements_add_up_while_draws_go_on(engine: Engine) -> None:
@@ -166,7 +173,8 @@ def test_statements_add_up_while_draws_go_on(engine: Engine) -> None:
     threads = [threading.Thread(target=draws, args=(name,)) for name in ("x", "y")]
     for thread in threads:
         thread.start()
-    ends, found = [utc_now() - timedelta(hours=1)], []
+    ends = [utc_now() - timedelta(hours=1)]
+    found: list[statements.Statement] = []
     try:
         while len(found) < 40:
             until = utc_now() - timedelta(milliseconds=random.uniform(0, 20))
@@ -188,9 +196,10 @@ def test_statements_add_up_while_draws_go_on(engine: Engine) -> None:
     assert len(whole) > 50
     # Once all is posted, the same periods tile the chain, row by row.
     seen, before = [], Decimal(0)
+    following: list[datetime | None] = [*ends[1:], None]
     with reading(engine) as connection:
-        for since, until in zip(ends, [*ends[1:], None], strict=True):
-            one = statements.statement(connection, account, since, until)
+        for since, end in zip(ends, following, strict=True):
+            one = statements.statement(connection, account, since, end)
             rows = statements.rows(connection, account, after_id=one.first_id - 1, end_id=one.end_id, rows_max=100_000)
             assert one.opening == before
             assert one.opening + sum(row["delta_amount"] for row in rows) == one.closing
@@ -228,6 +237,6 @@ def test_ids_are_found_in_the_index_of_the_account(mariadb_url: str) -> None:
             of_index = [it for it in plan if it["key"] == "idx_account_created"]
             assert of_index, plan
             assert all("Using index" in it["Extra"] for it in of_index), plan
-            assert all(it["type"] in ("const", "eq_ref", "ref", "range", "ALL") for it in plan), plan
-            assert all(it["table"].startswith("<") for it in plan if it["type"] == "ALL"), plan
+            others = [it for it in plan if it not in of_index and it["table"] is not None]
+            assert all(it["type"] in ("const", "eq_ref") or it["table"].startswith("<") for it in others), plan
     engine.dispose()
