@@ -25,9 +25,12 @@ from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.faults import code_of
 from tombola.producers.storage.grants import APPEND_ONLY, ROLES, Deployment, Role, statements
 from tombola.producers.storage.mysql_connections import connect_by
+from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit import audit, audits
 from tombola.worker.cli import app
 from tombola.worker.doctor import examine
+from tombola.worker.ledger.old_rows import holds_old_rows
+from tombola.worker.ledger.post import busy
 from tombola.worker.relay.relay import Relay
 from tombola.worker.relay.retention import archive_once, forget_fulfilments
 
@@ -300,6 +303,34 @@ def test_what_a_user_does_not_need_is_refused(users: Users) -> None:
         ("auditor", "SELECT secret FROM webhooks"),
     ):
         assert users.refused(cast(Role, role), secret) in DENIED, (role, secret)
+
+
+def test_a_user_without_update_may_lock_what_it_must_lock(users: Users) -> None:
+    """On MySQL that takes LOCK TABLES: `tombola grants --server mysql`."""
+    (account,) = users.root.accounts(1)
+    engine = open_engine(users.settings("worker").need("database_url"), lock_wait_s=1)
+    asked = DrawRequest(account_id=account, request_key="held")
+    with transaction(engine) as probe:
+        assert busy(probe, [asked]) == set()
+    with transaction(users.root.engine) as holding, transaction(engine) as probe:
+        holding.select("SELECT 1 FROM asset_transactions WHERE account_id IN (??)", [account], lock=True)
+        held = f"SELECT idempotency_key FROM asset_transactions WHERE account_id = {account}"
+        with users.root.engine.connect() as connection:
+            (key,) = connection.execute(text(held)).scalars()
+        assert probe.held("asset_transactions", "uk_idempotency_key", "idempotency_key", [key]) == {key}
+    engine.dispose()
+
+
+def test_a_legacy_ledger_is_never_overlooked(users: Users) -> None:
+    """A user who cannot read legacy_migration sees that it exists: a worker refuses to start, and charges nothing."""
+    engine = open_engine(users.settings("worker").need("database_url"))
+    assert not holds_old_rows(engine)
+    users.do("CREATE TABLE legacy_migration (step VARCHAR(32) NOT NULL, status VARCHAR(16) NOT NULL)")
+    assert holds_old_rows(engine)
+    engine.dispose()
+    failed = processes.failed_start(users.env("worker"))
+    assert failed.returncode != 0
+    assert "legacy_migration" in failed.stderr + failed.stdout
 
 
 def test_the_doctor_warns_of_one_column_as_well(users: Users) -> None:
