@@ -125,7 +125,7 @@ async def show_statement(
     if (format or ("csv" if CSV_TYPE in request.headers.get("accept", "") else "json")) == "csv":
         gateway.admission.begin_wait(request.scope)
         headers = {"Content-Disposition": f'attachment; filename="statement-{account_id}.csv"'}
-        return Stream(_csv(gateway, account, period, found), media_type=f"{CSV_TYPE}; charset=utf-8", headers=headers)
+        return Stream(_csv(gateway, account, period, found), media_type=CSV_TYPE, headers=headers)
     start = max(after, found.first_id - 1)
     rows, next_after = views.page(await _rows(gateway, account, start, found.end_id, limit + 1), limit)
     return Response(views.statement(account, period, found, rows, next_after))
