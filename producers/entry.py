@@ -265,7 +265,11 @@ class Entry:
         `connection` the driver's errors.
         """
         names = _names(submission)
-        known = self._look_up(names) if connection is None else requests.look_up(_joined(connection), list(names))
+        known = (
+            self._look_up(names)
+            if connection is None
+            else requests.look_up(Transaction.joining(connection), list(names))
+        )
         return _as_known(submission, known)
 
     def _look_up(self, request_keys: Set[str]) -> dict[str, RequestRecord]:
@@ -291,7 +295,7 @@ class Entry:
         if not connection.in_transaction():
             connection.begin()  # otherwise the application's commit() would commit nothing
         now = clock.now(connection)
-        joined = _joined(connection)
+        joined = Transaction.joining(connection)
         bound = self._bind(submission)
         if isinstance(bound, DrawError):
             found = _as_known(submission, requests.look_up(joined, list(_names(submission))))
@@ -331,11 +335,6 @@ class Entry:
 
 def _all(part: Sequence[Numbered], error: DrawError) -> dict[int, EntryAnswer]:
     return {number: error for number, _ in part}
-
-
-def _joined(connection: Connection) -> Transaction:
-    """The transaction of the application that is open on `connection`."""
-    return Transaction(connection.connection.driver_connection, is_sqlite=connection.dialect.name == "sqlite")
 
 
 def _names(submission: Submission) -> Set[str]:

@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tombola.producers import openings
 from tombola.producers.domain.contract import DrawRequest, MovementResult, Request, parse_movement_result
 from tombola.producers.domain.errors import HoldNotFound, IdempotencyKeyReused, SessionNotFound
+from tombola.producers.domain.keys import check_request_key, check_session_id
 from tombola.producers.domain.money import parse_amount
 from tombola.producers.domain.operations.adjust import AdjustRequest
 from tombola.producers.domain.operations.hold import VALID_S_DEFAULT, HoldRequest
@@ -148,6 +149,7 @@ class MovementClient(RequestClient):
         `policy` says what happens where a prize is spent: see RefundRequest. Raises SessionNotFound for a session that
         is not a draw's, DrawNotCompleted, AlreadyRefunded, or PrizeSpent with the policy "refuse".
         """
+        check_session_id(lottery_session_id)
         found = self._read(connection, lambda reading: requests.state_of_session(reading, lottery_session_id))
         if not (self._is_mine(found) and isinstance(draw := found.request, DrawRequest)):
             raise SessionNotFound(f"there is no draw under the lottery session {lottery_session_id}")
@@ -302,6 +304,7 @@ class MovementClient(RequestClient):
 
     def _hold(self, hold: str, connection: Connection | None) -> HoldRequest:
         """The request of a hold, which names its account."""
+        check_request_key(hold)
         found = self._read(connection, lambda reading: requests.state_of_request(reading, hold, self._caller))
         if not (self._is_mine(found) and isinstance(request := found.request, HoldRequest)):
             raise HoldNotFound(f"there is no hold {hold!r:.80}")

@@ -8,6 +8,7 @@ from litestar import Request, Response, get
 
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.errors import HoldNotFound
+from tombola.producers.domain.keys import check_request_key
 from tombola.producers.domain.operations.hold import HoldRequest
 from tombola.producers.domain.operations.post import PostRequest
 from tombola.producers.domain.operations.void import VoidRequest
@@ -96,8 +97,8 @@ async def show_hold(request: Request[Any, Any, Any], hold_key: KeyPath) -> Respo
 
 
 async def _hold(gateway: Gateway, hold_key: str, holder: Holder) -> SessionState:
-    """The request of the caller's hold. Raises HoldNotFound, or OutOfBounds for an account that is out of bounds."""
-    state = await gateway.own_request(hold_key, holder)
+    """The request of the caller's hold. Raises HoldNotFound, InvalidKey, or OutOfBounds for its account."""
+    state = await gateway.own_request(check_request_key(hold_key), holder)
     if state is None or not isinstance(state.request, HoldRequest):
         raise HoldNotFound
     return state

@@ -12,6 +12,7 @@ from litestar.params import Parameter
 from tombola.producers.domain.causes import Status, dead_because
 from tombola.producers.domain.contract import ACCOUNT_ID_MAX, DrawRequest, MovementResult
 from tombola.producers.domain.errors import AccountNotFound, MovementNotFound, OutOfBounds, SessionNotFound
+from tombola.producers.domain.keys import check_session_id
 from tombola.producers.domain.operations.adjust import AdjustRequest
 from tombola.producers.domain.operations.recharge import RechargeRequest
 from tombola.producers.domain.operations.refund import RefundRequest
@@ -116,7 +117,8 @@ async def adjust(asked: Asked[NewAdjustment]) -> AdjustRequest:
     session_id=SessionId,
 )
 async def refund(asked: Asked[NewRefund]) -> RefundRequest:
-    draw = (await asked.gateway.state(asked.path["session_id"], asked.holder)).request
+    session_id = check_session_id(asked.path["session_id"])
+    draw = (await asked.gateway.state(session_id, asked.holder)).request
     if not isinstance(draw, DrawRequest):
         raise SessionNotFound("there is no draw under this lottery session")
     return RefundRequest(
