@@ -126,15 +126,16 @@ class DeadMovement(msgspec.Struct, frozen=True):
 
 
 class OpenedAccount(msgspec.Struct, frozen=True):
-    """The user's account. `recharge` is its opening amount: a ticket, then the result.
+    """The user's account. `ticket` is that of its opening amount, and `recharge` the result once that has settled.
 
-    It is null without an amount, and where the account was opened before, under another key.
+    Both are null without an amount, and where the account was opened before, under another key.
     """
 
     account_id: int
     user_id: int
     asset_code: str
-    recharge: MovementTicket | MovementResult | None
+    ticket: MovementTicket | None
+    recharge: MovementResult | None
 
 
 class HoldView(msgspec.Struct, frozen=True):

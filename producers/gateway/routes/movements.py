@@ -146,22 +146,23 @@ async def open_account(request: Request[Any, Any, Any]) -> Response[Any]:
     opened = await gateway.open_account(
         Opening(it.user_id, it.asset_code, it.amount, asked.key, it.reference, holder.caller)
     )
-    answer, told, location = opened.recharge, None, f"/v1/accounts/{opened.account_id}"
-    headers = {"Idempotency-Key": asked.key} | ({} if opened.is_new else {"Idempotency-Replayed": "true"})
-    body = None
+    answer, ticket, body = opened.recharge, None, None
+    location = f"/v1/accounts/{opened.account_id}"
     if answer is not None:
         gateway.remember(answer, holder.caller)
+        location = f"/v1/movements/{answer.request.request_key}"
         body = await result_of(gateway, answer)
-        ticket = MovementTicket(answer.request.request_key, answer.request.lottery_session_id)
-        told = msgspec.Raw(_encode(ticket) if body is None else body)
-        location = f"/v1/movements/{ticket.request_key}"
-    is_pending = answer is not None and body is None
-    shown = {"account_id": opened.account_id, "user_id": it.user_id, "asset_code": it.asset_code, "recharge": told}
+        if body is None:
+            ticket = MovementTicket(answer.request.request_key, answer.request.lottery_session_id)
+    told = {"ticket": ticket, "recharge": None if body is None else msgspec.Raw(body)}
+    headers = {"Location": location, "Idempotency-Key": asked.key}
+    if not opened.is_new:
+        headers["Idempotency-Replayed"] = "true"
     return Response(
-        _encode(shown),
-        status_code=202 if is_pending else 200,
+        _encode({"account_id": opened.account_id, "user_id": it.user_id, "asset_code": it.asset_code} | told),
+        status_code=200 if ticket is None else 202,
         media_type="application/json",
-        headers=headers | {"Location": location} | ({"Retry-After": RETRY_AFTER_S} if is_pending else {}),
+        headers=headers if ticket is None else headers | {"Retry-After": RETRY_AFTER_S},
     )
 
 
