@@ -201,9 +201,8 @@ def test_a_movement_is_answered_with_a_ticket_and_then_with_its_result(
     after = post(client, path, body, name)
     assert (after.status_code, after.headers["idempotency-replayed"]) == (200, "true")
     assert after.headers["location"] == f"/v1/movements/{name}"
-    assert (
-        json.dumps(after.json()["recharge"], separators=(",", ":")).encode() if kind == "account" else after.content
-    ) == (told.content)
+    shown = json.dumps(after.json()["recharge"], separators=(",", ":")).encode() if kind == "account" else after.content
+    assert shown == told.content
     assert house.violations() == []
 
 
@@ -246,13 +245,9 @@ def test_ten_keys_at_once_refund_a_draw_once(house: House, both: list[Gateway]) 
 
         async def storm() -> list[httpx.Response]:
             async with httpx.AsyncClient(timeout=60, verify=False) as client:
-                urls = [f"{both[number % 2].url}/v1/draws/{name}/refund" for number in range(10)]
-                return await asyncio.gather(
-                    *[
-                        client.post(url, json={}, headers={"Idempotency-Key": it})
-                        for url, it in zip(urls, keys, strict=True)
-                    ]
-                )
+                path = f"/v1/draws/{name}/refund"
+                asked = [(f"{both[number % 2].url}{path}", {"Idempotency-Key": it}) for number, it in enumerate(keys)]
+                return await asyncio.gather(*[client.post(url, json={}, headers=headers) for url, headers in asked])
 
         answers = asyncio.run(storm())
         results = [settled(both[0].client, it) for it in answers if it.status_code == 202]
@@ -310,39 +305,33 @@ def test_a_key_is_for_one_request_of_whatever_kind(house: House, client: httpx.C
 def test_a_key_is_required_and_a_body_is_what_it_says(house: House, client: httpx.Client, path: str) -> None:
     count = len(table(house.engine, "api_idempotency_requests"))
     good: dict[str, Any] = {
-        "accounts": {"user_id": 1, "amount": "5"}, "recharges": {"amount": "5"}, "holds": {"amount": "5"},
+        "accounts": {"user_id": 1, "amount": "5"}, "recharges": {"amount": "5", "reference": "r", "channel": "c"},
+        "holds": {"amount": "5", "reference": "r"},
         "adjustments": {"amount": "5", "reason": "why"}, "transfers": {"from": 1, "to": 2, "amount": "5"},
-        "refund": {"reason": "why"}, "post": {"amount": "5"}, "void": {"reason": "why"},
+        "refund": {"reason": "why", "policy": "refuse"}, "post": {"amount": "5", "reference": "r"},
+        "void": {"reason": "why"},
     }[path.rpartition("/")[2]]  # fmt: skip
     assert "Idempotency-Key" in problem(post(client, path, good), 400)
     problem(post(client, path, good, "a:b"), 400)
     problem(post(client, path, good, ".."), 400)
     problem(post(client, path, good | {"more": 1}, key("bad")), 400)
     problem(post(client, path, [good], key("bad")), 400)
-    problem(
-        client.post(path, content=b"[" * 10_000, headers={"Idempotency-Key": "b", "Content-Type": "application/json"}),
-        400,
+    deep = client.post(
+        path, content=b"[" * 10_000, headers={"Idempotency-Key": "b", "Content-Type": "application/json"}
     )
+    problem(deep, 400)
     for name in good:
-        problem(post(client, path, good | {name: 5.0}, key("bad")), 400)
-        if name in ("amount", "from", "user_id"):
-            for wrong in (
-                0,
-                5,
-                "1e2",
-                "-0",
-                "5.001",
-                "123456789",
-                " 5",
-                "٥",
-                None if path != "/v1/holds/x/post" else True,
-            ):
-                problem(post(client, path, good | {name: wrong}, key("bad")), 400)
-    if "amount" in good and path != "/v1/accounts/1/adjustments":
+        for wrong in (5.0, 0, True, [], "x" * 101):
+            problem(post(client, path, good | {name: wrong}, key("bad")), 400)
+    for wrong in ("1e2", "--1", "-", "5.001", "123456789", " 5", "٥", ""):
+        if "amount" in good:
+            problem(post(client, path, good | {"amount": wrong}, key("bad")), 400)
+    if "reference" in good:
+        problem(post(client, path, good | {"reference": "a b"}, key("bad")), 400)
+    if path == "/v1/accounts/1/adjustments":
+        problem(post(client, path, good | {"reason": "a\nb"}, key("bad")), 400)
+    elif "amount" in good:
         problem(post(client, path, good | {"amount": "-5"}, key("bad")), 400)
-    for name, text_ in (("reference", "a b"), ("reference", "x" * 101), ("reason", "x" * 101), ("reason", "a\nb")):
-        if name in good or (name == "reference" and path.rpartition("/")[2] not in ("refund", "void")):
-            problem(post(client, path, good | {name: text_}, key("bad")), 400)
     assert len(table(house.engine, "api_idempotency_requests")) == count
 
 
@@ -428,13 +417,7 @@ def test_a_movement_that_was_given_up_says_so(house: House, client: httpx.Client
     body = {"amount": "5"}
     path = f"/v1/accounts/{account(house)}/recharges"
     assert post(client, path, body, name).status_code == 202
-    with house.engine.begin() as connection:
-        moment = "2020-01-01 00:00:00.000000"
-        connection.execute(
-            text("UPDATE api_idempotency_requests SET accepted_at = :at WHERE request_key = :key"),
-            {"at": moment, "key": name},
-        )
-    assert time_out_once(house.engine, after_s=60) >= 1
+    assert time_out_once(house.engine, timeout_s=0) >= 1
     told = client.get(f"/v1/movements/{name}").json()
     assert (told["status"], told["reason"], told["kind"], told["request_key"]) == (
         "dead",
@@ -452,7 +435,7 @@ def test_an_archived_movement_is_answered_byte_for_byte(house: House, client: ht
         settled(client, post(client, path, body, name))
     first = post(client, path, body, name)
     assert first.status_code == 200
-    archive_once(house.engine, older_than_s=-60)
+    archive_once(house.engine, older_than_s=-3600)
     (row,) = [it for it in table(house.engine, "api_idempotency_requests") if it["request_key"] == name]
     assert row["result"] is None
     assert post(client, path, body, name).content == first.content

@@ -23,6 +23,7 @@ from litestar.params import HeaderParameter
 from tombola.producers.domain import contract
 from tombola.producers.domain.contract import MovementResult, parse_movement_result
 from tombola.producers.domain.errors import DrawError, IdempotencyKeyReused, InvalidRequest
+from tombola.producers.domain.keys import check_request_key
 from tombola.producers.gateway.admission import needs
 from tombola.producers.gateway.bodies import request_key_of, strictly
 from tombola.producers.gateway.document import MOVEMENT_PROBLEMS
@@ -105,10 +106,10 @@ def movement(
 
 
 async def read(request: Request[Any, Any, Any], decode: Callable[[bytes], B]) -> Asked[B]:
-    """The request's body and key. Raises InvalidRequest."""
+    """The request's body and key. Raises InvalidRequest, or InvalidKey."""
     body = strictly(decode, await request.body())
     given: bytes | None = request.scope["given"].get(b"idempotency-key")  # type: ignore[typeddict-item]
-    key = request_key_of(given, is_required=True)
+    key = check_request_key(request_key_of(given, is_required=True))
     if key in KEYS_WITHOUT_PATH:
         raise InvalidRequest(f"{key!r} cannot be a request key here: it is no part of a path")
     return Asked(gateway_of(request), holder_of(request), body, key, request.path_params)
