@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -131,48 +131,39 @@ class ApiKey(NamedTuple):
         return Bounds.parse(self.accounts, self.user_prefix)
 
 
-# Records that a key was made or revoked, in the same transaction: called with the key's id and its caller.
-Record = Callable[[Connection, str, str], None]
-
-
-def _no_record(_connection: Connection, _key_id: str, _caller: str) -> None:
-    """Record nothing."""
-
-
 def add(
-    engine: Engine,
+    database: Engine | Connection,
     caller: str,
     bounds: Bounds = NO_BOUNDS,
     *,
     scopes: Iterable[str] = SCOPES_DEFAULT,
     expires_at: datetime | None = None,
-    record: Record = _no_record,
 ) -> str:
     """Make a key for `caller`, and return it; its secret is shown this once and never again.
 
-    Raises InvalidRequest for a `caller` that is not a valid name, for unknown `scopes`, and for an `expires_at` in the
-    past.
+    An Engine commits it, a Connection leaves that to its transaction. Raises InvalidRequest for a `caller` that is not
+    a valid name, for unknown `scopes`, and for an `expires_at` in the past.
     """
     check_caller(caller)
-    allowed = checked_scopes(scopes)
+    if isinstance(database, Engine):
+        with database.begin() as connection:
+            return add(connection, caller, bounds, scopes=scopes, expires_at=expires_at)
+    allowed, now = checked_scopes(scopes), clock.now(database)
+    if expires_at is not None and expires_at <= now:
+        raise InvalidRequest(f"a key cannot expire in the past: it is {now:%Y-%m-%d %H:%M} UTC")
     key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
-    with engine.begin() as connection:
-        now = clock.now(connection)
-        if expires_at is not None and expires_at <= now:
-            raise InvalidRequest(f"a key cannot expire in the past: it is {now:%Y-%m-%d %H:%M} UTC")
-        connection.execute(
-            insert(table).values(
-                key_id=key_id,
-                caller=caller,
-                secret_sha256=_hash(secret),
-                created_at=now,
-                accounts=bounds.accounts_text or None,
-                user_prefix=bounds.user_prefix or None,
-                scopes=scopes_text(allowed),
-                expires_at=expires_at,
-            )
+    database.execute(
+        insert(table).values(
+            key_id=key_id,
+            caller=caller,
+            secret_sha256=_hash(secret),
+            created_at=now,
+            accounts=bounds.accounts_text or None,
+            user_prefix=bounds.user_prefix or None,
+            scopes=scopes_text(allowed),
+            expires_at=expires_at,
         )
-        record(connection, key_id, caller)
+    )
     return f"{PREFIX}_{key_id}_{secret}"
 
 
@@ -183,19 +174,26 @@ def list_all(engine: Engine) -> list[ApiKey]:
         return [ApiKey(*row)._replace(scopes=scopes_text(_scopes(row.scopes))) for row in rows]
 
 
-def revoke(engine: Engine, key_id: str, *, record: Record = _no_record) -> None:
-    """Revoke a key. Raises InvalidRequest for an unknown key; revoking a key twice changes nothing."""
-    key_id = key_id.removeprefix(f"{PREFIX}_")[:16]
+def revoke(database: Engine | Connection, key_id: str) -> str | None:
+    """Revoke a key, by its id or as a whole; return its caller, or None if it was revoked already.
+
+    An Engine commits it, as in `add`. Raises InvalidRequest for an unknown key.
+    """
+    if isinstance(database, Engine):
+        with database.begin() as connection:
+            return revoke(connection, key_id)
+    key_id = id_of(key_id)
     mine = table.c.key_id == key_id
-    with engine.begin() as connection:
-        caller = connection.execute(select(table.c.caller).where(mine)).scalar()
-        if caller is None:
-            raise InvalidRequest(f"there is no API key {key_id}: `tombola api-key list` shows all keys")
-        revoked_at = clock.now(connection)
-        if connection.execute(
-            update(table).where(mine, table.c.revoked_at.is_(None)).values(revoked_at=revoked_at)
-        ).rowcount:
-            record(connection, key_id, caller)
+    caller: str | None = database.execute(select(table.c.caller).where(mine)).scalar()
+    if caller is None:
+        raise InvalidRequest(f"there is no API key {key_id}: `tombola api-key list` shows all keys")
+    revoking = update(table).where(mine, table.c.revoked_at.is_(None)).values(revoked_at=clock.now(database))
+    return caller if database.execute(revoking).rowcount else None
+
+
+def id_of(api_key: str) -> str:
+    """The id in a key, or in the beginning of a key as it is listed."""
+    return api_key.removeprefix(f"{PREFIX}_")[:16]
 
 
 def is_api_key(text: str) -> bool:

@@ -82,6 +82,7 @@ GRANTS: Final[Mapping[str, Grants]] = {
         "auditor": READ,
     },
     "operators": {
+        "worker": "SELECT (name, role)", "auditor": "SELECT (name, role)",
         "console": "SELECT, UPDATE (password_hash)",
         "operator": "SELECT, INSERT, UPDATE (role, password_hash), DELETE",
     },

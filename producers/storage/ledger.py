@@ -134,7 +134,7 @@ def get_lottery_session_transactions(lottery_session_id: str, *, engine: Engine)
 def find_account(connection: Connection, account_id: int) -> Account | None:
     """The account with its current balance; None where it does not exist."""
     row = connection.execute(_ACCOUNTS.where(accounts.c.id == account_id)).first()
-    return None if row is None else Account(*row)
+    return None if row is None else Account._make(row)
 
 
 def accounts_of_user(connection: Connection, user_id: int, *, after_id: int = 0, rows_max: int) -> list[Account]:
@@ -145,7 +145,7 @@ def accounts_of_user(connection: Connection, user_id: int, *, after_id: int = 0,
         .order_by(accounts.c.id + 0)
         .limit(rows_max)
     )
-    return [Account(*row) for row in found]
+    return [Account._make(row) for row in found]
 
 
 # What an account has and holds, in one query.
@@ -180,7 +180,7 @@ def open_holds(connection: Connection, account_id: int, *, rows_max: int) -> lis
         .order_by(holds.c.expires_at, holds.c.hold_key)
         .limit(rows_max)
     )
-    return [Hold(*row) for row in found]
+    return [Hold._make(row) for row in found]
 
 
 def users_of(connection: Connection, account_ids: Sequence[int]) -> dict[int, int]:

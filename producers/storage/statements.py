@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, ScalarSelect, func, select
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, func, select
 
 from tombola.producers.storage import clock
 from tombola.producers.storage.ledger import with_key
@@ -96,7 +96,7 @@ def _boundary(connection: Connection, account_id: int, moment: datetime | None) 
     return (1, Decimal("0.00")) if row is None else (row.transaction_id + 1, row.balance_after)
 
 
-def _row(connection: Connection, id: ScalarSelect[Any]) -> Row[Any] | None:
+def _row(connection: Connection, id: ScalarSelect[Any]) -> Any:
     return connection.execute(
         select(table.c.transaction_id, table.c.balance_before, table.c.balance_after).where(
             table.c.transaction_id == id

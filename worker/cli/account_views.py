@@ -34,9 +34,11 @@ def account_list(
     as_json: JsonOption = False,
 ) -> None:
     """List a user's accounts."""
-    found = _read(
-        engine_of(), lambda connection: ledger.accounts_of_user(connection, user, after_id=after, rows_max=limit)
-    )
+
+    def find(connection: Connection) -> list[Account]:
+        return ledger.accounts_of_user(connection, user, after_id=after, rows_max=limit)
+
+    found = _read(engine_of(), find)
     if as_json:
         print_json(msgspec.json.encode([views.account(it) for it in found]))
         return

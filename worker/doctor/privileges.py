@@ -19,9 +19,10 @@ MISSING: Final = 1146
 def look_at_privileges(connection: Connection) -> Verdict:
     """Ask the server, statement by statement: grants may come from roles, wildcards and columns alike.
 
-    EXPLAIN needs the privileges of the statement that it explains, and executes nothing; the doctor's sessions cannot
-    write either.
+    EXPLAIN needs the privileges of the statement that it explains, and executes nothing.
     """
+    # The doctor's sessions only read: there the server would refuse an UPDATE whatever the user may do.
+    connection.exec_driver_sql("START TRANSACTION READ WRITE")
     found = [f"{what} {name}" for name in APPEND_ONLY for what in _allowed(connection, name)]
     if found:
         return warn(
@@ -49,6 +50,6 @@ def _is_allowed(connection: Connection, statement: str) -> bool:
             raise CannotLook("there are no tables yet") from error
         if error.connection_invalidated or not isinstance(code, int):
             raise
-        # Any other refusal, such as that of a NULL or of a session that only reads, comes after that of the user.
+        # Any other refusal, such as that of a NULL, comes after that of the user.
         return code not in DENIED
     return True
