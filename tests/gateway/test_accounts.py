@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
@@ -212,19 +213,19 @@ def test_the_same_from_the_shell(house: House, account: int, monkeypatch: pytest
 
     whole = own_rows(house, account)
     assert f" {account} " in tombola("account", "list", "--user", USER)
-    assert f'"account_id": {account}' in tombola("account", "list", "--user", USER, "--json")
+    assert account in [it["account_id"] for it in json.loads(tombola("account", "list", "--user", USER, "--json"))]
     newest = tombola("account", "history", account, "--limit", 3)
     assert [str(row["transaction_id"]) in newest for row in whole[-4:]] == [False, True, True, True]
     assert whole[-1]["idempotency_key"] in newest
     older = tombola("account", "history", account, "--limit", 1, "--before", whole[-1]["transaction_id"], "--json")
-    assert f'"transaction_id": {whole[-2]["transaction_id"]},' in older
+    assert [it["transaction_id"] for it in json.loads(older)] == [whole[-2]["transaction_id"]]
     said = tombola("account", "statement", account, "--from", LONG_AGO)
     assert "opening balance  0.00" in said
     assert f"closing balance  {whole[-1]['balance_after'] / 100:.2f}" in said
     lines = list(csv.DictReader(io.StringIO(tombola("account", "statement", account, "--from", LONG_AGO, "--csv"))))
     assert len(lines) == len(whole) + 2
     told = tombola("account", "statement", account, "--from", LONG_AGO, "--until", "2026-01-02", "--json")
-    assert '"is_final": true' in told
+    assert json.loads(told)["is_final"]
     with pytest.raises(AccountNotFound):
         tombola("account", "history", 471147)
     with pytest.raises(InvalidRequest):

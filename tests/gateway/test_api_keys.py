@@ -419,6 +419,8 @@ def test_the_document_says_which_scope_a_route_needs(closed_gateway: Gateway) ->
     assert paths["/v1/draws/{session_id}"]["get"]["security"] == [{"api-key": ["read"]}]
     assert paths["/v1/accounts/{account_id}/statement"]["get"]["security"] == [{"api-key": ["read"]}]
     assert paths["/v1/campaigns"]["get"]["security"] == [{}]
+    kinds = paths["/v1/accounts/{account_id}/statement"]["get"]["responses"]["200"]["content"]
+    assert kinds.keys() == {"application/json", "text/csv"}
     assert "missing-scope" in paths["/v1/draws"]["post"]["responses"]["403"]["description"]
 
 

@@ -18,10 +18,11 @@ from tombola.producers.domain.errors import AccountNotFound, IdempotencyKeyReuse
 from tombola.producers.storage import api_keys
 from tombola.producers.storage.engines import open_engine
 from tombola.worker.audit import audit
+from tombola.worker.audit.on_record import API_KEY_ADD
 from tombola.worker.cli import app
 from tombola.worker.ledger import accounts
 from tombola.worker.operators import actions, once
-from tombola.worker.operators.actions import Action
+from tombola.worker.operators.actions import Act, Action, act_once
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Settled
 from tombola.worker.settle.rules import Rules
@@ -217,6 +218,6 @@ def test_a_key_that_is_not_on_record_is_not_made(engine: Engine) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        CliRunner().invoke(app, ["api-key", "add", "shop"], catch_exceptions=False)
+        act_once(engine, Act.of(API_KEY_ADD, {}), lambda it: {"key_id": api_keys.id_of(api_keys.add(it, "shop"))})
     event.remove(engine, "before_cursor_execute", fail)
     assert api_keys.list_all(engine) == []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from litestar import Request, Response, get
 from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, OpenAPIType, Operation, Schema
 from litestar.params import Parameter, QueryParameter
 from litestar.response import Stream
 from sqlalchemy import Connection
@@ -44,6 +46,17 @@ Format = Annotated[
     str | None,
     QueryParameter(name="format", pattern="^(json|csv)$", required=False, description="As the header `Accept` says."),
 ]
+
+
+@dataclass
+class StatementOperation(Operation):
+    """The operation in the OpenAPI document, which answers in a second media type."""
+
+    def __post_init__(self) -> None:
+        answer = (self.responses or {})["200"]
+        assert isinstance(answer, OpenAPIResponse)
+        assert answer.content is not None
+        answer.content[CSV_TYPE] = OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))
 
 
 @get(
@@ -102,6 +115,7 @@ async def list_account_transactions(
     "/v1/accounts/{account_id:str}/statement",
     opt=needs("read"),
     operation_id="getStatement",
+    operation_class=StatementOperation,
     summary="The statement of an account",
     description="The opening balance of a period, its ledger rows, and its closing balance, which add up. As JSON in "
     "pages; as CSV whole, with `Accept: text/csv` or `?format=csv`.",
@@ -125,7 +139,7 @@ async def show_statement(
     if (format or ("csv" if CSV_TYPE in request.headers.get("accept", "") else "json")) == "csv":
         gateway.admission.begin_wait(request.scope)
         headers = {"Content-Disposition": f'attachment; filename="statement-{account_id}.csv"'}
-        return Stream(_csv(gateway, account, period, found), media_type=f"{CSV_TYPE}; charset=utf-8", headers=headers)
+        return Stream(_csv(gateway, account, period, found), media_type=CSV_TYPE, headers=headers)
     start = max(after, found.first_id - 1)
     rows, next_after = views.page(await _rows(gateway, account, start, found.end_id, limit + 1), limit)
     return Response(views.statement(account, period, found, rows, next_after))

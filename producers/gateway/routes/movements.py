@@ -37,6 +37,7 @@ from tombola.producers.gateway.service import gateway_of, holder_of
 from tombola.producers.openings import Opening
 from tombola.producers.storage import accounts
 from tombola.producers.storage.requests import SessionState
+from tombola.producers.telemetry import tracing
 
 KeyPath = Annotated[str, Parameter(pattern=KEY_PATTERN, min_length=1, max_length=64)]
 
@@ -143,9 +144,9 @@ async def open_account(request: Request[Any, Any, Any]) -> Response[Any]:
         if account_id is None:
             raise OutOfBounds
         await gateway.must_be_within_bounds(holder, account_id)
-    opened = await gateway.open_account(
-        Opening(it.user_id, it.asset_code, it.amount, asked.key, it.reference, holder.caller)
-    )
+    opening = Opening(it.user_id, it.asset_code, it.amount, asked.key, it.reference, holder.caller)
+    with tracing.serving("POST /v1/accounts", request.scope["headers"]):
+        opened = await gateway.open_account(opening)
     answer, ticket, body = opened.recharge, None, None
     location = f"/v1/accounts/{opened.account_id}"
     if answer is not None:
