@@ -16,6 +16,7 @@ from tombola.producers.domain.errors import AccountNotFound, IdempotencyKeyReuse
 from tombola.producers.domain.money import AMOUNT_MAX, CENT
 from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage import clock
+from tombola.producers.storage.accounts import insert_empty
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.operators import actions
@@ -114,9 +115,7 @@ def add(
         mine = (accounts.c.user_id == user) & (accounts.c.asset_code == asset_code)
         if user_id is not None and connection.execute(select(accounts.c.id).where(mine)).first() is not None:
             raise InvalidRequest(f"user {user} has a {asset_code} account already")
-        now = clock.now(connection)
-        values = {"user_id": user, "asset_code": asset_code, "balance": Decimal(0), "created_at": now}
-        connection.execute(insert(accounts).values(**values, updated_at=now))
+        insert_empty(connection, user, asset_code, clock.now(connection))
         account = connection.execute(select(accounts).where(mine)).one()
         opening_key = row_key or (keys.make_standalone_key(RECHARGE, account.id) if balance else None)
         if opening_key is not None:
