@@ -94,6 +94,18 @@ def _create_blocks() -> None:
         **TABLE_OPTIONS,
     )
     repeatable.create_index("idx_house_account", "books_house", ["account", "asset_code", "block"])
+    repeatable.create_table(
+        "books_head",
+        sa.Column("name", key(16), nullable=False, comment="always `head`"),
+        sa.Column("seen", sa.Text(), nullable=False, comment="JSON: when which transaction_id was the highest"),
+        sa.Column(
+            "peaks", sa.Text(), nullable=False, comment="JSON: the tree over all blocks, as its perfect subtrees"
+        ),
+        sa.Column("checkpoint", sa.Text(), nullable=True, comment="the last signed head; null: no key signs"),
+        sa.Column("checkpoint_at", TIME, nullable=True),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_books_head")),
+        **TABLE_OPTIONS,
+    )
 
 
 def _create_snapshots() -> None:
@@ -117,7 +129,7 @@ def _create_snapshots() -> None:
 def downgrade() -> None:
     if not op.get_context().as_sql and repeatable.has_table("books_blocks"):
         _refuse_to_forget_books(op.get_bind())
-    for table in ("books_snapshots", "books_house", "books_blocks", "account_holds"):
+    for table in ("books_snapshots", "books_head", "books_house", "books_blocks", "account_holds"):
         repeatable.drop_table(table)
     for column in reversed(_api_key_columns()):
         repeatable.drop_column("api_keys", column.name)
