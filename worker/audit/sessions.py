@@ -7,7 +7,7 @@ streamed in the order of their ids.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from decimal import Decimal
 from itertools import groupby
 from typing import Any, Final, NamedTuple
@@ -18,7 +18,7 @@ from tombola.producers.domain import operations
 from tombola.producers.domain.campaigns.pulls import CONSUME
 from tombola.producers.domain.campaigns.record import read_draw_notes
 from tombola.producers.domain.campaigns.scene import Versions
-from tombola.producers.domain.contract import Request, parse_result_head
+from tombola.producers.domain.contract import Request, Row, parse_result_head
 from tombola.producers.domain.draw import Wheels
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.domain.operations.operation import Rejection, Written
@@ -128,11 +128,20 @@ class _Session:
         pairs = [pair for pair in pairs if pair.row_transaction_id is not None]
         self._granted = drawings.granted
         rows = [_Row(connection, pair) for pair in pairs]
-        self.written = Written(self.request.status, rows, drawings.wheels, drawings.versions)
+        self.written = Written(self.request.status, rows, drawings.wheels, drawings.versions, self._rows_of)
         # A request that old code has charged: answered from its rows, which do not say how it was drawn.
         self.is_old = bool(pairs) and all(
             old.wrote(pair.row_transaction_id, pair.row_idempotency_key, pair.row_notes) for pair in pairs
         )
+
+    def _rows_of(self, ledger_key: str) -> Sequence[Row]:
+        """The ledger rows under a ledger key, of whatever session; a query for each request that asks."""
+        key = transactions.c.idempotency_key
+        asked = select(*_LEDGER).where(key > f"{ledger_key}:", key < f"{ledger_key};")
+        # On a connection of its own: this one has a stream under way.
+        with self._connection.engine.connect().execution_options(read_only=True) as connection:
+            rows = connection.execute(asked.order_by(transactions.c.transaction_id)).all()
+        return [_Row(self._connection, row) for row in rows]
 
     def check(self) -> Iterator[Violation]:
         subject = f"request {self.request.request_key}"
@@ -148,7 +157,7 @@ class _Session:
             asked = request_of(self.request)
         except Exception as error:
             yield "I10", iter([_cannot_be_checked(error)])
-            yield "I11", self._whole(None)
+            yield "I11", self._whole(None, self.request.request_key)
             return
         operation = operations.operation_of(asked)
         for invariant, wrong in operation.check(asked, self.written).items():
@@ -156,8 +165,9 @@ class _Session:
                 yield invariant, wrong
         yield "I10", self._answered(asked)
         needs = operation.needs(asked, self.written.wheels)
-        # Prizes of a campaign may go to further accounts of the user: worker.audit.issued checks whose they are.
-        yield "I11", self._whole(None if needs.campaign else needs.accounts)
+        # Prizes of a campaign may go to further accounts of the user: worker.audit.issued checks whose they are. The
+        # operation itself checks the accounts of requests that read the rows of others.
+        yield "I11", self._whole(None if needs.campaign or needs.rows_of else needs.accounts, asked.ledger_key)
         if needs.campaign and self.written.is_completed:
             yield "I7", self._count_prizes(needs.campaign)
 
@@ -175,7 +185,7 @@ class _Session:
                 self._granted.update((campaign, it) for it in notes.prizes if it in prizes and prizes[it].is_stocked)
         yield from ()
 
-    def _whole(self, accounts: Collection[int] | None) -> Iterator[str]:
+    def _whole(self, accounts: Collection[int] | None, ledger_key: str) -> Iterator[str]:
         """I11 for requests of every kind; the operation checks the rest.
 
         `accounts` are the accounts that the request may touch, None where the request cannot be read.
@@ -188,7 +198,7 @@ class _Session:
         if accounts is not None and any(row.account_id not in accounts for row in rows):
             yield "its session moves another account"
         keys = [row.idempotency_key for row in rows]
-        if not self.is_old and any(key is None or not key.startswith(f"{self.request.request_key}:") for key in keys):
+        if not self.is_old and any(key is None or not key.startswith(f"{ledger_key}:") for key in keys):
             yield f"its session holds foreign rows: {keys}"
 
     def _answered(self, asked: Request) -> Iterator[str]:
