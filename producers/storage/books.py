@@ -40,8 +40,8 @@ def sealed_from(connection: Connection, number: int, *, rows_max: int) -> list[S
 
 def block_hashes(connection: Connection) -> Iterator[tuple[int, str]]:
     """Number and stored hash of every block, in their order."""
-    for number, hash in connection.execute(select(blocks.c.number, blocks.c.hash).order_by(blocks.c.number)):
-        yield number, hash
+    rows = connection.execute(select(blocks.c.number, blocks.c.hash).order_by(blocks.c.number))
+    yield from ((number, hash) for number, hash in rows)
 
 
 def house_balances(connection: Connection) -> dict[HouseAccount, Decimal]:

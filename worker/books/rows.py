@@ -33,23 +33,30 @@ class Range(NamedTuple):
     last_id: int
 
 
-def read_leaves(connection: Connection, ids: Range) -> bytes:
-    """The leaves of the rows in this range by transaction_id, concatenated; at most ROWS_MAX rows.
+class Hashed(NamedTuple):
+    """The number of rows in a range, and their leaves by transaction_id, concatenated."""
 
-    Raises InternalError where the server returns less than it has hashed.
-    """
+    count: int
+    leaves: bytes
+
+    def whole(self) -> bytes:
+        """The leaves; raises InternalError where the server has returned less than it hashed."""
+        if len(self.leaves) != self.count * LEAF_BYTES:
+            raise InternalError(
+                f"the database returns {len(self.leaves):,} bytes of the leaves of {self.count:,} rows: is "
+                f"max_allowed_packet less than {_CONCAT_BYTES:,}?"
+            )
+        return self.leaves
+
+
+def read_leaves(connection: Connection, ids: Range) -> Hashed:
+    """Count and hash the rows in this range. Beyond ROWS_MAX rows the leaves are cut off."""
     if connection.dialect.name == "sqlite":
-        rows = connection.execute(_stored_rows(ids))
-        return b"".join(leaves.leaf(list(map(_text, FIELDS, row))) for row in rows)
+        found = [leaves.leaf(list(map(_text, FIELDS, row))) for row in connection.execute(_stored_rows(ids))]
+        return Hashed(len(found), b"".join(found))
     connection.execute(text(f"SET SESSION group_concat_max_len = {_CONCAT_BYTES}"))
-    row = connection.execute(_HASHED, {"first": ids.first_id, "last": ids.last_id}).one()
-    found: bytes = row.leaves or b""
-    if len(found) != row.count * LEAF_BYTES:
-        raise InternalError(
-            f"the database returns {len(found):,} bytes of the leaves of {row.count:,} rows: is max_allowed_packet "
-            f"less than {_CONCAT_BYTES:,}?"
-        )
-    return found
+    count, hashed = connection.execute(_HASHED, {"first": ids.first_id, "last": ids.last_id}).one()
+    return Hashed(count, hashed or b"")
 
 
 def read_groups(connection: Connection, ids: Range, rules: Rules, old: OldRows) -> list[Group]:
@@ -125,5 +132,6 @@ def _printed(field: str) -> str:
 
 _HASHED: Final = text(
     f"SELECT COUNT(*) AS count, GROUP_CONCAT(UNHEX(SHA2(CONCAT(X'00', {', '.join(map(_printed, FIELDS))}), 256)) "
-    "ORDER BY transaction_id SEPARATOR '') AS leaves FROM asset_transactions WHERE transaction_id BETWEEN :first AND :last"
+    "ORDER BY transaction_id SEPARATOR '') AS leaves "
+    "FROM asset_transactions WHERE transaction_id BETWEEN :first AND :last"
 )
