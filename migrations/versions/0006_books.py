@@ -102,7 +102,8 @@ def _create_blocks() -> None:
             "peaks", sa.Text(), nullable=False, comment="JSON: the tree over all blocks, as its perfect subtrees"
         ),
         sa.Column("checkpoint", sa.Text(), nullable=True, comment="the last signed head; null: no key signs"),
-        sa.Column("checkpoint_at", TIME, nullable=True),
+        sa.Column("checkpoint_at", TIME, nullable=True, comment="when it was signed"),
+        sa.Column("anchored_at", TIME, nullable=True, comment="when a checkpoint was last written outside"),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_books_head")),
         **TABLE_OPTIONS,
     )

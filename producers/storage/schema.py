@@ -443,7 +443,8 @@ books_head = Table(
     Column("seen", Text, nullable=False, comment="JSON: when which transaction_id was the highest"),
     Column("peaks", Text, nullable=False, comment="JSON: the tree over all blocks, as its perfect subtrees"),
     Column("checkpoint", Text, comment="the last signed head; null: no key signs"),
-    Column("checkpoint_at", UtcTime),
+    Column("checkpoint_at", UtcTime, comment="when it was signed"),
+    Column("anchored_at", UtcTime, comment="when a checkpoint was last written outside"),
     PrimaryKeyConstraint("name"),
     **TABLE_OPTIONS,
 )

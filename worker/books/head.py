@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
 from tombola.producers.domain.books.merkle import Peaks
 from tombola.producers.storage.books import HEAD
@@ -29,12 +29,16 @@ class Seen(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The head's row. `checkpoint` is the last signed head, None where no key signs."""
+    """The head's row. `checkpoint` is the last signed head, None where no key signs.
+
+    `anchored_at` is when a checkpoint was last written outside; None for never.
+    """
 
     seen: tuple[Seen, ...] = ()
     peaks: Peaks = Peaks()
     checkpoint: str | None = None
     checkpoint_at: datetime | None = None
+    anchored_at: datetime | None = None
 
     def with_watermark(self, highest: int, now: datetime, after: timedelta) -> Head:
         """This head with what is seen now, without the watermarks that a later one of `after` ago makes superfluous.
@@ -61,7 +65,7 @@ def highest_id(connection: Connection) -> int:
 def read(connection: Connection) -> Head:
     """The head, without a lock."""
     row = connection.execute(select(table).where(table.c.name == HEAD)).mappings().first()
-    return Head() if row is None else _head(row["seen"], row["peaks"], row["checkpoint"], row["checkpoint_at"])
+    return Head() if row is None else _head(row)
 
 
 def lock(connection: Connection) -> Head | None:
@@ -69,7 +73,7 @@ def lock(connection: Connection) -> Head | None:
     query = select(table).where(table.c.name == HEAD).with_for_update(skip_locked=True)
     row = connection.execute(query).mappings().first()
     if row is not None:
-        return _head(row["seen"], row["peaks"], row["checkpoint"], row["checkpoint_at"])
+        return _head(row)
     if connection.execute(select(table.c.name).where(table.c.name == HEAD)).first() is not None:
         return None
     head = Head()
@@ -88,14 +92,16 @@ def _values(head: Head) -> dict[str, object]:
         "peaks": msgspec.json.encode((head.peaks.size, [it.hex() for it in head.peaks.hashes])).decode(),
         "checkpoint": head.checkpoint,
         "checkpoint_at": head.checkpoint_at,
+        "anchored_at": head.anchored_at,
     }
 
 
-def _head(seen: str, peaks: str, checkpoint: str | None, checkpoint_at: datetime | None) -> Head:
-    size, hashes = msgspec.json.decode(peaks, type=tuple[int, list[str]])
+def _head(row: RowMapping) -> Head:
+    size, hashes = msgspec.json.decode(row["peaks"], type=tuple[int, list[str]])
     return Head(
-        msgspec.json.decode(seen, type=tuple[Seen, ...]),
+        msgspec.json.decode(row["seen"], type=tuple[Seen, ...]),
         Peaks(size, tuple(map(bytes.fromhex, hashes))),
-        checkpoint,
-        checkpoint_at,
+        row["checkpoint"],
+        row["checkpoint_at"],
+        row["anchored_at"],
     )

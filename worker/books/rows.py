@@ -73,14 +73,14 @@ def read_groups(connection: Connection, ids: Range, rules: Rules, old: OldRows) 
         _is_old(old).label("is_old"),
     )
     query = (
-        select(*columns, func.sum(rows.delta_amount))
+        select(*columns, func.sum(rows.delta_amount), func.count())
         .select_from(transactions.outerjoin(requests, own_request))
         .where(rows.transaction_id.between(*ids))
         .group_by(*columns)
     )
     return [
-        Group(business_type, asset_code, campaign, channel, bool(is_old), delta or Decimal(0))
-        for business_type, asset_code, campaign, channel, is_old, delta in connection.execute(query)
+        Group(business_type, asset_code, campaign, channel, bool(is_old), delta or Decimal(0), count)
+        for business_type, asset_code, campaign, channel, is_old, delta, count in connection.execute(query)
     ]
 
 

@@ -14,15 +14,17 @@ delta is the negative of the row's. The house's accounts have names, and no rows
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Final, NamedTuple
 
+from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.domain.operations.movements import check_channel
+
 CAMPAIGN: Final = "{campaign}"
 CHANNEL: Final = "{channel}"
 CHANNEL_PREFIX: Final = "channel="
-CHANNEL_LENGTH_MAX: Final = 64
+CHANNEL_LENGTH_MAX: Final = 64  # read so much of a word at most
 UNKNOWN: Final = "house/unknown"
 LEGACY: Final = "house/legacy"
 CENT: Final = Decimal("0.01")
@@ -30,14 +32,13 @@ CENT: Final = Decimal("0.01")
 Rules = Mapping[str, str]  # operations.house_accounts(): the account by business type, "" for rows without one
 HouseAccount = tuple[str, str]  # its name, and an asset
 
-_is_channel = re.compile(rf"[A-Za-z0-9._-]{{1,{CHANNEL_LENGTH_MAX}}}").fullmatch
-
 
 class Group(NamedTuple):
     """The sum of ledger rows that are alike in all that their house account depends on.
 
     `campaign` is that of their requests, empty where they have none. `channel` is the word after `channel=` in their
-    notes, empty for rows without. `is_old` says that old code has written them (`tombola legacy`).
+    notes, empty for rows without. `is_old` says that old code has written them (`tombola legacy`). `rows` is their
+    number.
     """
 
     business_type: str
@@ -46,6 +47,7 @@ class Group(NamedTuple):
     channel: str
     is_old: bool
     delta: Decimal
+    rows: int = 1
 
 
 def campaign_types(rules: Rules) -> list[str]:
@@ -75,6 +77,14 @@ def account_of(group: Group, rules: Rules, default_campaign: str) -> str:
         return LEGACY if group.is_old else UNKNOWN
     channel = f"/{group.channel}" if _is_channel(group.channel) else ""
     return template.replace(CAMPAIGN, group.campaign or default_campaign).replace(f"/{CHANNEL}", channel)
+
+
+def _is_channel(text: str) -> bool:
+    try:
+        check_channel(text)
+    except InvalidRequest:
+        return False
+    return bool(text)
 
 
 def sums(groups: Iterable[Group], rules: Rules, default_campaign: str) -> dict[HouseAccount, Decimal]:
