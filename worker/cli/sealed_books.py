@@ -111,7 +111,7 @@ def _show(found: TrialBalance) -> None:
 
 @group.command()
 def seal() -> None:
-    """Seal all ledger rows that are old enough, sign the head, write it outside; the relay and beat do so by themselves."""
+    """Seal all ledger rows that are old enough, sign the head and write it outside, as a relay does every second."""
     settings = settings_with("database_url")
     sealer = Sealer.from_settings(settings)
     try:
@@ -127,7 +127,7 @@ def seal() -> None:
 def key(
     name: Annotated[str, typer.Argument(help="A name that belongs to you, such as shop.example/books.")],
 ) -> None:
-    """Make a key that signs the head of the books. Prints it once: the secret for TOMBOLA_BOOKS_KEY, and the public key."""
+    """Make a key that signs the head of the books. Prints the secret for TOMBOLA_BOOKS_KEY, and the public key."""
     made = PrivateKey.make(name)
     out.print(f"TOMBOLA_BOOKS_KEY={escape(made.text)}", soft_wrap=True)
     out.print(f"public key: {escape(made.public.text)}", soft_wrap=True)
