@@ -25,8 +25,8 @@ from tombola.worker.ledger import accounts
 
 LEDGER, BLOCKS, HOUSE, HEAD = "asset_transactions", "books_blocks", "books_house", "books_head"
 COLUMNS = (
-    "transaction_id, account_id, business_id, lottery_session_id, idempotency_key, business_type, asset_code, delta_amount, "
-    "balance_before, balance_after, notes, created_at, updated_at"
+    "transaction_id, account_id, business_id, lottery_session_id, idempotency_key, business_type, asset_code, "
+    "delta_amount, balance_before, balance_after, notes, created_at, updated_at"
 )
 Forge = Callable[..., None]
 
