@@ -361,7 +361,7 @@ def test_a_snapshot_is_of_past_days_and_of_accounts_that_moved(
         connection.execute(update(books_blocks).values(sealed_at=datetime.now(UTC) - timedelta(days=1)))
     yesterday = len(blocks_of(engine))
     with engine.connect().execution_options(read_only=True) as connection:
-        balances = dict(connection.execute(select(accounts.c.id, accounts.c.balance)).tuples().all())
+        balances = {row.id: row.balance for row in connection.execute(select(accounts.c.id, accounts.c.balance))}
     recharge(engine, 1, Decimal(7))
     seal_all(engine)
     parts = 0

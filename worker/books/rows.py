@@ -10,7 +10,19 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, case, false, func, literal, not_, select, text, type_coerce
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    case,
+    func,
+    literal,
+    literal_column,
+    not_,
+    select,
+    text,
+    type_coerce,
+)
 from sqlalchemy.types import NullType
 
 from tombola.producers.domain.books import house, leaves
@@ -65,15 +77,18 @@ def read_groups(connection: Connection, ids: Range, rules: Rules, old: OldRows) 
     has_campaign = rows.business_type.in_(house.campaign_types(rules))
     # Only rows whose account depends on it look up their request: that is a read of an index for each row.
     own_request = and_(requests.c.lottery_session_id == rows.lottery_session_id, has_campaign)
-    columns = (
+    columns = [
         rows.business_type,
         rows.asset_code,
         func.coalesce(requests.c.campaign, "").label("campaign"),
         _channel(rules).label("channel"),
-        _is_old(old).label("is_old"),
-    )
+    ]
+    is_old: ColumnElement[bool] = literal_column("0").label("is_old")
+    if old is not OldRows.NONE:
+        is_old = not_(old.new_rows()).label("is_old")
+        columns.append(is_old)  # a constant must not stand in GROUP BY: it would be the number of a column
     query = (
-        select(*columns, func.sum(rows.delta_amount), func.count())
+        select(*columns[:4], is_old, func.sum(rows.delta_amount), func.count())
         .select_from(transactions.outerjoin(requests, own_request))
         .where(rows.transaction_id.between(*ids))
         .group_by(*columns)
@@ -93,10 +108,6 @@ def _channel(rules: Rules) -> ColumnElement[str]:
         rows.business_type.in_(house.channel_types(rules)), rows.notes.startswith(house.CHANNEL_PREFIX, autoescape=True)
     )
     return case((has_channel, word), else_=literal(""))
-
-
-def _is_old(old: OldRows) -> ColumnElement[bool]:
-    return false() if old is OldRows.NONE else not_(old.new_rows())
 
 
 # ---- leaves ----------------------------------------------------------------------------------------------------------
