@@ -25,7 +25,7 @@ from tombola.producers.storage import books
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
-from tombola.producers.storage.schema import books_blocks, books_head
+from tombola.producers.storage.schema import books_blocks, books_head, books_snapshots
 from tombola.worker.books import head as heads
 from tombola.worker.books import rows, sealing, snapshots
 from tombola.worker.books.head import Head, Seen
@@ -86,7 +86,7 @@ def test_equal_rows_have_equal_leaves_on_every_database(engine: Engine) -> None:
         found = rows.read_leaves(connection, Range(1, 1000))
         assert merkle.split(found.whole()) == expected
         part = rows.read_leaves(connection, Range(21, 49))
-        assert (part.count, merkle.split(part.leaves)) == (2, expected[2:4])
+        assert (part.row_count, merkle.split(part.leaves)) == (2, expected[2:4])
 
 
 # ---- blocks ----------------------------------------------------------------------------------------------------------
@@ -381,4 +381,4 @@ def test_a_snapshot_is_of_past_days_and_of_accounts_that_moved(
 
 def _snapshots(engine: Engine) -> list[Any]:
     with engine.connect().execution_options(read_only=True) as connection:
-        return list(connection.execute(select(snapshots.table)))
+        return list(connection.execute(select(books_snapshots)))

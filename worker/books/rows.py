@@ -48,14 +48,14 @@ class Range(NamedTuple):
 class Hashed(NamedTuple):
     """The number of rows in a range, and their leaves by transaction_id, concatenated."""
 
-    count: int
+    row_count: int
     leaves: bytes
 
     def whole(self) -> bytes:
         """The leaves; raises InternalError where the server has returned less than it hashed."""
-        if len(self.leaves) != self.count * LEAF_BYTES:
+        if len(self.leaves) != self.row_count * LEAF_BYTES:
             raise InternalError(
-                f"the database returns {len(self.leaves):,} bytes of the leaves of {self.count:,} rows: is "
+                f"the database returns {len(self.leaves):,} bytes of the leaves of {self.row_count:,} rows: is "
                 f"max_allowed_packet less than {_CONCAT_BYTES:,}?"
             )
         return self.leaves
@@ -88,7 +88,8 @@ def read_groups(connection: Connection, ids: Range, rules: Rules, old: OldRows) 
         is_old = not_(old.new_rows()).label("is_old")
         columns.append(is_old)  # a constant must not stand in GROUP BY: it would be the number of a column
     query = (
-        select(*columns[:4], is_old, func.sum(rows.delta_amount), func.count())
+        select(*columns[:4])
+        .add_columns(is_old, func.sum(rows.delta_amount), func.count())
         .select_from(transactions.outerjoin(requests, own_request))
         .where(rows.transaction_id.between(*ids))
         .group_by(*columns)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy import Connection, Engine, Insert, func, insert, literal, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.storage import books, clock
@@ -66,7 +66,7 @@ def _next_part(connection: Connection) -> _Part | None:
     return _Part(some[0].block.first_id, some[end - 1].block.last_id, some[end - 1].block.number)
 
 
-def _insert(part: _Part) -> object:
+def _insert(part: _Part) -> Insert:
     last = (
         select(func.max(transactions.c.transaction_id).label("transaction_id"))
         .where(transactions.c.transaction_id.between(part.first_id, part.last_id))
@@ -74,6 +74,6 @@ def _insert(part: _Part) -> object:
         .subquery()
     )
     rows = select(
-        transactions.c.account_id, part.block, transactions.c.transaction_id, transactions.c.balance_after
+        transactions.c.account_id, literal(part.block), transactions.c.transaction_id, transactions.c.balance_after
     ).join(last, last.c.transaction_id == transactions.c.transaction_id)
     return insert(table).from_select(["account_id", "block", "transaction_id", "balance"], rows)

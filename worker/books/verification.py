@@ -155,10 +155,10 @@ class _Walk:
         block = sealed.block
         ids = Range(block.first_id, block.last_id)
         hashed, wrong = rows.read_leaves(connection, ids), ""
-        if hashed.count > block.row_count:
-            wrong = f"{hashed.count - block.row_count:,} rows appeared after it was sealed"
-        elif hashed.count < block.row_count:
-            wrong = f"{block.row_count - hashed.count:,} of {block.row_count:,} sealed rows are gone"
+        if hashed.row_count > block.row_count:
+            wrong = f"{hashed.row_count - block.row_count:,} rows appeared after it was sealed"
+        elif hashed.row_count < block.row_count:
+            wrong = f"{block.row_count - hashed.row_count:,} of {block.row_count:,} sealed rows are gone"
         elif merkle.root(hashed.whole()).hex() != block.root:
             wrong = "a row is not what was sealed"
         if wrong:
