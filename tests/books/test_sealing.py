@@ -31,6 +31,7 @@ from tombola.worker.books import rows, sealing, snapshots
 from tombola.worker.books.head import Head, Seen
 from tombola.worker.books.rows import Range
 from tombola.worker.books.verification import check_blocks
+from tombola.worker.ledger.old_rows import OldRows
 
 PROJECT = Path(__file__).parents[2]
 
@@ -83,9 +84,9 @@ def test_equal_rows_have_equal_leaves_on_every_database(engine: Engine) -> None:
             }
             expected.append(leaf([(texts | told)[name] for name in FIELDS]))
     with engine.connect().execution_options(read_only=True) as connection:
-        found = rows.read_leaves(connection, Range(1, 1000))
+        found = rows.read_leaves(connection, Range(1, 1000), OldRows.NONE)
         assert merkle.split(found.whole()) == expected
-        part = rows.read_leaves(connection, Range(21, 49))
+        part = rows.read_leaves(connection, Range(21, 49), OldRows.NONE)
         assert (part.row_count, merkle.split(part.leaves)) == (2, expected[2:4])
 
 

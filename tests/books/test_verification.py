@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select, text
 
-from tests.books.conftest import Draw, seal_all
+from tests.books.conftest import WHEELS, Draw, seal_all
 from tombola.producers.domain.books.blocks import Block
 from tombola.producers.domain.books.checkpoints import PrivateKey
 from tombola.producers.domain.books.merkle import Peaks
+from tombola.producers.domain.operations.refund import RefundRequest
 from tombola.producers.storage import books
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.books import anchors
@@ -22,6 +23,9 @@ from tombola.worker.books import head as heads
 from tombola.worker.books.anchors import AnchorConflict, check_anchors
 from tombola.worker.books.verification import check_blocks
 from tombola.worker.ledger import accounts
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Settled
+from tombola.worker.settle.rules import Rules
 
 LEDGER, BLOCKS, HOUSE, HEAD = "asset_transactions", "books_blocks", "books_house", "books_head"
 COLUMNS = (
@@ -34,8 +38,11 @@ Forge = Callable[..., None]
 @pytest.fixture
 def sealed(engine: Engine, draw: Draw) -> Engine:
     """Four blocks or more, and then rows that are not sealed; with a gap in the ids of the third block."""
-    for _ in range(3):
+    for number in range(3):
         draw(8)
+        if number == 2:
+            back = RefundRequest(account_id=1, request_key="back", draw="d0000", policy="write_off", reason="test")
+            assert isinstance(tries.settle(engine, [back], Rules(WHEELS, tries_max=3))[0], Settled)
         seal_all(engine)
     with engine.begin() as connection:
         highest = heads.highest_id(connection)
@@ -183,9 +190,9 @@ FORGERIES: dict[str, tuple[list[str], list[str]]] = {
         ],
         ["transaction -5: its id lies before all blocks"],
     ),
-    "the campaign of a request": (
-        ["UPDATE api_idempotency_requests SET campaign = 'other' WHERE request_key = 'd0003'"],
-        ["house/other/sales moved .* by its rows, 0.00 were sealed"],
+    "the campaign of a refund": (
+        ["UPDATE api_idempotency_requests SET campaign = 'other' WHERE request_key = 'back'"],
+        ["block 3: house/other/sales moved .* by its rows, 0.00 were sealed"],
     ),
     "a block's root": (
         [f"UPDATE {BLOCKS} SET root = '{'ab' * 32}' WHERE number = 2"],

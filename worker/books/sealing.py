@@ -151,10 +151,11 @@ def _next_range(connection: Connection, ripe: Range, rows_max: int) -> Range:
 
 def _block_of(connection: Connection, ids: Range, last: Sealed | None, rules: Rules) -> Block | None:
     """The block of these rows; None for a range of gaps alone, which becomes part of the next block."""
-    leaves = rows.read_leaves(connection, ids).whole()
+    old = OldRows.of(connection)
+    leaves = rows.read_leaves(connection, ids, old).whole()
     if not leaves:
         return None
-    groups = rows.read_groups(connection, ids, rules, OldRows.of(connection))
+    groups = rows.read_groups(connection, ids, rules, old)
     return Block(
         number=1 if last is None else last.block.number + 1,
         first_id=ids.first_id,

@@ -154,7 +154,7 @@ class _Walk:
     def _rows(self, connection: Connection, sealed: Sealed) -> Iterator[Tampering]:
         block = sealed.block
         ids = Range(block.first_id, block.last_id)
-        hashed, wrong = rows.read_leaves(connection, ids), ""
+        hashed, wrong = rows.read_leaves(connection, ids, self._old), ""
         if hashed.row_count > block.row_count:
             wrong = f"{hashed.row_count - block.row_count:,} rows appeared after it was sealed"
         elif hashed.row_count < block.row_count:
