@@ -153,7 +153,7 @@ class Settings(BaseSettings):
     )
     seal_after_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
         default=60.0,
-        description="ledger rows are sealed after this long: longer than a transaction that writes them can last",
+        description="ledger rows are sealed after this long, and not before twice the time that a batch can take",
     )
     books_key: SecretStr = Field(
         default=SecretStr(""), description="signs the head of the sealed books; make one with `tombola books key`"
@@ -302,12 +302,6 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        if self.seal_after_s <= self.batch_time_s_max:
-            raise ValueError(
-                f"TOMBOLA_SEAL_AFTER_S ({self.seal_after_s:g}) must be longer than a batch can take: "
-                f"{self.batch_time_s_max:g}, from TOMBOLA_LOCK_WAIT_S and TOMBOLA_TRIES_MAX; "
-                "otherwise rows may appear behind the block that they belong to"
-            )
         if self.claim_after_s <= self.batch_time_s_max:
             raise ValueError(
                 f"TOMBOLA_CLAIM_AFTER_S ({self.claim_after_s:g}) must be longer than a batch can take: "
@@ -324,6 +318,11 @@ class Settings(BaseSettings):
         the last try begins at the end of this time (worker.settle.tries.settle), and has two writes.
         """
         return float(self.lock_wait_s * (self.tries_max + 3))
+
+    @property
+    def sealed_after_s(self) -> float:
+        """How long after it was seen a ledger row is sealed: never while a batch of that time can still be running."""
+        return max(self.seal_after_s, 2 * self.batch_time_s_max)
 
     @property
     def broker_kind(self) -> BrokerKind | None:

@@ -52,7 +52,7 @@ class Sealer:
 
         Raises AnchorConflict, ServiceUnavailable, ConfigurationError or InternalError.
         """
-        sealed = seal(self._engine, after_s=self._settings.seal_after_s, time_s_max=time_s_max)
+        sealed = seal(self._engine, after_s=self._settings.sealed_after_s, time_s_max=time_s_max)
         if self._key is not None:
             anchors.sign_once(self._engine, self._key, every_s=self._settings.books_anchor_every_s)
         if time.monotonic() >= self._next_snapshot and not snapshots.take_once(self._engine):
