@@ -168,8 +168,13 @@ def verify(
     anchored = anchors.check_anchors(engine, against, public) if against is not None else None
     is_clean = not tampered and (anchored is None or not anchored.wrong)
     if as_json:
-        found = {"is_clean": is_clean, "blocks": number, "tampered": tampered, "anchored": anchored}
-        print_json(msgspec.json.encode(msgspec.to_builtins(found, builtin_types=())))
+        found = {
+            "is_clean": is_clean,
+            "blocks": number,
+            "tampered": [it._asdict() for it in tampered],
+            "anchored": None if anchored is None else anchored._asdict(),
+        }
+        print_json(msgspec.json.encode(found))
     else:
         _show_verified([str(it) for it in tampered], anchored, number)
     raise typer.Exit(0 if is_clean else 1)

@@ -28,7 +28,7 @@ async def show_checkpoint(request: Request[Any, Any, Any]) -> Response[str]:
     note = await gateway_of(request).checkpoint()
     if note is None:
         raise CheckpointNotFound
-    return Response(note, media_type=f"{NOTE_TYPE}; charset=utf-8", headers={"Cache-Control": "no-cache"})
+    return Response(note, media_type=NOTE_TYPE, headers={"Cache-Control": "no-cache"})
 
 
 ROUTES: Final = (show_checkpoint,)
