@@ -25,6 +25,7 @@
     ├── HoldEnded                the hold was posted or voided: a hold ends once
     ├── HoldExpired              the hold can be voided, and no longer be posted
     ├── CampaignNotFound         no such campaign (operators' commands)
+    ├── CheckpointNotFound       no head of the books was signed
     ├── DeadLetterNotFound       no such dead letter (operators' commands)
     ├── ReplayNotFound           no such replay (operators' commands)
     ├── ResultNotReady           the session has no result yet
@@ -159,6 +160,10 @@ class HoldExpired(DrawError):
 
 class CampaignNotFound(DrawError):
     """There is no such campaign."""
+
+
+class CheckpointNotFound(DrawError):
+    """No checkpoint was signed yet."""
 
 
 class DeadLetterNotFound(DrawError):

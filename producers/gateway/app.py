@@ -12,6 +12,7 @@ GET  /v1/movements/{key}  /v1/holds/{key}  a movement by its key; a hold
 GET  /v1/accounts/{id}                  an account
 GET  /v1/campaigns  /v1/campaigns/{name}  campaigns and their odds, without an API key
 GET  /v1/odds/{hash}                    a version's canonical bytes, without an API key
+GET  /v1/checkpoints/latest             the signed head of the sealed books, without an API key
 GET  /healthz /readyz /docs /docs/errors /openapi.json
 """
 
@@ -29,11 +30,21 @@ from tombola.producers.gateway.admission import AdmissionMiddleware
 from tombola.producers.gateway.document import document
 from tombola.producers.gateway.front import Front
 from tombola.producers.gateway.problems import problem_handlers
-from tombola.producers.gateway.routes import accounts, campaigns, documents, draws, health, holds, movements, page
+from tombola.producers.gateway.routes import (
+    accounts,
+    campaigns,
+    checkpoints,
+    documents,
+    draws,
+    health,
+    holds,
+    movements,
+    page,
+)
 from tombola.producers.gateway.service import Gateway
 from tombola.producers.settings import Settings
 
-_PLAIN: Final = (*accounts.ROUTES, *campaigns.ROUTES, *health.ROUTES)
+_PLAIN: Final = (*accounts.ROUTES, *campaigns.ROUTES, *checkpoints.ROUTES, *health.ROUTES)
 ROUTES: Final = (*draws.ROUTES, *movements.ROUTES, *holds.ROUTES, *_PLAIN)
 DESCRIBED: Final = (*draws.DESCRIBED, *movements.DESCRIBED, *holds.DESCRIBED, *_PLAIN)
 

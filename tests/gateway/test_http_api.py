@@ -425,6 +425,7 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         "/v1/campaigns",
         "/v1/campaigns/{name}",
         "/v1/odds/{odds_hash}",
+        "/v1/checkpoints/latest",
         "/healthz",
         "/readyz",
     }
@@ -433,7 +434,7 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         *("makeDraw", "makeDraws", "getDraw", "watchDraw", "listTransactions", "refundDraw"),
         *("listAccounts", "getAccount", "listAccountTransactions", "getStatement"),
         *("openAccount", "recharge", "transfer", "adjust", "getMovement", "hold", "getHold", "postHold", "voidHold"),
-        *("listCampaigns", "getCampaign", "getOdds", "getHealth", "getReadiness"),
+        *("listCampaigns", "getCampaign", "getOdds", "getCheckpoint", "getHealth", "getReadiness"),
     }
 
 
