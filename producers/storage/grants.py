@@ -4,9 +4,9 @@
         print(line)
 
 GRANTS decides for each table of the schema what each role may do with it; tests/storage/test_grants.py fails for a
-table without a decision. Nobody but the migrator may change or delete a row of the ledger, of the record of operators'
-actions, or of the sealed books. Where a process changes some columns only, the grant names them: what was asked for
-(a request's key, account, kind, terms) stays as it was accepted. Secrets are read only where they are used.
+table without a decision. Only the migrator may change or delete rows of the ledger, of the record of operators' actions
+and of the sealed books. Where a process changes some columns only, the grant names these columns: a request's key,
+account, kind and terms stay as they were accepted. A role reads a secret only if its process uses the secret.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DOES: Final[Mapping[Role, str]] = {
     "auditor": "tombola audit and tombola books verify: reads, and puts the audit on record",
     "migrator": "tombola migrate and tombola legacy: changes tables",
 }
-# Where rows prove what has happened: only added. The doctor warns of users who may do more.
+# Tables whose rows are only added. The doctor warns of users who may change or delete rows of these tables.
 APPEND_ONLY: Final = ("asset_transactions", "operator_actions", "books_blocks", "books_house")
 
 Grants = Mapping[Role, str]
@@ -54,8 +54,8 @@ _SUBSCRIBED: Final = (
 _DELIVERED: Final = "SELECT, UPDATE (webhook, state, attempts, next_at, error, ended_at)"
 
 
-# By table, what each role may do with it; a role that is not named may do nothing. The migrator may do everything
-# with every table (MIGRATOR), and is named nowhere here.
+# By table, what each role may do with it; a role that is not named may do nothing. The migrator is not named: MIGRATOR
+# says what it may do with all tables.
 GRANTS: Final[Mapping[str, Grants]] = {
     "account_asset_balances": {
         "worker": _BALANCES, "gateway": APPEND, "console": READ, "operator": _BALANCES, "auditor": READ,
@@ -127,7 +127,7 @@ MIGRATOR: Final = (
     "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, CREATE VIEW, SHOW VIEW, TRIGGER, "
     "LOCK TABLES"
 )
-VERSION_TABLE: Final = "tombola_version"  # which everybody reads; tombola.migrations writes it
+VERSION_TABLE: Final = "tombola_version"  # all roles read it; tombola.migrations writes it
 
 
 # In a ledger that was old code's (`tombola legacy`), whose rows workers give their keys until the contract step.
@@ -172,10 +172,10 @@ def grants_of(role: Role, where: Deployment) -> Iterator[tuple[str, str]]:
     if role == "migrator":
         yield MIGRATOR, everywhere
         return
-    # So that a table that a process may not read is known to exist: `legacy_migration` must never be overlooked.
+    # A process must see that `legacy_migration` exists even if it may not read that table: it then refuses to start.
     yield "SHOW VIEW", everywhere
     if where.server == "mysql" and role in ("worker", "operator"):
-        # MySQL lets a user lock rows (FOR UPDATE) that it may change, or with this privilege; it changes no row.
+        # On MySQL, SELECT … FOR UPDATE needs UPDATE, DELETE or LOCK TABLES; only the last one changes no row.
         yield "LOCK TABLES", everywhere
     yield READ, f"{_name(database)}.{_name(VERSION_TABLE)}"
     for table, grants in GRANTS.items():

@@ -20,11 +20,13 @@ from tests.gateways import Gateway, gateway
 from tests.processes import House, wait_for
 from tombola import migrations
 from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.entry import Entry
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.faults import code_of
 from tombola.producers.storage.grants import APPEND_ONLY, ROLES, Deployment, Role, statements
 from tombola.producers.storage.mysql_connections import connect_by
+from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit import audit, audits
 from tombola.worker.cli import app
@@ -158,6 +160,7 @@ def test_every_process_does_its_work_under_its_own_user(users: Users, tmp_path: 
         root.enqueue([DrawRequest(account_id=accounts[0], request_key="early", campaign="late")])
         wait_for(lambda: root.dead() == 1, within_s=SETTLED_WITHIN_S, what=worker.log)
         _publish_late(users, manifest)
+        _operate(users)
         _replay(users)
         wait_for(lambda: "early" in root.results(), within_s=SETTLED_WITHIN_S, what=worker.log)
         assert "1142" not in worker.log()
@@ -209,6 +212,42 @@ def _publish_late(users: Users, manifest: Any) -> None:
         tombola("campaign", "open", "late", "--reason", "late")
 
 
+def _operate(users: Users) -> None:
+    """What else operators do, from shells and in the console; the dead letter is parked again at the end."""
+    (letter,) = table(users.root.engine, "dead_letters")
+    why = ("--reason", "tried out")
+    with users.shell("operator") as tombola:
+        tombola("webhook", "add", "far", "https://example.com/hook", "--event", "draw.settled", *why)
+        tombola("webhook", "rotate", "far", *why)
+        tombola("webhook", "remove", "far", *why, "--yes")
+        tombola("campaign", "accounts", "add", "vip", 1, 2, *why)
+        tombola("campaign", "accounts", "remove", "vip", 1, *why)
+        tombola("campaign", "restock", "rich", "phone", 5, *why)
+        tombola("dead-letters", "discard", letter["id"], *why, "--yes")
+        tombola("dead-letters", "restore", letter["id"], *why, "--yes")
+        tombola("dead-letters", "forecast")
+        tombola("enqueue", "--account", 1)
+    with Console(users.settings("console")) as console, Visitor(console.url) as ann:
+        assert ann.log_in("ann").status_code == 303
+        for path, form in (
+            ("/webhooks/add", {"name": "near", "url": "https://example.com/hook", "events": "draw.settled"}),
+            ("/webhooks/near/rotate", {}),
+            ("/webhooks/near/remove", {}),
+            ("/campaigns/rich/pause", {}),
+            ("/campaigns/rich/open", {}),
+            ("/campaigns/rich/restock", {"prize": "phone", "units": "5"}),
+            (f"/dead-letters/{letter['id']}/discard", {}),
+            (f"/dead-letters/{letter['id']}/restore", {}),
+        ):
+            assert ann.submit(path, form | {"reason": "tried out"}).status_code in (200, 303), path
+    acts = [(it["operator"], it["action"]) for it in table(users.root.engine, "operator_actions")]
+    by_ann = [action for operator, action in acts if operator == "ann"]
+    assert by_ann == [
+        *("login", "webhook add", "webhook rotate", "webhook remove", "campaign pause", "campaign open"),
+        *("campaign restock", "discard", "restore"),
+    ]
+
+
 def _replay(users: Users) -> None:
     with Console(users.settings("console")) as console, Visitor(console.url) as ann:
         assert ann.log_in("ann").status_code == 303
@@ -228,13 +267,24 @@ def _replay(users: Users) -> None:
 
 def _housekeep(users: Users) -> None:
     """What relay and beat's tasks do, with the engines of their users."""
-    settings = users.settings("relay")
-    relay = Relay.from_settings(settings)
-    try:
-        relay.run_once()
-        relay.deliver_once()
-    finally:
-        relay.close()
+    entry = Entry(users.root.engine, relay_after_s=0)
+    for role in ("relay", "worker"):  # with beat, workers relay
+        overdue, late = (DrawRequest(account_id=1, request_key=f"{it}-{role}") for it in ("overdue", "late"))
+        entry.accept([Submission(overdue), Submission(late)])
+        users.do(
+            "UPDATE api_idempotency_requests SET accepted_at = accepted_at - INTERVAL 30 DAY "
+            f"WHERE request_key = 'late-{role}'"
+        )
+        relay = Relay.from_settings(users.settings(cast(Role, role)))
+        try:
+            published = relay.run_once()
+            assert published == (role == "relay")  # afterwards a message waits in the queue: it overtakes the others
+            relay.deliver_once()
+        finally:
+            relay.close()
+        states = {it["request_key"]: it["status"] for it in table(users.root.engine, "api_idempotency_requests")}
+        assert states[f"late-{role}"] == "dead"
+    entry.close()
     engine = open_engine(users.settings("worker").need("database_url"))
     try:
         assert archive_once(engine, older_than_s=-3600) > 0  # as if an hour had passed
@@ -250,7 +300,7 @@ def assert_drawn(root: House) -> None:
     assert {"ITEM.PHONE", "COUPON.TEN"} <= {it["asset_code"] for it in table(root.engine, "asset_transactions")}
     assert table(root.engine, "fulfilments")
     assert table(root.engine, "campaign_accounts")
-    assert table(root.engine, "dead_letters")[0]["state"] == "settled"
+    assert [it["state"] for it in table(root.engine, "dead_letters")] == ["settled", "parked", "parked"]
 
 
 def _doctor_finds_nothing_forbidden(users: Users) -> None:
