@@ -270,6 +270,33 @@ def test_ten_keys_at_once_refund_a_draw_once(house: House, both: list[Gateway]) 
     assert house.violations() == []
 
 
+def test_ten_keys_at_once_end_a_hold_once(house: House, both: list[Gateway]) -> None:
+    mine = account(house)
+    with settling(house):
+        name = held(both[0].client, mine, "30")
+
+        async def storm() -> list[httpx.Response]:
+            async with httpx.AsyncClient(timeout=60, verify=False) as client:
+                asked = [
+                    (f"{both[number % 2].url}/v1/holds/{name}/{('post', 'void')[number % 2]}", key("end"))
+                    for number in range(10)
+                ]
+                return await asyncio.gather(
+                    *[client.post(url, json={}, headers={"Idempotency-Key": it}) for url, it in asked]
+                )
+
+        answers = asyncio.run(storm())
+        results = [settled(both[0].client, it) for it in answers if it.status_code == 202]
+        for it in answers:
+            if it.status_code != 202:
+                problem(it, 409, "hold-ended")
+    assert [it["status"] for it in results].count("completed") == 1
+    assert {it["reason"] for it in results} <= {None, "HOLD_ENDED"}
+    state = both[1].client.get(f"/v1/holds/{name}").json()["state"]
+    assert (state, balance(both[0].client, mine)) in (("posted", "70.00"), ("voided", "100.00"))
+    assert house.violations() == []
+
+
 # ---- keys ------------------------------------------------------------------------------------------------------------
 
 
