@@ -69,7 +69,6 @@ def open_account(entry: Entry, opening: Opening) -> Opened:
     Raises InvalidRequest or InvalidKey; IdempotencyKeyReused if the key belongs to another request; ServiceUnavailable
     or ConfigurationError when the database cannot be used: the same call again finds out what has happened.
     """
-    opening.check()
     try:
         return again_after_conflicts(
             entry.engine,

@@ -25,8 +25,13 @@ def check_owner(user_id: int, asset_code: str) -> None:
     """Raise InvalidRequest if a user with this id cannot have an account of this asset."""
     if type(user_id) is not int or not 1 <= user_id <= ACCOUNT_ID_MAX:
         raise InvalidRequest(f"user_id is an integer from 1 to {ACCOUNT_ID_MAX}, not {user_id!r:.40}")
-    if type(asset_code) is not str or not _is_asset_code(asset_code):
-        raise InvalidRequest(f"an asset code is 1 to 50 characters of A-Z a-z 0-9 . _ and -: {asset_code!r:.80}")
+    check_asset_code(asset_code)
+
+
+def check_asset_code(text: str) -> None:
+    """Raise InvalidRequest if `text` cannot be the code of an asset."""
+    if type(text) is not str or not _is_asset_code(text):
+        raise InvalidRequest(f"an asset code is 1 to 50 characters of A-Z a-z 0-9 . _ and -: {text!r:.80}")
 
 
 def find_id(connection: Connection, user_id: int, asset_code: str) -> int | None:

@@ -367,6 +367,7 @@ def test_an_account_is_shown_with_its_balance(open_gateway: Gateway, house: Hous
         "user_id": row["user_id"],
         "asset_code": row["asset_code"],
         "balance": f"{row['balance'] // 100}.{row['balance'] % 100:02d}",
+        "held": "0.00",
     }
     for unknown in ("4711", "9223372036854775808"):
         problem(open_gateway.client.get(f"/v1/accounts/{unknown}"), 404, "account-not-found")

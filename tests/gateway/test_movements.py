@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.engine import make_url
 
 from tests import servers
 from tests.books import table
@@ -20,6 +21,7 @@ from tests.gateways import OPEN_TO_ALL, Gateway, gateway
 from tests.processes import House
 from tombola.producers.domain.contract import parse_movement_result
 from tombola.producers.storage import api_keys
+from tombola.producers.storage.grants import Deployment, statements
 from tombola.producers.storage.mysql_connections import connect_by
 from tombola.worker.ledger.accounts import open_account
 from tombola.worker.relay.given_up import time_out_once
@@ -265,6 +267,33 @@ def test_ten_keys_at_once_refund_a_draw_once(house: House, both: list[Gateway]) 
     listed = both[0].client.get(f"/v1/draws/{name}/transactions").json()
     assert [it["idempotency_key"] for it in listed] == [f"{name}:{it}" for it in types]
     assert [it["delta_amount"] for it in listed] == ["-1.00", "5.00", "1.00", "-5.00"]
+    assert house.violations() == []
+
+
+def test_ten_keys_at_once_end_a_hold_once(house: House, both: list[Gateway]) -> None:
+    mine = account(house)
+    with settling(house):
+        name = held(both[0].client, mine, "30")
+
+        async def storm() -> list[httpx.Response]:
+            async with httpx.AsyncClient(timeout=60, verify=False) as client:
+                asked = [
+                    (f"{both[number % 2].url}/v1/holds/{name}/{('post', 'void')[number % 2]}", key("end"))
+                    for number in range(10)
+                ]
+                return await asyncio.gather(
+                    *[client.post(url, json={}, headers={"Idempotency-Key": it}) for url, it in asked]
+                )
+
+        answers = asyncio.run(storm())
+        results = [settled(both[0].client, it) for it in answers if it.status_code == 202]
+        for it in answers:
+            if it.status_code != 202:
+                problem(it, 409, "hold-ended")
+    assert [it["status"] for it in results].count("completed") == 1
+    assert {it["reason"] for it in results} <= {None, "HOLD_ENDED"}
+    state = both[1].client.get(f"/v1/holds/{name}").json()["state"]
+    assert (state, balance(both[0].client, mine)) in (("posted", "70.00"), ("voided", "100.00"))
     assert house.violations() == []
 
 
@@ -559,3 +588,35 @@ def test_keys_belong_to_callers(house: House, closed: Gateway) -> None:
     assert closed.client.get(f"/v1/holds/{name}", headers=first).json()["state"] == "open"
     assert closed.client.get(f"/v1/holds/{name}", headers=second).json()["state"] == "voided"
     assert house.violations() == []
+
+
+# ---- least privilege -------------------------------------------------------------------------------------------------
+
+
+def test_a_gateway_moves_money_under_a_user_of_its_own(mariadb_url: str, redis_url: str) -> None:
+    """With the rights that `tombola grants` gives it, and no more."""
+    url = make_url(mariadb_url)
+    with House(mariadb_url, redis_url, redis_url) as root, ExitStack() as stack:
+        lines = statements(["gateway"], Deployment(str(url.database)))
+        made, *granted = [it for it in lines if it[:2] not in ("", "--")]
+        with root.engine.begin() as connection:
+            for line in (made, *granted):
+                connection.exec_driver_sql(line.replace("%", "%%"))
+        stack.callback(_drop_user, root)
+        user = url.set(username="tombola_gateway", password=made.split("'")[-2])
+        own = House(user.render_as_string(hide_password=False), redis_url, redis_url)
+        client = stack.enter_context(gateway(own, **OPEN_TO_ALL)).client
+        for kind in KINDS:
+            with settling(root):
+                path, body, types = asked_for(kind, root, client)
+                told = settled(client, post(client, path, body, key(kind)))
+            assert told["status"] == "completed"
+            assert [it["idempotency_key"].partition(":")[2] for it in told["transactions"]] == types
+        (_, hold, *_) = table(root.engine, "account_holds")
+        assert client.get(f"/v1/holds/{hold['hold_key']}").json()["state"] == "posted"
+        assert root.violations() == []
+
+
+def _drop_user(root: House) -> None:
+    with root.engine.begin() as connection:
+        connection.exec_driver_sql("DROP USER 'tombola_gateway'@'%%'")
