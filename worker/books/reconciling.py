@@ -21,9 +21,12 @@ from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.operators import actions
 
+RECONCILE: Final = "books reconcile"  # its name among the actions on record
 REFERENCE_PREFIX: Final = "reference="
 IDS_AT_ONCE: Final = 100_000
+RECORDED_MAX: Final = 20  # references of each kind
 LINES_MAX: Final = 10_000_000
 
 
@@ -48,9 +51,14 @@ class Reconciled(NamedTuple):
     repeated: Sequence[str]
 
     @property
+    def unmatched(self) -> int:
+        """How many references did not match."""
+        return len(self.only_here) + len(self.only_there) + len(self.differing) + len(self.repeated)
+
+    @property
     def is_complete(self) -> bool:
         """Whether everything matched."""
-        return not (self.only_here or self.only_there or self.differing or self.repeated)
+        return not self.unmatched
 
 
 class Wanted(NamedTuple):
@@ -59,6 +67,24 @@ class Wanted(NamedTuple):
     channel: str = ""
     since: date | None = None
     until: date | None = None
+
+
+def record(engine: Engine, found: Reconciled, *, file: str, by: str) -> None:
+    """Put the outcome on record, for the console. Raises ServiceUnavailable, ConfigurationError or InternalError."""
+    some = {
+        "only_here": [it.reference for it in found.only_here[:RECORDED_MAX]],
+        "only_there": [it.reference for it in found.only_there[:RECORDED_MAX]],
+        "differing": [it.reference for it, _ in found.differing[:RECORDED_MAX]],
+        "repeated": found.repeated[:RECORDED_MAX],
+    }
+    details = {"matched": found.matched} | {name: it for name, it in some.items() if it}
+    try:
+        with engine.begin() as connection:
+            actions.record(
+                connection, operator=by, action=RECONCILE, reason=file, count=found.unmatched, details=details
+            )
+    except SQLAlchemyError as error:
+        raise explain(error) from error
 
 
 def read_file(path: Path, *, reference: str, amount: str) -> list[Payment]:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tombola.producers.domain.books.checkpoints import PrivateKey, PublicKey
-from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.domain.errors import DrawError, InvalidRequest
 from tombola.producers.settings import Settings
 from tombola.producers.storage import books
 from tombola.worker.books import anchors, exporting, reconciling, verification
@@ -24,6 +24,7 @@ from tombola.worker.books.balance import TrialBalance, trial_balance
 from tombola.worker.books.reconciling import Payment, Reconciled, Wanted
 from tombola.worker.books.sealer import Sealer, signing_key
 from tombola.worker.cli.base import JsonOption, engine_of, out, print_json, print_table, settings_with
+from tombola.worker.operators.actions import shell_operator
 
 app = typer.Typer()
 group = typer.Typer(help="The sealed books: balance, verify, export, reconcile, seal.", no_args_is_help=True)
@@ -240,9 +241,14 @@ def reconcile(
     """Compare a payment provider's file with the recharges. Exit code 1 unless everything matches."""
     there = reconciling.read_file(file, reference=reference, amount=amount)
     wanted = Wanted(channel, _day(since), _day(until))
+    engine = engine_of()
     with _progress("ledger rows", as_json) as on_progress:
-        here = list(reconciling.recharges(engine_of(), wanted, on_progress))
+        here = list(reconciling.recharges(engine, wanted, on_progress))
     found = reconciling.reconcile(there, here)
+    try:
+        reconciling.record(engine, found, file=file.name, by=shell_operator())
+    except DrawError as error:  # a database user who can only read can reconcile as well
+        typer.echo(f"this is not on record: {error}", err=True)
     if as_json:
         print_json(msgspec.json.encode({"is_complete": found.is_complete, **_parts(found)}))
     else:
