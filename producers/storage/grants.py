@@ -24,7 +24,7 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 SERVERS: Final[tuple[Server, ...]] = get_args(Server)
 DOES: Final[Mapping[Role, str]] = {
     "worker": "celery -A tombola.worker worker, beat's tasks included: settles, relays, archives, audits, seals",
-    "gateway": "tombola gateway, and every DrawClient: accepts requests, reads results and accounts",
+    "gateway": "tombola gateway, and every DrawClient: accepts requests, opens accounts, reads results and accounts",
     "relay": "tombola relay: publishes again, gives up, delivers to webhooks",
     "console": "tombola console: shows everything but secrets, replays, publishes campaigns",
     "operator": "the shell commands of operators: account, api-key, user, campaign, webhook, dead-letters",
@@ -58,7 +58,7 @@ _DELIVERED: Final = "SELECT, UPDATE (webhook, state, attempts, next_at, error, e
 # says what it may do with all tables.
 GRANTS: Final[Mapping[str, Grants]] = {
     "account_asset_balances": {
-        "worker": _BALANCES, "gateway": READ, "console": READ, "operator": _BALANCES, "auditor": READ,
+        "worker": _BALANCES, "gateway": APPEND, "console": READ, "operator": _BALANCES, "auditor": READ,
     },
     "asset_transactions": {
         "worker": APPEND, "gateway": READ, "relay": READ, "console": READ, "operator": APPEND, "auditor": READ,

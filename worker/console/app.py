@@ -34,6 +34,7 @@ from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.faults import explain
 from tombola.worker.console import shown
 from tombola.worker.console.accounts import AccountsPage
+from tombola.worker.console.books import BooksPage
 from tombola.worker.console.campaign_editor import EditorPage
 from tombola.worker.console.campaigns import CampaignsPage
 from tombola.worker.console.jobs import ForecastRunner, ReplayRunner
@@ -82,7 +83,7 @@ class Admin(BaseAdmin):
         self.templates.env.filters.update(shown.FILTERS)
         # The editor after the campaigns: a view's routes come before those of the views added before it.
         campaigns = (CampaignsPage, EditorPage, WebhooksPage, FulfilmentsPage)
-        for view in (LettersPage, ReplaysPage, *campaigns, AccountsPage, StoryPage, ActionsPage, UsersPage):
+        for view in (LettersPage, ReplaysPage, *campaigns, AccountsPage, BooksPage, StoryPage, ActionsPage, UsersPage):
             self.add_view(view(services))
 
     def _init_csrf(self) -> None:
