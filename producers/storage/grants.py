@@ -25,9 +25,9 @@ SERVERS: Final[tuple[Server, ...]] = get_args(Server)
 DOES: Final[Mapping[Role, str]] = {
     "worker": "celery -A tombola.worker worker, beat's tasks included: settles, relays, archives, audits, seals",
     "gateway": "tombola gateway, and every DrawClient: accepts requests, opens accounts, reads results and accounts",
-    "relay": "tombola relay: publishes again, gives up, delivers to webhooks",
+    "relay": "tombola relay: publishes again, gives up, delivers to webhooks, seals the books",
     "console": "tombola console: shows everything but secrets, replays, publishes campaigns",
-    "operator": "the shell commands of operators: account, api-key, user, campaign, webhook, dead-letters",
+    "operator": "the shell commands of operators: account, api-key, user, campaign, webhook, dead-letters, books",
     "auditor": "tombola audit and tombola books verify: reads, and puts the audit on record",
     "migrator": "tombola migrate and tombola legacy: changes tables",
 }
@@ -51,6 +51,7 @@ _SUBSCRIBED: Final = (
     "SELECT, INSERT, UPDATE (url, secret, events, campaign, former_secret, former_until, created_by, created_at, "
     "removed_at)"
 )
+_HEAD: Final = "SELECT, INSERT, UPDATE (seen, peaks, checkpoint, checkpoint_at, anchored_at)"
 _DELIVERED: Final = "SELECT, UPDATE (webhook, state, attempts, next_at, error, ended_at)"
 
 
@@ -95,7 +96,7 @@ GRANTS: Final[Mapping[str, Grants]] = {
         "auditor": READ,
     },
     "campaign_versions": {
-        "worker": READ, "gateway": READ, "console": APPEND, "operator": APPEND, "auditor": READ,
+        "worker": READ, "gateway": READ, "relay": READ, "console": APPEND, "operator": APPEND, "auditor": READ,
     },
     "campaign_accounts": {
         "worker": "SELECT, INSERT, UPDATE (standing, updated_at)", "console": READ, "operator": READ, "auditor": READ,
@@ -117,11 +118,12 @@ GRANTS: Final[Mapping[str, Grants]] = {
         "worker": "SELECT, INSERT, UPDATE (state, updated_at)", "gateway": READ, "console": READ, "operator": READ,
         "auditor": READ,
     },
-    "books_blocks": {
-        "worker": APPEND, "gateway": READ, "relay": READ, "console": READ, "operator": APPEND, "auditor": READ,
+    "books_blocks": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
+    "books_house": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
+    "books_head": {
+        "worker": _HEAD, "gateway": READ, "relay": _HEAD, "console": READ, "operator": _HEAD, "auditor": READ,
     },
-    "books_house": {"worker": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
-    "books_snapshots": {"worker": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
+    "books_snapshots": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
 }  # fmt: skip
 MIGRATOR: Final = (
     "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, CREATE VIEW, SHOW VIEW, TRIGGER, "
@@ -132,7 +134,7 @@ VERSION_TABLE: Final = "tombola_version"  # all roles read it; tombola.migration
 
 # In a ledger that was old code's (`tombola legacy`), whose rows workers give their keys until the contract step.
 _LEGACY_TABLE: Final = "legacy_migration"
-_LEGACY_READERS: Final = ("worker", "console", "operator", "auditor")
+_LEGACY_READERS: Final = ("worker", "relay", "console", "operator", "auditor")
 _LEGACY_KEYS: Final = "UPDATE (idempotency_key, lottery_session_id, created_at, updated_at)"
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
@@ -35,6 +36,8 @@ from tombola.producers.storage.mysql_connections import connect_by
 from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit import audit, audits
+from tombola.worker.books.sealing import seal
+from tombola.worker.books.snapshots import take_once
 from tombola.worker.cli import app
 from tombola.worker.doctor import examine
 from tombola.worker.ledger.old_rows import holds_old_rows
@@ -46,6 +49,7 @@ pytestmark = pytest.mark.process
 
 SETTLED_WITHIN_S = 40.0
 DENIED = (1142, 1143)
+SEALERS: tuple[Role, ...] = ("relay", "worker", "operator")
 MANIFEST = """
 name = "rich"
 title = "Everything that a draw can touch"
@@ -174,9 +178,13 @@ def test_every_process_does_its_work_under_its_own_user(users: Users, tmp_path: 
         assert "denied" not in worker.log()
     _housekeep(users)
     assert_drawn(root)
+    _seal(users)
     with users.shell("auditor") as tombola:
+        tombola("books", "verify")
+        tombola("books", "balance")
         assert "violated" not in tombola("audit")
         _doctor_finds_nothing_forbidden(users)
+    _take_snapshots(users)
     with root.engine.connect() as connection:
         last = audits.last(connection)
     assert last is not None
@@ -333,6 +341,28 @@ def _housekeep(users: Users) -> None:
         assert audit.audit(engine, users.root.wheels).obstacles == {}
     finally:
         engine.dispose()
+
+
+def _seal(users: Users) -> None:
+    for role in SEALERS:
+        with users.shell("operator") as tombola:
+            tombola("account", "recharge", "--account", 1, "--amount", "1")
+        engine = open_engine(users.settings(role).need("database_url"))
+        wait_for(partial(_seals, engine), within_s=SETTLED_WITHIN_S, what=lambda: "nothing is sealed")
+        engine.dispose()
+
+
+def _seals(engine: Engine) -> bool:
+    return seal(engine, after_s=0.1) > 0
+
+
+def _take_snapshots(users: Users) -> None:
+    users.do("UPDATE books_blocks SET sealed_at = sealed_at - INTERVAL 2 DAY")
+    for role in SEALERS:
+        engine = open_engine(users.settings(role).need("database_url"))
+        assert take_once(engine)
+        engine.dispose()
+        users.do("DELETE FROM books_snapshots")
 
 
 def assert_drawn(root: House) -> None:
