@@ -1,0 +1,114 @@
+"""The ledger as lines of text: one value a row, since the driver takes longer for ten columns than the check does.
+
+A line begins with 1 if it has the values of its request behind those of its row, else with 0: charges have them whose
+request is a completed draw of contract v1. A row with a value that is missing, or that holds the separator, makes no
+line: it is odd, its line is its id alone, and `read_odd` reads it as it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, select
+
+from tombola.producers.domain.campaigns.pulls import CONSUME
+from tombola.producers.domain.causes import Status
+from tombola.producers.storage.chunks import chunks
+from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.audit.stored import raw_rows, stored
+
+SEPARATOR: Final = "\x1f"
+LEDGER: Final = (
+    *("transaction_id", "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code"),
+    *("delta_amount", "balance_before", "balance_after", "notes"),
+)
+REQUEST: Final = ("request_key", "account_id", "campaign", "fingerprint", "result")  # an archived result is empty
+# Where the values of a row stand in its line.
+TRANSACTION_ID, ACCOUNT_ID, SESSION, KEY, BUSINESS_TYPE, ASSET, DELTA, BEFORE, AFTER, NOTES = range(1, 11)
+_FIELDS: Final = {"0": 1 + len(LEDGER), "1": 1 + len(LEDGER) + len(REQUEST)}
+_AMOUNTS: Final = ("delta_amount", "balance_before", "balance_after")
+
+Line = list[str]
+
+
+def read(
+    connection: Connection, after_id: int, up_to_id: int, *, rows_max: int | None = None, accounts: range | None = None
+) -> list[Line]:
+    """The lines of the rows from above `after_id` up to `up_to_id`, by transaction id; `rows_max` of them at most.
+
+    With `accounts` only the rows of accounts in that range of ids.
+    """
+    where = f"t.transaction_id > {after_id:d} AND t.transaction_id <= {up_to_id:d}"
+    if accounts is not None:
+        where += f" AND t.account_id >= {accounts.start:d} AND t.account_id < {accounts.stop:d}"
+    limit = "" if rows_max is None else f" LIMIT {rows_max:d}"
+    is_sqlite = connection.dialect.name == "sqlite"
+    rows = raw_rows(connection, f"{_SELECT[is_sqlite]} WHERE {where} ORDER BY t.transaction_id{limit}")
+    return [_line(text) for (text,) in rows]
+
+
+def _line(text: str) -> Line:
+    fields = text.split(SEPARATOR)
+    if len(fields) == 1:  # the id alone
+        return fields
+    return fields if len(fields) == _FIELDS[fields[0]] else [fields[TRANSACTION_ID]]
+
+
+def id_of(line: Line) -> int:
+    """The transaction id of a line, odd or not."""
+    return int(line[0] if is_odd(line) else line[TRANSACTION_ID])
+
+
+def is_odd(line: Line) -> bool:
+    """Whether the row makes no line."""
+    return len(line) == 1
+
+
+def read_odd(connection: Connection, lines: Iterable[Line]) -> Mapping[int, Any]:
+    """The odd rows among these lines as they are stored, by transaction id, with the columns of LEDGER."""
+    ids = [id_of(line) for line in lines if is_odd(line)]
+    return {
+        row.transaction_id: row
+        for some in chunks(ids)
+        for row in connection.execute(
+            select(*(stored(transactions.c[name]) for name in LEDGER)).where(transactions.c.transaction_id.in_(some))
+        )
+    }
+
+
+def cents(text: str) -> int:
+    """An amount of a line in hundredths; raises ValueError for a text that is no amount with two decimals."""
+    if text[-3:-2] != ".":
+        raise ValueError(text)
+    return int(text[:-3] + text[-2:])
+
+
+def _select(*, is_sqlite: bool) -> str:
+    def joined(values: Sequence[str]) -> str:
+        parts = [part for value in values for part in (f"'{SEPARATOR}'", value)][1:]
+        return " || ".join(parts) if is_sqlite else f"CONCAT({', '.join(parts)})"
+
+    def amount(column: str) -> str:  # as DECIMAL(10,2) is printed; NULL for what is no whole number of hundredths
+        if not is_sqlite:
+            return column
+        return (
+            f"CASE typeof({column}) WHEN 'integer' THEN printf('%s%d.%02d', "
+            f"CASE WHEN {column} < 0 THEN '-' ELSE '' END, abs({column}) / 100, abs({column}) % 100) END"
+        )
+
+    ledger = [amount(f"t.{name}") if name in _AMOUNTS else f"t.{name}" for name in LEDGER[:-1]]
+    result = "COALESCE(r.result, CASE WHEN r.publish_at IS NULL THEN '' ELSE '?' END)"
+    request = joined(["''", *(f"r.{name}" for name in REQUEST[:-1]), result])  # NULL where there is no request
+    line = joined(["(r.request_key IS NOT NULL)", *ledger, "COALESCE(t.notes, '')"])
+    line = f"{line} || COALESCE({request}, '')" if is_sqlite else f"CONCAT({line}, COALESCE({request}, ''))"
+    return (
+        f"SELECT COALESCE({line}, CAST(t.transaction_id AS CHAR)) FROM asset_transactions t "
+        # Only charges look for a request: a look-up of NULL finds nothing, and costs nothing.
+        "LEFT JOIN api_idempotency_requests r ON r.lottery_session_id = "
+        f"CASE WHEN t.business_type = '{CONSUME}' THEN t.lottery_session_id END "
+        f"AND r.kind IS NULL AND r.reason IS NULL AND r.status = '{Status.COMPLETED}'"
+    )
+
+
+_SELECT: Final = {is_sqlite: _select(is_sqlite=is_sqlite) for is_sqlite in (False, True)}
