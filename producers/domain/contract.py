@@ -71,7 +71,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         None for a draw of contract v1, whose row has the campaign alone.
         """
         own = [getattr(self, name) for name in self.__struct_fields__ if name not in Request.__struct_fields__]
-        return _encode(own).decode()
+        text = _encode(own).decode()
+        return text if text.isascii() else json.dumps(own, separators=(",", ":"))
+
+    @property
+    def ledger_key(self) -> str:
+        """What the keys of its ledger rows begin with: `{ledger_key}:{type}`.
+
+        For nearly all kinds the request key. What can happen only once to another request, such as its refund, has that
+        request's ledger key: then the unique constraint refuses a second time, under whatever request key.
+        """
+        return self.request_key
 
     def encode(self) -> bytes:
         """The canonical body: JSON without blanks, fields in the contract's order."""
@@ -207,6 +217,28 @@ class PullsResult(DrawResult, frozen=True, kw_only=True, forbid_unknown_fields=T
     prizes: list[PrizeWon]
 
 
+class MovementResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The result of a request of any kind but a draw (contract v2).
+
+    `balance_after` is the balance of the request's own account. `reference` is the request's, empty without one.
+    """
+
+    v: Literal[2] = VERSION_WITH_KIND
+    kind: str
+    request_key: str
+    lottery_session_id: str
+    account_id: int
+    status: Literal["completed", "rejected"]
+    reason: str | None
+    balance_after: str | None
+    reference: str = ""
+    transactions: list[LedgerRow]
+
+    def encode(self) -> bytes:
+        """The result's bytes: JSON without blanks, fields in the contract's order."""
+        return _encode(self)
+
+
 class ResultHead(msgspec.Struct, frozen=True):
     """The fields that results of all kinds have."""
 
@@ -232,6 +264,7 @@ _encode = msgspec.json.Encoder().encode
 _decode_request = msgspec.json.Decoder(_RequestV1).decode
 _decode_result = msgspec.json.Decoder(DrawResult).decode
 _decode_pulls_result = msgspec.json.Decoder(PullsResult).decode
+_decode_movement_result = msgspec.json.Decoder(MovementResult).decode
 _decode_result_head = msgspec.json.Decoder(ResultHead).decode
 
 
@@ -272,6 +305,14 @@ def parse_result(body: bytes) -> DrawResult:
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _decode_pulls_result(body)
         raise DrawError(f"not a draw result: {_quoted(error)}") from None
+
+
+def parse_movement_result(body: bytes) -> MovementResult:
+    """Parse a stored result of a request that is no draw; raises DrawError for other bytes."""
+    try:
+        return _decode_movement_result(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DrawError(f"not the result of a movement: {_quoted(error)}") from None
 
 
 def parse_result_head(body: bytes) -> DrawResult | ResultHead:

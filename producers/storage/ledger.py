@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, select, text
 
+from tombola.producers.domain.money import CENT
 from tombola.producers.domain.operations.draw import CONSUME
-from tombola.producers.storage.column_types import CENT
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
-
-RECHARGE: Final = "recharge"
 
 
 class Posting(NamedTuple):
@@ -30,8 +28,8 @@ class Posting(NamedTuple):
     notes: str
 
     @property
-    def request_key(self) -> str:
-        """The request key that `idempotency_key` is derived from."""
+    def ledger_key(self) -> str:
+        """What `idempotency_key` is derived from: for nearly all kinds the request key (Request.ledger_key)."""
         return self.idempotency_key.partition(":")[0]
 
 
@@ -83,13 +81,13 @@ def _keyed(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def postings_of_request(connection: Connection, lottery_session_id: str, request_key: str) -> list[Posting]:
+def postings_of_request(connection: Connection, lottery_session_id: str, ledger_key: str) -> list[Posting]:
     """The request's own rows by `transaction_id`. A recharge may have the same session id: its rows are left out.
 
     A draw of old code (`tombola legacy`) is recognised by its session and its charge, since its keys are arbitrary.
     """
     postings = [posting_of(row) for row in session_rows(connection, lottery_session_id)]
-    own = [it for it in postings if it.request_key == request_key]
+    own = [it for it in postings if it.ledger_key == ledger_key]
     return postings if not own and any(it.business_type == CONSUME for it in postings) else own
 
 

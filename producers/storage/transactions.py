@@ -21,7 +21,7 @@ import pymysql
 from pymysql.constants import SERVER_STATUS
 from sqlalchemy import Connection, Engine
 
-from tombola.producers.storage.column_types import CENT
+from tombola.producers.domain.money import CENT
 from tombola.producers.storage.faults import Fault, RowsChanged, fault_of, is_answered, is_lock_timeout, is_wrong_server
 
 Value = str | int | None

@@ -30,6 +30,7 @@ from tests.benchmarks.lab import (
     send,
 )
 from tests.benchmarks.legacy import legacy
+from tests.benchmarks.movements import movements
 from tests.benchmarks.report import Finding, at_least, at_most
 from tombola.producers import DrawClient, DrawRequest
 from tombola.producers.brokers.registry import open_broker
@@ -410,5 +411,6 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
     "poison": poison,
     "replay": full_replay,
     "campaigns": campaigns,
+    "movements": movements,
 }
 BY_NAME_ONLY: Final[dict[str, Measurement]] = {"tune": tune, "legacy": legacy}

@@ -28,6 +28,7 @@ from tombola.producers.domain.causes import DeadReason
 from tombola.producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, parse_result
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Campaign, Prize, Wheel
 from tombola.producers.domain.errors import ConfigurationError, ServiceUnavailable
+from tombola.producers.domain.money import AMOUNT_MAX
 from tombola.producers.storage import requests
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.engines import open_engine
@@ -36,7 +37,7 @@ from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.producers.storage.schema import account_asset_balances, api_idempotency_requests, asset_transactions
 from tombola.producers.storage.transactions import transaction
 from tombola.worker.ledger import post as ledger
-from tombola.worker.ledger.accounts import AMOUNT_MAX, open_account, recharge
+from tombola.worker.ledger.accounts import open_account, recharge
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Answer, Deferred, Refused, Settled
 from tombola.worker.settle.rules import Rules

@@ -1,6 +1,6 @@
 """The audit: prove the invariants (ARCHITECTURE, Invariants) from the database.
 
-    I1, I2, I10, I11   worker.audit.sessions    each request beside the ledger rows of its session
+    I1, I2, I10, I11, I14   worker.audit.sessions    each request beside the ledger rows of its session
     I7                 worker.audit.issued      the stock of each prize beside what draws handed out
     I3, I4, I5         worker.audit.chains      the balance of each account beside its chain of ledger rows
     I12                worker.audit.on_record   what operators did beside the record of their actions
@@ -45,7 +45,7 @@ def audit(engine: Engine, wheels: Wheels) -> Report:
             sessions = check_sessions(connection, report, Drawings(wheels, Campaigns(engine), granted), old)
             errors = [
                 _examine(report, ("I3", "I4", "I5"), check_chains(connection, report, old)),
-                _examine(report, ("I1", "I2", "I10", "I11"), sessions),
+                _examine(report, ("I1", "I2", "I10", "I11", "I14"), sessions),
                 _examine(report, ("I12",), check_record(connection)),
             ]
             if errors[1] is None:

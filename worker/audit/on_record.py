@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, select
 
-from tombola.producers.storage.column_types import CENT
+from tombola.producers.domain.money import CENT
 from tombola.producers.storage.schema import api_keys, dead_letters, operator_actions, replays
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.audit.report import Violation

@@ -15,6 +15,7 @@ INVARIANTS: Final = {
     "I10": "one key, one answer, byte for byte",
     "I11": "all rows of a draw, or none",
     "I12": "every operator action is on record",
+    "I14": "every movement's rows are what its request says",
 }
 VIOLATIONS_KEPT_MAX: Final = 1000  # of each invariant; all are counted, but a broken ledger must not fill the memory
 

@@ -17,12 +17,13 @@ from tombola.producers.domain import operations
 from tombola.producers.domain.campaigns.pulls import CONSUME
 from tombola.producers.domain.campaigns.record import read_draw_notes
 from tombola.producers.domain.campaigns.scene import Versions
-from tombola.producers.domain.contract import Request, parse_result_head
+from tombola.producers.domain.contract import Request, Row, parse_result_head
 from tombola.producers.domain.draw import Wheels
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.domain.operations.operation import Rejection, Written
+from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage.chunks import chunks
-from tombola.producers.storage.ledger import RECHARGE, users_of
+from tombola.producers.storage.ledger import users_of
 from tombola.producers.storage.requests import request_of
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import asset_transactions as transactions
@@ -69,7 +70,7 @@ class Sessions:
         self._drawings = drawings
         self._old = old
         self._certain = CertainDraws(drawings.wheels)
-        self._known_types = operations.business_types() | {RECHARGE}
+        self._known_types = operations.house_accounts().keys()
 
     def check_lines(self, connection: Connection, lines: Sequence[Line], *, is_counting: bool) -> Iterator[Violation]:
         """Check the sessions of these rows. A session with further rows is read in full."""
@@ -221,14 +222,20 @@ class _Session:
     ) -> None:
         self._connection = connection
         self.request = request
-        self.written = Written(
-            request.status, [_Row(connection, row) for row in rows], drawings.wheels, drawings.versions
-        )
+        own = [_Row(connection, row) for row in rows]
+        self.written = Written(request.status, own, drawings.wheels, drawings.versions, self._rows_of)
         # A request that old code has charged: answered from its rows, which do not say how it was drawn.
         self.is_old = bool(rows) and all(
             old.wrote(row.row_transaction_id, row.row_idempotency_key, row.row_notes) for row in rows
         )
         self._campaign = ""  # of an operator, once the request is read
+
+    def _rows_of(self, ledger_key: str) -> Sequence[Row]:
+        """The ledger rows under a ledger key, of whatever session; a query for each request that asks."""
+        key = transactions.c.idempotency_key
+        asked = select(*_LEDGER).where(key > f"{ledger_key}:", key < f"{ledger_key};")
+        rows = self._connection.execute(asked.order_by(transactions.c.transaction_id)).all()
+        return [_Row(self._connection, row) for row in rows]
 
     def check(self) -> Iterator[Violation]:
         subject = f"request {self.request.request_key}"
@@ -244,7 +251,7 @@ class _Session:
             asked = request_of(self.request)
         except Exception as error:
             yield "I10", iter([_cannot_be_checked(error)])
-            yield "I11", self._whole(None)
+            yield "I11", self._whole(None, self.request.request_key)
             return
         operation = operations.operation_of(asked)
         for invariant, wrong in operation.check(asked, self.written).items():
@@ -252,8 +259,9 @@ class _Session:
                 yield invariant, wrong
         yield "I10", self._answered(asked)
         needs = operation.needs(asked, self.written.wheels)
-        # Prizes of a campaign may go to further accounts of the user: _strangers checks whose they are.
-        yield "I11", self._whole(None if needs.campaign else needs.accounts)
+        # Prizes of a campaign may go to further accounts of the user: _strangers checks whose they are. The operation
+        # itself checks the accounts of requests that read the rows of others.
+        yield "I11", self._whole(None if needs.campaign or needs.rows_of else needs.accounts, asked.ledger_key)
         self._campaign = needs.campaign
 
     def granted(self) -> Counter[PrizeName]:
@@ -275,7 +283,7 @@ class _Session:
             if self._campaign and row.account_id != payer and isinstance(row.account_id, int)
         ]
 
-    def _whole(self, accounts: Collection[int] | None) -> Iterator[str]:
+    def _whole(self, accounts: Collection[int] | None, ledger_key: str) -> Iterator[str]:
         """I11 for requests of every kind; the operation checks the rest.
 
         `accounts` are the accounts that the request may touch, None where the request cannot be read.
@@ -288,7 +296,7 @@ class _Session:
         if accounts is not None and any(row.account_id not in accounts for row in rows):
             yield "its session moves another account"
         keys = [row.idempotency_key for row in rows]
-        if not self.is_old and any(key is None or not key.startswith(f"{self.request.request_key}:") for key in keys):
+        if not self.is_old and any(key is None or not key.startswith(f"{ledger_key}:") for key in keys):
             yield f"its session holds foreign rows: {keys}"
 
     def _answered(self, asked: Request) -> Iterator[str]:

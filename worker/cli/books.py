@@ -12,7 +12,8 @@ import typer
 from tombola.producers.domain import keys
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, wheels
 from tombola.producers.domain.errors import DrawError, ServiceUnavailable
-from tombola.producers.storage.ledger import RECHARGE, find_account
+from tombola.producers.domain.operations.recharge import RECHARGE
+from tombola.producers.storage.ledger import find_account
 from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit as audit_of
 from tombola.worker.cli.base import (

@@ -11,9 +11,9 @@ from sqlalchemy import Connection, select
 
 from tombola.producers.domain.campaigns.record import read_grant_notes
 from tombola.producers.domain.errors import DrawError
+from tombola.producers.domain.money import CENT
 from tombola.producers.storage import requests
 from tombola.producers.storage.chunks import chunks
-from tombola.producers.storage.column_types import CENT
 from tombola.producers.storage.schema import asset_transactions as ledger
 from tombola.worker.fulfilments.events import DRAW_SETTLED, NOTICE
 from tombola.worker.fulfilments.fulfilments import Fulfilment

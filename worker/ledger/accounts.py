@@ -13,15 +13,13 @@ from sqlalchemy import Connection, Engine, func, insert, select, update
 
 from tombola.producers.domain import keys
 from tombola.producers.domain.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest
+from tombola.producers.domain.money import AMOUNT_MAX, CENT
+from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage import clock
-from tombola.producers.storage.column_types import CENT
-from tombola.producers.storage.ledger import RECHARGE
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.operators import actions
 from tombola.worker.operators.once import once
-
-AMOUNT_MAX: Final = Decimal("99999999.99")  # decimal(10,2)
 
 # The type in the derived key of an opening's ledger row. A recharge's key has its business type; draws have others.
 OPENING_TYPE: Final = "opening"

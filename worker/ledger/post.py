@@ -84,17 +84,23 @@ def charged(transaction: Transaction, requests: Sequence[Request]) -> dict[str, 
     )
     if not found:
         return {}
-    charged = {
-        proof_key.partition(":")[0]: Charged(account_id, session_id, []) for proof_key, account_id, session_id in found
-    }
+    wrote = {proof_key: (account_id, session_id) for proof_key, account_id, session_id in found}
+    charged: dict[str, Charged] = {}
+    writers: dict[tuple[str, str], Charged] = {}
+    for request in requests:
+        account_id, session_id = wrote.get(operations.proof_key(request), (0, ""))
+        if not account_id or (request.ledger_key != request.request_key and session_id != request.lottery_session_id):
+            continue  # what can happen once was done by another request: the operation decides what that means
+        it = writers.setdefault((session_id, request.ledger_key), Charged(account_id, session_id, []))
+        charged[request.request_key] = it
     for row in transaction.select(
         f"SELECT {POSTING_COLUMNS} FROM asset_transactions WHERE lottery_session_id IN (??) ORDER BY transaction_id",
         sorted({session_id for _, _, session_id in found}),
     ):
         posting = read_posting(transaction, row)
-        it = charged.get(posting.request_key)
-        if it is not None:  # otherwise a row of that session under another request key
-            it.rows.append(posting)
+        writer = writers.get((posting.lottery_session_id, posting.ledger_key))
+        if writer is not None:  # otherwise a row of that session under another request key
+            writer.rows.append(posting)
     return charged
 
 

@@ -3,6 +3,8 @@
     lock the accounts ─► read what is settled ─► decide ─► post ─► move balances ─► finish requests ─► commit
 
 Draws by operators' campaigns also read and write their stock, counters and codes there (worker.campaigns.scene).
+Requests of other kinds may read rows of earlier requests (worker.ledger.earlier), and change holds and stock
+(worker.ledger.changes).
 
 Results are put after the commit, and messages acked after that (worker.settle.consumer). What a request needs, does and
 answers is said by its operation (producers.domain.operations); nearly all requests are draws, and called so below. One
@@ -24,6 +26,7 @@ from tombola.producers.storage import requests
 from tombola.producers.storage.transactions import Transaction
 from tombola.worker.campaigns.scene import BatchScene
 from tombola.worker.fulfilments import subscriptions
+from tombola.worker.ledger import changes, earlier
 from tombola.worker.ledger import post as ledger
 from tombola.worker.settle.answers import Answer, Deferred
 from tombola.worker.settle.book import Book
@@ -63,6 +66,9 @@ def settle_in(
     if rules.desk is not None and any(need.campaign for need in needs):
         scene = BatchScene(rules.desk, now)
         needs = scene.open(open_transaction, draws, needs)
+    reads_earlier = earlier.is_asked(needs)
+    if reads_earlier:
+        needs = earlier.widened(needs, earlier.rows_of(open_transaction, (key for it in needs for key in it.rows_of)))
     account_ids = {account_id for need in needs for account_id in need.accounts}
 
     held: Set[int] = frozenset()
@@ -84,6 +90,8 @@ def settle_in(
     if is_careful:
         book.owners = requests.owners_of_sessions(open_transaction, [draw.lottery_session_id for draw in free])
     book.read_ledger(open_transaction, free)
+    if reads_earlier:
+        book.read_earlier(open_transaction, needs)
 
     answers = [
         book.answer(draw, fingerprint) if held.isdisjoint(need.accounts) else _account_held(draw)
@@ -93,6 +101,7 @@ def settle_in(
     ledger.move(open_transaction, book.moved, now)
     subscriptions.insert(open_transaction, book.fulfilments, now)
     requests.finish(open_transaction, book.finished, now, settled_by=handling.by)
+    changes.write(open_transaction, book.changes, now)
     if scene is not None:
         scene.write()  # last: stock is what batches of all accounts share
     return answers

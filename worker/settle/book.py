@@ -13,10 +13,15 @@ from decimal import Decimal
 from tombola.producers.domain import keys, operations
 from tombola.producers.domain.causes import Cause, Status
 from tombola.producers.domain.contract import Request
+from tombola.producers.domain.operations import expire
 from tombola.producers.domain.operations.operation import (
+    Change,
+    Lifetime,
     Locked,
     LockedAccount,
     Movement,
+    Moves,
+    Needs,
     Outcome,
     Play,
     Refusal,
@@ -24,9 +29,10 @@ from tombola.producers.domain.operations.operation import (
 )
 from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.requests import RequestOutcome, RequestRecord
-from tombola.producers.storage.transactions import Transaction
+from tombola.producers.storage.transactions import Transaction, time_text
 from tombola.worker.campaigns.scene import BatchScene
 from tombola.worker.fulfilments.subscriptions import Row, Subscriptions
+from tombola.worker.ledger import earlier
 from tombola.worker.ledger import post as ledger
 from tombola.worker.settle.answers import Answer, Refused, Settled
 from tombola.worker.settle.rules import Rules
@@ -40,6 +46,7 @@ class Book:
     `redelivered` are delivery counts above 1, by request key. `owners` names the request of each lottery session, None
     where the unique constraint alone checks this. `scene` is for draws by operators' campaigns. `subscriptions` are
     None where no webhook can want to hear of a draw; `fulfilments` are what webhooks hear of draws that settle now.
+    `rows` and `lifetimes` are what requests read of earlier ones (`read_earlier`); `changes` is what they change.
     """
 
     accounts: dict[int, LockedAccount]
@@ -55,10 +62,16 @@ class Book:
     moved: dict[int, Decimal] = field(default_factory=dict)
     finished: list[RequestOutcome] = field(default_factory=list)
     fulfilments: list[Row] = field(default_factory=list)
+    rows: dict[str, list[Posting]] = field(default_factory=dict)
+    lifetimes: dict[tuple[int, str], Lifetime] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
     locked: Locked = field(init=False)
 
     def __post_init__(self) -> None:
-        self.locked = Locked(self.accounts, self.rules.wheels, self.scene)
+        versions = None if self.rules.desk is None else self.rules.desk.campaigns
+        self.locked = Locked(
+            self.accounts, self.rules.wheels, self.scene, self.rows, self.lifetimes, versions, self.now
+        )
 
     def read_ledger(self, open_transaction: Transaction, draws: Sequence[Request]) -> None:
         """Read which of `draws` are charged already; draws that old code has charged, and their sessions, as well.
@@ -72,6 +85,13 @@ class Book:
             if met.owners:
                 self.owners = (self.owners or {}) | met.owners
                 self.charged |= met.charged
+
+    def read_earlier(self, open_transaction: Transaction, needs: Sequence[Needs]) -> None:
+        """Read the rows of earlier requests that these needs name. Raises RowsChanged if accounts are not locked."""
+        found = earlier.rows_of(open_transaction, (key for need in needs for key in need.rows_of))
+        earlier.must_be_locked(found, needs)
+        self.rows.update(found)
+        self.lifetimes.update(earlier.lifetimes(open_transaction, needs))
 
     def _needs_ledger(self, request_key: str) -> bool:
         """Whether the request's own row leaves open if the ledger has charged it, or what its rows are."""
@@ -159,23 +179,27 @@ class Book:
         body = operations.operation_of(draw).result(draw, outcome)
         return Settled(draw, body, known.settled_at, is_repeat=True)
 
-    def _move(self, request: Request, decision: Sequence[Movement] | Play) -> list[Posting]:
+    def _move(self, request: Request, decision: Sequence[Movement] | Play | Moves) -> list[Posting]:
         """The ledger rows of a decision, each continuing the balance that the last row left its account with."""
         movements: Sequence[Movement]
         if isinstance(decision, Play):
             assert self.scene is not None
             self.scene.keep(request, decision)
             movements = decision.movements
+        elif isinstance(decision, Moves):
+            self.changes += decision.changes
+            movements = decision.movements
         else:
             movements = decision
         postings = []
+        ledger_key = request.ledger_key
         for account_id, entry_type, business_type, delta, notes in movements:
             asset_code, before = self.accounts[account_id]
             after = before + delta
             posting = Posting(
                 account_id,
                 request.lottery_session_id,
-                f"{request.request_key}:{entry_type}",
+                f"{ledger_key}:{entry_type}",
                 business_type,
                 asset_code,
                 delta,
@@ -187,7 +211,20 @@ class Book:
             self.accounts[account_id] = LockedAccount(asset_code, after)
             self.moved[account_id] = after
         self.postings += postings
+        if self.rows or self.lifetimes:
+            self._tell_later(postings)
         return postings
+
+    def _tell_later(self, postings: Sequence[Posting]) -> None:
+        """Let later requests of the batch read these rows."""
+        for it in postings:
+            if it.ledger_key in self.rows:
+                self.rows[it.ledger_key].append(it)
+            for asked in [asked for asked in self.lifetimes if asked[0] == it.account_id]:
+                is_earned = time_text(self.now) < asked[1]
+                self.lifetimes[asked] = expire.after(
+                    self.lifetimes[asked], it.business_type, it.delta, is_earned=is_earned
+                )
 
 
 def _has_alias(draw: Request) -> bool:

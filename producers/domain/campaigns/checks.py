@@ -24,9 +24,9 @@ from tombola.producers.domain.campaigns.odds import (
     Tier,
 )
 from tombola.producers.domain.contract import PULLS_MAX
+from tombola.producers.domain.money import AMOUNT_MAX
 
 NAME_LENGTH_MAX: Final = 40
-AMOUNT_MAX: Final = Decimal("99999999.99")  # decimal(10,2)
 STOCK_MAX: Final = 1_000_000_000
 COUNT_MAX: Final = 1_000_000  # of a limit, and of the pulls until a guarantee
 TIERS_MAX: Final = 20

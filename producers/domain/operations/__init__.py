@@ -5,7 +5,7 @@ Batch, forecast, result store, gateway and audit know an operation only through 
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
 import msgspec
@@ -13,10 +13,12 @@ import msgspec
 from tombola.producers.domain import contract
 from tombola.producers.domain.contract import TERMS_LENGTH_MAX, DrawRequest, Request
 from tombola.producers.domain.errors import InvalidRequest, UnknownVersion
-from tombola.producers.domain.operations import draw
+from tombola.producers.domain.operations import adjust, draw, expire, hold, post, recharge, refund, transfer, void
 from tombola.producers.domain.operations.operation import Operation
 
-OPERATIONS: Final[dict[str, Operation[Any]]] = {DrawRequest.kind: draw}
+OPERATIONS: Final[dict[str, Operation[Any]]] = {
+    it.FIELDS.kind: it for it in (draw, recharge, transfer, refund, adjust, hold, post, void, expire)
+}
 
 
 def operation_of(request: Request) -> Operation[Any]:
@@ -26,17 +28,25 @@ def operation_of(request: Request) -> Operation[Any]:
 
 def proof_key(request: Request) -> str:
     """The key of the ledger row that proves that the request has completed."""
-    return f"{request.request_key}:{next(iter(OPERATIONS[request.kind].TYPES))}"
+    return f"{request.ledger_key}:{next(iter(OPERATIONS[request.kind].TYPES))}"
 
 
 def ledger_keys(request: Request) -> Sequence[str]:
     """The keys of all ledger rows that the request may write."""
-    return [f"{request.request_key}:{entry_type}" for entry_type in OPERATIONS[request.kind].TYPES]
+    return [f"{request.ledger_key}:{entry_type}" for entry_type in OPERATIONS[request.kind].TYPES]
 
 
 def business_types() -> Set[str]:
-    """The business types that only requests write to the ledger."""
-    return {business_type for operation in OPERATIONS.values() for business_type in operation.TYPES.values()}
+    """The business types that only requests write to the ledger.
+
+    Recharges are not among them: opening an account writes one as well, and older releases wrote them without requests.
+    """
+    return house_accounts().keys() - {recharge.RECHARGE}
+
+
+def house_accounts() -> Mapping[str, str]:
+    """The other side of ledger rows: every known business type with its house account (see Operation.HOUSE)."""
+    return {name: account for operation in OPERATIONS.values() for name, account in operation.HOUSE.items()}
 
 
 # ---- on the wire -----------------------------------------------------------------------------------------------------

@@ -41,6 +41,15 @@ REWARD: Final = "lottery_reward"
 TYPES: Final = MappingProxyType(
     {CONSUME_TYPE: CONSUME, **{str(entry): business_type for entry, business_type in pulls.BUSINESS_TYPES.items()}}
 )
+HOUSE: Final = MappingProxyType(
+    {
+        CONSUME: "house/{campaign}/sales",
+        **{
+            business_type: "" if entry == "notice" else "house/{campaign}/prizes"
+            for entry, business_type in pulls.BUSINESS_TYPES.items()
+        },
+    }
+)
 NO_PRIZE: Final = Decimal("0.00")
 
 

@@ -10,7 +10,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
@@ -33,22 +35,39 @@ class Needs(NamedTuple):
     """What a request may touch: the ids of one or more accounts, which may not exist.
 
     `campaign` is the campaign of an operator that the request draws by, empty for none: its prizes may go to further
-    accounts of the same user.
+    accounts of the same user. `rows_of` are ledger keys without their type: the request reads the ledger rows under
+    them, and may touch their accounts. `earned_until` (UTC, as the ledger has it) asks for the account's Lifetime.
     """
 
     accounts: tuple[int, ...]
     campaign: str = ""
+    rows_of: tuple[str, ...] = ()
+    earned_until: str = ""
+
+
+class Lifetime(NamedTuple):
+    """What an account has earned until some moment, and all that was ever taken from it, without what was returned."""
+
+    earned: Decimal
+    taken: Decimal
 
 
 class Locked(NamedTuple):
     """The input of a decision: the existing accounts, as earlier requests of the batch left them, and the wheels.
 
-    `scene` is what draws by campaigns need; None where the batch has no such draw.
+    `scene` is what draws by campaigns need; None where the batch has no such draw. `rows` are the ledger rows that
+    requests asked for in `Needs.rows_of`, by ledger key; `lifetimes` are by account and `Needs.earned_until`.
+    `versions` are the versions of operators' campaigns, None where they are not known; `now` is the moment of the
+    transaction, the same for the whole batch.
     """
 
     accounts: Mapping[int, LockedAccount]
     wheels: Wheels
     scene: Scene | None = None
+    rows: Mapping[str, Sequence[Row]] = MappingProxyType({})
+    lifetimes: Mapping[tuple[int, str], Lifetime] = MappingProxyType({})
+    versions: Versions | None = None
+    now: datetime = datetime.min
 
 
 class Movement(NamedTuple):
@@ -75,6 +94,44 @@ class Play(NamedTuple):
     has_counters: bool = False
 
 
+class HoldState(enum.StrEnum):
+    """The states of a hold. An open hold ends once, by a post or a void."""
+
+    OPEN = "open"
+    POSTED = "posted"
+    VOIDED = "voided"
+
+
+class HoldChange(NamedTuple):
+    """What a request does to a hold: opens it until `expires_at`, or ends it (then only key and state are set)."""
+
+    hold_key: str
+    state: HoldState
+    account_id: int = 0
+    asset_code: str = ""
+    amount: Decimal = Decimal(0)
+    expires_at: datetime | None = None
+
+
+class UnitsBack(NamedTuple):
+    """A refunded draw gives units of a stocked prize back; `draw` is the draw's request key."""
+
+    campaign: str
+    prize: str
+    units: int
+    draw: str
+
+
+Change = HoldChange | UnitsBack
+
+
+class Moves(NamedTuple):
+    """Movements, and what they change beside balances."""
+
+    movements: Sequence[Movement]
+    changes: tuple[Change, ...] = ()
+
+
 class Rejection(NamedTuple):
     """A final outcome without a charge. `balance` is the account's balance in the answer."""
 
@@ -89,14 +146,19 @@ class Refusal(NamedTuple):
     error: str
 
 
-Decision = Sequence[Movement] | Play | Rejection | Refusal
+Decision = Sequence[Movement] | Play | Moves | Rejection | Refusal
 Outcome = Sequence[Row] | Rejection
+
+
+def _no_rows(_ledger_key: str) -> Sequence[Row]:
+    return ()
 
 
 class Written(NamedTuple):
     """What one request has written: its status, and all rows of its session in their order.
 
-    `versions` are the versions of operators' campaigns, None where they are not known.
+    `versions` are the versions of operators' campaigns, None where they are not known. `rows_of` reads the ledger rows
+    under a ledger key, in their order.
 
     An attribute of a row raises where the stored value cannot be read.
     """
@@ -105,6 +167,7 @@ class Written(NamedTuple):
     rows: Sequence[Row]
     wheels: Wheels
     versions: Versions | None = None
+    rows_of: Callable[[str], Sequence[Row]] = _no_rows
 
     @property
     def is_completed(self) -> bool:
@@ -121,12 +184,16 @@ class Operation(Protocol[R]):
     """One kind of request. A module can be one.
 
     `TYPES` maps the entry types in the derived keys of its ledger rows to their business types. Each completed request
-    has a row of the first type on its own account: the proof that the request has completed. `FIELDS` is the class of
-    its requests.
+    has a row of the first type on its own account: the proof that the request has completed. `HOUSE` maps its business
+    types to the house account that is the other side of such a row, with `{campaign}` and `{channel}` to be filled in;
+    an empty text stands for no house account: another user's account is the other side, or the row moves nothing.
+    `FIELDS` is the class of its requests.
     """
 
     @property
     def TYPES(self) -> Mapping[str, str]: ...
+    @property
+    def HOUSE(self) -> Mapping[str, str]: ...
     @property
     def FIELDS(self) -> type[Request]: ...
 

@@ -37,7 +37,7 @@ def state_of_session(connection: Connection, lottery_session_id: str) -> Session
     request = request_of(row)
     body = None if row.result is None else row.result.encode()
     if body is None and row.status == Status.COMPLETED:
-        rows = postings_of_request(connection, lottery_session_id, request.request_key)
+        rows = postings_of_request(connection, lottery_session_id, request.ledger_key)
         body = operations.operation_of(request).result(request, rows)
     elif body is None and row.status == Status.REJECTED:
         body = operations.operation_of(request).result(request, Rejection(row.reason, row.balance_told))

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from tombola.producers.domain import operations
 from tombola.producers.domain.causes import Status
-from tombola.producers.domain.contract import DrawRequest, Request
+from tombola.producers.domain.contract import Request
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.storage.transactions import Transaction
 
@@ -84,7 +84,7 @@ def request_values(request: Request, fingerprint: str, moment: str) -> tuple[str
         request.request_key,
         request.lottery_session_id,
         request.account_id,
-        request.campaign if isinstance(request, DrawRequest) else "",
+        getattr(request, "campaign", ""),  # of a draw, or of a refund
         fingerprint,
         moment,
     )
