@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import operator_actions as table
+from tombola.worker.audit import marks
 from tombola.worker.audit.report import Report
 from tombola.worker.operators import actions
 
@@ -41,8 +42,14 @@ class Audited(NamedTuple):
 
 
 def record(engine: Engine, report: Report, *, by: str) -> None:
-    """Put an audit on record. Raises ServiceUnavailable, ConfigurationError or InternalError."""
+    """Put an audit on record, with the mark that the next one goes on from.
+
+    Raises ServiceUnavailable, ConfigurationError or InternalError: then neither is written.
+    """
     details = {
+        "everything": report.is_of_everything,
+        "after": report.after_id,
+        "up_to": report.up_to_id,
         "violated": {name: count for name, count in report.counts.items() if count},
         "not_looked_at": [name for name, state in report.states.items() if state == "not looked at"],
         **{name: getattr(report, name) for name in ("requests", "rows", "accounts")},
@@ -51,6 +58,8 @@ def record(engine: Engine, report: Report, *, by: str) -> None:
     try:
         with engine.begin() as connection:
             actions.record(connection, operator=by, action=AUDIT, reason="", count=count, details=details)
+            if report.reached is not None:
+                marks.keep(connection, report.reached)
     except SQLAlchemyError as error:
         raise explain(error) from error
 

@@ -84,7 +84,9 @@ def _plan(wheel: Wheel) -> _Plan:
 def _pattern(wheel: Wheel, *, with_reward: bool) -> str:
     """The bytes of a result as a pattern for `%`: as the contract encodes them, whatever it says."""
     campaign = wheel.campaign
-    rows = [LedgerRow(f"<key>:{CONSUME_TYPE}", CONSUME, campaign.asset_code, str(-campaign.cost), "<before>", "<after>")]
+    rows = [
+        LedgerRow(f"<key>:{CONSUME_TYPE}", CONSUME, campaign.asset_code, str(-campaign.cost), "<before>", "<after>")
+    ]
     if with_reward:
         reward = (f"<key>:{REWARD_TYPE}", REWARD, campaign.asset_code, "<paid>", "<before_reward>", "<after_reward>")
         rows.append(LedgerRow(*reward))

@@ -12,8 +12,9 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
+from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.worker.audit.lines import (
     ACCOUNT_ID,
     AFTER,
@@ -30,7 +31,7 @@ from tombola.worker.audit.lines import (
 )
 from tombola.worker.audit.report import Violation
 from tombola.worker.audit.stored import Unreadable, cents_of, shown
-from tombola.worker.ledger.old_rows import OldRows
+from tombola.worker.ledger.old_rows import OldRows, old_accounts_until
 
 BAND_SIZE: Final = 256
 _BITS: Final = BAND_SIZE.bit_length() - 1
@@ -119,7 +120,7 @@ class Chains:
         self.touched: set[int] = set()  # the bands that changed
         self._asset_numbers = {asset: number for number, asset in enumerate(self.assets, 1)}
         self._old = old
-        self._begins_anywhere = begins_anywhere
+        self.begins_anywhere = begins_anywhere
         self._unreadable: set[int] = set()  # accounts with a row that cannot be read
         self._unknown: set[int] = set()  # of these, the accounts whose next row may begin anywhere
 
@@ -127,9 +128,13 @@ class Chains:
         """The chains of the accounts in this range of ids, which may walk on by themselves."""
         wanted = range(accounts.start >> _BITS, ((accounts.stop - 1) >> _BITS) + 1)
         copies = {number: self.bands[number].copy() for number in wanted if number in self.bands}
-        made = Chains(copies, self.assets, old=self._old, begins_anywhere=self._begins_anywhere)
+        made = Chains(copies, self.assets, old=self._old, begins_anywhere=self.begins_anywhere)
         made._unreadable, made._unknown = set(self._unreadable), set(self._unknown)
         return made
+
+    def afresh(self) -> Chains:
+        """Chains without any row."""
+        return Chains(old=self._old, begins_anywhere=self.begins_anywhere)
 
     def of(self, account_id: int) -> Standing:
         """Where the chain of this account stands."""
@@ -205,7 +210,7 @@ class Chains:
             yield Violation("I4", subject, f"{shown(before)} {shown(delta):+} is not {shown(after)}")
         if account_id in self._unknown:
             self._unknown.discard(account_id)
-        elif is_first and before and self._begins_anywhere(account_id):
+        elif is_first and before and self.begins_anywhere(account_id):
             band.sums[at] = before
         elif before != band.afters[at]:
             what = "and is its account's first row" if is_first else f"the one before ended at {shown(band.afters[at])}"
@@ -251,3 +256,11 @@ class Chains:
             band.counts[at] += 1
             band.sums[at] += delta
         band.afters[at] = after
+
+
+def old_accounts(connection: Connection) -> Callable[[int], bool]:
+    """Whether an account is one of a legacy ledger that old code may have opened, with any balance."""
+    until = old_accounts_until(connection)
+    query = select(accounts.c.id)
+    found = set(connection.execute(query if until is None else query.where(accounts.c.created_at < until)).scalars())
+    return found.__contains__

@@ -26,25 +26,36 @@ LEDGER: Final = (
 REQUEST: Final = ("request_key", "account_id", "campaign", "fingerprint", "result")  # an archived result is empty
 # Where the values of a row stand in its line.
 TRANSACTION_ID, ACCOUNT_ID, SESSION, KEY, BUSINESS_TYPE, ASSET, DELTA, BEFORE, AFTER, NOTES = range(1, 11)
+RESULT: Final = -1  # of the request
 _FIELDS: Final = {"0": 1 + len(LEDGER), "1": 1 + len(LEDGER) + len(REQUEST)}
 _AMOUNTS: Final = ("delta_amount", "balance_before", "balance_after")
+
+ID_MAX: Final = 2**63 - 1
 
 Line = list[str]
 
 
 def read(
-    connection: Connection, after_id: int, up_to_id: int, *, rows_max: int | None = None, accounts: range | None = None
+    connection: Connection,
+    after_id: int,
+    up_to_id: int,
+    *,
+    rows_max: int | None = None,
+    accounts: range | None = None,
+    with_requests: bool = True,
 ) -> list[Line]:
     """The lines of the rows from above `after_id` up to `up_to_id`, by transaction id; `rows_max` of them at most.
 
     With `accounts` only the rows of accounts in that range of ids.
     """
     where = f"t.transaction_id > {after_id:d} AND t.transaction_id <= {up_to_id:d}"
-    if accounts is not None:
+    if accounts is not None and len(accounts) == 1:
+        where += f" AND t.account_id = {accounts.start:d}"
+    elif accounts is not None:
         where += f" AND t.account_id >= {accounts.start:d} AND t.account_id < {accounts.stop:d}"
     limit = "" if rows_max is None else f" LIMIT {rows_max:d}"
     is_sqlite = connection.dialect.name == "sqlite"
-    rows = raw_rows(connection, f"{_SELECT[is_sqlite]} WHERE {where} ORDER BY t.transaction_id{limit}")
+    rows = raw_rows(connection, f"{_SELECT[is_sqlite, with_requests]} WHERE {where} ORDER BY t.transaction_id{limit}")
     return [_line(text) for (text,) in rows]
 
 
@@ -84,7 +95,7 @@ def cents(text: str) -> int:
     return int(text[:-3] + text[-2:])
 
 
-def _select(*, is_sqlite: bool) -> str:
+def _select(*, is_sqlite: bool, with_requests: bool) -> str:
     def joined(values: Sequence[str]) -> str:
         parts = [part for value in values for part in (f"'{SEPARATOR}'", value)][1:]
         return " || ".join(parts) if is_sqlite else f"CONCAT({', '.join(parts)})"
@@ -98,9 +109,13 @@ def _select(*, is_sqlite: bool) -> str:
         )
 
     ledger = [amount(f"t.{name}") if name in _AMOUNTS else f"t.{name}" for name in LEDGER[:-1]]
+    notes = "COALESCE(t.notes, '')"
+    if not with_requests:
+        line = joined(["0", *ledger, notes])
+        return f"SELECT COALESCE({line}, CAST(t.transaction_id AS CHAR)) FROM asset_transactions t"
     result = "COALESCE(r.result, CASE WHEN r.publish_at IS NULL THEN '' ELSE '?' END)"
     request = joined(["''", *(f"r.{name}" for name in REQUEST[:-1]), result])  # NULL where there is no request
-    line = joined(["(r.request_key IS NOT NULL)", *ledger, "COALESCE(t.notes, '')"])
+    line = joined(["(r.request_key IS NOT NULL)", *ledger, notes])
     line = f"{line} || COALESCE({request}, '')" if is_sqlite else f"CONCAT({line}, COALESCE({request}, ''))"
     return (
         f"SELECT COALESCE({line}, CAST(t.transaction_id AS CHAR)) FROM asset_transactions t "
@@ -111,4 +126,8 @@ def _select(*, is_sqlite: bool) -> str:
     )
 
 
-_SELECT: Final = {is_sqlite: _select(is_sqlite=is_sqlite) for is_sqlite in (False, True)}
+_SELECT: Final = {
+    (is_sqlite, with_requests): _select(is_sqlite=is_sqlite, with_requests=with_requests)
+    for is_sqlite in (False, True)
+    for with_requests in (False, True)
+}

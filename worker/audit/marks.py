@@ -56,11 +56,12 @@ class Kept(NamedTuple):
 
 class Reached(NamedTuple):
     """A mark to keep. `follows` is the seal of the mark that this audit went on from, None if it began at the first
-    row."""
+    row; `seed` seals this one."""
 
     mark: Mark
     chains: Chains
     follows: str | None
+    seed: bytes
 
 
 def load(connection: Connection, seed: bytes) -> Kept | None:
@@ -78,7 +79,7 @@ def load(connection: Connection, seed: bytes) -> Kept | None:
         return None
 
 
-def keep(connection: Connection, reached: Reached, seed: bytes) -> bool:
+def keep(connection: Connection, reached: Reached) -> bool:
     """Replace the mark by the one that was reached, in the caller's transaction; return whether it was replaced.
 
     It is not if another audit has ended meanwhile: then that one's mark stands.
@@ -99,7 +100,7 @@ def keep(connection: Connection, reached: Reached, seed: bytes) -> bool:
         rows = [{"band": number, "state": chains.bands[number].encoded()} for number in some]
         connection.execute(insert(audited_accounts), rows)
     text = msgspec.json.encode(mark).decode()
-    mac = _mac(seed, text, {number: band.encoded() for number, band in chains.bands.items()})
+    mac = _mac(reached.seed, text, {number: band.encoded() for number, band in chains.bands.items()})
     connection.execute(delete(audit_marks))
     connection.execute(insert(audit_marks).values(id=1, mark=text, mac=mac))
     return True

@@ -15,7 +15,6 @@ from sqlalchemy import Connection, select
 
 from tombola.producers.domain import operations
 from tombola.producers.domain.campaigns.pulls import CONSUME
-from tombola.producers.domain.campaigns.record import read_draw_notes
 from tombola.producers.domain.campaigns.scene import Versions
 from tombola.producers.domain.contract import Request, Row, parse_result_head
 from tombola.producers.domain.draw import Wheels
@@ -28,11 +27,22 @@ from tombola.producers.storage.requests import request_of
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.audit.certain import CertainDraws
-from tombola.worker.audit.holds import HOLDS, hold_key, check_holds
-from tombola.worker.audit.issued import PrizeName
-from tombola.worker.audit.lines import BUSINESS_TYPE, KEY, NOTES, SESSION, TRANSACTION_ID, Line, id_of, is_odd
+from tombola.worker.audit.holds import HOLDS, check_holds, hold_key
+from tombola.worker.audit.issued import HandedOut, PrizeName, check_handed_out, code_in, granted_by
+from tombola.worker.audit.lines import (
+    BUSINESS_TYPE,
+    KEY,
+    NOTES,
+    RESULT,
+    SESSION,
+    TRANSACTION_ID,
+    Line,
+    id_of,
+    is_odd,
+)
 from tombola.worker.audit.report import Report, Violation
 from tombola.worker.audit.stored import amount_of, stored
+from tombola.worker.audit.stored_results import StoredResults
 from tombola.worker.ledger.old_rows import OldRows
 
 _REQUEST: Final = [
@@ -64,11 +74,12 @@ class Sessions:
     `granted` counts the stocked prizes of completed draws that were checked with `is_counting`.
     """
 
-    def __init__(self, report: Report, drawings: Drawings, old: OldRows, granted: Counter[PrizeName]) -> None:
-        self.granted = granted
+    def __init__(self, report: Report, drawings: Drawings, old: OldRows, results: StoredResults) -> None:
+        self.granted: Counter[PrizeName] = Counter()
         self._report = report
         self._drawings = drawings
         self._old = old
+        self._results = results
         self._certain = CertainDraws(drawings.wheels)
         self._known_types = operations.house_accounts().keys()
 
@@ -91,9 +102,11 @@ class Sessions:
             if not is_right(some):
                 doubtful.append(session_id)
         self._report.requests += len(sessions) - len(doubtful)
+        yield from self._results.compare({it[SESSION]: it[RESULT] for it in lines if it[0] == "1" and it[RESULT]})
         doubtful += self._odd_sessions(connection, [id_of(line) for line in lines if is_odd(line)])
         yield from self.check(connection, doubtful, is_counting=is_counting)
-        yield from check_holds(connection, holds)
+        if holds:
+            yield from check_holds(connection, holds)
 
     def check(self, connection: Connection, session_ids: Sequence[str], *, is_counting: bool) -> Iterator[Violation]:
         """Check these sessions, with all of their rows."""
@@ -110,6 +123,7 @@ class Sessions:
                 for row in connection.execute(select(*_REQUEST).where(requests.c.lottery_session_id.in_(some)))
             }
             elsewhere: list[tuple[str, int, int]] = []
+            handed_out: list[HandedOut] = []
             for session_id in some:
                 if session_id not in found:
                     yield from self._without_request(connection, session_id, rows[session_id])
@@ -118,9 +132,12 @@ class Sessions:
                 session = _Session(connection, found[session_id], rows[session_id], self._drawings, self._old)
                 yield from session.check()
                 if is_counting:
-                    self.granted.update(session.granted())
+                    self.granted += session.granted()
                 elsewhere += session.prizes_elsewhere()
+                handed_out += session.codes()
             yield from _strangers(connection, elsewhere)
+            yield from check_handed_out(connection, handed_out)
+            yield from self._results.compare({key: row.result for key, row in found.items() if row.result is not None})
 
     def _without_request(self, connection: Connection, session_id: str, rows: Sequence[Any]) -> Iterator[Violation]:
         """Rows that no request has written: openings and recharges from the shell, and what old code wrote."""
@@ -140,7 +157,9 @@ class Sessions:
         return [
             session_id
             for some in chunks(ids)
-            for session_id in connection.execute(query.where(transactions.c.transaction_id.in_(some)).distinct()).scalars()
+            for session_id in connection.execute(
+                query.where(transactions.c.transaction_id.in_(some)).distinct()
+            ).scalars()
             if isinstance(session_id, str)
         ]
 
@@ -283,6 +302,17 @@ class _Session:
             if self._campaign and row.account_id != payer and isinstance(row.account_id, int)
         ]
 
+    def codes(self) -> list[HandedOut]:
+        """The codes that the rows of a campaign's draw hand out, after `check`."""
+        if not self._campaign:
+            return []
+        found = []
+        for row in self.written.rows:
+            code = code_in(row.notes)
+            if code:
+                found.append(HandedOut(row.idempotency_key, self._campaign, code))
+        return found
+
     def _whole(self, accounts: Collection[int] | None, ledger_key: str) -> Iterator[str]:
         """I11 for requests of every kind; the operation checks the rest.
 
@@ -331,14 +361,3 @@ class _Session:
 
 def _cannot_be_checked(error: Exception) -> str:
     return f"cannot be checked: {type(error).__name__}: {error!s:.200}"
-
-
-def granted_by(versions: Versions | None, campaign: str, notes: str | None) -> Counter[PrizeName]:
-    """The stocked prizes in the notes of a charge; none for notes that cannot be read, which violates I2."""
-    try:
-        said = read_draw_notes(notes or "")
-    except DrawError:
-        return Counter()
-    odds = None if versions is None else versions.version(said.odds_hash)
-    prizes = {} if odds is None else odds.by_code
-    return Counter((campaign, it) for it in said.prizes if it in prizes and prizes[it].is_stocked)
