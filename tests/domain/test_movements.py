@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -24,7 +24,9 @@ from tombola.producers.domain.operations.operation import (
     Lifetime,
     Locked,
     LockedAccount,
+    Movement,
     Moves,
+    Play,
     Refusal,
     Rejection,
     Written,
@@ -88,11 +90,11 @@ def locked(balance: str = "20.00", rows: dict[str, Sequence[Row]] = ROWS) -> Loc
 def written(request: Request, where: Locked) -> list[Line]:
     """The ledger rows that the decision writes."""
     decision = operation_of(request).decide(request, where)
-    assert not isinstance(decision, Rejection | Refusal), decision
-    movements = decision.movements if isinstance(decision, Moves) else decision
+    assert not isinstance(decision, Rejection | Refusal | Play), decision
+    movements: Sequence[Movement] = decision.movements if isinstance(decision, Moves) else decision
     balances = {account_id: it.balance for account_id, it in where.accounts.items()}
     lines = []
-    for it in movements:  # type: ignore[union-attr]
+    for it in movements:
         before = balances[it.account_id]
         balances[it.account_id] = after = before + it.delta
         key = f"{request.ledger_key}:{it.entry_type}"
@@ -100,7 +102,7 @@ def written(request: Request, where: Locked) -> list[Line]:
     return lines
 
 
-def found(request: Request, rows: Sequence[Row], earlier: dict[str, Sequence[Row]] = ROWS) -> list[str]:
+def found(request: Request, rows: Sequence[Row], earlier: Mapping[str, Sequence[Row]] = ROWS) -> list[str]:
     """What the audit's check of the request finds."""
     said = Written("completed", rows, blind_wheels(), None, lambda key: earlier.get(key, ()))
     return [what for wrong in operation_of(request).check(request, said).values() for what in wrong]

@@ -373,10 +373,10 @@ def run(shop: Shop, steps: list[Any]) -> None:
         for request, answer in zip(batch, shop.settle(*batch), strict=True):
             assert isinstance(answer, Settled), answer
             result = parsed(request, answer.result)
-            reason, balance = model.settle(request, result)
+            reason, left = model.settle(request, result)
             assert (result.reason, result.status) == (reason, "rejected" if reason else "completed"), request
             # A draw of an account of another asset is told no balance.
-            told = None if reason == "ACCOUNT_NOT_FOUND" and isinstance(request, DrawRequest) else balance
+            told = None if reason == "ACCOUNT_NOT_FOUND" and isinstance(request, DrawRequest) else left
             assert result.balance_after == told, request
         _books_balance(shop)
     _is_as_the_model_says(shop, model)
@@ -414,7 +414,7 @@ def _is_as_the_model_says(shop: Shop, model: Model) -> None:
         left = sum(connection.execute(select(campaign_stock.c.units)).scalars())
         assert left == model.stock
         holds = account_holds.c
-        states = dict(connection.execute(select(holds.hold_key, holds.state)).tuples().all())
+        states = {row.hold_key: row.state for row in connection.execute(select(holds.hold_key, holds.state))}
         assert {key: state == "open" for key, state in states.items()} == {
             key: it.is_open for key, it in model.holds.items()
         }
