@@ -50,7 +50,10 @@ def next_chunk(connection: Connection, chains: Chains, from_id: int) -> range | 
 def check_accounts(
     connection: Connection, report: Report, chains: Chains, at_id: int, chunk: range
 ) -> Iterator[Violation]:
-    """Check the accounts with these ids, and count them in `report`. The chains stand at the ledger row `at_id`, and stay there."""
+    """Check the accounts with these ids, and count them in `report`.
+
+    The chains stand at the ledger row `at_id`, and stay there.
+    """
     held: dict[int, Held] = {}
     yield from _read_balances(connection, chunk, held)
     report.accounts += len(held)
@@ -80,9 +83,8 @@ def check_accounts(
 def _walk_again(connection: Connection, account_id: int, held: Held | None, chains: Chains) -> Iterator[Violation]:
     """Walk an account's chain from its first row: nothing that was known before counts."""
     fresh = chains.afresh()
-    rows = lines.read(
-        connection, 0, lines.ID_MAX, rows_max=WALK_ROWS_MAX, accounts=range(account_id, account_id + 1), with_requests=False
-    )  # fmt: skip
+    own = range(account_id, account_id + 1)
+    rows = lines.read(connection, 0, lines.ID_MAX, rows_max=WALK_ROWS_MAX, accounts=own, with_requests=False)
     if len(rows) == WALK_ROWS_MAX:
         return
     yield from fresh.walk(connection, rows, lines.read_odd(connection, rows))

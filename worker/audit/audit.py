@@ -25,8 +25,9 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tombola.producers.domain.causes import Status
-from tombola.producers.domain.draw import Wheels, seed_of
+from tombola.producers.domain.draw import Wheels, seed_of, wheels
 from tombola.producers.results import ResultStore
+from tombola.producers.settings import Settings
 from tombola.producers.storage import clock
 from tombola.producers.storage.campaigns import Campaigns
 from tombola.producers.storage.faults import explain
@@ -49,6 +50,7 @@ RECORD_ROWS: Final = 200_000  # ids of ledger rows that one part looks through f
 LEDGER: Final = ("I1", "I2", "I3", "I4", "I5", "I6", "I10", "I11", "I13", "I14")
 # These do not depend on a mark: they look at what is there now, every time.
 OF_NOW: Final = frozenset({"I6", "I8"})
+RESULT_TIMEOUT_S: Final = 5.0
 REQUEST_TIMEOUT_S: Final = 86_400.0  # the default of TOMBOLA_REQUEST_TIMEOUT_S
 
 
@@ -77,6 +79,17 @@ def audit(engine: Engine, wheels: Wheels, scope: Scope = EVERYTHING) -> Report:
         return _Audit(engine, wheels, scope).run()
     except SQLAlchemyError as error:
         raise explain(error) from error
+
+
+def audit_by(settings: Settings, engine: Engine, *, everything: bool) -> Report:
+    """An audit with the seed, the result store and the times of `settings`; raises as `audit` does."""
+    store = ResultStore.from_settings(settings, timeout_s=RESULT_TIMEOUT_S) if settings.has("result_url") else None
+    try:
+        scope = Scope(not everything, store, settings.request_timeout_s)
+        return audit(engine, wheels(settings.seed_bytes), scope)
+    finally:
+        if store is not None:
+            store.close()
 
 
 class _Audit:

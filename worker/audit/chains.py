@@ -147,7 +147,7 @@ class Chains:
         return Standing(band.counts[at], band.last_ids[at], sum_, asset)
 
     def next_account(self, from_id: int) -> int | None:
-        """The lowest account with rows whose id is at least `from_id`, or lower within its band; None: there is none."""
+        """The lowest account with rows whose id is at least `from_id`, or lower within its band; None: none."""
         numbers = [number for number in self.bands if number >= from_id >> _BITS]
         return max(from_id, min(numbers) << _BITS) if numbers else None
 

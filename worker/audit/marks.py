@@ -69,12 +69,13 @@ def load(connection: Connection, seed: bytes) -> Kept | None:
     row = connection.execute(select(audit_marks.c.mark, audit_marks.c.mac)).first()
     if row is None:
         return None
-    states = dict(connection.execute(select(audited_accounts.c.band, audited_accounts.c.state)).tuples().all())
+    rows = connection.execute(select(audited_accounts.c.band, audited_accounts.c.state))
+    states = {band: bytes(state) for band, state in rows}
     try:
         if not hmac.compare_digest(_mac(seed, row.mark, states), str(row.mac)):
             return None
         mark = msgspec.json.decode(row.mark, type=Mark)
-        return Kept(mark, {number: Band.decoded(bytes(state)) for number, state in states.items()}, row.mac)
+        return Kept(mark, {number: Band.decoded(state) for number, state in states.items()}, row.mac)
     except (msgspec.DecodeError, ValueError, TypeError):  # rows of another release
         return None
 

@@ -231,8 +231,8 @@ def _stock(connection: Connection) -> Iterator[Found]:
                 on_record[name, changed.code] += units
             live[name] = odds
         else:
-            units = details.get("units" if action == RESTOCK else "codes")
-            on_record[name, prize] += units if isinstance(units, int) else 0
+            told = details.get("units" if action == RESTOCK else "codes")
+            on_record[name, prize] += told if isinstance(told, int) else 0
     changed_by = _changed(connection)
     for campaign, code in sorted(on_record.keys() | changed_by.keys()):
         said, is_so = on_record[campaign, code], changed_by[campaign, code]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, Select, and_, exists, or_, select
+from sqlalchemy import Connection, Select, and_, exists, or_, select, true
 
 from tombola.producers.domain.causes import Status
 from tombola.producers.storage.schema import api_idempotency_requests as requests
@@ -60,7 +60,7 @@ def _of_status(parts: Parts, status: Status, since: datetime | None) -> Iterator
     after: tuple[datetime, str] | None = None if since is None else (since, "")
     while True:
         with parts.part() as connection:
-            from_here = True if after is None else and_(at >= after[0], or_(at > after[0], key > after[1]))
+            from_here = true() if after is None else and_(at >= after[0], or_(at > after[0], key > after[1]))
             last = connection.execute(bounds.where(from_here).offset(REQUESTS - 1).limit(1)).first()
             some = query.where(from_here)
             if last is not None:
@@ -72,4 +72,4 @@ def _of_status(parts: Parts, status: Status, since: datetime | None) -> Iterator
 
 
 def _sessions(connection: Connection, query: Select[tuple[str]]) -> Sequence[str]:
-    return connection.execute(query).scalars().all()
+    return [session_id for (session_id,) in connection.execute(query)]
