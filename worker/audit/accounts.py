@@ -67,7 +67,7 @@ def check_accounts(
                 f"{standing.rows:,}, the last of them {standing.last_id}: rows were deleted or inserted since"
             )
     now = chains.copy_of(chunk)
-    newer = lines.read(connection, at_id, lines.ID_MAX, accounts=chunk, with_requests=False)
+    newer = lines.read_of_accounts(connection, chunk, at_id)
     yield from now.walk(connection, newer, lines.read_odd(connection, newer))
     doubtful = set(miscounted)
     for account_id in sorted(held.keys() | set(now.accounts_in(chunk))):
@@ -84,7 +84,7 @@ def _walk_again(connection: Connection, account_id: int, held: Held | None, chai
     """Walk an account's chain from its first row: nothing that was known before counts."""
     fresh = chains.afresh()
     own = range(account_id, account_id + 1)
-    rows = lines.read(connection, 0, lines.ID_MAX, rows_max=WALK_ROWS_MAX, accounts=own, with_requests=False)
+    rows = lines.read_of_accounts(connection, own, 0, rows_max=WALK_ROWS_MAX)
     if len(rows) == WALK_ROWS_MAX:
         return
     yield from fresh.walk(connection, rows, lines.read_odd(connection, rows))

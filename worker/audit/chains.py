@@ -26,7 +26,6 @@ from tombola.worker.audit.lines import (
     TRANSACTION_ID,
     Line,
     cents,
-    is_odd,
     read_odd,
 )
 from tombola.worker.audit.report import Violation
@@ -165,7 +164,7 @@ class Chains:
         """Walk on over these rows, which are the next ones of their accounts. `odd` are the odd rows among them."""
         bands, is_old_ledger = self.bands, self._old is not OldRows.NONE
         for line in lines:
-            if is_odd(line):
+            if len(line) == 1:
                 yield from self._walk_odd(connection, odd[int(line[0])])
                 continue
             account_id = int(line[ACCOUNT_ID])

@@ -19,6 +19,8 @@ from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.audit.stored import raw_rows, stored
 
 SEPARATOR: Final = "\x1f"
+LINE_SEPARATOR: Final = "\x1e"
+TEXT_BYTES_MAX: Final = 2**26
 LEDGER: Final = (
     *("transaction_id", "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code"),
     *("delta_amount", "balance_before", "balance_after", "notes"),
@@ -35,28 +37,40 @@ ID_MAX: Final = 2**63 - 1
 Line = list[str]
 
 
-def read(
-    connection: Connection,
-    after_id: int,
-    up_to_id: int,
-    *,
-    rows_max: int | None = None,
-    accounts: range | None = None,
-    with_requests: bool = True,
-) -> list[Line]:
-    """The lines of the rows from above `after_id` up to `up_to_id`, by transaction id; `rows_max` of them at most.
+def read(connection: Connection, after_id: int, up_to_id: int, *, rows_max: int) -> list[Line]:
+    """The next `rows_max` lines, with requests, of the rows from above `after_id` up to `up_to_id`, by their ids."""
+    between = f"t.transaction_id > {after_id:d} AND t.transaction_id <= {up_to_id:d}"
+    ordered = f"{between} ORDER BY t.transaction_id"
+    if connection.dialect.name == "sqlite":
+        return [_line(text) for (text,) in raw_rows(connection, f"{_SQLITE} WHERE {ordered} LIMIT {rows_max:d}")]
+    # All lines in one text: the driver takes longer for each row of an answer than the server for the row itself.
+    ids = f"SELECT t.transaction_id FROM asset_transactions t WHERE {ordered} LIMIT 1 OFFSET {rows_max - 1:d}"
+    last = raw_rows(connection, ids)
+    if last:
+        between = f"t.transaction_id > {after_id:d} AND t.transaction_id <= {last[0][0]:d}"
+    connection.exec_driver_sql(f"SET SESSION group_concat_max_len = {TEXT_BYTES_MAX}")
+    ((count, text),) = raw_rows(connection, f"{_MYSQL_AT_ONCE} WHERE {between}")
+    texts = text.split(LINE_SEPARATOR) if text else []
+    if len(texts) != count:  # cut off by the server's limits, or a value holds the separator
+        ordered = f"{between} ORDER BY t.transaction_id"
+        return [_line(text) for (text,) in raw_rows(connection, f"{_MYSQL} WHERE {ordered}")]
+    return sorted(map(_line, texts), key=id_of)
 
-    With `accounts` only the rows of accounts in that range of ids.
+
+def read_of_accounts(
+    connection: Connection, accounts: range, after_id: int, *, rows_max: int | None = None
+) -> list[Line]:
+    """The lines of the rows of the accounts in this range of ids from above `after_id`, by transaction id.
+
+    Without requests; at most `rows_max` lines.
     """
-    where = f"t.transaction_id > {after_id:d} AND t.transaction_id <= {up_to_id:d}"
-    if accounts is not None and len(accounts) == 1:
-        where += f" AND t.account_id = {accounts.start:d}"
-    elif accounts is not None:
-        where += f" AND t.account_id >= {accounts.start:d} AND t.account_id < {accounts.stop:d}"
+    of_account = f"t.account_id = {accounts.start:d}"
+    if len(accounts) > 1:
+        of_account = f"t.account_id >= {accounts.start:d} AND t.account_id < {accounts.stop:d}"
     limit = "" if rows_max is None else f" LIMIT {rows_max:d}"
-    is_sqlite = connection.dialect.name == "sqlite"
-    rows = raw_rows(connection, f"{_SELECT[is_sqlite, with_requests]} WHERE {where} ORDER BY t.transaction_id{limit}")
-    return [_line(text) for (text,) in rows]
+    select_lines = _SQLITE_ROWS if connection.dialect.name == "sqlite" else _MYSQL_ROWS
+    where = f"t.transaction_id > {after_id:d} AND {of_account} ORDER BY t.transaction_id{limit}"
+    return [_line(text) for (text,) in raw_rows(connection, f"{select_lines} WHERE {where}")]
 
 
 def _line(text: str) -> Line:
@@ -95,7 +109,9 @@ def cents(text: str) -> int:
     return int(text[:-3] + text[-2:])
 
 
-def _select(*, is_sqlite: bool, with_requests: bool) -> str:
+def _selects(*, is_sqlite: bool) -> tuple[str, str]:
+    """The statements that select lines with their requests and without, up to the WHERE."""
+
     def joined(values: Sequence[str]) -> str:
         parts = [part for value in values for part in (f"'{SEPARATOR}'", value)][1:]
         return " || ".join(parts) if is_sqlite else f"CONCAT({', '.join(parts)})"
@@ -108,26 +124,28 @@ def _select(*, is_sqlite: bool, with_requests: bool) -> str:
             f"CASE WHEN {column} < 0 THEN '-' ELSE '' END, abs({column}) / 100, abs({column}) % 100) END"
         )
 
-    ledger = [amount(f"t.{name}") if name in _AMOUNTS else f"t.{name}" for name in LEDGER[:-1]]
-    notes = "COALESCE(t.notes, '')"
-    if not with_requests:
-        line = joined(["0", *ledger, notes])
-        return f"SELECT COALESCE({line}, CAST(t.transaction_id AS CHAR)) FROM asset_transactions t"
+    values = [amount(f"t.{name}") if name in _AMOUNTS else f"t.{name}" for name in LEDGER[:-1]]
+    values.append("COALESCE(t.notes, '')")
+    without = joined(["'0'", *values])
     result = "COALESCE(r.result, CASE WHEN r.publish_at IS NULL THEN '' ELSE '?' END)"
     request = joined(["''", *(f"r.{name}" for name in REQUEST[:-1]), result])  # NULL where there is no request
-    line = joined(["(r.request_key IS NOT NULL)", *ledger, notes])
-    line = f"{line} || COALESCE({request}, '')" if is_sqlite else f"CONCAT({line}, COALESCE({request}, ''))"
-    return (
-        f"SELECT COALESCE({line}, CAST(t.transaction_id AS CHAR)) FROM asset_transactions t "
-        # Only charges look for a request: a look-up of NULL finds nothing, and costs nothing.
+    row = joined(["(r.request_key IS NOT NULL)", *values])
+    line = f"{row} || COALESCE({request}, '')" if is_sqlite else f"CONCAT({row}, COALESCE({request}, ''))"
+    # Only charges look for a request: a look-up of NULL finds nothing, and costs nothing.
+    join = (
         "LEFT JOIN api_idempotency_requests r ON r.lottery_session_id = "
         f"CASE WHEN t.business_type = '{CONSUME}' THEN t.lottery_session_id END "
         f"AND r.kind IS NULL AND r.reason IS NULL AND r.status = '{Status.COMPLETED}'"
     )
+    lone = "CAST(t.transaction_id AS CHAR)"
+    return (
+        f"SELECT COALESCE({line}, {lone}) FROM asset_transactions t {join}",
+        f"SELECT COALESCE({without}, {lone}) FROM asset_transactions t",
+    )
 
 
-_SELECT: Final = {
-    (is_sqlite, with_requests): _select(is_sqlite=is_sqlite, with_requests=with_requests)
-    for is_sqlite in (False, True)
-    for with_requests in (False, True)
-}
+_SQLITE, _SQLITE_ROWS = _selects(is_sqlite=True)
+_MYSQL, _MYSQL_ROWS = _selects(is_sqlite=False)
+_MYSQL_AT_ONCE: Final = _MYSQL.replace("SELECT ", "SELECT COUNT(*), GROUP_CONCAT(", 1).replace(
+    " FROM asset_transactions", f" SEPARATOR '{LINE_SEPARATOR}') FROM asset_transactions", 1
+)

@@ -21,7 +21,7 @@ from tombola.worker.audit.report import Report, Violation
 from tombola.worker.audit.sessions import Sessions
 from tombola.worker.audit.unposted import unposted
 
-PART_ROWS: Final = 10_000
+PART_ROWS: Final = 5_000
 ACCOUNT_ID_MIN: Final = -(2**63)  # whatever an account's id is
 
 
