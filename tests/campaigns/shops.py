@@ -86,7 +86,7 @@ class Shop:
     def violations(self) -> list[str]:
         """What the audit finds."""
         report = audit(self.engine, WHEELS)
-        assert not report.obstacles, report.obstacles
+        assert report.obstacles.keys() <= {"I6"}, report.obstacles  # no result store is given
         return [str(it) for it in report.violations]
 
 
@@ -97,6 +97,7 @@ def open_shop(url: str, *, balances: bool = True) -> Iterator[Shop]:
     shop = Shop(open_engine(url, lock_wait_s=LOCK_WAIT_S))
     try:
         yield shop
-        assert not balances or shop.violations() == []
+        found = shop.violations() if balances else []
+        assert found == [], found
     finally:
         shop.entry.close()

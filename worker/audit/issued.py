@@ -135,7 +135,7 @@ def code_in(notes: str | None) -> str:
 
 
 def check_handed_out(connection: Connection, handed_out: Sequence[HandedOut]) -> Iterator[Violation]:
-    """Each code in the ledger is of a prize of that campaign, and taken by that very row."""
+    """Each code in the ledger is of a prize of that campaign, and taken by the charge of that very draw."""
     for some in chunks(handed_out):
         codes = campaign_codes.c
         query = select(codes.code, codes.campaign, codes.taken_by).where(codes.code.in_({it.code for it in some}))
@@ -144,12 +144,12 @@ def check_handed_out(connection: Connection, handed_out: Sequence[HandedOut]) ->
             owner, taken_by = known.get(code, (None, None))
             if owner != campaign:
                 yield Violation("I7", f"code {code}", f"{key} handed it out, and campaign {campaign} has no such code")
-            elif taken_by != key:
+            elif _draw_of(taken_by) != _draw_of(key):
                 yield Violation("I7", f"code {code}", f"{key} handed it out, it was taken by {taken_by}")
 
 
 def next_taken(connection: Connection, after: str) -> list[tuple[str, str]]:
-    """The next codes that were handed out, with the keys of their ledger rows."""
+    """The next codes that were handed out, with the keys of the charges that took them."""
     codes = campaign_codes.c
     rows = connection.execute(
         select(codes.code, codes.taken_by)
@@ -161,13 +161,21 @@ def next_taken(connection: Connection, after: str) -> list[tuple[str, str]]:
 
 
 def check_taken(connection: Connection, taken: Sequence[tuple[str, str]]) -> Iterator[Violation]:
-    """Each code that was handed out stands in the notes of the ledger row that took it."""
-    key = transactions.c.idempotency_key
-    query = select(key, transactions.c.notes).where(key.in_([it for _, it in taken]))
-    notes = {row.idempotency_key: row.notes for row in connection.execute(query)}
+    """Each code that was handed out stands in the notes of a ledger row of the draw that took it."""
+    charges = transactions.alias()
+    query = (
+        select(transactions.c.idempotency_key, transactions.c.notes)
+        .join(charges, charges.c.lottery_session_id == transactions.c.lottery_session_id)
+        .where(charges.c.idempotency_key.in_({it for _, it in taken}))
+    )
+    told = {(_draw_of(key), code_in(notes)) for key, notes in connection.execute(query)}
     for code, taken_by in taken:
-        if code_in(notes.get(taken_by)) != code:
-            yield Violation("I7", f"code {code}", f"is taken by {taken_by}, and no such ledger row handed it out")
+        if (_draw_of(taken_by), code) not in told:
+            yield Violation("I7", f"code {code}", f"is taken by {taken_by}, and no ledger row of that draw handed it out")
+
+
+def _draw_of(key: str | None) -> str:
+    return (key or "").partition(":")[0]
 
 
 # ---- manifests -------------------------------------------------------------------------------------------------------
