@@ -171,7 +171,7 @@ def check_taken(connection: Connection, taken: Sequence[tuple[str, str]]) -> Ite
     told = {(_draw_of(key), code_in(notes)) for key, notes in connection.execute(query)}
     for code, taken_by in taken:
         if (_draw_of(taken_by), code) not in told:
-            yield Violation("I7", f"code {code}", f"is taken by {taken_by}, and no ledger row of that draw handed it out")
+            yield Violation("I7", f"code {code}", f"is taken by {taken_by}, and no row of that draw handed it out")
 
 
 def _draw_of(key: str | None) -> str:
