@@ -37,7 +37,7 @@ from tombola.producers.storage.schema import (
 )
 from tombola.producers.storage.transactions import transaction
 from tombola.worker.campaigns import codes as pools
-from tombola.worker.campaigns import lists, versions
+from tombola.worker.campaigns import lists, stock, versions
 from tombola.worker.fulfilments.subscriptions import Subscriptions
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Refused, Settled

@@ -84,7 +84,7 @@ def _walk_again(connection: Connection, account_id: int, held: Held | None, chai
     """Walk an account's chain from its first row: nothing that was known before counts."""
     fresh = chains.afresh()
     own = range(account_id, account_id + 1)
-    rows = lines.read_of_accounts(connection, own, 0, rows_max=WALK_ROWS_MAX)
+    rows = lines.read_of_accounts(connection, own, lines.BEFORE_ALL_IDS, rows_max=WALK_ROWS_MAX)
     if len(rows) == WALK_ROWS_MAX:
         return
     yield from fresh.walk(connection, rows, lines.read_odd(connection, rows))

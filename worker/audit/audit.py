@@ -33,7 +33,7 @@ from tombola.producers.storage.campaigns import Campaigns
 from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import operator_actions
-from tombola.worker.audit import marks, parts
+from tombola.worker.audit import lines, marks, parts
 from tombola.worker.audit.chains import Chains, begins_at_zero, old_accounts
 from tombola.worker.audit.issued import check_issued, check_manifests, check_taken, granted_after, next_taken
 from tombola.worker.audit.marks import Mark, Reached
@@ -103,7 +103,7 @@ class _Audit:
         self._parts = Parts(engine)
         with self._parts.part() as connection:
             self._began_at = clock.now(connection)
-            old = OldRows.of(connection)
+            self._old = old = OldRows.of(connection)
             begins_anywhere = begins_at_zero if old is OldRows.NONE else old_accounts(connection)
             kept = _kept(connection, scope, wheels)
         self._mark = kept.mark if kept is not None else None
@@ -115,7 +115,8 @@ class _Audit:
         if self._mark is not None:
             report.after_id, report.since = self._mark.transaction_id, self._mark.at
             self._sessions.granted = self._mark.granted_by_prize()
-        self._walk = Walk(self._parts, report, self._chains, self._sessions, report.after_id)
+        self._begins_at = lines.BEFORE_ALL_IDS if self._mark is None else self._mark.transaction_id
+        self._walk = Walk(self._parts, report, self._chains, self._sessions, self._begins_at)
         # What transactions that are still open have written may be older by this much.
         self._before = self._began_at - timedelta(seconds=parts.HORIZON_S)
         self._publish_at = self._before
@@ -190,10 +191,10 @@ class _Audit:
             )
         with self._parts.part() as connection:
             yield from check_record(connection)
-        recharges = Recharges(0 if self._mark is None else self._mark.action_id)
-        after = self._report.after_id
+        recharges = Recharges(0 if self._mark is None else self._mark.action_id, self._old)
+        after = self._begins_at
         while after < self._report.up_to_id:
-            until = min(after + RECORD_ROWS, self._report.up_to_id)
+            until = min(max(0, after) + RECORD_ROWS, self._report.up_to_id)
             with self._parts.part() as connection:
                 yield from recharges.check_rows(connection, after, until)
             after = until

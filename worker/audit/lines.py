@@ -32,7 +32,7 @@ RESULT: Final = -1  # of the request
 _FIELDS: Final = {"0": 1 + len(LEDGER), "1": 1 + len(LEDGER) + len(REQUEST)}
 _AMOUNTS: Final = ("delta_amount", "balance_before", "balance_after")
 
-ID_MAX: Final = 2**63 - 1
+BEFORE_ALL_IDS: Final = 1 - 2**63  # a forger's id may be below zero
 
 Line = list[str]
 

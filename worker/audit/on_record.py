@@ -11,16 +11,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, exists, func, select
 
 from tombola.producers.domain.campaigns import manifest
 from tombola.producers.domain.campaigns.odds import Odds
 from tombola.producers.domain.campaigns.record import read_draw_notes
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.domain.operations.draw import CONSUME_TYPE
+from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.domain.operations.refund import REFUND_TYPE
 from tombola.producers.storage.campaigns import CampaignState
 from tombola.producers.storage.chunks import IN_LIST_MAX, chunks
+from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import (
     api_keys,
     campaign_stock_changes,
@@ -37,6 +39,7 @@ from tombola.worker.audit.stored import Unreadable, amount_of, stored
 from tombola.worker.campaigns.versions import stock_changes
 from tombola.worker.ledger.accounts import ACCOUNT_ADD, ACCOUNT_RECHARGE, ON_RECORD
 from tombola.worker.ledger.changes import REFUND
+from tombola.worker.ledger.old_rows import OldRows
 
 API_KEY_ADD: Final = "api-key add"
 API_KEY_REVOKE: Final = "api-key revoke"
@@ -50,6 +53,7 @@ STATES: Final = {
     "campaign pause": CampaignState.PAUSED,
     "campaign close": CampaignState.CLOSED,
 }
+ID_MAX: Final = 2**63 - 1
 UNREADABLE: Final = "its details cannot be read"
 
 Found = tuple[str, str]  # the subject, and what is wrong with it
@@ -65,12 +69,16 @@ def check_record(connection: Connection) -> Iterator[Violation]:
 class Recharges:
     """Recharges by operators: the same account and amount in the ledger and on record, once each.
 
-    The record is read from above the action `after_id`; ledger rows that are older than it are looked up by their keys.
+    A recharge that no request has made is on record, unless it is older than the first one on record: older releases put
+    none there. The record is read from above the action `after_id`; ledger rows that are older than it are looked up by
+    their keys.
     """
 
-    def __init__(self, after_id: int) -> None:
+    def __init__(self, after_id: int, old: OldRows) -> None:
         self._read_up_to = after_id
+        self._old = old
         self._recorded: dict[str, tuple[int, str]] = {}
+        self._first_id: int | None = None
 
     def check_rows(self, connection: Connection, after_id: int, up_to_id: int) -> Iterator[Violation]:
         """Look up the recharges among these ledger rows in the record."""
@@ -91,6 +99,30 @@ class Recharges:
             elif said != is_so:
                 what = f"is {is_so[1]} to account {account_id}, on record are {said[1]} to account {said[0]}"
                 yield Violation("I12", f"recharge {key}", what)
+        for key, account_id, value in self._without_record(connection, after_id, up_to_id):
+            what = f"{_told(connection, value)} to account {account_id}: neither a request nor an operator made it"
+            yield Violation("I12", f"recharge {key}", what)
+
+    def _without_record(self, connection: Connection, after_id: int, up_to_id: int) -> Sequence[Any]:
+        """The recharges among these ledger rows that neither a request nor, by its notes, an operator has made."""
+        row = transactions.c
+        if self._first_id is None:
+            first = next(
+                (it for _, _, it in recorded(connection, ACCOUNT_ADD, ACCOUNT_RECHARGE) if it and it.get("key")), {}
+            )
+            query = select(row.transaction_id).where(row.idempotency_key == str(first.get("key")))
+            self._first_id = connection.execute(query).scalar() or ID_MAX
+        is_requested = exists().where(requests.c.lottery_session_id == row.lottery_session_id)
+        return connection.execute(
+            select(row.idempotency_key, row.account_id, stored(row.delta_amount)).where(
+                row.transaction_id > max(after_id, self._first_id),
+                row.transaction_id <= up_to_id,
+                row.business_type == RECHARGE,
+                func.coalesce(row.notes, "") != ON_RECORD,
+                ~is_requested,
+                self._old.new_rows(),
+            )
+        ).all()
 
     def check_rest(self, connection: Connection) -> Iterator[Violation]:
         """Look up in the ledger what the record says of recharges that `check_rows` has not met."""
