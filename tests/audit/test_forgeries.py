@@ -89,12 +89,16 @@ def appended(key: str, business_type: str, amount: str, *, session: str = "", no
 
 
 FORGERIES: dict[str, Forgery] = {
-    "a balance raised": Forgery([f"UPDATE {A} SET balance = balance + ¤50.00 WHERE id = 1"], {"I3": "account 1: holds"}),
+    "a balance raised": Forgery(
+        [f"UPDATE {A} SET balance = balance + ¤50.00 WHERE id = 1"], {"I3": "account 1: holds"}
+    ),
     "a balance raised, with a row": Forgery(
         appended("recharge_1_1700000000000_abcdef", "recharge", "50.00"),
         {"I12": "50.00 to account 1: neither a request nor an operator made it"},
     ),
-    "a balance lowered": Forgery([f"UPDATE {A} SET balance = balance - ¤1.00 WHERE id = 4"], {"I3": "account 4: holds"}),
+    "a balance lowered": Forgery(
+        [f"UPDATE {A} SET balance = balance - ¤1.00 WHERE id = 4"], {"I3": "account 4: holds"}
+    ),
     "an account with a balance and no rows": Forgery(
         [
             f"INSERT INTO {A} (user_id, asset_code, balance, created_at, updated_at) "
@@ -108,7 +112,7 @@ FORGERIES: dict[str, Forgery] = {
     ),
     "the opening row is gone": Forgery(
         [f"DELETE FROM {L} WHERE account_id = 4 AND balance_before = 0"],
-        {"I3": "account 4", "I12": "100.00 to account 4 are on record, and not in the ledger"},
+        {"I3": "account 4", "I4": "and is its account's first row"},
     ),
     "the opening row of a chain is gone": Forgery(
         [f"DELETE FROM {L} WHERE account_id = 1 AND balance_before = 0"],
@@ -196,7 +200,7 @@ FORGERIES: dict[str, Forgery] = {
     ),
     "a row moved to another account": Forgery(
         [f"UPDATE {L} SET account_id = 4 WHERE idempotency_key = '{{lost}}:consume'"],
-        {"I3": "account 4: holds 100.00", "I4": "account 1, transaction"},
+        {"I3": "account 4: holds 104.00, its rows say 103.00", "I4": "account 1, transaction"},
     ),
     "a row under another key": Forgery(
         [f"UPDATE {L} SET idempotency_key = 'x:consume' WHERE idempotency_key = '{{lost}}:consume'"],
@@ -214,7 +218,7 @@ FORGERIES: dict[str, Forgery] = {
         is_always_found=False,
     ),
     "another fingerprint": Forgery(
-        [f"UPDATE {R} SET fingerprint = REPLACE(fingerprint, SUBSTR(fingerprint, 1, 1), '_') WHERE request_key = '{{lost}}'"],
+        [f"UPDATE {R} SET fingerprint = '{'0' * 64}' WHERE request_key = '{{lost}}'"],
         {"I10": "request {lost}: its row does not match its fingerprint"},
         is_always_found=False,
     ),
@@ -249,7 +253,7 @@ FORGERIES: dict[str, Forgery] = {
     ),
     "a transfer that another account got": Forgery(
         [f"UPDATE {L} SET account_id = 3 WHERE idempotency_key = '{{move}}:transfer_in'"],
-        {"I14": "request {move}: lacks the ledger row {move}:transfer_in", "I3": "account 4"},
+        {"I3": "account 4: holds", "I4": "account 3, transaction"},
     ),
     "a refund of more": Forgery(
         [f"UPDATE {L} SET delta_amount = ¤2.00 WHERE idempotency_key = '{{back}}:refund'"],
@@ -321,7 +325,7 @@ FORGERIES: dict[str, Forgery] = {
     ),
     "a code taken by another draw": Forgery(
         ["UPDATE campaign_codes SET taken_by = '{lost}:consume' WHERE taken_by LIKE '{phase}%'"],
-        {"I7": "is taken by {lost}:consume, and no row of that draw handed it out"},
+        {"I7": "taken by {lost}:consume"},
         is_always_found=False,
     ),
     "a request that waits for ever": Forgery(
@@ -503,7 +507,7 @@ def books(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Books]
     engine.dispose()
 
 
-def named(report: Report, forgery: Forgery, names: dict[str, Any]) -> list[str]:
+def missed(report: Report, forgery: Forgery, names: dict[str, Any]) -> list[str]:
     """The invariants that the audit should have found broken, and has not in these words."""
     said = {
         invariant: [str(it) for it in report.violations if it.invariant == invariant] for invariant in report.counts
@@ -520,21 +524,21 @@ def test_every_forgery_is_found(books: Books) -> None:
     since = books.audit(goes_on=True)
     assert (since.violations, since.is_clean, since.is_of_everything) == ([], True, False)
     assert 0 < since.rows < books.audit().rows
+    not_found = []
     for what, forgery in FORGERIES.items():
         for phase in ("n", "o"):
             names = books.names(phase)
             books.forge(forgery.statements, names)
             everything = books.audit()
             assert not everything.obstacles, (what, phase, everything.obstacles)
-            missed = named(everything, forgery, names)
-            assert not missed, (what, phase, missed, [str(it) for it in everything.violations])
+            not_found += [(what, phase, it) for it in missed(everything, forgery, names)]
             if phase == "n" or forgery.is_always_found:
                 since = books.audit(goes_on=True)
                 assert not since.is_of_everything
-                missed = named(since, forgery, names)
-                assert not missed, (what, phase, "since", missed, [str(it) for it in since.violations])
                 assert since.reached is None, what
+                not_found += [(what, phase, "since", it) for it in missed(since, forgery, names)]
             books.restore()
+    assert not not_found, "\n".join(map(str, not_found))
     assert books.audit().is_clean
 
 

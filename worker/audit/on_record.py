@@ -299,17 +299,12 @@ def _units_back(connection: Connection) -> Iterator[Found]:
         query = select(key, transactions.c.notes).where(key.in_(names))
         notes = {name: told or "" for name, told in connection.execute(query)}
         for draw, campaign, prize, units in some:
+            told = f"{int(units):,} units came back from {draw}, which"
             won = _prizes(notes.get(f"{draw}:{CONSUME_TYPE}", "")).count(prize)
             if f"{draw}:{REFUND_TYPE}" not in notes:
-                yield (
-                    f"prize {prize} of {campaign}",
-                    f"{int(units):,} units came back by a refund of {draw}, which was not",
-                )
+                yield f"prize {prize} of {campaign}", f"{told} was not refunded"
             elif not 0 < units <= won:
-                yield (
-                    f"prize {prize} of {campaign}",
-                    f"{int(units):,} units came back from draw {draw}, which won {won}",
-                )
+                yield f"prize {prize} of {campaign}", f"{told} won {won}"
 
 
 def _prizes(notes: str) -> Sequence[str]:

@@ -28,6 +28,5 @@ def check_waiting(connection: Connection, request_timeout_s: float) -> Iterator[
     )
     for request_key, since in rows:
         hours = (now - since).total_seconds() / 3600
-        yield Violation(
-            "I8", f"request {request_key}", f"is accepted for {hours:,.1f} hours, and neither settled nor dead"
-        )
+        what = f"was accepted {hours:,.1f} hours ago, and is neither settled nor dead"
+        yield Violation("I8", f"request {request_key}", what)
