@@ -524,9 +524,9 @@ def test_every_forgery_is_found(books: Books) -> None:
     since = books.audit(goes_on=True)
     assert (since.violations, since.is_clean, since.is_of_everything) == ([], True, False)
     assert 0 < since.rows < books.audit().rows
-    not_found = []
+    not_found: list[tuple[str, ...]] = []
     for what, forgery in FORGERIES.items():
-        for phase in ("n", "o"):
+        for phase in ("n", "o") if books.engine.dialect.name == "sqlite" else ("n",):
             names = books.names(phase)
             books.forge(forgery.statements, names)
             everything = books.audit()

@@ -127,7 +127,8 @@ def _selects(*, is_sqlite: bool) -> tuple[str, str]:
     values = [amount(f"t.{name}") if name in _AMOUNTS else f"t.{name}" for name in LEDGER[:-1]]
     values.append("COALESCE(t.notes, '')")
     without = joined(["'0'", *values])
-    result = "COALESCE(r.result, CASE WHEN r.publish_at IS NULL THEN '' ELSE '?' END)"
+    is_archived = "r.result IS NULL AND r.publish_at IS NULL"
+    result = f"CASE WHEN {is_archived} THEN '' ELSE COALESCE(NULLIF(r.result, ''), '?') END"
     request = joined(["''", *(f"r.{name}" for name in REQUEST[:-1]), result])  # NULL where there is no request
     row = joined(["(r.request_key IS NOT NULL)", *values])
     line = f"{row} || COALESCE({request}, '')" if is_sqlite else f"CONCAT({row}, COALESCE({request}, ''))"

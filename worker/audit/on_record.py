@@ -69,9 +69,9 @@ def check_record(connection: Connection) -> Iterator[Violation]:
 class Recharges:
     """Recharges by operators: the same account and amount in the ledger and on record, once each.
 
-    A recharge that no request has made is on record, unless it is older than the first one on record: older releases put
-    none there. The record is read from above the action `after_id`; ledger rows that are older than it are looked up by
-    their keys.
+    A recharge that no request has made is on record, unless it is older than the first one on record: older releases
+    put none there. The record is read from above the action `after_id`; ledger rows that are older than it are looked
+    up by their keys.
     """
 
     def __init__(self, after_id: int, old: OldRows) -> None:

@@ -24,7 +24,7 @@ def stored(column: Column[Any], prefix: str = "") -> ColumnElement[Any]:
 def raw_rows(connection: Connection, statement: str) -> Sequence[tuple[Any, ...]]:
     """The rows of a statement without parameters as the driver's own tuples. Raises the driver's errors, wrapped."""
     result = connection.exec_driver_sql(statement)
-    rows: Sequence[tuple[Any, ...]] = result.cursor.fetchall()  # type: ignore[union-attr]
+    rows: Sequence[tuple[Any, ...]] = result.cursor.fetchall()
     result.close()
     return rows
 

@@ -71,5 +71,5 @@ def _of_status(parts: Parts, status: Status, since: datetime | None) -> Iterator
         after = (last.publish_at, last.request_key)
 
 
-def _sessions(connection: Connection, query: Select[tuple[str]]) -> Sequence[str]:
-    return [session_id for (session_id,) in connection.execute(query)]
+def _sessions(connection: Connection, query: Select[str]) -> Sequence[str]:
+    return connection.execute(query).scalars().all()
