@@ -33,6 +33,7 @@ from tests.benchmarks.lab import (
 from tests.benchmarks.legacy import legacy
 from tests.benchmarks.movements import movements
 from tests.benchmarks.report import Finding, at_least, at_most
+from tests.benchmarks.webhooks import webhooks
 from tombola.producers import DrawClient, DrawRequest
 from tombola.producers.brokers.registry import open_broker
 from tombola.worker.settle import tries
@@ -414,5 +415,6 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
     "campaigns": campaigns,
     "movements": movements,
     "audit": audits_of_draws,
+    "webhooks": webhooks,
 }
 BY_NAME_ONLY: Final[dict[str, Measurement]] = {"tune": tune, "legacy": legacy}

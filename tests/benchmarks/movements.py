@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Final
 
 from sqlalchemy import text
 
-from tests.benchmarks.lab import ACCOUNTS, PUBLISH_SIZE, Lab, Say, Sizes, make_draws
+from tests.benchmarks.lab import ACCOUNTS, POLL_S, PUBLISH_SIZE, Lab, Say, Sizes, make_draws
 from tests.benchmarks.report import Finding, at_least, at_most
 from tombola.producers import DrawRequest
 from tombola.producers.brokers.registry import open_broker
@@ -49,7 +50,9 @@ def _rate(lab: Lab, count: int, *, has_movements: bool) -> tuple[float, int]:
     earlier = make_draws(int(count * REFUNDS))
     contestant.fill(earlier)
     with lab.worker(contestant) as worker:
-        lab.drain(contestant, worker, len(earlier), is_done=lambda: lab.settled(earlier) == len(earlier))
+        while lab.settled(earlier) < len(earlier):
+            worker.check()
+            time.sleep(POLL_S)
     draws = make_draws(count)
     others = [*_refunds(earlier), *_transfers(int(count * TRANSFERS))] if has_movements else []
     mixed: list[Request] = [*draws, *others]
