@@ -151,6 +151,19 @@ class Settings(BaseSettings):
     retention_days: Annotated[float, Field(ge=0, le=36_500)] = Field(
         default=90.0, description="settled requests are archived after this long; 0 keeps them all"
     )
+    seal_after_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=60.0,
+        description="ledger rows are sealed after this long, and not before twice the time that a batch can take",
+    )
+    books_key: SecretStr = Field(
+        default=SecretStr(""), description="signs the head of the sealed books; make one with `tombola books key`"
+    )
+    books_anchor: str = Field(
+        default="", description="a folder outside of the database owner's reach, for signed checkpoints of the books"
+    )
+    books_anchor_every_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=300.0, description="how long after a checkpoint the next one is signed, if blocks were sealed"
+    )
     gateway_auth: Literal["api-key", "none"] = Field(
         default="api-key", description="who may call the gateway: holders of an API key, or everybody who reaches it"
     )
@@ -279,6 +292,14 @@ class Settings(BaseSettings):
             _check_secret(text.strip())
         return value
 
+    @field_validator("books_key")
+    @classmethod
+    def _private_key(cls, value: SecretStr) -> SecretStr:
+        # Only the form: reading the key takes a library that most processes do not need.
+        if (text := value.get_secret_value()) and not text.startswith("PRIVATE+KEY+"):
+            raise ValueError("not a private key: make one with `tombola books key`")
+        return value
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.claim_after_s <= self.batch_time_s_max:
@@ -297,6 +318,11 @@ class Settings(BaseSettings):
         the last try begins at the end of this time (worker.settle.tries.settle), and has two writes.
         """
         return float(self.lock_wait_s * (self.tries_max + 3))
+
+    @property
+    def sealed_after_s(self) -> float:
+        """How long after it was seen a ledger row is sealed: never while a batch of that time can still be running."""
+        return max(self.seal_after_s, 2 * self.batch_time_s_max)
 
     @property
     def broker_kind(self) -> BrokerKind | None:

@@ -95,6 +95,19 @@ def _create_blocks() -> None:
         **TABLE_OPTIONS,
     )
     repeatable.create_index("idx_house_account", "books_house", ["account", "asset_code", "block"])
+    repeatable.create_table(
+        "books_head",
+        sa.Column("name", key(16), nullable=False, comment="always `head`"),
+        sa.Column("seen", sa.Text(), nullable=False, comment="JSON: when which transaction_id was the highest"),
+        sa.Column(
+            "peaks", sa.Text(), nullable=False, comment="JSON: the tree over all blocks, as its perfect subtrees"
+        ),
+        sa.Column("checkpoint", sa.Text(), nullable=True, comment="the last signed head; null: no key signs"),
+        sa.Column("checkpoint_at", TIME, nullable=True, comment="when it was signed"),
+        sa.Column("anchored_at", TIME, nullable=True, comment="when a checkpoint was last written outside"),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_books_head")),
+        **TABLE_OPTIONS,
+    )
 
 
 def _create_snapshots() -> None:
@@ -138,8 +151,8 @@ def _create_marks() -> None:
 def downgrade() -> None:
     if not op.get_context().as_sql and repeatable.has_table("books_blocks"):
         _refuse_to_forget_books(op.get_bind())
-    tables = ("audited_accounts", "audit_marks", "books_snapshots", "books_house", "books_blocks", "account_holds")
-    for table in tables:
+    ours = ("audited_accounts", "audit_marks", "books_snapshots", "books_head", "books_house", "books_blocks")
+    for table in (*ours, "account_holds"):
         repeatable.drop_table(table)
     for column in reversed(_api_key_columns()):
         repeatable.drop_column("api_keys", column.name)

@@ -17,6 +17,7 @@
     ├── SessionNotFound          no such lottery session of this caller
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
     ├── CampaignNotFound         no such campaign (operators' commands)
+    ├── CheckpointNotFound       no head of the books was signed
     ├── DeadLetterNotFound       no such dead letter (operators' commands)
     ├── ReplayNotFound           no such replay (operators' commands)
     ├── ResultNotReady           the session has no result yet
@@ -118,6 +119,10 @@ class AccountNotFound(DrawError):
 
 class CampaignNotFound(DrawError):
     """There is no such campaign."""
+
+
+class CheckpointNotFound(DrawError):
+    """No checkpoint was signed yet."""
 
 
 class DeadLetterNotFound(DrawError):

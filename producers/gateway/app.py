@@ -8,6 +8,7 @@ GET  /v1/draws/{session}/transactions   the session's ledger rows
 GET  /v1/accounts/{id}                  an account
 GET  /v1/campaigns  /v1/campaigns/{name}  campaigns and their odds, without an API key
 GET  /v1/odds/{hash}                    a version's canonical bytes, without an API key
+GET  /v1/checkpoints/latest             the signed head of the sealed books, without an API key
 GET  /healthz /readyz /docs /docs/errors /openapi.json
 """
 
@@ -25,12 +26,18 @@ from tombola.producers.gateway.admission import AdmissionMiddleware
 from tombola.producers.gateway.document import document
 from tombola.producers.gateway.front import Front
 from tombola.producers.gateway.problems import problem_handlers
-from tombola.producers.gateway.routes import accounts, campaigns, documents, draws, health, page
+from tombola.producers.gateway.routes import accounts, campaigns, checkpoints, documents, draws, health, page
 from tombola.producers.gateway.service import Gateway
 from tombola.producers.settings import Settings
 
-ROUTES: Final = (*draws.ROUTES, *accounts.ROUTES, *campaigns.ROUTES, *health.ROUTES)
-DESCRIBED: Final = (*draws.DESCRIBED, *accounts.ROUTES, *campaigns.ROUTES, *health.ROUTES)
+ROUTES: Final = (*draws.ROUTES, *accounts.ROUTES, *campaigns.ROUTES, *checkpoints.ROUTES, *health.ROUTES)
+DESCRIBED: Final = (
+    *draws.DESCRIBED,
+    *accounts.ROUTES,
+    *campaigns.ROUTES,
+    *checkpoints.ROUTES,
+    *health.ROUTES,
+)
 
 
 def create_app(settings: Settings) -> Front:

@@ -16,6 +16,7 @@ from tombola.producers.domain.errors import (
     CampaignNotFound,
     CampaignNotOpen,
     CampaignPaused,
+    CheckpointNotFound,
     ConfigurationError,
     DrawError,
     IdempotencyKeyReused,
@@ -71,6 +72,9 @@ _KINDS: Final[dict[type[DrawError], Kind]] = {
     AccountNotFound: _kind(AccountNotFound, 404, "Check the account's id."),
     CampaignNotFound: _kind(
         CampaignNotFound, 404, "See the campaigns in `GET /v1/campaigns`; an odds hash has 64 hex digits."
+    ),
+    CheckpointNotFound: _kind(
+        CheckpointNotFound, 404, "Ask again later: the operator signs checkpoints where `TOMBOLA_BOOKS_KEY` is set."
     ),
     CampaignPaused: _kind(CampaignPaused, 409, "Ask again, with a new key, when the campaign's `state` is `open`."),
     CampaignClosed: _kind(CampaignClosed, 409, "Choose another campaign: see `GET /v1/campaigns`."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -24,7 +25,7 @@ from tombola.producers.gateway.readiness import ReadinessChecks
 from tombola.producers.gateway.results import Results
 from tombola.producers.gateway.termination import on_termination
 from tombola.producers.settings import Settings
-from tombola.producers.storage import ledger, requests
+from tombola.producers.storage import books, ledger, requests
 from tombola.producers.storage.api_keys import Holder
 from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
@@ -34,6 +35,7 @@ from tombola.producers.telemetry.pulse import Pulse
 
 OWNERS_REMEMBERED_MAX: Final = 50_000
 USERS_REMEMBERED_MAX: Final = 50_000
+CHECKPOINT_KEPT_S: Final = 1.0
 
 
 class Gateway:
@@ -49,6 +51,9 @@ class Gateway:
         self.campaigns = CampaignAnswers(self.entry.campaigns, self.readers)
         self._owners: LRUCache[str, tuple[str, int]] = LRUCache(OWNERS_REMEMBERED_MAX)  # caller and account, by session
         self._users: LRUCache[int, int] = LRUCache(USERS_REMEMBERED_MAX)  # by account
+        self._checkpoint: str | None = None
+        self._checkpoint_until = 0.0  # monotonic
+        self._reading_checkpoint = asyncio.Lock()
 
     @asynccontextmanager
     async def running(self, _app: Litestar) -> AsyncIterator[None]:
@@ -87,6 +92,17 @@ class Gateway:
                 raise explain(error) from error
 
         return await self.readers.run(in_thread)
+
+    async def checkpoint(self) -> str | None:
+        """The last checkpoint, as it stood at most CHECKPOINT_KEPT_S ago; None if no head was signed.
+
+        Anybody may ask: one read of the database serves all who do meanwhile. Raises as `read` does.
+        """
+        async with self._reading_checkpoint:
+            if time.monotonic() >= self._checkpoint_until:
+                self._checkpoint = await self.read(books.latest_checkpoint)
+                self._checkpoint_until = time.monotonic() + CHECKPOINT_KEPT_S
+            return self._checkpoint
 
     def find_states(self, session_ids: Sequence[str]) -> dict[str, SessionState]:
         """The states of these sessions, by session; blocks."""

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 
 from tests.benchmarks import baseline
 from tests.benchmarks.audits import audits_of_draws
+from tests.benchmarks.books import books
 from tests.benchmarks.campaigns import campaigns
 from tests.benchmarks.dead_letters import full_replay, poison
 from tests.benchmarks.gateway import gateway
@@ -415,6 +416,7 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
     "campaigns": campaigns,
     "movements": movements,
     "audit": audits_of_draws,
+    "books": books,
     "webhooks": webhooks,
 }
 BY_NAME_ONLY: Final[dict[str, Measurement]] = {"tune": tune, "legacy": legacy}

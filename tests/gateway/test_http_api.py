@@ -413,13 +413,14 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         "/v1/campaigns",
         "/v1/campaigns/{name}",
         "/v1/odds/{odds_hash}",
+        "/v1/checkpoints/latest",
         "/healthz",
         "/readyz",
     }
     # Generated clients have methods of these names.
     assert {operation["operationId"] for path in document["paths"].values() for operation in path.values()} == {
         *("makeDraw", "makeDraws", "getDraw", "watchDraw", "listTransactions", "getAccount"),
-        *("listCampaigns", "getCampaign", "getOdds", "getHealth", "getReadiness"),
+        *("listCampaigns", "getCampaign", "getOdds", "getCheckpoint", "getHealth", "getReadiness"),
     }
 
 

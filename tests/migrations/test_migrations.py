@@ -69,6 +69,7 @@ TABLES_BY_REVISION = {
         "audit_marks",
         "audited_accounts",
         "books_blocks",
+        "books_head",
         "books_house",
         "books_snapshots",
     },

@@ -32,6 +32,7 @@ from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.faults import explain
 from tombola.worker.console import shown
+from tombola.worker.console.books import BooksPage
 from tombola.worker.console.campaign_editor import EditorPage
 from tombola.worker.console.campaigns import CampaignsPage
 from tombola.worker.console.jobs import ForecastRunner, ReplayRunner
@@ -79,7 +80,7 @@ class Admin(BaseAdmin):
         self.templates.env.filters.update(shown.FILTERS)
         # The editor after the campaigns: a view's routes come before those of the views added before it.
         campaigns = (CampaignsPage, EditorPage, WebhooksPage, FulfilmentsPage)
-        for view in (LettersPage, ReplaysPage, *campaigns, StoryPage, ActionsPage, UsersPage):
+        for view in (LettersPage, ReplaysPage, *campaigns, BooksPage, StoryPage, ActionsPage, UsersPage):
             self.add_view(view(services))
 
     def _init_csrf(self) -> None:

@@ -1,4 +1,4 @@
-"""Gauges that the relay reads from the database: dead letters, outcomes of replays, fulfilments, the last audit."""
+"""Gauges that the relay reads from the database: dead letters, replays, fulfilments, the last audit, the books."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import dead_letters, replays
 from tombola.producers.telemetry.metrics import Throttle
 from tombola.worker.audit import audits
+from tombola.worker.books.standing import standing
 from tombola.worker.fulfilments import fulfilments
 from tombola.worker.metrics import (
     AUDIT_VIOLATIONS,
@@ -20,16 +21,19 @@ from tombola.worker.metrics import (
     FULFILMENTS_OLDEST,
     FULFILMENTS_PENDING,
     FULFILMENTS_WITHOUT_WEBHOOK,
+    LAST_ANCHOR,
     LAST_AUDIT,
+    LAST_BLOCK,
     OUTCOMES,
     REPLAYED,
+    SEALING_LAG,
 )
 
 log = logging.getLogger(__name__)
 
 
 class OperatorsLookout:
-    """Gauges of dead letters, of fulfilments and of the last audit, and a counter of the outcomes of replays.
+    """Gauges of dead letters, fulfilments, the books and the last audit, and a counter of the outcomes of replays.
 
     Replays run in shells and in the console, which Prometheus does not scrape: their outcomes are counted from their
     rows, from the first `look` on.
@@ -57,9 +61,10 @@ class OperatorsLookout:
                 sums = connection.execute(select(*(func.sum(replays.c[name]).label(name) for name in OUTCOMES))).one()
                 audit = audits.last(connection)
                 waiting, now = fulfilments.counts(connection), clock.now(connection)
+                books = standing(connection)
         except SQLAlchemyError as error:
             log.warning(
-                "the metrics of dead letters, fulfilments and the last audit are out of date: %s", explain(error)
+                "the metrics of dead letters, fulfilments, books and the last audit are out of date: %s", explain(error)
             )
             return
         finally:
@@ -74,6 +79,9 @@ class OperatorsLookout:
         self._outcomes = outcomes
         LAST_AUDIT.set(0 if audit is None else audit.at.timestamp())
         AUDIT_VIOLATIONS.set(0 if audit is None else audit.violations + len(audit.not_looked_at))
+        SEALING_LAG.set(books.lag_s)
+        LAST_BLOCK.set(books.blocks)
+        LAST_ANCHOR.set(0 if books.anchored_at is None else books.anchored_at.timestamp())
         FULFILMENTS_PENDING.set(waiting.pending)
         FULFILMENTS_WITHOUT_WEBHOOK.set(waiting.without_webhook)
         FULFILMENTS_DEAD.set(waiting.dead)
