@@ -140,7 +140,7 @@ def _create_marks() -> None:
     repeatable.create_table(
         "audited_accounts",
         sa.Column(
-            "band", sa.BigInteger(), autoincrement=False, nullable=False, comment="accounts whose ids are near each other"
+            "band", sa.BigInteger(), autoincrement=False, nullable=False, comment="accounts with ids near each other"
         ),
         sa.Column("state", sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), nullable=False),
         sa.PrimaryKeyConstraint("band", name=op.f("pk_audited_accounts")),

@@ -476,7 +476,7 @@ audit_marks = Table(
 audited_accounts = Table(
     "audited_accounts",
     metadata,
-    Column("band", BigInteger, nullable=False, autoincrement=False, comment="accounts whose ids are near each other"),
+    Column("band", BigInteger, nullable=False, autoincrement=False, comment="accounts with ids near each other"),
     Column("state", LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), nullable=False),
     PrimaryKeyConstraint("band"),
     **TABLE_OPTIONS,

@@ -64,7 +64,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 def books(engine: Engine) -> Engine:
     """Three accounts, the third without a row; draws that were settled, told no, only accepted, and dead."""
     rich = accounts.add(engine, user_id=1, balance=Decimal(100), by="ann")
-    broke = accounts.add(engine, user_id=2, balance=Decimal("0.50"))
+    broke = accounts.add(engine, user_id=2, balance=Decimal("0.50"), by="ann")
     accounts.add(engine, user_id=3)
     accounts.recharge(engine, rich.account_id, Decimal(5), by="ann")
     draws = [DrawRequest(account_id=rich.account_id, request_key=f"d{number:02}") for number in range(DRAWS)]
@@ -138,7 +138,7 @@ BROKEN: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "the opening recharge of a chain is gone": (
         [f"DELETE FROM {LEDGER} WHERE account_id = 2"],
-        {"I3": "account 2: holds 0.50, and has no rows"},
+        {"I3": "account 2: holds 0.50, and has no rows", "I12": "0.50 to account 2 are on record"},
     ),
     "the first row of a longer chain is gone": (
         [f"DELETE FROM {LEDGER} WHERE account_id = 1 AND balance_before = 0"],
@@ -164,7 +164,11 @@ BROKEN: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "a row does not add up": (
         [f"UPDATE {LEDGER} SET delta_amount = ¤7.00 WHERE account_id = 2"],
-        {"I3": "account 2: holds 0.50, its rows say 7.00", "I4": "0.00 +7.00 is not 0.50"},
+        {
+            "I3": "account 2: holds 0.50, its rows say 7.00",
+            "I4": "0.00 +7.00 is not 0.50",
+            "I12": "is 7.00 to account 2, on record are 0.50",
+        },
     ),
     "an account is gone": (
         [f"DELETE FROM {ACCOUNTS} WHERE user_id = 2"],

@@ -6,6 +6,7 @@
     I6                           worker.audit.stored_results    the result store beside the database
     I7                           worker.audit.issued            the stock of each prize beside what draws handed out
     I8                           worker.audit.waiting           the accepted requests beside the clock
+    I9                           worker.audit.blocks            sealed blocks beside their ledger rows
     I12                          worker.audit.on_record         what operators did beside the record of their actions
 
 An audit examines everything, or goes on from where the last clean one ended (worker.audit.marks); every account is
@@ -34,6 +35,7 @@ from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import operator_actions
 from tombola.worker.audit import lines, marks, parts
+from tombola.worker.audit.blocks import SealedBlocks
 from tombola.worker.audit.chains import Chains, begins_at_zero, old_accounts
 from tombola.worker.audit.issued import check_issued, check_manifests, check_taken, granted_after, next_taken
 from tombola.worker.audit.marks import Mark, Reached
@@ -124,7 +126,11 @@ class _Audit:
 
     def run(self) -> Report:
         report = self._report
-        error = self._examine(LEDGER, self._ledger())
+        blocks = SealedBlocks(self._parts, 0 if self._mark is None else self._mark.block)
+        try:
+            error = self._examine(LEDGER, self._ledger())
+        finally:
+            blocks.finish(report)
         self._examine(("I2",), self._in_one_part(check_manifests))
         if error is None:
             self._examine(("I7",), self._issued())
@@ -135,7 +141,7 @@ class _Audit:
         if error is not None and not report.completed:
             raise error
         report.longest_part_s = self._parts.longest_s
-        report.reached = self._reached()
+        report.reached = self._reached(blocks.last)
         return report
 
     def _examine(self, invariants: tuple[str, ...], found: Iterator[Violation]) -> DBAPIError | None:
@@ -205,7 +211,7 @@ class _Audit:
         with self._parts.part() as connection:
             yield from check(connection)
 
-    def _reached(self) -> Reached | None:
+    def _reached(self, block: int) -> Reached | None:
         """The mark for the next audit; None where this one leaves something open."""
         report, seed = self._report, seed_of(self._wheels)
         wanted = INVARIANTS.keys() - OF_NOW
@@ -216,6 +222,7 @@ class _Audit:
             transaction_id=self._walk.at_id,
             publish_at=self._publish_at,
             action_id=self._action_id,
+            block=block,
             granted=[(campaign, prize, units) for (campaign, prize), units in sorted(self._sessions.granted.items())],
             assets=self._chains.assets,
         )

@@ -30,14 +30,16 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     """Everything up to here was examined, and in order.
 
     Ledger rows up to `transaction_id`; requests that settled, and were to be published before `publish_at`; actions of
-    operators up to `action_id`. `at` is when that audit began, by the database's clock. `granted` are the units of
-    stocked prizes that draws up to there were granted, as campaign, prize and number; `assets` the assets of `Chains`.
+    operators up to `action_id`; sealed blocks up to number `block`. `at` is when that audit began, by the database's
+    clock. `granted` are the units of stocked prizes that draws up to there were granted, as campaign, prize and number;
+    `assets` the assets of `Chains`.
     """
 
     at: datetime
     transaction_id: int
     publish_at: datetime
     action_id: int
+    block: int
     granted: list[tuple[str, str, int]]
     assets: list[str]
 

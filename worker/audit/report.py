@@ -18,6 +18,7 @@ INVARIANTS: Final = {
     "I6": "the result store says what the ledger says",
     "I7": "stock is never negative; of each prize, as many units are granted as are gone",
     "I8": "nothing accepted waits beyond its time",
+    "I9": "sealed ledger rows are what was sealed",
     "I10": "one key, one answer, byte for byte",
     "I11": "all rows of a draw, or none",
     "I12": "every operator action is on record",
@@ -47,7 +48,8 @@ class Report:
 
     The ledger rows above `after_id` up to `up_to_id` were examined: all of them if `after_id` is 0, otherwise those
     since the clean audit that began at `since`. All accounts are examined in any case. `results` of requests were
-    compared with the result store. `longest_part_s` is how long the longest snapshot was open.
+    compared with the result store, and `blocks` of sealed rows with their rows. `longest_part_s` is how long the
+    longest snapshot was open.
 
     `violations` are the first VIOLATIONS_KEPT_MAX of each invariant; `counts` counts all of them. The invariants in
     `completed` were examined to the end; for each other invariant, `obstacles` says why not.
@@ -57,6 +59,7 @@ class Report:
     rows: int = 0
     accounts: int = 0
     results: int = 0
+    blocks: int = 0
     after_id: int = 0
     up_to_id: int = 0
     since: datetime | None = None
@@ -118,6 +121,7 @@ class Report:
             "rows": self.rows,
             "accounts": self.accounts,
             "results": self.results,
+            "blocks": self.blocks,
             "everything": self.is_of_everything,
             "after_transaction": self.after_id,
             "up_to_transaction": self.up_to_id,
