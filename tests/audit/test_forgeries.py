@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fakeredis
@@ -31,6 +32,7 @@ from tombola.producers.storage.schema import metadata
 from tombola.worker.audit import audits, parts
 from tombola.worker.audit.audit import Scope, audit
 from tombola.worker.audit.report import Report
+from tombola.worker.books import sealing
 from tombola.worker.campaigns import codes
 from tombola.worker.fulfilments import webhooks
 from tombola.worker.ledger import accounts
@@ -351,7 +353,7 @@ FORGERIES: dict[str, Forgery] = {
 class Books:
     """A shop in two phases: `old` was audited and found clean, `new` came after it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, is_sealed: bool = False) -> None:
         self.shop = Shop(engine)
         self.engine = engine
         self.redis = fakeredis.FakeRedis()
@@ -359,11 +361,17 @@ class Books:
         self.gaps: dict[str, int] = {}
         self._open()
         self._settle("o")
+        if is_sealed:
+            sealing.seal(engine, after_s=0)
         report = self.audit()
+        self.blocks_at_mark = report.blocks
         assert report.violations == []
         assert report.is_clean, report.obstacles
         audits.record(engine, report, by="tombola.audit")
+        self.before_new = self._read()
         self._settle("n")
+        if is_sealed:
+            sealing.seal(engine, after_s=0)
         self._kept = self._read()
 
     def audit(self, *, goes_on: bool = False) -> Report:
@@ -470,15 +478,18 @@ class Books:
                 it: [dict(row) for row in connection.execute(select(it)).mappings()] for it in metadata.sorted_tables
             }
 
+    def replace(self, table: Any, rows: list[dict[str, Any]]) -> None:
+        with unchecked(self.engine) as connection:
+            connection.execute(delete(table))
+            if rows:
+                connection.execute(insert(table), rows)
+
     def restore(self) -> None:
         """The books as they were before the forgery."""
         now = self._read()
-        with unchecked(self.engine) as connection:
-            for table, rows in self._kept.items():
-                if now[table] != rows:
-                    connection.execute(delete(table))
-                    if rows:
-                        connection.execute(insert(table), rows)
+        for table, rows in self._kept.items():
+            if now[table] != rows:
+                self.replace(table, rows)
         self.shop.look()
 
 
@@ -582,6 +593,57 @@ def test_a_forged_mark_is_none(books: Books) -> None:
         assert report.is_of_everything
         assert report.counts["I3"] == 1
         books.restore()
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Iterator[Books]:
+    """Books whose rows are sealed, those of the mark and those after it."""
+    engine = open_engine(f"sqlite:///{tmp_path}/ledger.db")
+    migrated(engine)
+    yield Books(engine, is_sealed=True)
+    engine.dispose()
+
+
+def test_what_only_seals_find(sealed: Books) -> None:
+    """Rows, requests, holds and balances agree: without a seal the books would balance."""
+    names = sealed.names("o")
+    changed = [f"UPDATE {L} SET created_at = '2024-01-01 00:00:00.000000' WHERE transaction_id = {{lost_id}}"]
+    sealed.forge(changed, names)
+    report = sealed.audit()
+    assert [(it.invariant, it.what) for it in report.violations] == [("I9", "a row is not what was sealed")]
+    assert "block 1, transactions 1 to" in report.violations[0].subject
+    assert sealed.audit(goes_on=True).is_clean, "below the mark: an audit of everything finds it"
+    sealed.restore()
+
+
+def test_a_last_hour_that_was_deleted_is_found(sealed: Books) -> None:
+    before = sealed.before_new
+    for table, rows in before.items():
+        if table.name not in ("books_blocks", "books_head", "books_house", "audit_marks", "audited_accounts"):
+            sealed.replace(table, rows)
+    for goes_on in (False, True):
+        report = sealed.audit(goes_on=goes_on)
+        assert {it.invariant for it in report.violations} == {"I9"}
+        assert any("sealed rows are gone" in it.what for it in report.violations)
+    cut = [f"DELETE FROM books_house WHERE block > {sealed.blocks_at_mark}"]
+    sealed.forge([f"DELETE FROM books_blocks WHERE number > {sealed.blocks_at_mark}", *cut], {})
+    for goes_on in (False, True):
+        report = sealed.audit(goes_on=goes_on)
+        assert {(it.invariant, it.subject) for it in report.violations} == {("I9", "the head")}
+        assert "are left" in report.violations[0].what
+
+
+def test_a_chain_that_was_made_anew_is_found(sealed: Books) -> None:
+    names = sealed.names("o")
+    changed = f"UPDATE {L} SET created_at = '2024-01-01 00:00:00.000000' WHERE transaction_id = {{lost_id}}"
+    sealed.forge([changed, "DELETE FROM books_house", "DELETE FROM books_blocks", "DELETE FROM books_head"], names)
+    sealing.seal(sealed.engine, after_s=0)
+    for goes_on in (False, True):
+        report = sealed.audit(goes_on=goes_on)
+        assert [str(it) for it in report.violations] == [
+            f"I9 block {sealed.blocks_at_mark}: is not the one that the last clean audit has met: "
+            "the chain was made anew"
+        ]
 
 
 def test_what_was_found_is_found_again(books: Books) -> None:

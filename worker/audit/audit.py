@@ -107,7 +107,9 @@ class _Audit:
             self._began_at = clock.now(connection)
             self._old = old = OldRows.of(connection)
             begins_anywhere = begins_at_zero if old is OldRows.NONE else old_accounts(connection)
-            kept = _kept(connection, scope, wheels)
+            kept = _kept(connection, wheels)
+        self._known_block = (0, "") if kept is None else (kept.mark.block, kept.mark.block_hash)
+        kept = kept if scope.goes_on else None
         self._mark = kept.mark if kept is not None else None
         self._follows = kept.mac if kept is not None else None
         bands, assets = ({}, []) if kept is None else (kept.bands, kept.mark.assets)
@@ -126,7 +128,7 @@ class _Audit:
 
     def run(self) -> Report:
         report = self._report
-        blocks = SealedBlocks(self._parts, 0 if self._mark is None else self._mark.block)
+        blocks = SealedBlocks(self._parts, 0 if self._mark is None else self._mark.block, self._known_block)
         try:
             error = self._examine(LEDGER, self._ledger())
         finally:
@@ -141,7 +143,7 @@ class _Audit:
         if error is not None and not report.completed:
             raise error
         report.longest_part_s = self._parts.longest_s
-        report.reached = self._reached(blocks.last)
+        report.reached = self._reached(blocks)
         return report
 
     def _examine(self, invariants: tuple[str, ...], found: Iterator[Violation]) -> DBAPIError | None:
@@ -211,7 +213,7 @@ class _Audit:
         with self._parts.part() as connection:
             yield from check(connection)
 
-    def _reached(self, block: int) -> Reached | None:
+    def _reached(self, blocks: SealedBlocks) -> Reached | None:
         """The mark for the next audit; None where this one leaves something open."""
         report, seed = self._report, seed_of(self._wheels)
         wanted = INVARIANTS.keys() - OF_NOW
@@ -222,21 +224,22 @@ class _Audit:
             transaction_id=self._walk.at_id,
             publish_at=self._publish_at,
             action_id=self._action_id,
-            block=block,
+            block=blocks.last,
+            block_hash=blocks.last_hash,
             granted=[(campaign, prize, units) for (campaign, prize), units in sorted(self._sessions.granted.items())],
             assets=self._chains.assets,
         )
         return Reached(mark, self._chains, self._follows, seed)
 
 
-def _kept(connection: Connection, scope: Scope, wheels: Wheels) -> marks.Kept | None:
-    """The mark to go on from; None to begin at the first row."""
+def _kept(connection: Connection, wheels: Wheels) -> marks.Kept | None:
+    """The mark of the last clean audit; None if there is none."""
     seed = seed_of(wheels)
-    if not scope.goes_on or seed is None:
+    if seed is None:
         return None
     try:
         return marks.load(connection, seed)
     except DBAPIError as error:
         if error.connection_invalidated:
             raise
-        return None  # a database user who may not read marks begins at the first row
+        return None  # a database user who may not read marks

@@ -30,9 +30,9 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     """Everything up to here was examined, and in order.
 
     Ledger rows up to `transaction_id`; requests that settled, and were to be published before `publish_at`; actions of
-    operators up to `action_id`; sealed blocks up to number `block`. `at` is when that audit began, by the database's
-    clock. `granted` are the units of stocked prizes that draws up to there were granted, as campaign, prize and number;
-    `assets` the assets of `Chains`.
+    operators up to `action_id`; sealed blocks up to number `block`, whose hash is `block_hash`. `at` is when that audit
+    began, by the database's clock. `granted` are the units of stocked prizes that draws up to there were granted, as
+    campaign, prize and number; `assets` the assets of `Chains`.
     """
 
     at: datetime
@@ -40,6 +40,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     publish_at: datetime
     action_id: int
     block: int
+    block_hash: str
     granted: list[tuple[str, str, int]]
     assets: list[str]
 
