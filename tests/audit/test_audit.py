@@ -9,10 +9,10 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-import fakeredis
 import pytest
 from sqlalchemy import Connection, Engine, delete, insert, select, text
 
+from tests.audits import EMPTY_STORE, audited
 from tests.ledgers import migrated
 from tests.processes import SEED
 from tombola.producers.domain.causes import DeadReason
@@ -30,9 +30,8 @@ from tombola.producers.storage.schema import api_idempotency_requests, operator_
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.producers.storage.transactions import transaction
 from tombola.worker import cli
-from tombola.worker.audit import audit, audits
+from tombola.worker.audit import audits
 from tombola.worker.audit import report as audit_report
-from tombola.worker.audit.audit import Scope
 from tombola.worker.audit.on_record import API_KEY_ADD, API_KEY_REVOKE
 from tombola.worker.audit.report import INVARIANTS, Report
 from tombola.worker.cli.access import _on_record
@@ -42,14 +41,13 @@ from tombola.worker.settle.rules import Rules
 
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, bytes.fromhex(SEED))}
 DRAWS = 40  # of which some win
-STORE = ResultStore(fakeredis.FakeRedis(), ttl_s=3600)  # which has no result
 
 Break = Callable[..., None]
 
 
 def examine(engine: Engine) -> Report:
-    """Everything, beside a result store that answers."""
-    return audit.audit(engine, WHEELS, Scope(results=STORE))
+    """An audit of everything."""
+    return audited(engine, WHEELS)
 
 
 @pytest.fixture
@@ -341,7 +339,7 @@ def tombola_audit(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: py
     for name in ("BROKER", "RESULT"):
         monkeypatch.setenv(f"TOMBOLA_{name}_URL", "redis://127.0.0.1:1/0")
     monkeypatch.setenv("TOMBOLA_SEED", SEED)
-    monkeypatch.setattr(ResultStore, "from_settings", lambda *_arguments, **_options: STORE)
+    monkeypatch.setattr(ResultStore, "from_settings", lambda *_arguments, **_options: EMPTY_STORE)
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["tombola", "audit", *arguments])
