@@ -30,7 +30,7 @@ from tombola.producers.storage.schema import api_idempotency_requests, operator_
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.producers.storage.transactions import transaction
 from tombola.worker import cli
-from tombola.worker.audit import audits
+from tombola.worker.audit import audits, parts
 from tombola.worker.audit import report as audit_report
 from tombola.worker.audit.on_record import API_KEY_ADD, API_KEY_REVOKE
 from tombola.worker.audit.report import INVARIANTS, Report
@@ -388,6 +388,22 @@ def test_what_was_not_looked_at_does_not_hold(books: Engine, tombola_audit: Audi
     assert (status, told["is_clean"], told["states"]["I12"]) == (1, False, "not looked at")
     assert told["violated"] == dict.fromkeys(INVARIANTS, 0)
     assert list(told["not_looked_at"]) == ["I12"]
+
+
+def test_the_report_says_what_was_examined(
+    books: Engine, tombola_audit: Audited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "HORIZON_S", 0.0)
+    rows = examine(books).rows
+    first = tombola_audit()[1]
+    assert f"{rows} ledger rows, 3 accounts (everything, up to transaction {rows})" in first.replace("\n", " ")
+    accounts.recharge(books, 1, Decimal(5), by="ann")
+    told = json.loads(tombola_audit("--json")[1])
+    examined = [told[it] for it in ("everything", "after_transaction", "up_to_transaction", "rows", "accounts")]
+    assert examined == [False, rows, rows + 1, 1, 3]
+    second = tombola_audit()[1].replace("\n", " ")
+    assert "(no new transactions, since the clean audit of 20" in second
+    assert f"everything, up to transaction {rows + 1}" in tombola_audit("--all")[1].replace("\n", " ")
 
 
 def test_the_nightly_audit_says_the_same(

@@ -81,10 +81,8 @@ class Report:
         """Which ledger rows were examined."""
         if self.since is None:
             return f"everything, up to transaction {self.up_to_id:,}"
-        return (
-            f"transactions {self.after_id + 1:,} to {self.up_to_id:,}, since the clean audit of "
-            f"{self.since:%Y-%m-%d %H:%M} UTC"
-        )
+        rows = f"transactions {self.after_id + 1:,} to {self.up_to_id:,}" if self.rows else "no new transactions"
+        return f"{rows}, since the clean audit of {self.since:%Y-%m-%d %H:%M} UTC"
 
     @property
     def is_clean(self) -> bool:
