@@ -16,10 +16,11 @@ from sqlalchemy import Connection, exists, func, select
 from tombola.producers.domain.campaigns import manifest
 from tombola.producers.domain.campaigns.odds import Odds
 from tombola.producers.domain.campaigns.record import read_draw_notes
-from tombola.producers.domain.errors import DrawError
+from tombola.producers.domain.errors import DrawError, InvalidRequest
 from tombola.producers.domain.operations.draw import CONSUME_TYPE
 from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.domain.operations.refund import REFUND_TYPE
+from tombola.producers.storage.api_keys import NO_BOUNDS, Bounds
 from tombola.producers.storage.campaigns import CampaignState
 from tombola.producers.storage.chunks import IN_LIST_MAX, chunks
 from tombola.producers.storage.schema import api_idempotency_requests as requests
@@ -30,6 +31,7 @@ from tombola.producers.storage.schema import (
     campaigns,
     dead_letters,
     operator_actions,
+    operators,
     replays,
     webhooks,
 )
@@ -40,6 +42,7 @@ from tombola.worker.campaigns.versions import stock_changes
 from tombola.worker.ledger.accounts import ACCOUNT_ADD, ACCOUNT_RECHARGE, ON_RECORD
 from tombola.worker.ledger.changes import REFUND
 from tombola.worker.ledger.old_rows import OldRows
+from tombola.worker.operators.actions import USER_ADD, USER_REMOVE, USER_ROLE
 
 API_KEY_ADD: Final = "api-key add"
 API_KEY_REVOKE: Final = "api-key revoke"
@@ -61,7 +64,7 @@ Found = tuple[str, str]  # the subject, and what is wrong with it
 
 def check_record(connection: Connection) -> Iterator[Violation]:
     """What is missing from the record, and what the record says that is not so; without recharges."""
-    for check in (_replays, _api_keys, _webhooks, _campaigns, _stock):
+    for check in (_replays, _api_keys, _users, _webhooks, _campaigns, _stock):
         for subject, what in check(connection):
             yield Violation("I12", subject, what)
 
@@ -178,16 +181,50 @@ def _replays(connection: Connection) -> Iterator[Found]:
 
 
 def _api_keys(connection: Connection) -> Iterator[Found]:
-    """An API key that was made on record exists, and a key that was revoked on record is revoked."""
-    keys = {row.key_id: row.revoked_at for row in connection.execute(select(api_keys.c.key_id, api_keys.c.revoked_at))}
+    """An API key that was made on record exists and may do what is on record; one that was revoked is revoked."""
+    columns = ("key_id", "revoked_at", "scopes", "expires_at", "accounts", "user_prefix")
+    keys = {row.key_id: row for row in connection.execute(select(*[api_keys.c[name] for name in columns]))}
     for id, action, details in recorded(connection, API_KEY_ADD, API_KEY_REVOKE):
         key_id = (details or {}).get("key_id")
         if details is None:
             yield f"action {id}", UNREADABLE
         elif key_id not in keys:
             yield f"API key {key_id}", "is on record, and gone"
-        elif action == API_KEY_REVOKE and keys[key_id] is None:
+        elif action == API_KEY_REVOKE and keys[key_id].revoked_at is None:
             yield f"API key {key_id}", "was revoked on record, and is valid again"
+        # Older releases recorded no scopes.
+        elif action == API_KEY_ADD and "scopes" in details and not _is_as_recorded(keys[key_id], details):
+            yield f"API key {key_id}", "may do other things than on record: its scopes, accounts or end were changed"
+
+
+def _is_as_recorded(key: Any, details: dict[str, Any]) -> bool:
+    try:
+        bounds = Bounds.parse(key.accounts, key.user_prefix)
+    except InvalidRequest:
+        return False
+    has = (key.scopes, "" if key.expires_at is None else key.expires_at.isoformat(), str(bounds))
+    return has == (details["scopes"], details.get("expires_at", ""), details.get("for", str(NO_BOUNDS)))
+
+
+def _users(connection: Connection) -> Iterator[Found]:
+    """The users of the console are those that were added on record and not removed, each in the last role on record."""
+    roles: dict[str, str] = {}
+    for id, action, details in recorded(connection, USER_ADD, USER_ROLE, USER_REMOVE):
+        name, role = (details or {}).get("name"), (details or {}).get("role")
+        if not isinstance(name, str):
+            yield f"action {id}", UNREADABLE
+        elif action == USER_REMOVE:
+            roles.pop(name, None)
+        else:
+            roles[name] = str(role)
+    there = {row.name: row.role for row in connection.execute(select(operators.c.name, operators.c.role))}
+    for name in sorted(there.keys() | roles.keys()):
+        if name not in roles:
+            yield f"user {name}", "is not on record"
+        elif name not in there:
+            yield f"user {name}", "is on record, and gone"
+        elif there[name] != roles[name]:
+            yield f"user {name}", f"is {there[name]}, on record {roles[name]}"
 
 
 def _webhooks(connection: Connection) -> Iterator[Found]:
@@ -198,7 +235,8 @@ def _webhooks(connection: Connection) -> Iterator[Found]:
             yield f"action {id}", UNREADABLE
         else:
             last[str(details.get("webhook"))] = (action, details)
-    for row in connection.execute(select(webhooks)):
+    columns = [webhooks.c[name] for name in ("name", "url", "events", "campaign", "removed_at")]
+    for row in connection.execute(select(*columns)):
         action, details = last.pop(row.name, ("", {}))
         if not action:
             yield f"webhook {row.name}", "it is not on record"

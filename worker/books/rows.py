@@ -28,10 +28,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import NullType
 
+from tombola.producers.domain import draw
 from tombola.producers.domain.books import house, leaves
 from tombola.producers.domain.books.house import Group, Rules
 from tombola.producers.domain.books.leaves import FIELDS, LEAF_BYTES
-from tombola.producers.domain.draw import CAMPAIGNS, NOTES_PREFIX
 from tombola.producers.domain.errors import InternalError
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import asset_transactions as transactions
@@ -91,7 +91,7 @@ def read_groups(connection: Connection, ids: Range, rules: Rules, old: OldRows) 
     table = transactions.c
     mark = _mark(rules).label("mark")
     is_old = literal_column("0") if old is OldRows.NONE else not_(old.new_rows())
-    by: list[ColumnElement[Any]] = [table.business_type, table.asset_code, mark]
+    by: list[ColumnElement[Any]] = [table.business_type, table.asset_code, literal_column("mark")]
     if old is not OldRows.NONE:
         by.append(is_old)  # a constant must not stand in GROUP BY: it would be the number of a column
     query = (
@@ -122,10 +122,10 @@ def _mark(rules: Rules) -> ColumnElement[str]:
     notes, begin = transactions.c.notes, len(house.CHANNEL_PREFIX) + 1
     word = func.substr(notes, begin, func.instr(notes + " ", " ") - begin)
     has_channel = and_(
-        transactions.c.business_type.in_(house.channel_types(rules)), notes.startswith(house.CHANNEL_PREFIX)
+        transactions.c.business_type.in_(house.channel_types(rules)), notes.like(f"{house.CHANNEL_PREFIX}%")
     )
     return case(
-        (notes.startswith(NOTES_PREFIX), func.substr(notes, len(NOTES_PREFIX) + 1, ODDS_MARK_LENGTH)),
+        (notes.like(f"{draw.NOTES_PREFIX}%"), func.substr(notes, len(draw.NOTES_PREFIX) + 1, ODDS_MARK_LENGTH)),
         (has_channel, func.substr(word, 1, house.CHANNEL_LENGTH_MAX + 1)),
         else_=literal(""),
     )
@@ -133,7 +133,7 @@ def _mark(rules: Rules) -> ColumnElement[str]:
 
 def _campaign(connection: Connection, mark: str) -> str:
     """The campaign whose odds have a hash that begins so; empty for odds that are unknown (I2 says so)."""
-    for campaign in CAMPAIGNS.values():
+    for campaign in draw.CAMPAIGNS.values():
         if campaign.odds_hash.startswith(mark):
             return campaign.name
     query = select(versions.c.campaign).where(versions.c.odds_hash.startswith(mark, autoescape=True)).limit(1)
@@ -151,7 +151,7 @@ def _groups_by_request(connection: Connection, ids: Range, types: Collection[str
         .where(
             table.transaction_id.between(*ids),
             table.business_type.in_(sorted(types)),
-            or_(table.notes.is_(None), not_(table.notes.startswith(NOTES_PREFIX))),
+            or_(table.notes.is_(None), not_(table.notes.like(f"{draw.NOTES_PREFIX}%"))),
             old.new_rows(),
         )
         .group_by(*by)

@@ -19,8 +19,9 @@ LAG_S_MAX: Final = 300.0
 
 
 class Standing(NamedTuple):
-    """`blocks` is the number of the last block. `lag_s` is the age of the oldest row that is not sealed; 0 for none, and
-    in a legacy ledger before its contract step.
+    """`blocks` is the number of the last block. `lag_s` is the age of the oldest row that is not sealed, 0 for none.
+
+    In a legacy ledger nothing lags before the contract step.
 
     `signed` is the number of blocks in the last checkpoint, 0 for none; `anchored_at` is when one was last written
     outside.
