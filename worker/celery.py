@@ -96,6 +96,11 @@ def make_app(settings: Settings) -> DrawsApp:
             "forget-consumers": {"task": "tombola.forget_consumers", "schedule": tasks.CONSUMER_IDLE_S_MAX},
             # By the clock: an interval of 24 hours would begin anew whenever beat starts without its schedule file.
             "audit": {"task": "tombola.audit", "schedule": crontab(hour=AUDIT_AT_HOUR, minute=30)},
+            "audit-everything": {
+                "task": "tombola.audit",
+                "schedule": crontab(hour=AUDIT_AT_HOUR + 1, minute=30, day_of_week="sunday"),
+                "kwargs": {"everything": True},
+            },
             # A relay task that is still queued when the next one comes is dropped.
             "relay": {"task": "tombola.relay", "schedule": RELAY_EVERY_S, "options": {"expires": RELAY_EVERY_S}},
             "archive": {"task": "tombola.archive", "schedule": ARCHIVE_EVERY_S},

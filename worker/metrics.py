@@ -52,6 +52,11 @@ LAST_AUDIT: Final = Gauge(
     "when the last audit on record ended; 0: there is none",
     multiprocess_mode="mostrecent",
 )
+LAST_AUDIT_OF_EVERYTHING: Final = Gauge(
+    "tombola_audit_everything_last_timestamp_seconds",
+    "when the last audit on record ended that began at the first ledger row; 0: there is none",
+    multiprocess_mode="mostrecent",
+)
 AUDIT_VIOLATIONS: Final = Gauge(
     "tombola_audit_violations",
     "violations that the last audit found, and invariants that it could not look at",

@@ -55,6 +55,7 @@ def upgrade() -> None:
     _create_holds()
     _create_blocks()
     _create_snapshots()
+    _create_marks()
 
 
 def _create_holds() -> None:
@@ -136,12 +137,33 @@ def _create_snapshots() -> None:
     repeatable.create_index("idx_snapshot_block", "books_snapshots", ["block"])
 
 
+def _create_marks() -> None:
+    repeatable.create_table(
+        "audit_marks",
+        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False, comment="always 1"),
+        sa.Column("mark", BODY, nullable=False, comment="JSON: worker.audit.marks.Mark"),
+        sa.Column("mac", key(64), nullable=False, comment="HMAC of the mark and of audited_accounts, by the seed"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_marks")),
+        **TABLE_OPTIONS,
+    )
+    repeatable.create_table(
+        "audited_accounts",
+        sa.Column(
+            "band", sa.BigInteger(), autoincrement=False, nullable=False, comment="accounts with ids near each other"
+        ),
+        sa.Column("state", sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), nullable=False),
+        sa.PrimaryKeyConstraint("band", name=op.f("pk_audited_accounts")),
+        **TABLE_OPTIONS,
+    )
+
+
 def downgrade() -> None:
     if not op.get_context().as_sql and repeatable.has_table("books_blocks"):
         _refuse_to_forget_books(op.get_bind())
     if not op.get_context().as_sql and repeatable.has_column("api_keys", "scopes"):
         _refuse_to_widen_keys(op.get_bind())
-    for table in ("books_snapshots", "books_head", "books_house", "books_blocks", "account_holds"):
+    ours = ("audited_accounts", "audit_marks", "books_snapshots", "books_head", "books_house", "books_blocks")
+    for table in (*ours, "account_holds"):
         repeatable.drop_table(table)
     repeatable.drop_index("uk_act_key", "operator_actions")
     repeatable.drop_column("operator_actions", "act_key")

@@ -39,6 +39,7 @@ Grants = Mapping[Role, str]
 READ: Final = "SELECT"
 APPEND: Final = "SELECT, INSERT"
 ALL: Final = "SELECT, INSERT, UPDATE, DELETE"
+_REPLACED: Final = "SELECT, INSERT, DELETE"
 _BALANCES: Final = "SELECT, INSERT, UPDATE (balance, updated_at)"
 _OUTBOX: Final = "publish_attempts, publish_error, published_at, publish_at"
 _OUTCOME: Final = "result, settled_at, deliveries, settled_by, balance_told"
@@ -107,10 +108,13 @@ GRANTS: Final[Mapping[str, Grants]] = {
     "campaign_stock_changes": {"worker": APPEND, "console": APPEND, "operator": APPEND, "auditor": READ},
     "campaign_codes": {
         "worker": "SELECT, UPDATE (taken_by)", "console": READ, "operator": APPEND,
-        "auditor": "SELECT (campaign, prize, taken_by)",
+        "auditor": "SELECT (code, campaign, prize, taken_by)",
     },
     "account_lists": {"worker": READ, "console": READ, "operator": "SELECT, INSERT, DELETE", "auditor": READ},
-    "webhooks": {"worker": READ, "relay": READ, "console": _SUBSCRIBED, "operator": _SUBSCRIBED},
+    "webhooks": {
+        "worker": READ, "relay": READ, "console": _SUBSCRIBED, "operator": _SUBSCRIBED,
+        "auditor": "SELECT (name, url, events, campaign, removed_at)",
+    },
     "fulfilments": {
         "worker": ALL, "relay": _DELIVERED, "console": _DELIVERED, "operator": _DELIVERED, "auditor": READ,
     },
@@ -124,6 +128,8 @@ GRANTS: Final[Mapping[str, Grants]] = {
         "worker": _HEAD, "gateway": READ, "relay": _HEAD, "console": READ, "operator": _HEAD, "auditor": READ,
     },
     "books_snapshots": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
+    "audit_marks": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
+    "audited_accounts": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
 }  # fmt: skip
 MIGRATOR: Final = (
     "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, CREATE VIEW, SHOW VIEW, TRIGGER, "

@@ -462,3 +462,24 @@ books_snapshots = Table(
     Index("idx_snapshot_block", "block"),
     **TABLE_OPTIONS,
 )
+
+# Where the last clean audit ended: one row. The next audit goes on from there, if `mac` says that nobody changed it.
+audit_marks = Table(
+    "audit_marks",
+    metadata,
+    Column("id", BigInteger, nullable=False, autoincrement=False, comment="always 1"),
+    Column("mark", Body(), nullable=False, comment="JSON: worker.audit.marks.Mark"),
+    Column("mac", Key(64), nullable=False, comment="HMAC of the mark and of audited_accounts, by the seed"),
+    PrimaryKeyConstraint("id"),
+    **TABLE_OPTIONS,
+)
+
+# What the chain of each account came to at that mark, many accounts to a row.
+audited_accounts = Table(
+    "audited_accounts",
+    metadata,
+    Column("band", BigInteger, nullable=False, autoincrement=False, comment="accounts with ids near each other"),
+    Column("state", LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), nullable=False),
+    PrimaryKeyConstraint("band"),
+    **TABLE_OPTIONS,
+)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, text
 
 from tests.benchmarks import baseline
+from tests.benchmarks.audits import audits_of_draws
 from tests.benchmarks.books import books
 from tests.benchmarks.campaigns import campaigns
 from tests.benchmarks.dead_letters import full_replay, poison
@@ -414,6 +415,7 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
     "replay": full_replay,
     "campaigns": campaigns,
     "movements": movements,
+    "audit": audits_of_draws,
     "books": books,
     "webhooks": webhooks,
 }

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pymysql
 import pytest
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
 
 from tests.campaigns.shops import BY, LOCK_WAIT_S, WHEELS, Shop, open_shop
 from tombola.producers.domain.causes import Cause, Status
@@ -36,6 +36,7 @@ from tombola.producers.storage.schema import (
     campaign_stock,
 )
 from tombola.producers.storage.transactions import transaction
+from tombola.worker.campaigns import codes as pools
 from tombola.worker.campaigns import lists, stock, versions
 from tombola.worker.fulfilments.subscriptions import Subscriptions
 from tombola.worker.settle import tries
@@ -477,14 +478,8 @@ COUPONS = ONE.replace('asset = "ITEM.LAST", amount = "1"', 'asset = "COUPON.X", 
 
 
 def load_codes(shop: Shop, name: str, codes: Sequence[str]) -> None:
-    """As `tombola campaign codes load` does, without its record."""
-    found = shop.desk.campaigns.find(name)
-    assert found is not None
-    assert found.odds is not None
-    with shop.engine.begin() as connection:
-        connection.execute(insert(campaign_codes), [{"code": it, "campaign": name, "prize": "last"} for it in codes])
-        prize = found.odds.by_code["last"]
-        stock.change(connection, name, prize, len(codes), now=datetime.now(UTC), **BY)
+    """As `tombola campaign codes load` does."""
+    pools.load(shop.engine, name, "last", {it: line for line, it in enumerate(codes, 1)}, **BY)
 
 
 def test_each_code_of_a_pool_is_handed_out_once(server: Shop) -> None:

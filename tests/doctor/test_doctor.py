@@ -22,6 +22,7 @@ import tombola.producers.telemetry.pulse
 import tombola.worker.doctor.checks
 import tombola.worker.doctor.database
 from tests import servers
+from tests.audits import audited
 from tests.gateways import settle
 from tests.processes import House
 from tombola import migrations
@@ -43,7 +44,6 @@ from tombola.producers.storage.schema import (
 from tombola.producers.storage.transactions import transaction
 from tombola.producers.telemetry.pulse import MEMBER_PREFIX, MEMBERS_KEY, Member, Pulse
 from tombola.worker.audit import audits
-from tombola.worker.audit.audit import audit
 from tombola.worker.books import anchors, sealing
 from tombola.worker.deliveries import open_deliveries
 from tombola.worker.doctor import Check, examine
@@ -133,7 +133,7 @@ def test_a_deployment_in_order(mariadb_url: str) -> None:
         Redis.from_url(redis.url) as client,
     ):
         settle(house, DrawRequest(account_id=house.accounts(1)[0]), store=False)
-        audits.record(house.engine, audit(house.engine, house.wheels), by="tombola.audit")
+        audits.record(house.engine, audited(house.engine, house.wheels), by="tombola.audit")
         sealing.seal(house.engine, after_s=0)
         anchors.sign_once(house.engine, PrivateKey.make("shop.example/books"), every_s=0)
         anchors.remember_anchored(house.engine)
@@ -625,13 +625,21 @@ def test_an_audit_that_has_not_run(house: House, lean: House) -> None:
     assert look(lean)["audit"].status == "skip"  # no beat asks for one there
     check = look(house)["audit"]
     assert (check.status, check.found) == ("warn", "no audit is on record")
-    report = audit(house.engine, house.wheels)
+    report = audited(house.engine, house.wheels)
     audits.record(house.engine, report, by="tombola.audit")
     assert look(house)["audit"].status == "ok"
     with house.engine.begin() as connection:
         connection.execute(update(operator_actions).values(at=utc_now() - timedelta(hours=27)))
     check = look(house)["audit"]
     assert (check.status, check.found) == ("warn", "the last audit was 27 hours ago")
+    report.since = utc_now()  # an audit that went on from another one
+    audits.record(house.engine, report, by="tombola.audit")
+    assert ", everything examined 20" in look(house)["audit"].found
+    with house.engine.begin() as connection:
+        old = operator_actions.c.details.like('{"everything":true%')
+        connection.execute(update(operator_actions).where(old).values(at=utc_now() - timedelta(days=9)))
+    check = look(house)["audit"]
+    assert (check.status, check.cure.partition(",")[0]) == ("warn", "run `tombola audit --all`")
     report.counts["I3"] = 7
     report.completed.discard("I12")
     audits.record(house.engine, report, by="shell:root@lot")

@@ -24,6 +24,7 @@ from redis import Redis
 from sqlalchemy import insert, text, update
 
 from tests import gateways, processes, servers
+from tests.audits import audited
 from tests.processes import House, draws, wait_for
 from tombola import migrations
 from tombola.producers.client import DrawClient
@@ -38,7 +39,6 @@ from tombola.producers.telemetry import metrics as state
 from tombola.producers.telemetry import pulse
 from tombola.worker import metrics
 from tombola.worker.audit import audits
-from tombola.worker.audit.audit import audit
 from tombola.worker.books import anchors, sealing
 from tombola.worker.deliveries import Delivery
 from tombola.worker.ledger import post as ledger
@@ -363,7 +363,7 @@ def test_the_last_audit_is_told(tmp_path: Path) -> None:
         lookout._throttle = state.Throttle(0.0)
         lookout.look(house.engine)
         assert (now("audit_last_timestamp_seconds"), now("audit_violations")) == (0, 0)
-        report = audit(house.engine, house.wheels)
+        report = audited(house.engine, house.wheels)
         audits.record(house.engine, report, by="tombola.audit")
 
         def told() -> tuple[bool, float]:
@@ -371,6 +371,7 @@ def test_the_last_audit_is_told(tmp_path: Path) -> None:
             return abs(now("audit_last_timestamp_seconds") - utc_now().timestamp()) < 60, now("audit_violations")
 
         wait_for(lambda: told() == (True, 0), within_s=5, what=lambda: str(told()))
+        assert now("audit_everything_last_timestamp_seconds") == now("audit_last_timestamp_seconds")
         report.counts["I3"] = 2
         report.completed.discard("I12")
         audits.record(house.engine, report, by="shell:root@lot")
@@ -399,6 +400,11 @@ def test_the_audit_is_made_every_night_however_often_beat_starts(house: House, m
         schedule.nowfun = lambda started_at=started_at: started_at
         due_at = started_at + schedule.remaining_estimate(started_at)
         assert (due_at.hour, due_at.minute) == (2, 30), started_at
+    weekly = make_app(house.settings).conf.beat_schedule["audit-everything"]
+    assert weekly["kwargs"] == {"everything": True}
+    weekly["schedule"].nowfun = lambda: started_at
+    due_at = started_at + weekly["schedule"].remaining_estimate(started_at)
+    assert (due_at.weekday(), due_at.hour, due_at.minute) == (6, 3, 30)
 
 
 def test_what_takes_long_is_looked_up_less_often(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final
 
 from sqlalchemy import Column, ColumnElement, Connection, type_coerce
 from sqlalchemy.types import NullType
 
-FETCH_SIZE: Final = 2000
+CENTS_MAX: Final = 10**14  # SQLite's columns take any whole number
 
 
 class Unreadable(Exception):
@@ -20,9 +21,30 @@ def stored(column: Column[Any], prefix: str = "") -> ColumnElement[Any]:
     return type_coerce(column, NullType()).label(f"{prefix}{column.name}")
 
 
+def raw_rows(connection: Connection, statement: str) -> Sequence[tuple[Any, ...]]:
+    """The rows of a statement without parameters as the driver's own tuples. Raises the driver's errors, wrapped."""
+    result = connection.exec_driver_sql(statement)
+    rows: Sequence[tuple[Any, ...]] = result.cursor.fetchall()
+    result.close()
+    return rows
+
+
 def amount_of(connection: Connection, value: Any) -> Decimal:
     """The amount behind a stored value; raises Unreadable."""
     is_sqlite = connection.dialect.name == "sqlite"
     if not isinstance(value, int if is_sqlite else Decimal):
         raise Unreadable(f"{value!r:.60} is no amount")
     return Decimal(value).scaleb(-2) if is_sqlite else Decimal(value)
+
+
+def cents_of(connection: Connection, value: Any) -> int:
+    """The amount behind a stored value in hundredths; raises Unreadable."""
+    hundredths = amount_of(connection, value).scaleb(2)
+    if hundredths != int(hundredths) or abs(hundredths) > CENTS_MAX:
+        raise Unreadable(f"{value!r:.60} is no amount in hundredths")
+    return int(hundredths)
+
+
+def shown(cents: int) -> Decimal:
+    """An amount in hundredths as it is said: with two decimals."""
+    return Decimal(cents).scaleb(-2)

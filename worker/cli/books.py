@@ -8,12 +8,12 @@ import msgspec
 import typer
 
 from tombola.producers.domain import keys
-from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, wheels
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage.ledger import find_account
 from tombola.worker.audit import audits
-from tombola.worker.audit.audit import audit as audit_of
+from tombola.worker.audit.audit import audit_by
 from tombola.worker.cli import account_views
 from tombola.worker.cli.base import (
     AccountOption,
@@ -36,13 +36,20 @@ account_app = typer.Typer(help="Open, recharge and show accounts.", no_args_is_h
 app.add_typer(account_app, name="account")
 account_app.add_typer(account_views.app)
 
+EverythingOption = Annotated[
+    bool, typer.Option("--all", help="Examine everything, not only what has come since the last clean audit.")
+]
+
 
 @app.command()
-def audit(as_json: JsonOption = False) -> None:
-    """Prove that the books balance. Exit code 1 if they do not, or if a part could not be checked."""
+def audit(everything: EverythingOption = False, as_json: JsonOption = False) -> None:
+    """Prove that the books balance: all accounts, and what has come since the last clean audit.
+
+    Exit code 1 if they do not balance, or if a part could not be checked.
+    """
     settings = settings_with("database_url")
     engine = engine_of(settings)
-    report = audit_of(engine, wheels(settings.seed_bytes))
+    report = audit_by(settings, engine, everything=everything)
     try:
         audits.record(engine, report, by=shell_operator())
     except DrawError as error:  # a database user who can only read can audit as well

@@ -146,15 +146,16 @@ def _persist(step: Callable[[], T], pauses_s: Sequence[float]) -> T:
     return step()
 
 
-def run_audit(task: Task) -> dict[str, Any]:
-    """`tombola.audit`: prove the invariants, and put the audit on record.
+def run_audit(task: Task, everything: bool = False) -> dict[str, Any]:
+    """`tombola.audit`: prove the invariants, and put the audit on record. It goes on from the last clean audit.
 
+    With `everything` it begins at the first row.
     Violations, and invariants that do not hold or were not examined, are logged as well.
     """
     from tombola.worker.audit import audit, audits
 
     settings: Settings = task.app.draw_settings
-    report = audit.audit(_engine(settings), wheels(settings.seed_bytes))
+    report = audit.audit_by(settings, _engine(settings), everything=everything)
     try:
         audits.record(_engine(settings), report, by=task.name)
     except DrawError as error:  # the alert rules notice the missing record

@@ -23,6 +23,7 @@ from tombola.worker.metrics import (
     FULFILMENTS_WITHOUT_WEBHOOK,
     LAST_ANCHOR,
     LAST_AUDIT,
+    LAST_AUDIT_OF_EVERYTHING,
     LAST_BLOCK,
     OUTCOMES,
     REPLAYED,
@@ -78,6 +79,8 @@ class OperatorsLookout:
             REPLAYED.labels(name).inc(max(0, outcomes[name] - before))
         self._outcomes = outcomes
         LAST_AUDIT.set(0 if audit is None else audit.at.timestamp())
+        everything_at = None if audit is None else audit.everything_at
+        LAST_AUDIT_OF_EVERYTHING.set(0 if everything_at is None else everything_at.timestamp())
         AUDIT_VIOLATIONS.set(0 if audit is None else audit.violations + len(audit.not_looked_at))
         SEALING_LAG.set(books.lag_s)
         LAST_BLOCK.set(books.blocks)
