@@ -186,8 +186,8 @@ class Entry:
         """
         request = submission.request
         for name in (request.request_key, request.lottery_session_id):
-            if keys.is_alias(name):
-                return InvalidKey(f"{name} has the form of an alias, which cannot be chosen")
+            if keys.is_reserved(name):
+                return InvalidKey(f"{name} has the form of {keys.reserved_for(name)}, which cannot be chosen")
         if not isinstance(request, DrawRequest):
             return submission
         if request.campaign in CAMPAIGNS:
@@ -316,7 +316,7 @@ class Entry:
         if not connection.in_transaction():
             connection.begin()  # otherwise the application's commit() would commit nothing
         now = clock.now(connection)
-        joined = Transaction(connection.connection.driver_connection, is_sqlite=connection.dialect.name == "sqlite")
+        joined = Transaction.joining(connection)
         bound = self._bind(submission)
         if isinstance(bound, DrawError):
             found = requests.look_up(joined, [it.named().request.request_key for it in _spellings(submission)])

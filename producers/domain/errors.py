@@ -16,6 +16,7 @@
     ├── CampaignNotOpen          the campaign has not begun
     ├── SessionNotFound          no such lottery session of this caller
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
+    ├── MovementRejected         a movement was rejected (operators' acts; elsewhere a rejection is an outcome)
     ├── CampaignNotFound         no such campaign (operators' commands)
     ├── DeadLetterNotFound       no such dead letter (operators' commands)
     ├── ReplayNotFound           no such replay (operators' commands)
@@ -114,6 +115,15 @@ class SessionNotFound(DrawError):
 
 class AccountNotFound(DrawError):
     """There is no such account."""
+
+
+class MovementRejected(DrawError):
+    """This movement was rejected: nothing is changed."""
+
+    def __init__(self, message: str | None = None, reason: str | None = None) -> None:
+        """`reason` is that of the result, such as INSUFFICIENT_BALANCE."""
+        super().__init__(message)
+        self.reason = reason
 
 
 class CampaignNotFound(DrawError):

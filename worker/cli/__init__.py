@@ -38,6 +38,12 @@ def _dead_letters() -> typer.Typer:
     return dead_letters.app
 
 
+def _refunds() -> typer.Typer:
+    from tombola.worker.cli import refunds
+
+    return refunds.app
+
+
 def _doctor() -> typer.Typer:
     from tombola.worker.cli import doctor
 
@@ -86,6 +92,7 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "enqueue": _draws,
     "result": _draws,
     "transactions": _draws,
+    "draw": _refunds,
     "audit": _books,
     "relay": _processes,
     "gateway": _processes,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import msgspec
@@ -11,13 +9,11 @@ import typer
 
 from tombola.producers.domain import keys
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, wheels
-from tombola.producers.domain.errors import DrawError, ServiceUnavailable
-from tombola.producers.domain.operations.recharge import RECHARGE
+from tombola.producers.domain.errors import DrawError
 from tombola.producers.storage.ledger import find_account
 from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit as audit_of
 from tombola.worker.cli.base import (
-    AccountOption,
     JsonOption,
     OptionalReasonOption,
     amount_of,
@@ -26,17 +22,17 @@ from tombola.worker.cli.base import (
     print_json,
     settings_with,
 )
+from tombola.worker.cli.expiry import expire_commands
+from tombola.worker.cli.movements import OnceOption, account_commands, once_under
 from tombola.worker.embedded import sample
 from tombola.worker.ledger import accounts
 from tombola.worker.operators.actions import checked_reason, shell_operator
 
 app = typer.Typer()
-account_app = typer.Typer(help="Open, recharge and show accounts.", no_args_is_help=True)
+account_app = typer.Typer(help="Open and show accounts, and move what they hold.", no_args_is_help=True)
+account_app.add_typer(account_commands)
+account_app.add_typer(expire_commands)
 app.add_typer(account_app, name="account")
-
-OnceOption = Annotated[
-    str, typer.Option("--key", help="The same command under the same key has one effect. Default: a new key.")
-]
 
 
 @app.command()
@@ -65,45 +61,14 @@ def account_add(
     reason: OptionalReasonOption = "",
 ) -> None:
     """Open an account."""
-    with _once(key or keys.make_act_key("account_add")) as once:
+    key = key or keys.make_act_key("account_add")
+    with once_under(key):
         opened = accounts.add(
-            engine_of(), user_id=user, asset_code=asset, balance=amount_of(balance), key=once, by=shell_operator(),
+            engine_of(), user_id=user, asset_code=asset, balance=amount_of(balance), key=key, by=shell_operator(),
             reason=_checked(reason),
         )  # fmt: skip
-    repeat = f": opened before under the key {once}, nothing was done" if opened.is_repeat else ""
+    repeat = f": opened before under the key {key}, nothing was done" if opened.is_repeat else ""
     out.print(f"account {opened.account_id} (user {opened.user_id}, {opened.balance:.2f} {opened.asset_code}){repeat}")
-
-
-@account_app.command("recharge")
-def account_recharge(
-    account: AccountOption,
-    amount: Annotated[str, typer.Option(help="The amount to add.")],
-    key: OnceOption = "",
-    reason: OptionalReasonOption = "",
-) -> None:
-    """Add to an account's balance, once per key."""
-    with _once(key or keys.make_standalone_key(RECHARGE, account)) as once:
-        done = accounts.recharge(
-            engine_of(), account, amount_of(amount), key=once, by=shell_operator(), reason=_checked(reason)
-        )
-    if done.is_repeat:
-        out.print(
-            f"account {account}: recharged before under this key, to {done.balance_after:.2f} then; nothing was done"
-        )
-    else:
-        out.print(f"account {account}: balance {done.balance_after:.2f}")
-    out.print(f"key {once}")
-
-
-@contextmanager
-def _once(key: str) -> Iterator[str]:
-    """Around a change that has one effect per `key`: after an unknown outcome, the error says to run it again."""
-    try:
-        yield key
-    except ServiceUnavailable as error:
-        raise ServiceUnavailable(
-            f"{error}. The outcome is unknown: run the same command with --key {key}; it has one effect"
-        ) from error
 
 
 def _checked(reason: str) -> str:
