@@ -58,12 +58,34 @@ def _origin(text: str) -> str:
     return text.lower()
 
 
+def _validity(text: object) -> object:
+    if not isinstance(text, str):
+        return text
+    asset, _, days = text.rpartition("=")
+    if not _is_asset_code(asset.strip()) or not _is_days(days.strip()):
+        raise ValueError(f"{text!r:.80} is not an asset with its days, such as POINT=365: from 1 to 36,500 days")
+    return asset.strip(), int(days)
+
+
+def _each_asset_once(found: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    if len(dict(found)) != len(found):
+        raise ValueError("an asset is named twice")
+    return found
+
+
+_is_asset_code = re.compile(r"[A-Za-z0-9._-]{1,50}").fullmatch
+_is_days = re.compile(r"[1-9][0-9]{0,3}|[12][0-9]{4}|3[0-5][0-9]{3}|36[0-4][0-9]{2}|36500").fullmatch
 _is_host_name = re.compile(r"(\*\.)?[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]").fullmatch
 _is_origin = re.compile(r"https?://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?").fullmatch
 
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_parts)]
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...], BeforeValidator(_parts)]
+Validities = Annotated[
+    tuple[Annotated[tuple[str, int], BeforeValidator(_validity)], ...],
+    BeforeValidator(_parts),
+    AfterValidator(_each_asset_once),
+]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_parts)]
 
 
@@ -150,6 +172,10 @@ class Settings(BaseSettings):
     )
     retention_days: Annotated[float, Field(ge=0, le=36_500)] = Field(
         default=90.0, description="settled requests are archived after this long; 0 keeps them all"
+    )
+    points_valid_days: Validities = Field(
+        default=(),
+        description="points of these assets expire after so many days, by months: POINT=365, …; default: none do",
     )
     gateway_auth: Literal["api-key", "none"] = Field(
         default="api-key", description="who may call the gateway: holders of an API key, or everybody who reaches it"

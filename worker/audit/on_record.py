@@ -16,6 +16,7 @@ from sqlalchemy import Connection, select
 from tombola.producers.domain.money import CENT
 from tombola.producers.storage.schema import api_keys, dead_letters, operator_actions, replays
 from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.audit.by_operators import check_movements
 from tombola.worker.audit.report import Violation
 from tombola.worker.audit.stored import FETCH_SIZE
 from tombola.worker.ledger.accounts import ACCOUNT_ADD, ACCOUNT_RECHARGE, ON_RECORD
@@ -28,7 +29,7 @@ Found = tuple[str, str]  # the subject, and what is wrong with it
 
 def check_record(connection: Connection) -> Iterator[Violation]:
     """What is missing from the record, and what the record says that is not so."""
-    for check in (_replays, _recharges, _api_keys):
+    for check in (_replays, _recharges, check_movements, _api_keys):
         for subject, what in check(connection):
             yield Violation("I12", subject, what)
 
@@ -55,12 +56,12 @@ def _replays(connection: Connection) -> Iterator[Found]:
 
 
 def _recharges(connection: Connection) -> Iterator[Found]:
-    """Recharges by operators: the same account and amount in the ledger and on record, once each."""
+    """Openings, and recharges of older releases: the same account and amount in the ledger and on record, once each."""
     recorded: dict[str, tuple[int, str]] = {}
     for id, _, details in _recorded(connection, ACCOUNT_ADD, ACCOUNT_RECHARGE):
         if details is None:
             yield f"action {id}", "its details cannot be read"
-        elif details.get("key"):  # an account that was opened with nothing has no row
+        elif details.get("key"):  # an account that was opened with nothing has no row, and other recharges are requests
             recorded[str(details["key"])] = (details.get("account_id", 0), str(details.get("amount")))
     rows = connection.execution_options(yield_per=FETCH_SIZE).execute(
         select(
