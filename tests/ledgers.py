@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, inspect, select
 
 from tombola import migrations
 from tombola.producers.domain import keys
+from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import account_asset_balances
 from tombola.worker.ledger import accounts
@@ -89,7 +90,7 @@ def recharge(
 
     Returns the balance after it.
     """
-    key = row_key or keys.make_standalone_key(accounts.RECHARGE, account_id)
+    key = row_key or keys.make_standalone_key(RECHARGE, account_id)
     with engine.begin() as connection:
         found = select(account_asset_balances).where(account_asset_balances.c.id == account_id).with_for_update()
         after = accounts._pay_in(connection, connection.execute(found).one(), amount, key, by=by)

@@ -148,7 +148,7 @@ def test_a_rejection_that_a_worker_has_recorded_is_final(engine: Engine) -> None
     asked = TransferRequest(account_id=poor, request_key="k", amount="5", to=other)
     tries.settle(engine, [asked], RULES)
     settle(engine, RechargeRequest(account_id=poor, request_key="more", amount="9"), operator="ann")
-    with pytest.raises(MovementRejected, match="INSUFFICIENT_BALANCE.*takes a new key"):
+    with pytest.raises(MovementRejected, match=r"INSUFFICIENT_BALANCE.*takes a new key"):
         settle(engine, asked, operator="ann")
     assert [it.action for it in recorded(engine)] == ["account recharge"]
 
@@ -167,7 +167,7 @@ def test_what_was_accepted_or_given_up(engine: Engine) -> None:
     (answer,) = tries.settle(engine, [asked[0]], RULES)  # its message arrives after all
     assert isinstance(answer, Settled)
     assert answer.is_repeat
-    with pytest.raises(InvalidRequest, match="given up .*PARKED.*replay"):
+    with pytest.raises(InvalidRequest, match=r"given up .*PARKED.*replay"):
         settle(engine, asked[1], operator="ann")
     with pytest.raises(InvalidRequest, match="no draw"):
         settle(engine, DrawRequest(account_id=account_id), operator="ann")
@@ -287,9 +287,11 @@ def test_holds_are_found_and_end_once(engine: Engine) -> None:
     for key in ("a", "b"):
         settle(engine, HoldRequest(account_id=account_id, request_key=key, amount="4", valid_s=60), operator="ann")
     with engine.connect().execution_options(read_only=True) as connection:
-        assert [(it.hold_key, it.state, it.amount) for it in holds_of(connection, account_id, rows_max=9)] == [
-            ("a", "open", 4),
-            ("b", "open", 4),
+        assert [
+            (it.hold_key, str(it.state), str(it.amount)) for it in holds_of(connection, account_id, rows_max=9)
+        ] == [
+            ("a", "open", "4.00"),
+            ("b", "open", "4.00"),
         ]
         assert find_hold(connection, "a").account_id == account_id
         for unknown in ("c", "é"):

@@ -51,11 +51,12 @@ def account_expire(
             text = f"expiry  {it.looked_at:,} accounts, {it.due:,} due, {it.expired:,} expired"
             progress.update(bar, description=text)
 
-        watched = {"is_stopped": stopping.is_set, "on_progress": on_progress}
+        stopped = stopping.is_set
         if is_dry:
-            done = expiry.foretell(engine, due, **watched)
+            done = expiry.foretell(engine, due, is_stopped=stopped, on_progress=on_progress)
         else:
-            done = expiry.expire(engine, due, by=shell_operator(), reason=why, **watched)
+            by = shell_operator()
+            done = expiry.expire(engine, due, by=by, reason=why, is_stopped=stopped, on_progress=on_progress)
     _tell(due, done, is_dry=is_dry, as_json=as_json)
     raise typer.Exit(0 if done.is_whole and not done.refused else 1)
 

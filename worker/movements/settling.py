@@ -140,7 +140,7 @@ def _of_older_release(connection: Connection, request: Request) -> Moved | None:
             continue
         if (row["account_id"], row["delta_amount"]) != (request.account_id, request.moved):
             raise _is_reused(key)
-        posting = posting_of(row)
+        posting = posting_of(dict(row))
         result = MovementResult(
             kind=request.kind,
             request_key=key,
