@@ -181,6 +181,7 @@ def test_a_draw_is_refunded(engine: Engine, ids: tuple[int, int]) -> None:
     assert "ALREADY_REFUNDED" in refused("draw", "refund", draw.request_key, "--reason", "x", "--yes")
     assert "a policy of a refund is" in refused(*refund, "--policy", "some")
     assert "no draw has" in refused("draw", "refund", "nothing", "--reason", "x")
+    assert "say why" in refused("draw", "refund", draw.request_key, "--reason", " ", "--yes")
     assert acts(engine)[-1] == ("shell", "draw refund", "a complaint")
 
 

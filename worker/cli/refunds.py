@@ -13,7 +13,7 @@ from tombola.worker.cli.base import JsonOption, ReasonOption, YesOption, engine_
 from tombola.worker.cli.movements import OnceOption, make_sure, new_key, once_under, tell
 from tombola.worker.movements.finding import find_draw
 from tombola.worker.movements.settling import foretell, settle, why_rejected
-from tombola.worker.operators.actions import shell_operator
+from tombola.worker.operators.actions import checked_reason, shell_operator
 
 app = typer.Typer()
 draw_app = typer.Typer(help="Refund a draw.", no_args_is_help=True)
@@ -49,7 +49,7 @@ def draw_refund(
         draw=found.request_key,
         campaign=found.campaign,
         policy=policy,
-        reason=reason,
+        reason=checked_reason(reason),
     )
     if not is_sure:
         foretold = foretell(engine, request)
