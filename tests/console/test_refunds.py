@@ -145,7 +145,7 @@ def test_a_prize_that_is_spent(ann: Visitor, house: processes.House) -> None:
     ):
         answer = ann.submit("/story/refund", form | {"policy": "write_off"} | wrong, page=refund)
         assert why in html.unescape(ann.get(answer.headers["location"]).text), wrong
-    assert balance_of(house, account_id) == 2_00
+    assert balance_of(house, account_id) == 1_00
     answer = ann.submit("/story/refund", form | {"policy": "write_off"}, page=refund)
     assert "holds 0.00 now" in ann.get(answer.headers["location"]).text
     assert balance_of(house, account_id) == 0
