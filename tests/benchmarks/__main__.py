@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.benchmarks import report
-from tests.benchmarks.lab import busy_share, open_lab
+from tests.benchmarks.lab import BenchmarkFailed, busy_share, open_lab
 from tests.benchmarks.measurements import BY_NAME_ONLY, FULL, MEASUREMENTS, QUICK
 from tests.benchmarks.report import Finding
 
@@ -35,13 +35,18 @@ def main() -> int:
     console, progress = Console(), Console(stderr=True, highlight=False)
     sizes = QUICK if arguments.quick else FULL
     findings: list[Finding] = []
+    failed: list[str] = []
     begin = time.monotonic()
     with open_lab() as lab:
         for name in arguments.only or MEASUREMENTS:
             if (busy := busy_share()) > BUSY_MAX:
                 findings.append(Finding(name, "[yellow]CPU in use by others at the start[/]", busy * 100, "%"))
             progress.print(f"[bold]{name}[/] ({time.monotonic() - begin:.0f} s)")
-            findings += (MEASUREMENTS | BY_NAME_ONLY)[name](lab, sizes, progress.print)
+            try:
+                findings += (MEASUREMENTS | BY_NAME_ONLY)[name](lab, sizes, progress.print)
+            except BenchmarkFailed as error:  # half an hour of other figures must not be lost
+                progress.print(f"[red]{name} failed[/]: {error}")
+                failed.append(name)
     report.print_table(findings, console)
     if arguments.json:
         report.write_json(findings, arguments.json)
@@ -49,7 +54,9 @@ def main() -> int:
     if chart and report.write_chart(findings, chart):
         progress.print(f"chart: {chart}")
     progress.print(f"{time.monotonic() - begin:.0f} s")
-    return 0
+    if failed:
+        progress.print(f"[red]without figures: {', '.join(failed)}[/]")
+    return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:

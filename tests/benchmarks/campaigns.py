@@ -46,9 +46,11 @@ def campaigns(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
         "ten-pulls": lambda: 10 * _rate(lab, _draws(pulls, pulls=10), IN_EIGHT_ROWS),
     }
     seen: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
     for number in range(1, sizes.rounds + 1):
-        for name, measure in contenders.items():
-            seen[name].append(measure())
+        # The order changes from round to round: the second contestant meets another machine than the first.
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            seen[name].append(contenders[name]())
             say(f"round {number}: {name} {seen[name][-1]:,.0f}/s")
     rates = {name: statistics.median(values) for name, values in seen.items()}
 

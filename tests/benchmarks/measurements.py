@@ -30,7 +30,9 @@ from tests.benchmarks.lab import (
     send,
 )
 from tests.benchmarks.legacy import legacy
+from tests.benchmarks.movements import movements
 from tests.benchmarks.report import Finding, at_least, at_most
+from tests.benchmarks.webhooks import webhooks
 from tombola.producers import DrawClient, DrawRequest
 from tombola.producers.brokers.registry import open_broker
 from tombola.worker.settle import tries
@@ -410,5 +412,7 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
     "poison": poison,
     "replay": full_replay,
     "campaigns": campaigns,
+    "movements": movements,
+    "webhooks": webhooks,
 }
 BY_NAME_ONLY: Final[dict[str, Measurement]] = {"tune": tune, "legacy": legacy}

@@ -78,7 +78,7 @@ def grants(engine: Engine, *postings: Posting, campaign: str = CAMPAIGN) -> list
     """Write these ledger rows and their fulfilments in one transaction, each a draw of its own."""
     subscribed, rows = known(engine), []
     for it in postings:
-        draw = DrawRequest(account_id=it.account_id, request_key=it.request_key, campaign=campaign)
+        draw = DrawRequest(account_id=it.account_id, request_key=it.ledger_key, campaign=campaign)
         rows += subscribed.rows(draw, Status.COMPLETED, [it])
     now = utc_now()
     with transaction(engine) as open_transaction:

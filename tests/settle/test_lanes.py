@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.errors import ServiceUnavailable
+from tombola.producers.domain.operations.transfer import TransferRequest
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Deferred
 from tombola.worker.settle.batch import Handling
@@ -88,6 +89,26 @@ def test_no_account_is_in_two_lanes_and_its_draws_keep_their_order(transactions:
         for account in {accounts[key] for key in given}:
             mine = [key for key in given if accounts[key] == account]
             assert mine == [draw.request_key for draw in draws if draw.account_id == account]
+
+
+def test_accounts_of_a_transfer_share_a_lane_and_all_keep_their_order(transactions: Transactions) -> None:
+    transactions.lasts_s = 0.05
+    pairs = [(1, 2), (2, 3), (20, 9), (9, 30), (31, 33), (33, 31)]  # 1, 2, 3 are partners, and so are 9, 20, 30
+    mixed = draws_of(500, 37)
+    for number, (payer, receiver) in enumerate(pairs):
+        transfer = TransferRequest(account_id=payer, to=receiver, amount="1", request_key=f"t{number}")
+        mixed.insert(70 * (number + 1), transfer)
+    touched = {it.request_key: accounts_of(it) for it in mixed}
+    assert settle(lanes_on(), mixed) == [it.request_key for it in mixed]
+    assert transactions.most_at_once > 1, "nothing went on side by side"
+    lanes = [set[int]().union(*(touched[key] for key in given)) for given in transactions.given]
+    assert sum(map(len, lanes)) == len(set[int]().union(*lanes)), "lanes share an account"
+    for given in transactions.given:
+        assert given == [it.request_key for it in mixed if it.request_key in set(given)]
+
+
+def accounts_of(request: Request) -> set[int]:
+    return {request.account_id} | ({request.to} if isinstance(request, TransferRequest) else set())
 
 
 def test_accounts_in_steps_are_spread_over_all_lanes(transactions: Transactions) -> None:

@@ -96,6 +96,7 @@ class Exchange:
 
     FIELDS = ExchangeRequest
     TYPES: Mapping[str, str] = MappingProxyType({"given": "exchange_given", "taken": "exchange_taken"})
+    HOUSE: Mapping[str, str] = MappingProxyType(dict.fromkeys(("exchange_given", "exchange_taken"), "house/exchange"))
 
     def needs(self, request: ExchangeRequest, _wheels: Wheels, /) -> Needs:
         return Needs((request.account_id, request.to))

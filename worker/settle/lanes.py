@@ -40,23 +40,41 @@ class Lanes:
             some = [draws[i] for i in positions]
             return tries.settle(self._engine, some, self._rules, handling, has_patience=has_patience)
 
+        needed = [operation_of(draw).needs(draw, self._rules.wheels).accounts for draw in draws]
+        partners = _Partners()
+        for accounts in needed:
+            if len(accounts) > 1:
+                partners.join(accounts)
         by_lane: dict[int, list[int]] = {}
-        across: list[int] = []
-        for position, draw in enumerate(draws):
-            accounts = operation_of(draw).needs(draw, self._rules.wheels).accounts
-            lane = _lane_of(accounts[0], self._count)
-            if len(accounts) > 1 and any(_lane_of(it, self._count) != lane for it in accounts):
-                across.append(position)
-            else:
-                by_lane.setdefault(lane, []).append(position)
+        for position, accounts in enumerate(needed):
+            by_lane.setdefault(_lane_of(partners.of(accounts[0]), self._count), []).append(position)
         under_way = [(positions, self._pool.submit(settle, positions)) for positions in by_lane.values()]
         wait([future for _, future in under_way])
         answers: dict[int, Answer] = {}
         for positions, future in under_way:
             answers.update(zip(positions, future.result(), strict=True))
-        if across:  # requests that need accounts of several lanes: settled after all lanes have ended
-            answers.update(zip(across, settle(across), strict=True))
         return [answers[position] for position in range(len(draws))]
+
+
+class _Partners:
+    """Accounts that requests of one batch touch together, such as both sides of a transfer: they share a lane."""
+
+    def __init__(self) -> None:
+        self._next: dict[int, int] = {}
+
+    def join(self, accounts: Sequence[int]) -> None:
+        """These accounts, and all partners of each, are partners from now on."""
+        first = self.of(accounts[0])
+        for other in accounts[1:]:
+            last = self.of(other)
+            if last != first:
+                self._next[last] = first
+
+    def of(self, account_id: int) -> int:
+        """One of the account's partners, the same for all of them."""
+        while (further := self._next.get(account_id)) is not None:
+            account_id = further
+        return account_id
 
 
 def _lane_of(account_id: int, lanes: int) -> int:

@@ -146,7 +146,14 @@ class _Drawn(NamedTuple):
 
 
 def _movements(request: RefundRequest, drawn: _Drawn, collected: Sequence[tuple[Row, Decimal]]) -> list[Movement]:
-    notes = notes_of(("policy", request.policy), ("reason", request.reason))
+    # What is written off stands in the notes: a row that somebody deletes must not look like it.
+    taken_of = {row.idempotency_key: taken for row, taken in collected}
+    off = [
+        f"{row.idempotency_key.partition(':')[2]}:{missing}"
+        for row in (drawn.prizes if request.policy == "write_off" else ())
+        if (missing := row.delta - taken_of.get(row.idempotency_key, Decimal(0)))
+    ]
+    notes = notes_of(("policy", request.policy), ("off", ",".join(off)), ("reason", request.reason))
     return [
         Movement(request.account_id, REFUND_TYPE, REFUND, -drawn.charge.delta, notes),
         *(
