@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from decimal import Decimal
 
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import Engine, update
 
 from tests.books import table
@@ -20,8 +22,11 @@ from tombola.producers.entry import Entry
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import account_holds
-from tombola.worker.movements.holds import void_expired_once, void_request
+from tombola.worker.doctor.checks import Facts
+from tombola.worker.doctor.holds import look_at_holds
+from tombola.worker.movements.holds import OVERDUE_S, count_overdue, void_expired_once, void_request
 from tombola.worker.movements.settling import settle
+from tombola.worker.relay.lookout import OperatorsLookout
 from tombola.worker.relay.relay import Relay
 from tombola.worker.settle.consumer import Consumer
 
@@ -124,3 +129,27 @@ def test_the_key_of_an_expiry_is_nobody_elses(house: House) -> None:
             assert "the form of an expiry's key" in str(answer)
     entry.accept([Submission(DrawRequest(account_id=account_id, request_key="expiry_1"))])
     entry.close()
+
+
+def test_overdue_holds_are_counted_shown_and_told(house: House) -> None:
+    (account_id,) = house.accounts(1)
+    hold(house.engine, account_id, "late", "just", "open")
+    expire(house.engine, "just")
+    with house.engine.begin() as connection:
+        late = update(account_holds).where(account_holds.c.hold_key == "late")
+        connection.execute(late.values(expires_at=utc_now() - timedelta(seconds=OVERDUE_S + 1)))
+    with house.engine.connect().execution_options(read_only=True) as connection:
+        assert count_overdue(connection, count_max=10) == 1
+        status, found, cure = look_at_holds(connection, house.settings, Facts())
+    assert (status, found) == ("warn", "1 open holds have expired more than 5 minutes ago")
+    assert "tombola account void HOLD" in cure
+    OperatorsLookout().look(house.engine)
+    assert REGISTRY.get_sample_value("tombola_holds_overdue") == 1
+    Relay.from_settings(house.settings).run_once()
+    before = REGISTRY.get_sample_value("tombola_movements_total", {"kind": "void", "outcome": "settled"})
+    consume(house)
+    after = REGISTRY.get_sample_value("tombola_movements_total", {"kind": "void", "outcome": "settled"})
+    assert before is not None
+    assert after == before + 2
+    with house.engine.connect().execution_options(read_only=True) as connection:
+        assert look_at_holds(connection, house.settings, Facts()) == ("ok", "none is overdue", "")

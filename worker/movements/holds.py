@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, and_, or_, select
+from sqlalchemy import Connection, Engine, and_, func, or_, select
 
 from tombola.producers.domain.keys import EXPIRY_PREFIX
 from tombola.producers.domain.operations.operation import HoldState
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 ROWS_MAX: Final = 500
 REASON: Final = "expired"
+OVERDUE_S: Final = 300.0  # a void takes seconds where relay and workers run
 
 
 def void_request(hold_key: str, account_id: int) -> VoidRequest:
@@ -56,6 +57,18 @@ def void_expired_once(engine: Engine, *, rows_max: int = ROWS_MAX, pages_max: in
             break
         after = (page[-1].expires_at, page[-1].hold_key)
     return accepted
+
+
+def count_overdue(connection: Connection, *, count_max: int) -> int:
+    """The number of open holds that expired OVERDUE_S ago or earlier, counted up to `count_max`."""
+    before = clock.now(connection) - timedelta(seconds=OVERDUE_S)
+    some = (
+        select(holds.c.hold_key)
+        .where(holds.c.state == HoldState.OPEN, holds.c.expires_at <= before)
+        .limit(count_max)
+        .subquery()
+    )
+    return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
 def _expired(connection: Connection, now: datetime, after: tuple[datetime, str] | None, rows_max: int) -> list[Any]:

@@ -1,8 +1,9 @@
-"""Gauges that the relay reads from the database: dead letters, outcomes of replays, fulfilments, the last audit."""
+"""Gauges that the relay reads from the database: dead letters, replays, fulfilments, overdue holds, the last audit."""
 
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,16 +21,20 @@ from tombola.worker.metrics import (
     FULFILMENTS_OLDEST,
     FULFILMENTS_PENDING,
     FULFILMENTS_WITHOUT_WEBHOOK,
+    HOLDS_OVERDUE,
     LAST_AUDIT,
     OUTCOMES,
     REPLAYED,
 )
+from tombola.worker.movements.holds import count_overdue
 
 log = logging.getLogger(__name__)
 
+HOLDS_COUNTED_MAX: Final = 10_000
+
 
 class OperatorsLookout:
-    """Gauges of dead letters, of fulfilments and of the last audit, and a counter of the outcomes of replays.
+    """Gauges of dead letters, fulfilments, overdue holds and the last audit, and a counter of the outcomes of replays.
 
     Replays run in shells and in the console, which Prometheus does not scrape: their outcomes are counted from their
     rows, from the first `look` on.
@@ -57,9 +62,10 @@ class OperatorsLookout:
                 sums = connection.execute(select(*(func.sum(replays.c[name]).label(name) for name in OUTCOMES))).one()
                 audit = audits.last(connection)
                 waiting, now = fulfilments.counts(connection), clock.now(connection)
+                holds_overdue = count_overdue(connection, count_max=HOLDS_COUNTED_MAX)
         except SQLAlchemyError as error:
             log.warning(
-                "the metrics of dead letters, fulfilments and the last audit are out of date: %s", explain(error)
+                "the metrics of dead letters, fulfilments, holds and the last audit are out of date: %s", explain(error)
             )
             return
         finally:
@@ -74,6 +80,7 @@ class OperatorsLookout:
         self._outcomes = outcomes
         LAST_AUDIT.set(0 if audit is None else audit.at.timestamp())
         AUDIT_VIOLATIONS.set(0 if audit is None else audit.violations + len(audit.not_looked_at))
+        HOLDS_OVERDUE.set(holds_overdue)
         FULFILMENTS_PENDING.set(waiting.pending)
         FULFILMENTS_WITHOUT_WEBHOOK.set(waiting.without_webhook)
         FULFILMENTS_DEAD.set(waiting.dead)
