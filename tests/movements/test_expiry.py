@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text, update
 
 from tests.books import table
 from tests.ledgers import migrated
+from tests.processes import House
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.domain.operations.recharge import RechargeRequest
@@ -187,3 +188,24 @@ def test_an_account_that_the_database_refuses_is_named_and_the_others_expire(
     assert balances(engine) == {first: 0, second: 10_00, third: 0}
     assert f"account {second}: the database refuses this" in caplog.text
     engine.dispose()
+
+
+def test_the_task_goes_by_the_setting(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = "redis://127.0.0.1:1"
+    with House(database_url, nowhere, nowhere, TOMBOLA_POINTS_VALID_DAYS="POINT=400") as house:
+        for name, value in house.env.items():
+            monkeypatch.setenv(name, value)
+        from tombola.worker.celery import make_app
+
+        points = account(house.engine, 1, earned_on="2020-01-01")
+        coins = account(house.engine, 2, earned_on="2020-01-01", asset="COIN")
+        off = make_app(house.settings.model_copy(update={"points_valid_days": ()}))
+        assert off.tasks["tombola.expire"].apply().get() == 0
+        app = make_app(house.settings)
+        assert app.conf.beat_schedule["expire"]["task"] == "tombola.expire"
+        assert [app.tasks["tombola.expire"].apply().get() for _ in range(2)] == [1, 0]
+        assert balances(house.engine) == {points: 0, coins: 10_00}
+        with house.engine.connect().execution_options(read_only=True) as connection:
+            (action,) = actions.recent(connection, rows_max=10)  # the second task had nothing to do
+        assert (action.operator, action.count, action.details["is_through"]) == ("tombola.expire", 1, True)
+        assert house.violations() == []
