@@ -22,8 +22,9 @@
     ├── ReplayNotFound           no such replay (operators' commands)
     ├── ResultNotReady           the session has no result yet
     ├── DrawDead                 the draw was given up, nothing was charged
-    ├── NotAllowed               no API key, or an unknown or revoked one
+    ├── NotAllowed               no API key, or an unknown, revoked or expired one
     ├── OutOfBounds              the API key is not valid for this account
+    ├── MissingScope             the API key does not have the scope of this route
     ├── WrongHost                the Host header is not a name of this server, as in DNS rebinding
     ├── WrongOrigin              a page of another origin sent the request
     ├── TooManyRequests          over a limit: send the request again later
@@ -157,6 +158,10 @@ class NotAllowed(DrawError):
 
 class OutOfBounds(DrawError):
     """This API key is not for that account. Nothing was written."""
+
+
+class MissingScope(DrawError):
+    """This API key does not have the scope that this request needs. Nothing was written."""
 
 
 class WrongHost(DrawError):

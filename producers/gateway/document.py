@@ -33,5 +33,10 @@ def document(routes: Sequence[Any], *, needs_key: bool) -> bytes:
         components=Components(security_schemes={"api-key": SecurityScheme(type="http", scheme="bearer")}),
         security=[{"api-key": []}] if needs_key else None,
     )
-    described = Litestar(routes, openapi_config=config, logging_config=None)
-    return msgspec.json.encode(described.openapi_schema.to_schema())
+    described = Litestar(routes, openapi_config=config, logging_config=None).openapi_schema.to_schema()
+    if needs_key:
+        scopes = {route.operation_id: route.opt["needs"] for route in routes if "needs" in route.opt}
+        for operation in (it for path in described["paths"].values() for it in path.values()):
+            if operation["operationId"] in scopes:
+                operation["security"] = [{"api-key": [scopes[operation["operationId"]]]}]
+    return msgspec.json.encode(described)

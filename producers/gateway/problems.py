@@ -22,6 +22,7 @@ from tombola.producers.domain.errors import (
     InternalError,
     InvalidKey,
     InvalidRequest,
+    MissingScope,
     NotAllowed,
     OutOfBounds,
     PullsNotSold,
@@ -63,6 +64,7 @@ _KINDS: Final[dict[type[DrawError], Kind]] = {
     InvalidRequest: _INVALID,
     NotAllowed: _kind(NotAllowed, 401, "Send a valid API key, then the same request again."),
     OutOfBounds: _kind(OutOfBounds, 403, "Use an API key that is for this account."),
+    MissingScope: _kind(MissingScope, 403, "Use an API key with the scope that `detail` names."),
     WrongHost: _kind(WrongHost, 421, "Ask under a name that the gateway serves."),
     WrongOrigin: _kind(WrongOrigin, 403, "Add the page's origin to `TOMBOLA_CORS_ORIGINS`."),
     SessionNotFound: _kind(

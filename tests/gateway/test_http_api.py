@@ -409,7 +409,10 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         "/v1/draws/{session_id}",
         "/v1/draws/{session_id}/events",
         "/v1/draws/{session_id}/transactions",
+        "/v1/accounts",
         "/v1/accounts/{account_id}",
+        "/v1/accounts/{account_id}/transactions",
+        "/v1/accounts/{account_id}/statement",
         "/v1/campaigns",
         "/v1/campaigns/{name}",
         "/v1/odds/{odds_hash}",
@@ -419,6 +422,7 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
     # Generated clients have methods of these names.
     assert {operation["operationId"] for path in document["paths"].values() for operation in path.values()} == {
         *("makeDraw", "makeDraws", "getDraw", "watchDraw", "listTransactions", "getAccount"),
+        *("listAccounts", "listAccountTransactions", "getStatement"),
         *("listCampaigns", "getCampaign", "getOdds", "getHealth", "getReadiness"),
     }
 

@@ -13,25 +13,28 @@ from tombola.producers.domain.errors import DrawError
 from tombola.producers.storage.ledger import find_account
 from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit as audit_of
+from tombola.worker.cli import account_views
 from tombola.worker.cli.base import (
     JsonOption,
+    OnceOption,
     OptionalReasonOption,
     amount_of,
     engine_of,
     out,
     print_json,
     settings_with,
+    under_key,
 )
 from tombola.worker.cli.expiry import expire_commands
-from tombola.worker.cli.movements import OnceOption, account_commands, once_under
+from tombola.worker.cli.movements import account_commands
 from tombola.worker.embedded import sample
 from tombola.worker.ledger import accounts
 from tombola.worker.operators.actions import checked_reason, shell_operator
 
 app = typer.Typer()
 account_app = typer.Typer(help="Open and show accounts, and move what they hold.", no_args_is_help=True)
-account_app.add_typer(account_commands)
-account_app.add_typer(expire_commands)
+for commands in (account_commands, expire_commands, account_views.app):
+    account_app.add_typer(commands)
 app.add_typer(account_app, name="account")
 
 
@@ -62,7 +65,7 @@ def account_add(
 ) -> None:
     """Open an account."""
     key = key or keys.make_act_key("account_add")
-    with once_under(key):
+    with under_key(key):
         opened = accounts.add(
             engine_of(), user_id=user, asset_code=asset, balance=amount_of(balance), key=key, by=shell_operator(),
             reason=_checked(reason),
@@ -82,4 +85,7 @@ def account_show(account: Annotated[int, typer.Argument(help="The account's id."
         found = find_account(connection, account)
     if found is None:
         raise DrawError(f"there is no account {account}")
-    out.print(f"account {found.account_id} (user {found.user_id}): balance {found.balance:.2f} {found.asset_code}")
+    held = f", held {found.held:.2f}" if found.held else ""
+    out.print(
+        f"account {found.account_id} (user {found.user_id}): balance {found.balance:.2f} {found.asset_code}{held}"
+    )

@@ -5,8 +5,7 @@ Each settles at once, in one transaction with its record, and once under one key
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
@@ -14,7 +13,7 @@ import typer
 
 from tombola.producers.domain import keys
 from tombola.producers.domain.contract import Request
-from tombola.producers.domain.errors import InvalidRequest, ServiceUnavailable
+from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.domain.operations.adjust import AdjustRequest
 from tombola.producers.domain.operations.hold import VALID_S_DEFAULT, HoldRequest
 from tombola.producers.domain.operations.post import PostRequest
@@ -32,6 +31,7 @@ from tombola.worker.cli.base import (
     print_json,
     print_table,
     shown,
+    under_key,
     when,
 )
 from tombola.worker.cli.shared_options import Command, options_as
@@ -42,9 +42,6 @@ from tombola.worker.operators.actions import shell_operator
 CHANNEL: Final = "shell"
 ROWS_MAX: Final = 1000
 
-OnceOption = Annotated[
-    str, typer.Option("--key", help="The same command under the same key has one effect. Default: a new key.")
-]
 AccountArgument = Annotated[int, typer.Argument(help="The account's id.", metavar="ID", show_default=False)]
 AmountArgument = Annotated[str, typer.Argument(help="The amount, such as 5.00.", metavar="AMOUNT", show_default=False)]
 HoldArgument = Annotated[str, typer.Argument(help="The key of the hold.", metavar="HOLD", show_default=False)]
@@ -236,17 +233,6 @@ def make_sure(question: str, *, is_sure: bool, as_json: bool) -> None:
     confirm(question)
 
 
-@contextmanager
-def once_under(key: str) -> Iterator[None]:
-    """Around a change that has one effect per `key`: after an unknown outcome, the error says to run it again."""
-    try:
-        yield
-    except ServiceUnavailable as error:
-        raise ServiceUnavailable(
-            f"{error}. The outcome is unknown: run the same command with --key {key}; it has one effect"
-        ) from error
-
-
 def settle_and_tell(request: Callable[[str], Request], asked: Asked, *, question: str = "") -> None:
     """Settle the movement that `request` makes for a key, and print the outcome. A `question` is asked before that."""
     wanted = request(asked.key)
@@ -254,7 +240,7 @@ def settle_and_tell(request: Callable[[str], Request], asked: Asked, *, question
         wanted = request(new_key(wanted.kind))
     if question:
         make_sure(question, is_sure=asked.is_sure, as_json=asked.as_json)
-    with once_under(wanted.request_key):
+    with under_key(wanted.request_key):
         moved = settle(engine_of(), wanted, operator=shell_operator(), reason=asked.reason)
     tell(moved, as_json=asked.as_json)
 

@@ -9,8 +9,8 @@ import typer
 from tombola.producers.domain.contract import MovementResult
 from tombola.producers.domain.errors import MovementRejected
 from tombola.producers.domain.operations.refund import RefundRequest
-from tombola.worker.cli.base import JsonOption, ReasonOption, YesOption, engine_of, out, shown
-from tombola.worker.cli.movements import OnceOption, make_sure, new_key, once_under, tell
+from tombola.worker.cli.base import JsonOption, OnceOption, ReasonOption, YesOption, engine_of, out, shown, under_key
+from tombola.worker.cli.movements import make_sure, new_key, tell
 from tombola.worker.movements.finding import find_draw
 from tombola.worker.movements.settling import foretell, settle, why_rejected
 from tombola.worker.operators.actions import checked_reason, shell_operator
@@ -58,7 +58,7 @@ def draw_refund(
         if not as_json and not foretold.is_repeat:
             _show(foretold.result)
         make_sure(f"Refund draw {found.request_key}?", is_sure=foretold.is_repeat, as_json=as_json)
-    with once_under(request.request_key):
+    with under_key(request.request_key):
         moved = settle(engine, request, operator=shell_operator(), reason=reason)
     tell(moved, as_json=as_json)
 

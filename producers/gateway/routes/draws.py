@@ -18,6 +18,7 @@ from tombola.producers.domain.causes import Status, dead_because
 from tombola.producers.domain.contract import DrawRequest, DrawResult, PullsResult, shown
 from tombola.producers.domain.errors import DrawError, IdempotencyKeyReused, InvalidRequest, OutOfBounds
 from tombola.producers.domain.keys import make_request_key
+from tombola.producers.gateway.admission import needs
 from tombola.producers.gateway.bodies import read_body, strictly
 from tombola.producers.gateway.document import READ_PROBLEMS, WRITE_PROBLEMS
 from tombola.producers.gateway.messages import (
@@ -99,7 +100,7 @@ async def make_draw(gateway: Gateway, scope: Any, receive: Any) -> Whole:
     return Whole(202, headers, body)
 
 
-@asgi("/v1/draws", copy_scope=False)
+@asgi("/v1/draws", copy_scope=False, opt=needs("draw"))
 async def other_than_draws(scope: Scope, receive: Receive, send: Send) -> None:
     """Requests that the front does not answer itself: other methods, and `//v1/draws/`."""
     if scope["method"] == "POST":  # type: ignore[typeddict-item]
@@ -113,6 +114,7 @@ async def other_than_draws(scope: Scope, receive: Receive, send: Send) -> None:
 
 @post(
     "/v1/draws",
+    opt=needs("draw"),
     status_code=202,
     operation_id="makeDraw",
     summary="Make a draw",
@@ -130,7 +132,7 @@ async def make_draw_described(data: NewDraw, idempotency_key: IdempotencyKey = N
     raise AssertionError
 
 
-@post("/v1/draws/batch", status_code=207, include_in_schema=False)
+@post("/v1/draws/batch", opt=needs("draw"), status_code=207, include_in_schema=False)
 async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
     gateway, holder = gateway_of(request), holder_of(request)
     data = strictly(_decode_draws, await request.body())
@@ -166,6 +168,7 @@ async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
 
 @post(
     "/v1/draws/batch",
+    opt=needs("draw"),
     status_code=207,
     operation_id="makeDraws",
     summary="Make up to 100 draws",
@@ -179,6 +182,7 @@ async def make_draws_described(data: NewDraws) -> BatchAnswers:
 
 @get(
     "/v1/draws/{session_id:str}",
+    opt=needs("read"),
     operation_id="getDraw",
     summary="The result of a draw",
     responses=READ_PROBLEMS | {202: NOT_YET},
@@ -201,6 +205,7 @@ async def show_draw(
 
 @get(
     "/v1/draws/{session_id:str}/events",
+    opt=needs("read"),
     operation_id="watchDraw",
     summary="The result of a draw, as server-sent events",
     description="`accepted` at once if it has not settled, then `result` (or `dead`), then the stream ends.",
@@ -235,6 +240,7 @@ async def watch_draw(request: Request[Any, Any, Any], session_id: SessionId) -> 
 
 @get(
     "/v1/draws/{session_id:str}/transactions",
+    opt=needs("read"),
     operation_id="listTransactions",
     summary="The ledger rows of a draw",
     responses=READ_PROBLEMS,
