@@ -189,3 +189,33 @@ def test_the_stories_of_movements(val: Visitor, house: processes.House) -> None:
     story = val.get("/story?q=v").text
     assert '<dt>Hold</dt><dd class="text-break"><a href="/story?q=h" class="mono">h</a></dd>' in story
     assert "How it ended" not in story
+
+
+def test_an_operator_adjusts_a_balance_once(ann: Visitor, val: Visitor, house: processes.House) -> None:
+    (account_id,) = house.accounts(1)
+    address = f"/accounts/{account_id}"
+    page = ann.get(address).text
+    assert 'action="/accounts/1/adjust"' in page
+    assert "Adjust the balance" not in val.get(address).text
+    form = {"key": hidden(page, "key"), "amount": " -5.50 ", "reason": "a mistake"}
+    assert val.submit(f"{address}/adjust", form, page="/webhooks").status_code == 403
+    assert ann.post(f"{address}/adjust", data=form).status_code == 403
+    for wrong, why in (
+        ({"amount": "5,50"}, "an amount is text"),
+        ({"amount": ""}, "an amount is text"),
+        ({"amount": "-1000.01"}, "INSUFFICIENT_BALANCE"),
+        ({"reason": ""}, "say why"),
+        ({"key": ""}, "must not be empty"),
+    ):
+        answer = ann.submit(f"{address}/adjust", form | wrong, page=address)
+        assert why in html.unescape(ann.get(answer.headers["location"]).text), wrong
+    assert balance_of(house, account_id) == 1000_00
+    for said in ("The balance is adjusted: 994.50 now", "This form was sent before"):
+        answer = ann.submit(f"{address}/adjust", form, page=address)
+        assert said in ann.get(answer.headers["location"]).text
+    reused = ann.submit(f"{address}/adjust", form | {"amount": "-5.51"}, page=address)
+    assert "was used for another request" in ann.get(reused.headers["location"]).text
+    assert balance_of(house, account_id) == 994_50
+    assert ann.submit("/accounts/4711/adjust", form | {"key": "k"}, page=address).status_code == 303
+    action, *_ = table(house.engine, "operator_actions")[::-1]
+    assert (action["operator"], action["action"], action["reason"]) == ("ann", "account adjust", "a mistake")
