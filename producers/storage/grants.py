@@ -184,7 +184,7 @@ def grants_of(role: Role, where: Deployment) -> Iterator[tuple[str, str]]:
             yield grants[role], f"{_name(database)}.{_name(table)}"
     if where.is_legacy and role in _LEGACY_READERS:
         yield READ, f"{_name(database)}.{_name(_LEGACY_TABLE)}"
-    if where.is_legacy and role in ("worker", "console", "operator"):
+    if where.is_legacy and role == "worker":
         yield _LEGACY_KEYS, f"{_name(database)}.`asset_transactions`"
 
 

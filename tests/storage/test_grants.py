@@ -60,7 +60,7 @@ def test_what_was_asked_for_stays_as_it_was_accepted() -> None:
         changed = parsed(what).get("UPDATE", "none")
         assert changed, role
         assert not asked & set(changed.split(", ")), role
-    for role in ("gateway", "relay", "console", "auditor"):
+    for role in ("gateway", "relay", "auditor"):
         assert parsed(GRANTS["account_asset_balances"].get(role, "")).keys() <= {"SELECT"}
 
 

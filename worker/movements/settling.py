@@ -106,7 +106,7 @@ def foretell(engine: Engine, request: Request) -> Moved:
     `is_repeat`: the request has settled before. Raises as `settle` does, but no MovementRejected.
     """
     with explained():
-        rehearsal = Rehearsal(movement_rules(engine, adopts=False))
+        rehearsal = Rehearsal(movement_rules(engine))
         with transaction(engine, read_only=True) as reading:
             (answer,) = rehearsal.answers(reading, [request])
         return _moved(request, answer)
@@ -119,9 +119,9 @@ def why_rejected(result: MovementResult) -> str:
     return f"{reason}: {words}" if words else reason
 
 
-def movement_rules(engine: Engine, *, adopts: bool = True) -> Rules:
-    """The rules by which movements settle. The seed is not needed, since nothing is drawn."""
-    return Rules(blind_wheels(), old_draws=OldDraws.of(engine, adopts=adopts), desk=Desk(engine, None))
+def movement_rules(engine: Engine) -> Rules:
+    """The rules by which movements settle: without the seed, as nothing is drawn, and without a change of old rows."""
+    return Rules(blind_wheels(), old_draws=OldDraws.of(engine, adopts=False), desk=Desk(engine, None))
 
 
 def _of_older_release(connection: Connection, request: Request) -> Moved | None:
