@@ -58,34 +58,28 @@ def _origin(text: str) -> str:
     return text.lower()
 
 
-def _validity(text: object) -> object:
-    if not isinstance(text, str):
-        return text
-    asset, _, days = text.rpartition("=")
-    if not _is_asset_code(asset.strip()) or not _is_days(days.strip()):
-        raise ValueError(f"{text!r:.80} is not an asset with its days, such as POINT=365: from 1 to 36,500 days")
-    return asset.strip(), int(days)
-
-
-def _each_asset_once(found: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
-    if len(dict(found)) != len(found):
-        raise ValueError("an asset is named twice")
-    return found
+def _validities(value: object) -> object:
+    """Days by asset, of `POINT=365, COIN=30`."""
+    if not isinstance(value, str):
+        return value
+    found: dict[str, int] = {}
+    for part in filter(None, (it.strip() for it in value.split(","))):
+        asset, _, days = part.partition("=")
+        if not _is_asset_code(asset) or asset in found or not _is_days(days) or int(days) > 36_500:
+            raise ValueError(f"{part!r:.80} is not an asset, each once, with 1 to 36,500 days, such as POINT=365")
+        found[asset] = int(days)
+    return tuple(found.items())
 
 
 _is_asset_code = re.compile(r"[A-Za-z0-9._-]{1,50}").fullmatch
-_is_days = re.compile(r"[1-9][0-9]{0,3}|[12][0-9]{4}|3[0-5][0-9]{3}|36[0-4][0-9]{2}|36500").fullmatch
+_is_days = re.compile(r"[1-9][0-9]{0,4}").fullmatch
 _is_host_name = re.compile(r"(\*\.)?[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]").fullmatch
 _is_origin = re.compile(r"https?://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?").fullmatch
 
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_parts)]
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...], BeforeValidator(_parts)]
-Validities = Annotated[
-    tuple[Annotated[tuple[str, int], BeforeValidator(_validity)], ...],
-    BeforeValidator(_parts),
-    AfterValidator(_each_asset_once),
-]
+Validities = Annotated[tuple[tuple[str, int], ...], BeforeValidator(_validities)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_parts)]
 
 
