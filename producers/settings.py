@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
@@ -26,61 +22,11 @@ from tombola.producers.brokers.registry import BROKER_SCHEMES, RESULT_SCHEMES, B
 from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.domain.signatures import Keyring
 from tombola.producers.service_links import is_service_link
+from tombola.producers.setting_types import HostNames, Networks, Origins, Validities
 from tombola.producers.storage.chunks import IN_LIST_MAX
 
 PREFIX = "TOMBOLA_"
 SEED_BYTES_MIN = 16
-
-
-def _parts(value: object) -> object:
-    """The parts of a list that commas separate."""
-    return [part for it in value.split(",") if (part := it.strip())] if isinstance(value, str) else value
-
-
-def _network(text: object) -> object:
-    if not isinstance(text, str):
-        return text
-    try:
-        return ip_network(text)
-    except ValueError as error:
-        raise ValueError(f"{text!r:.80} is not an address or a network: {error}") from None
-
-
-def _host_name(name: str) -> str:
-    if not _is_host_name(name):
-        raise ValueError(f"{name!r:.80} is not the name of a host: give it without scheme, port and path")
-    return name.lower()
-
-
-def _origin(text: str) -> str:
-    if text != "*" and not _is_origin(text):
-        raise ValueError(f"{text!r:.80} is not an origin, such as https://shop.example or http://localhost:3000")
-    return text.lower()
-
-
-def _validities(value: object) -> object:
-    """Days by asset, of `POINT=365, COIN=30`."""
-    if not isinstance(value, str):
-        return value
-    found: dict[str, int] = {}
-    for part in filter(None, (it.strip() for it in value.split(","))):
-        asset, _, days = part.partition("=")
-        if not _is_asset_code(asset) or asset in found or not _is_days(days) or int(days) > 36_500:
-            raise ValueError(f"{part!r:.80} is not an asset, each once, with 1 to 36,500 days, such as POINT=365")
-        found[asset] = int(days)
-    return tuple(found.items())
-
-
-_is_asset_code = re.compile(r"[A-Za-z0-9._-]{1,50}").fullmatch
-_is_days = re.compile(r"[1-9][0-9]{0,4}").fullmatch
-_is_host_name = re.compile(r"(\*\.)?[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]").fullmatch
-_is_origin = re.compile(r"https?://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?").fullmatch
-
-Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_parts)]
-HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...], BeforeValidator(_parts)]
-Validities = Annotated[tuple[tuple[str, int], ...], BeforeValidator(_validities)]
-Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_parts)]
 
 
 class Settings(BaseSettings):
@@ -170,6 +116,19 @@ class Settings(BaseSettings):
     points_valid_days: Validities = Field(
         default=(),
         description="points of these assets expire after so many days, by months: POINT=365, …; default: none do",
+    )
+    seal_after_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=60.0,
+        description="ledger rows are sealed after this long, and not before twice the time that a batch can take",
+    )
+    books_key: SecretStr = Field(
+        default=SecretStr(""), description="signs the head of the sealed books; make one with `tombola books key`"
+    )
+    books_anchor: str = Field(
+        default="", description="a folder outside of the database owner's reach, for signed checkpoints of the books"
+    )
+    books_anchor_every_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=300.0, description="how long after a checkpoint the next one is signed, if blocks were sealed"
     )
     gateway_auth: Literal["api-key", "none"] = Field(
         default="api-key", description="who may call the gateway: holders of an API key, or everybody who reaches it"
@@ -299,6 +258,14 @@ class Settings(BaseSettings):
             _check_secret(text.strip())
         return value
 
+    @field_validator("books_key")
+    @classmethod
+    def _private_key(cls, value: SecretStr) -> SecretStr:
+        # Only the form: reading the key takes a library that most processes do not need.
+        if (text := value.get_secret_value()) and not text.startswith("PRIVATE+KEY+"):
+            raise ValueError("not a private key: make one with `tombola books key`")
+        return value
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.claim_after_s <= self.batch_time_s_max:
@@ -317,6 +284,11 @@ class Settings(BaseSettings):
         the last try begins at the end of this time (worker.settle.tries.settle), and has two writes.
         """
         return float(self.lock_wait_s * (self.tries_max + 3))
+
+    @property
+    def sealed_after_s(self) -> float:
+        """How long after it was seen a ledger row is sealed: never while a batch of that time can still be running."""
+        return max(self.seal_after_s, 2 * self.batch_time_s_max)
 
     @property
     def broker_kind(self) -> BrokerKind | None:

@@ -1,4 +1,4 @@
-"""The metrics of settling, of dead letters and of fulfilments.
+"""The metrics of settling, of dead letters, of fulfilments and of the sealed books.
 
 Names and labels are a contract with worker/monitoring/. No label is ever a key or an account.
 """
@@ -62,6 +62,17 @@ LAST_AUDIT: Final = Gauge(
 AUDIT_VIOLATIONS: Final = Gauge(
     "tombola_audit_violations",
     "violations that the last audit found, and invariants that it could not look at",
+    multiprocess_mode="mostrecent",
+)
+SEALING_LAG: Final = Gauge(
+    "tombola_books_lag_seconds",
+    "the age of the oldest ledger row that is not sealed",
+    multiprocess_mode="mostrecent",
+)
+LAST_BLOCK: Final = Gauge("tombola_books_last_block", "the number of the last block", multiprocess_mode="mostrecent")
+LAST_ANCHOR: Final = Gauge(
+    "tombola_books_anchored_timestamp_seconds",
+    "when a checkpoint was last written outside; 0: never",
     multiprocess_mode="mostrecent",
 )
 BROKER_LOST: Final = Counter(

@@ -103,6 +103,19 @@ def _create_blocks() -> None:
         **TABLE_OPTIONS,
     )
     repeatable.create_index("idx_house_account", "books_house", ["account", "asset_code", "block"])
+    repeatable.create_table(
+        "books_head",
+        sa.Column("name", key(16), nullable=False, comment="always `head`"),
+        sa.Column("seen", sa.Text(), nullable=False, comment="JSON: when which transaction_id was the highest"),
+        sa.Column(
+            "peaks", sa.Text(), nullable=False, comment="JSON: the tree over all blocks, as its perfect subtrees"
+        ),
+        sa.Column("checkpoint", sa.Text(), nullable=True, comment="the last signed head; null: no key signs"),
+        sa.Column("checkpoint_at", TIME, nullable=True, comment="when it was signed"),
+        sa.Column("anchored_at", TIME, nullable=True, comment="when a checkpoint was last written outside"),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_books_head")),
+        **TABLE_OPTIONS,
+    )
 
 
 def _create_snapshots() -> None:
@@ -128,7 +141,7 @@ def downgrade() -> None:
         _refuse_to_forget_books(op.get_bind())
     if not op.get_context().as_sql and repeatable.has_column("api_keys", "scopes"):
         _refuse_to_widen_keys(op.get_bind())
-    for table in ("books_snapshots", "books_house", "books_blocks", "account_holds"):
+    for table in ("books_snapshots", "books_head", "books_house", "books_blocks", "account_holds"):
         repeatable.drop_table(table)
     repeatable.drop_index("uk_act_key", "operator_actions")
     repeatable.drop_column("operator_actions", "act_key")

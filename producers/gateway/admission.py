@@ -48,7 +48,8 @@ HELD_S: Final = 1.0
 HELD_MAX: Final = 1_000  # requests held at the same time
 COUNT_BACKLOG_EVERY_S: Final = 1.0
 JSON_TYPE: Final = b"application/json"
-OPEN: Final = ("/v1/campaigns", "/v1/odds/")  # for players, who must see odds before they pay
+# For players, who must see odds before they pay, and for witnesses of the books.
+OPEN: Final = ("/v1/campaigns", "/v1/odds/", "/v1/checkpoints/")
 NOBODY: Final = Holder("", scopes=frozenset(KEY_SCOPES))
 
 

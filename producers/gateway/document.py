@@ -21,6 +21,7 @@ _PROBLEMS: Final = {
 READ_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 403, 404, 429, 503)}
 OPEN_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 404, 429, 503)}
 WRITE_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 403, 409, 413, 422, 429, 500, 503)}
+MOVEMENT_PROBLEMS: Final = WRITE_PROBLEMS | {404: _PROBLEMS[404]}
 
 
 def document(routes: Sequence[Any], *, needs_key: bool) -> bytes:

@@ -24,7 +24,7 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 SERVERS: Final[tuple[Server, ...]] = get_args(Server)
 DOES: Final[Mapping[Role, str]] = {
     "worker": "celery -A tombola.worker worker, beat's tasks included: settles, relays, archives, audits, seals",
-    "gateway": "tombola gateway, and every DrawClient: accepts requests, reads results and accounts",
+    "gateway": "tombola gateway, and every DrawClient: accepts requests, opens accounts, reads results and accounts",
     "relay": "tombola relay: publishes again, gives up, voids expired holds, delivers to webhooks",
     "console": "tombola console: shows everything but secrets, replays, refunds, adjusts, publishes campaigns",
     "operator": "the shell commands of operators: account, api-key, user, campaign, webhook, dead-letters",
@@ -60,7 +60,7 @@ _DELIVERED: Final = "SELECT, UPDATE (webhook, state, attempts, next_at, error, e
 # says what it may do with all tables.
 GRANTS: Final[Mapping[str, Grants]] = {
     "account_asset_balances": {
-        "worker": _BALANCES, "gateway": READ, "console": _BALANCES_MOVED, "operator": _BALANCES, "auditor": READ,
+        "worker": _BALANCES, "gateway": APPEND, "console": _BALANCES_MOVED, "operator": _BALANCES, "auditor": READ,
     },
     "asset_transactions": {
         "worker": APPEND, "gateway": READ, "relay": READ, "console": APPEND, "operator": APPEND, "auditor": READ,

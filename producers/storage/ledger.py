@@ -85,6 +85,21 @@ def with_key(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def rows_under(connection: Connection, ledger_key: str, entry_type: str = "") -> list[dict[str, Any]]:
+    """All rows whose keys derive from `ledger_key`, by `transaction_id`, of whatever session.
+
+    For a draw: its own rows, and those of its refund. `entry_type` leaves out types that do not begin with it.
+    """
+    first = f"{ledger_key}:{entry_type}"
+    behind = first[:-1] + chr(ord(first[-1]) + 1)  # keys compare as bytes
+    rows = connection.execute(
+        select(transactions)
+        .where(transactions.c.idempotency_key >= first, transactions.c.idempotency_key < behind)
+        .order_by(transactions.c.transaction_id)
+    )
+    return [dict(row) for row in rows.mappings()]
+
+
 def postings_of_request(connection: Connection, lottery_session_id: str, ledger_key: str) -> list[Posting]:
     """The request's own rows by `transaction_id`. A recharge may have the same session id: its rows are left out.
 
@@ -140,6 +155,12 @@ _ACCOUNTS: Final = select(
     .where(holds.c.account_id == accounts.c.id, holds.c.state == HoldState.OPEN)
     .scalar_subquery(),
 )
+
+
+def find_hold(connection: Connection, hold_key: str) -> dict[str, Any] | None:
+    """The row of a hold, by column name; None where it does not exist."""
+    row = connection.execute(select(holds).where(holds.c.hold_key == hold_key)).mappings().first()
+    return None if row is None else dict(row)
 
 
 class Hold(NamedTuple):

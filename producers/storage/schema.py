@@ -437,6 +437,20 @@ books_house = Table(
     **TABLE_OPTIONS,
 )
 
+# One row: whose lock makes a process the leader of sealing.
+books_head = Table(
+    "books_head",
+    metadata,
+    Column("name", Key(16), nullable=False, comment="always `head`"),
+    Column("seen", Text, nullable=False, comment="JSON: when which transaction_id was the highest"),
+    Column("peaks", Text, nullable=False, comment="JSON: the tree over all blocks, as its perfect subtrees"),
+    Column("checkpoint", Text, comment="the last signed head; null: no key signs"),
+    Column("checkpoint_at", UtcTime, comment="when it was signed"),
+    Column("anchored_at", UtcTime, comment="when a checkpoint was last written outside"),
+    PrimaryKeyConstraint("name"),
+    **TABLE_OPTIONS,
+)
+
 books_snapshots = Table(
     "books_snapshots",
     metadata,

@@ -43,7 +43,7 @@ ACCOUNTS: Final = 10_000
 LEDGER_TABLES: Final = (
     *("asset_transactions", "api_idempotency_requests", "dead_letters", "operator_actions", "fulfilments"),
     *("campaigns", "campaign_versions", "campaign_accounts", "campaign_stock", "campaign_stock_changes"),
-    *("replays", "account_holds", "books_blocks", "books_house", "books_snapshots"),
+    *("replays", "account_holds", "books_blocks", "books_head", "books_house", "books_snapshots"),
 )
 BALANCE: Final = 1_000_000
 SEED: Final = "5eed" * 16

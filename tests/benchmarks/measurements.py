@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, text
 
 from tests.benchmarks import baseline
+from tests.benchmarks.books import books
 from tests.benchmarks.campaigns import campaigns
 from tests.benchmarks.dead_letters import full_replay, poison
 from tests.benchmarks.gateway import gateway
@@ -413,6 +414,7 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
     "replay": full_replay,
     "campaigns": campaigns,
     "movements": movements,
+    "books": books,
     "webhooks": webhooks,
 }
 BY_NAME_ONLY: Final[dict[str, Measurement]] = {"tune": tune, "legacy": legacy}

@@ -639,6 +639,7 @@ PAGES = {
     "campaign-new": "/campaigns/new?from=winter-2026",
     "webhooks": "/webhooks",
     "fulfilments": "/fulfilments?state=dead",
+    "books": "/books",
     "actions": "/actions",
     "users": "/users",
     "not-found": "/dead-letters/987654",

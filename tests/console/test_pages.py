@@ -39,7 +39,7 @@ OPERATOR, VIEWER = "ann", "val"
 PAGES = (
     *("/", "/dead-letters", "/dead-letters/groups", "/replays", "/story", "/actions", "/users", "/campaigns"),
     "/campaigns/new",
-    *("/webhooks", "/fulfilments", "/fulfilments?state=dead"),
+    *("/webhooks", "/fulfilments", "/fulfilments?state=dead", "/books"),
     *("/accounts", "/accounts?user=7"),
     *("/dead-letters?state=all&cause=unparsable&newer=1h", "/story?q=nobody", "/story?q=7"),
 )

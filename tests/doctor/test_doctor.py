@@ -26,6 +26,7 @@ from tests.gateways import settle
 from tests.processes import House
 from tombola import migrations
 from tombola.producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, declare_group
+from tombola.producers.domain.books.checkpoints import PrivateKey
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
@@ -43,6 +44,7 @@ from tombola.producers.storage.transactions import transaction
 from tombola.producers.telemetry.pulse import MEMBER_PREFIX, MEMBERS_KEY, Member, Pulse
 from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit
+from tombola.worker.books import anchors, sealing
 from tombola.worker.deliveries import open_deliveries
 from tombola.worker.doctor import Check, examine
 from tombola.worker.doctor.checks import Facts
@@ -132,6 +134,9 @@ def test_a_deployment_in_order(mariadb_url: str) -> None:
     ):
         settle(house, DrawRequest(account_id=house.accounts(1)[0]), store=False)
         audits.record(house.engine, audit(house.engine, house.wheels), by="tombola.audit")
+        sealing.seal(house.engine, after_s=0)
+        anchors.sign_once(house.engine, PrivateKey.make("shop.example/books"), every_s=0)
+        anchors.remember_anchored(house.engine)
         for role in ("relay", "beat"):
             Pulse(client, role).beat_once()
         checks = look(house)
@@ -239,6 +244,33 @@ def test_a_sqlite_file_is_neither_made_nor_touched(lean: House, tmp_path: Path) 
     assert not (tmp_path / "none.db").exists()
     (tmp_path / "text.db").write_text("this is no database, " * 200)
     assert look(lean, TOMBOLA_DATABASE_URL=f"sqlite:///{tmp_path}/text.db")["database"].status == "fail"
+
+
+def test_books_that_are_not_sealed_and_not_signed(lean: House) -> None:
+    checks = look(lean)
+    assert statuses(checks, "sealing", "anchors") == ["ok", "warn"]
+    assert "tombola books key" in checks["anchors"].cure
+    open_account(lean.engine, user_id=1, balance=Decimal(10))
+    assert look(lean)["sealing"].found == "0 blocks, the oldest row that is not sealed is 0 s old"
+    with lean.engine.begin() as connection:
+        connection.execute(text("UPDATE asset_transactions SET created_at = '2026-01-01 00:00:00.000000'"))
+    found = look(lean)["sealing"]
+    assert (found.status, "tombola books seal" in found.cure) == ("fail", True)
+    sealing.seal(lean.engine, after_s=0)
+    assert look(lean)["sealing"].found == "1 blocks, the oldest row that is not sealed is 0 s old"
+    key = PrivateKey.make("shop.example/books")
+    anchors.sign_once(lean.engine, key, every_s=0)
+    assert look(lean)["anchors"].found == "no checkpoint was written outside"
+    anchors.remember_anchored(lean.engine)
+    assert look(lean)["anchors"].found.startswith(
+        "1 blocks are signed, the last checkpoint was written outside 0 s ago"
+    )
+    with lean.engine.begin() as connection:
+        connection.execute(text("UPDATE books_head SET anchored_at = '2026-01-01 00:00:00.000000'"))
+    assert look(lean)["anchors"].status == "ok"  # nothing was sealed since
+    open_account(lean.engine, user_id=2, balance=Decimal(10))
+    sealing.seal(lean.engine, after_s=0)
+    assert look(lean)["anchors"].status == "warn"
 
 
 # ---- the database ----------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ TABLES_BY_REVISION = {
         "fulfilments",
         "webhooks",
     },
-    "0006": {"account_holds", "books_blocks", "books_house", "books_snapshots"},
+    "0006": {"account_holds", "books_blocks", "books_head", "books_house", "books_snapshots"},
 }
 TABLES = set().union(*TABLES_BY_REVISION.values())
 OURS = {"version_table": migrations.VERSION_TABLE}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -18,13 +18,21 @@ from tests.books import assert_books, table
 from tests.consoles import PASSWORD, Console, Visitor
 from tests.gateways import Gateway, gateway
 from tests.processes import House, wait_for
+from tests.receivers import Receiver
 from tombola import migrations
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import DrawRequest, Request
+from tombola.producers.domain.operations.hold import HoldRequest
+from tombola.producers.domain.operations.recharge import RechargeRequest
+from tombola.producers.domain.operations.refund import RefundRequest
+from tombola.producers.domain.operations.transfer import TransferRequest
+from tombola.producers.domain.operations.void import VoidRequest
+from tombola.producers.entry import Entry
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.faults import code_of
 from tombola.producers.storage.grants import APPEND_ONLY, ROLES, Deployment, Role, statements
 from tombola.producers.storage.mysql_connections import connect_by
+from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit import audit, audits
 from tombola.worker.cli import app
@@ -122,7 +130,7 @@ class Users:
 
 @pytest.fixture
 def users(mariadb_url: str, redis_url: str) -> Iterator[Users]:
-    with House(mariadb_url, redis_url, redis_url, **processes.QUICK_CLAIM) as root:
+    with House(mariadb_url, redis_url, redis_url, **processes.QUICK_CLAIM, TOMBOLA_WEBHOOK_PRIVATE="true") as root:
         made = Users(root)
         yield made
         for role in ROLES:
@@ -154,10 +162,12 @@ def test_every_process_does_its_work_under_its_own_user(users: Users, tmp_path: 
         gateway(House(**_house(users, "gateway"))) as door,
     ):
         _draw_through(door, accounts, headers)
+        _move_money(root, accounts, worker.log)
         # A draw of a campaign that does not exist is parked, and replayed by an operator of the console.
         root.enqueue([DrawRequest(account_id=accounts[0], request_key="early", campaign="late")])
         wait_for(lambda: root.dead() == 1, within_s=SETTLED_WITHIN_S, what=worker.log)
         _publish_late(users, manifest)
+        _operate(users)
         _replay(users)
         _move(users, accounts)
         _expire_a_hold(users, accounts[0])
@@ -203,6 +213,35 @@ def _draw_through(door: Gateway, accounts: list[int], headers: dict[str, str]) -
     assert door.client.get("/readyz").status_code == 200
 
 
+def _move_money(root: House, accounts: list[int], log: Callable[[], str]) -> None:
+    """A movement of each kind that writes more than ledger rows and balances."""
+    one, two, _ = accounts
+    hold = HoldRequest(account_id=one, request_key="hold", amount="3.00")
+    # A draw that has won a phone, whose unit goes back to stock.
+    won = next(it for it in table(root.engine, "asset_transactions") if it["asset_code"] == "ITEM.PHONE")
+    key = won["idempotency_key"].partition(":")[0]
+    (draw,) = [it for it in table(root.engine, "api_idempotency_requests") if it["request_key"] == key]
+    refund = RefundRequest(
+        account_id=draw["account_id"], request_key="refund", draw=key, campaign="rich", policy="refuse"
+    )
+    moved: list[Request] = [
+        RechargeRequest(account_id=one, request_key="recharge", amount="9.00", channel="bank"),
+        TransferRequest(account_id=one, request_key="transfer", amount="1.00", to=two),
+        hold,
+        refund,
+    ]
+    root.publish(*[it.encode() for it in moved])
+    wait_for(lambda: "hold" in root.results(), within_s=SETTLED_WITHIN_S, what=log)
+    root.publish(VoidRequest(account_id=one, request_key="void", hold="hold").encode())
+    done = {it.request_key for it in moved} | {"void"}
+
+    def completed() -> bool:
+        rows = table(root.engine, "api_idempotency_requests")
+        return done <= {it["request_key"] for it in rows if it["status"] == "completed"}
+
+    wait_for(completed, within_s=SETTLED_WITHIN_S, what=lambda: f"{root.results()}\n{log()[-3000:]}")
+
+
 def _publish_late(users: Users, manifest: Any) -> None:
     manifest.write_text(
         MANIFEST.replace('"rich"', '"late"').replace(", codes = true", "").replace(NO_CODES_LEFT, 'code = "coupon"\n')
@@ -210,6 +249,42 @@ def _publish_late(users: Users, manifest: Any) -> None:
     with users.shell("operator") as tombola:
         tombola("campaign", "publish", manifest, "--reason", "late", "--yes")
         tombola("campaign", "open", "late", "--reason", "late")
+
+
+def _operate(users: Users) -> None:
+    """What else operators do, from shells and in the console; the dead letter is parked again at the end."""
+    (letter,) = table(users.root.engine, "dead_letters")
+    why = ("--reason", "tried out")
+    with users.shell("operator") as tombola:
+        tombola("webhook", "add", "far", "https://example.com/hook", "--event", "draw.settled", *why)
+        tombola("webhook", "rotate", "far", *why)
+        tombola("webhook", "remove", "far", *why, "--yes")
+        tombola("campaign", "accounts", "add", "vip", 1, 2, *why)
+        tombola("campaign", "accounts", "remove", "vip", 1, *why)
+        tombola("campaign", "restock", "rich", "phone", 5, *why)
+        tombola("dead-letters", "discard", letter["id"], *why, "--yes")
+        tombola("dead-letters", "restore", letter["id"], *why, "--yes")
+        tombola("dead-letters", "forecast")
+        tombola("enqueue", "--account", 1)
+    with Console(users.settings("console")) as console, Visitor(console.url) as ann:
+        assert ann.log_in("ann").status_code == 303
+        for path, form in (
+            ("/webhooks/add", {"name": "near", "url": "https://example.com/hook", "events": "draw.settled"}),
+            ("/webhooks/near/rotate", {}),
+            ("/webhooks/near/remove", {}),
+            ("/campaigns/rich/pause", {}),
+            ("/campaigns/rich/open", {}),
+            ("/campaigns/rich/restock", {"prize": "phone", "units": "5"}),
+            (f"/dead-letters/{letter['id']}/discard", {}),
+            (f"/dead-letters/{letter['id']}/restore", {}),
+        ):
+            assert ann.submit(path, form | {"reason": "tried out"}).status_code in (200, 303), path
+    acts = [(it["operator"], it["action"]) for it in table(users.root.engine, "operator_actions")]
+    by_ann = [action for operator, action in acts if operator == "ann"]
+    assert by_ann == [
+        *("login", "webhook add", "webhook rotate", "webhook remove", "campaign pause", "campaign open"),
+        *("campaign restock", "discard", "restore"),
+    ]
 
 
 def _replay(users: Users) -> None:
@@ -272,13 +347,29 @@ def _holds(root: House) -> set[str]:
 
 def _housekeep(users: Users) -> None:
     """What relay and beat's tasks do, with the engines of their users."""
-    settings = users.settings("relay")
-    relay = Relay.from_settings(settings)
-    try:
-        relay.run_once()
-        relay.deliver_once()
-    finally:
+    with Receiver() as receiver, users.shell("operator") as tombola:
+        tombola("webhook", "add", "shop", receiver.url, "--event", "phone-won", "--reason", "prizes")
+        relay = Relay.from_settings(users.settings("relay"))
+        assert relay.deliver_once() == len(receiver.received) > 0
         relay.close()
+    entry = Entry(users.root.engine, relay_after_s=0)
+    for role in ("relay", "worker"):  # with beat, workers relay
+        overdue, late = (DrawRequest(account_id=1, request_key=f"{it}-{role}") for it in ("overdue", "late"))
+        entry.accept([Submission(overdue), Submission(late)])
+        users.do(
+            "UPDATE api_idempotency_requests SET accepted_at = accepted_at - INTERVAL 30 DAY "
+            f"WHERE request_key = 'late-{role}'"
+        )
+        relay = Relay.from_settings(users.settings(role))
+        try:
+            published = relay.run_once()
+            assert published == (role == "relay")  # afterwards a message waits in the queue: it overtakes the others
+            relay.deliver_once()
+        finally:
+            relay.close()
+        states = {it["request_key"]: it["status"] for it in table(users.root.engine, "api_idempotency_requests")}
+        assert states[f"late-{role}"] == "dead"
+    entry.close()
     engine = open_engine(users.settings("worker").need("database_url"))
     try:
         assert archive_once(engine, older_than_s=-3600) > 0  # as if an hour had passed
@@ -292,9 +383,8 @@ def assert_drawn(root: House) -> None:
     """Every kind of row was written, so that every right was used."""
     assert {it["taken_by"] is None for it in table(root.engine, "campaign_codes")} == {True, False}
     assert {"ITEM.PHONE", "COUPON.TEN"} <= {it["asset_code"] for it in table(root.engine, "asset_transactions")}
-    assert table(root.engine, "fulfilments")
     assert table(root.engine, "campaign_accounts")
-    assert table(root.engine, "dead_letters")[0]["state"] == "settled"
+    assert [it["state"] for it in table(root.engine, "dead_letters")] == ["settled", "parked", "parked"]
 
 
 def _doctor_finds_nothing_forbidden(users: Users) -> None:

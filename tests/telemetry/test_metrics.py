@@ -21,7 +21,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
-from sqlalchemy import insert, update
+from sqlalchemy import insert, text, update
 
 from tests import gateways, processes, servers
 from tests.processes import House, draws, wait_for
@@ -39,6 +39,7 @@ from tombola.producers.telemetry import pulse
 from tombola.worker import metrics
 from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit
+from tombola.worker.books import anchors, sealing
 from tombola.worker.deliveries import Delivery
 from tombola.worker.ledger import post as ledger
 from tombola.worker.ledger.accounts import open_account
@@ -332,6 +333,28 @@ def test_a_cause_without_dead_letters_left_is_zero(tmp_path: Path) -> None:
     wait_for(is_zero, within_s=5, what=lambda: "still there")
     assert now("dead_letters", state="discarded", cause="invalid") == 3
     engine.dispose()
+
+
+def test_the_books_are_told(tmp_path: Path) -> None:
+    with House(f"sqlite:///{tmp_path}/ledger.db", "redis://none", "redis://none") as house:
+        lookout = OperatorsLookout()
+        lookout._throttle = state.Throttle(0.0)
+        names = ("books_last_block", "books_anchored_timestamp_seconds", "books_lag_seconds")
+
+        def told() -> list[float]:
+            lookout.look(house.engine)
+            return [now(it) for it in names]
+
+        assert told() == [0, 0, 0]
+        open_account(house.engine, user_id=1, balance=Decimal(10))
+        with house.engine.begin() as connection:
+            connection.execute(text("UPDATE asset_transactions SET created_at = '2026-01-01 00:00:00.000000'"))
+        wait_for(lambda: told()[2] > 3600, within_s=5, what=lambda: str(told()))
+        sealing.seal(house.engine, after_s=0)
+        anchors.remember_anchored(house.engine)
+        wait_for(lambda: told()[0] == 1, within_s=5, what=lambda: str(told()))
+        assert told()[2] == 0
+        assert abs(told()[1] - utc_now().timestamp()) < 60
 
 
 def test_the_last_audit_is_told(tmp_path: Path) -> None:

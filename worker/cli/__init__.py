@@ -32,6 +32,12 @@ def _books() -> typer.Typer:
     return books.app
 
 
+def _sealed_books() -> typer.Typer:
+    from tombola.worker.cli import sealed_books
+
+    return sealed_books.app
+
+
 def _dead_letters() -> typer.Typer:
     from tombola.worker.cli import dead_letters
 
@@ -100,6 +106,7 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "transactions": _draws,
     "draw": _refunds,
     "audit": _books,
+    "books": _sealed_books,
     "relay": _processes,
     "gateway": _processes,
     "account": _books,

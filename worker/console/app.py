@@ -35,6 +35,7 @@ from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.faults import explain
 from tombola.worker.console import shown
 from tombola.worker.console.accounts import AccountsPage
+from tombola.worker.console.books import BooksPage
 from tombola.worker.console.campaign_editor import EditorPage
 from tombola.worker.console.campaigns import CampaignsPage
 from tombola.worker.console.jobs import ForecastRunner, ReplayRunner
@@ -85,7 +86,7 @@ class Admin(BaseAdmin):
         self.templates.env.filters.update(shown.FILTERS)
         # The editor after the campaigns: a view's routes come before those of the views added before it.
         campaigns = (CampaignsPage, EditorPage, WebhooksPage, FulfilmentsPage)
-        accounts = (AccountsPage, StoryPage, RefundPage)
+        accounts = (AccountsPage, BooksPage, StoryPage, RefundPage)
         for view in (LettersPage, ReplaysPage, *campaigns, *accounts, ActionsPage, UsersPage):
             self.add_view(view(services))
 

@@ -27,6 +27,7 @@ from tombola.producers.domain.signatures import SIGNATURE
 from tombola.producers.results import ResultStore, StoredResult
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
+from tombola.worker.books.sealer import Sealer
 from tombola.worker.deliveries.streams import forget_consumers
 from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.movements import expiry
@@ -59,6 +60,7 @@ def register(app: Celery) -> None:
     app.task(run_relay, name="tombola.relay", bind=True)
     app.task(run_archive, name="tombola.archive", bind=True)
     app.task(run_expire, name="tombola.expire", bind=True)
+    app.task(run_seal, name="tombola.seal", bind=True, ignore_result=True)  # every second: a result would be a write
 
 
 @cache
@@ -238,6 +240,16 @@ def run_expire(task: Task) -> int:
         done = expiry.go_on(_engine(settings), asset_code, valid_days, by=task.name, time_s_max=EXPIRE_S_MAX)
         expired += 0 if done is None else done.expired
     return expired
+
+
+def run_seal(task: Task) -> int:
+    """`tombola.seal`: seal ledger rows, sign the head and write it outside; return how many rows were sealed."""
+    return _sealer_of_process(task.app, os.getpid()).run_once()
+
+
+@cache
+def _sealer_of_process(app: Celery, _pid: int) -> Sealer:
+    return Sealer.from_settings(app.draw_settings)
 
 
 def run_forget_consumers(task: Task) -> int:

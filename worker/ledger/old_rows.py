@@ -57,6 +57,12 @@ def old_accounts_until(connection: Connection) -> datetime | None:
     return None if ended_at is None else ended_at.replace(tzinfo=UTC) + timedelta(days=1)
 
 
+def may_still_change(connection: Connection) -> bool:
+    """Whether the rows of a legacy ledger may still get other values: until the contract step is done."""
+    query = text("SELECT 1 FROM legacy_migration WHERE step = 'contract' AND status = 'done'")
+    return holds_old_rows(connection) and connection.execute(query).first() is None
+
+
 class Met(NamedTuple):
     """What old code has charged of a batch: the owners of its sessions, by session; its draws, by request key."""
 

@@ -135,14 +135,21 @@ def act_once(engine: Engine, act: Act, do: Callable[[Connection], Mapping[str, A
 
 
 def recent(
-    connection: Connection, *, rows_max: int, before_id: int | None = None, replay_id: int | None = None
+    connection: Connection,
+    *,
+    rows_max: int,
+    before_id: int | None = None,
+    replay_id: int | None = None,
+    action: str | None = None,
 ) -> list[Action]:
-    """Up to `rows_max` actions, newest first; from below `before_id` on, or of one replay alone."""
+    """Up to `rows_max` actions, newest first; from below `before_id` on, of one replay alone, or of one name alone."""
     query = select(table).order_by(table.c.id.desc()).limit(rows_max)
     if before_id is not None:
         query = query.where(table.c.id < before_id)
     if replay_id is not None:
         query = query.where(table.c.replay_id == replay_id)
+    if action is not None:
+        query = query.where(table.c.action == action)
     return [
         Action(**{**row._mapping, "details": msgspec.json.decode(row.details)}) for row in connection.execute(query)
     ]

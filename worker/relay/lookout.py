@@ -1,4 +1,4 @@
-"""Gauges that the relay reads from the database: dead letters, replays, fulfilments, overdue holds, the last audit."""
+"""Gauges that the relay reads from the database: dead letters, replays, fulfilments, holds, audits, the books."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import dead_letters, replays
 from tombola.producers.telemetry.metrics import Throttle
 from tombola.worker.audit import audits
+from tombola.worker.books.standing import standing
 from tombola.worker.fulfilments import fulfilments
 from tombola.worker.metrics import (
     AUDIT_VIOLATIONS,
@@ -22,9 +23,12 @@ from tombola.worker.metrics import (
     FULFILMENTS_PENDING,
     FULFILMENTS_WITHOUT_WEBHOOK,
     HOLDS_OVERDUE,
+    LAST_ANCHOR,
     LAST_AUDIT,
+    LAST_BLOCK,
     OUTCOMES,
     REPLAYED,
+    SEALING_LAG,
 )
 from tombola.worker.movements.holds import count_overdue
 
@@ -34,7 +38,7 @@ HOLDS_COUNTED_MAX: Final = 10_000
 
 
 class OperatorsLookout:
-    """Gauges of dead letters, fulfilments, overdue holds and the last audit, and a counter of the outcomes of replays.
+    """Gauges of dead letters, fulfilments, holds, the books and the last audit, and a counter of replays' outcomes.
 
     Replays run in shells and in the console, which Prometheus does not scrape: their outcomes are counted from their
     rows, from the first `look` on.
@@ -63,9 +67,11 @@ class OperatorsLookout:
                 audit = audits.last(connection)
                 waiting, now = fulfilments.counts(connection), clock.now(connection)
                 holds_overdue = count_overdue(connection, count_max=HOLDS_COUNTED_MAX)
+                books = standing(connection)
         except SQLAlchemyError as error:
             log.warning(
-                "the metrics of dead letters, fulfilments, holds and the last audit are out of date: %s", explain(error)
+                "the metrics of dead letters, fulfilments, holds, books and the last audit are out of date: %s",
+                explain(error),
             )
             return
         finally:
@@ -81,6 +87,9 @@ class OperatorsLookout:
         LAST_AUDIT.set(0 if audit is None else audit.at.timestamp())
         AUDIT_VIOLATIONS.set(0 if audit is None else audit.violations + len(audit.not_looked_at))
         HOLDS_OVERDUE.set(holds_overdue)
+        SEALING_LAG.set(books.lag_s)
+        LAST_BLOCK.set(books.blocks)
+        LAST_ANCHOR.set(0 if books.anchored_at is None else books.anchored_at.timestamp())
         FULFILMENTS_PENDING.set(waiting.pending)
         FULFILMENTS_WITHOUT_WEBHOOK.set(waiting.without_webhook)
         FULFILMENTS_DEAD.set(waiting.dead)

@@ -1,6 +1,7 @@
 """The relay's loop: publish overdue requests, give up requests that never settle, void expired holds, set gauges.
 
-Fulfilments are delivered beside it, in a thread with connections of its own: no receiver delays a request.
+Fulfilments are delivered and the books are sealed beside it, in threads with connections of their own: neither a
+receiver nor a block delays a request.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tombola.producers.storage.chunks import IN_LIST_MAX
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.pulse import Pulse
+from tombola.worker.books.sealer import Sealer
 from tombola.worker.dead_letters import parking, states
 from tombola.worker.movements.holds import void_expired_once
 from tombola.worker.relay.fulfilling import STOP_S_MAX, Fulfilling
@@ -116,19 +118,25 @@ class Relay:
     def run(self, stopping: threading.Event) -> None:
         """Relay until `stopping` is set. No error ends this loop: it logs the error, backs off, and goes on.
 
-        The relay also delivers fulfilments, shows a pulse, serves metrics, and sets the gauges of the whole deployment.
+        The relay also delivers fulfilments, seals the books, shows a pulse, serves metrics, and sets the gauges of the
+        whole deployment. Raises ConfigurationError at once where TOMBOLA_BOOKS_KEY is no key.
         """
+        sealer = Sealer.from_settings(self._settings)
         pulse = Pulse.open(self._settings, "relay")
         metrics.serve(self._settings)
         lookout = metrics.Lookout(self._settings, self._engine, self._broker)
         fulfilling = Fulfilling.from_settings(self._settings)
         delivering = threading.Thread(target=fulfilling.run, args=(stopping,), name="fulfilments", daemon=True)
         delivering.start()
+        sealing = threading.Thread(target=sealer.run, args=(stopping,), name="sealer", daemon=True)
+        sealing.start()
         try:
             self._run(stopping, lookout if metrics.are_wanted(self._settings) else None)
         finally:
             delivering.join(STOP_S_MAX + 2 * IDLE_WAIT_S)
             fulfilling.close()
+            sealing.join(STOP_S_MAX)
+            sealer.close()
             lookout.close()
             if pulse is not None:
                 pulse.stop()
