@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from decimal import Decimal
 
 import pytest
 
@@ -18,6 +19,7 @@ from tombola.producers.domain.operations.hold import HoldRequest
 from tombola.producers.domain.operations.recharge import RechargeRequest
 from tombola.producers.domain.operations.transfer import TransferRequest
 from tombola.producers.domain.operations.void import VoidRequest
+from tombola.worker.ledger import accounts
 from tombola.worker.movements.settling import settle
 from tombola.worker.operators import users as operators
 from tombola.worker.settle import tries
@@ -85,6 +87,7 @@ def hidden(page: str, name: str) -> str:
 def test_a_refund_says_what_it_would_do_and_does_it_once(ann: Visitor, val: Visitor, house: processes.House) -> None:
     (account_id,) = house.accounts(1)
     draw = won(house, account_id)
+    accounts.add(house.engine, user_id=77, balance=Decimal(1), key=draw.request_key, by="root")  # no later movement
     refund = f"/story/refund?session={draw.lottery_session_id}"
     assert refund in ann.get(f"/story?q={draw.request_key}").text
     page = ann.get(refund)

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from tombola.producers.domain import operations
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import InvalidRequest
-from tombola.producers.domain.operations.refund import REFUND_TYPE
-from tombola.producers.domain.operations.void import POST_TYPE, VOID_TYPE
 from tombola.producers.storage import ledger
-from tombola.producers.storage.schema import asset_transactions as transactions
-
-# The types of rows that a later request writes under the ledger key of a draw or a hold.
-LATER_TYPES: Final = (REFUND_TYPE, POST_TYPE, VOID_TYPE)
 
 
 def fields_of(row: Mapping[str, Any] | None) -> Sequence[tuple[str, Any]]:
@@ -34,13 +28,6 @@ def fields_of(row: Mapping[str, Any] | None) -> Sequence[tuple[str, Any]]:
 
 def later_rows(connection: Connection, request_key: str, lottery_session_id: str) -> list[dict[str, Any]]:
     """The ledger rows by which other requests took this one back or ended it, in their order."""
-    keys = [f"{request_key}:{it}" for it in LATER_TYPES]
-    sessions = connection.execute(
-        select(transactions.c.lottery_session_id).where(transactions.c.idempotency_key.in_(keys)).distinct()
-    ).scalars()
-    return [
-        row
-        for session in sorted(set(sessions) - {lottery_session_id})
-        for row in ledger.session_rows(connection, session)
-        if row["idempotency_key"].partition(":")[0] == request_key
-    ]
+    others = (it for it in ledger.rows_under(connection, request_key) if it["lottery_session_id"] != lottery_session_id)
+    # An opening under the same key is no request's: its row is a session of its own, with the colon of a ledger key.
+    return [row for row in others if ":" not in row["lottery_session_id"]]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import InvalidRequest, SessionNotFound
 from tombola.producers.domain.operations.operation import HoldState
+from tombola.producers.storage import ledger
 from tombola.producers.storage.requests import DESCRIBED, request_of
 from tombola.producers.storage.schema import account_holds as holds
 from tombola.producers.storage.schema import api_idempotency_requests as requests
@@ -46,12 +48,10 @@ def find_draw(connection: Connection, name: str) -> DrawRequest:
 
 def find_hold(connection: Connection, hold_key: str) -> Hold:
     """The hold that was opened under this request key. Raises InvalidRequest if there is none."""
-    row = None
-    if hold_key.isascii():
-        row = connection.execute(_HOLDS.where(holds.c.hold_key == hold_key)).first()
-    if row is None:
+    found = ledger.find_hold(connection, hold_key) if hold_key.isascii() else None
+    if found is None:
         raise InvalidRequest(f"there is no hold {hold_key:.100}: `tombola account holds ID` lists those of an account")
-    return _hold(row)
+    return _hold([found[name] for name in Hold._fields])
 
 
 def holds_of(connection: Connection, account_id: int, *, rows_max: int, open_only: bool = True) -> list[Hold]:
@@ -67,6 +67,6 @@ def holds_of(connection: Connection, account_id: int, *, rows_max: int, open_onl
 _HOLDS = select(*(holds.c[name] for name in Hold._fields))
 
 
-def _hold(row: object) -> Hold:
-    hold = Hold(*row)  # type: ignore[misc]
+def _hold(values: Iterable[Any]) -> Hold:
+    hold = Hold(*values)
     return hold._replace(state=HoldState(hold.state))
