@@ -156,8 +156,8 @@ class Entry:
         """
         request = submission.request
         for name in (request.request_key, request.lottery_session_id):
-            if keys.is_alias(name):
-                return InvalidKey(f"{name} has the form of an alias, which cannot be chosen")
+            if keys.is_reserved(name):
+                return InvalidKey(f"{name} has the form of {keys.reserved_for(name)}, which cannot be chosen")
         if not isinstance(request, DrawRequest):
             return submission
         if request.campaign in CAMPAIGNS:

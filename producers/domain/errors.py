@@ -16,6 +16,7 @@
     ├── CampaignNotOpen          the campaign has not begun
     ├── SessionNotFound          no such lottery session of this caller
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
+    ├── MovementRejected         a movement was rejected (operators' acts; elsewhere a rejection is an outcome)
     ├── MovementNotFound         no such movement of this caller
     ├── HoldNotFound             no such hold of this caller
     ├── DrawNotCompleted         the draw has not settled, or charged nothing: there is nothing to refund
@@ -124,6 +125,15 @@ class SessionNotFound(DrawError):
 
 class AccountNotFound(DrawError):
     """There is no such account."""
+
+
+class MovementRejected(DrawError):
+    """This movement was rejected: nothing is changed."""
+
+    def __init__(self, message: str | None = None, reason: str | None = None) -> None:
+        """`reason` is that of the result, such as INSUFFICIENT_BALANCE."""
+        super().__init__(message)
+        self.reason = reason
 
 
 class MovementNotFound(DrawError):

@@ -25,8 +25,8 @@ SERVERS: Final[tuple[Server, ...]] = get_args(Server)
 DOES: Final[Mapping[Role, str]] = {
     "worker": "celery -A tombola.worker worker, beat's tasks included: settles, relays, archives, audits, seals",
     "gateway": "tombola gateway, and every DrawClient: accepts requests, opens accounts, reads results and accounts",
-    "relay": "tombola relay: publishes again, gives up, delivers to webhooks, seals the books",
-    "console": "tombola console: shows everything but secrets, replays, publishes campaigns",
+    "relay": "tombola relay: publishes again, gives up, voids expired holds, delivers to webhooks, seals the books",
+    "console": "tombola console: shows everything but secrets, replays, refunds, adjusts, publishes campaigns",
     "operator": "the shell commands of operators: account, api-key, user, campaign, webhook, dead-letters, books",
     "auditor": "tombola audit and tombola books verify: reads, and puts the audit on record",
     "migrator": "tombola migrate and tombola legacy: changes tables",
@@ -41,9 +41,11 @@ APPEND: Final = "SELECT, INSERT"
 ALL: Final = "SELECT, INSERT, UPDATE, DELETE"
 _REPLACED: Final = "SELECT, INSERT, DELETE"
 _BALANCES: Final = "SELECT, INSERT, UPDATE (balance, updated_at)"
+_BALANCES_MOVED: Final = "SELECT, UPDATE (balance, updated_at)"
+_HELD: Final = "SELECT, INSERT, UPDATE (state, updated_at)"
 _OUTBOX: Final = "publish_attempts, publish_error, published_at, publish_at"
 _OUTCOME: Final = "result, settled_at, deliveries, settled_by, balance_told"
-_REPLAYED: Final = f"SELECT, INSERT, UPDATE (caller, accepted_at, status, reason, {_OUTBOX})"
+_REPLAYED: Final = f"SELECT, INSERT, UPDATE (caller, accepted_at, status, reason, {_OUTCOME}, {_OUTBOX})"
 _KEYS_SHOWN: Final = "SELECT (key_id, caller, created_at, revoked_at, accounts, user_prefix, scopes, expires_at)"
 _LETTERS_MOVED: Final = "SELECT, INSERT, UPDATE (state, state_at, replay_id)"
 _CAMPAIGNS_CHANGED: Final = "SELECT, INSERT, UPDATE (live_hash, state, revision, updated_at)"
@@ -60,15 +62,15 @@ _DELIVERED: Final = "SELECT, UPDATE (webhook, state, attempts, next_at, error, e
 # says what it may do with all tables.
 GRANTS: Final[Mapping[str, Grants]] = {
     "account_asset_balances": {
-        "worker": _BALANCES, "gateway": APPEND, "console": READ, "operator": _BALANCES, "auditor": READ,
+        "worker": _BALANCES, "gateway": APPEND, "console": _BALANCES_MOVED, "operator": _BALANCES, "auditor": READ,
     },
     "asset_transactions": {
-        "worker": APPEND, "gateway": READ, "relay": READ, "console": READ, "operator": APPEND, "auditor": READ,
+        "worker": APPEND, "gateway": READ, "relay": READ, "console": APPEND, "operator": APPEND, "auditor": READ,
     },
     "api_idempotency_requests": {
         "worker": f"SELECT, INSERT, UPDATE (caller, accepted_at, status, reason, {_OUTCOME}, {_OUTBOX})",
         "gateway": "SELECT, INSERT, UPDATE (caller)",
-        "relay": f"SELECT, UPDATE (status, reason, {_OUTBOX})",
+        "relay": f"SELECT, INSERT, UPDATE (status, reason, {_OUTBOX})",
         "console": _REPLAYED, "operator": _REPLAYED, "auditor": READ,
     },
     "api_keys": {
@@ -119,8 +121,7 @@ GRANTS: Final[Mapping[str, Grants]] = {
         "worker": ALL, "relay": _DELIVERED, "console": _DELIVERED, "operator": _DELIVERED, "auditor": READ,
     },
     "account_holds": {
-        "worker": "SELECT, INSERT, UPDATE (state, updated_at)", "gateway": READ, "console": READ, "operator": READ,
-        "auditor": READ,
+        "worker": _HELD, "gateway": READ, "relay": READ, "console": READ, "operator": _HELD, "auditor": READ,
     },
     "books_blocks": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
     "books_house": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
@@ -182,7 +183,7 @@ def grants_of(role: Role, where: Deployment) -> Iterator[tuple[str, str]]:
         return
     # A process must see that `legacy_migration` exists even if it may not read that table: it then refuses to start.
     yield "SHOW VIEW", everywhere
-    if where.server == "mysql" and role in ("worker", "operator"):
+    if where.server == "mysql" and role in ("worker", "console", "operator"):
         # On MySQL, SELECT … FOR UPDATE needs UPDATE, DELETE or LOCK TABLES; only the last one changes no row.
         yield "LOCK TABLES", everywhere
     yield READ, f"{_name(database)}.{_name(VERSION_TABLE)}"

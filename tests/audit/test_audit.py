@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, delete, insert, select, text
 
 from tests.audits import EMPTY_STORE, audited
 from tests.consoles import PASSWORD, quick_hashes
-from tests.ledgers import migrated
+from tests.ledgers import migrated, recharge
 from tests.processes import SEED
 from tombola.producers.domain.causes import DeadReason
 from tombola.producers.domain.contract import DrawRequest
@@ -66,7 +66,7 @@ def books(engine: Engine) -> Engine:
     rich = accounts.add(engine, user_id=1, balance=Decimal(100), by="ann")
     broke = accounts.add(engine, user_id=2, balance=Decimal("0.50"), by="ann")
     accounts.add(engine, user_id=3)
-    accounts.recharge(engine, rich.account_id, Decimal(5), by="ann")
+    recharge(engine, rich.account_id, Decimal(5), by="ann")
     draws = [DrawRequest(account_id=rich.account_id, request_key=f"d{number:02}") for number in range(DRAWS)]
     no = DrawRequest(account_id=broke.account_id, request_key="no")
     tries.settle(engine, [*draws, no], Rules(WHEELS, tries_max=3))
@@ -338,7 +338,7 @@ def test_what_old_code_left_begins_as_it_was_and_nothing_else_does(mariadb_url: 
             )
         )
         connection.execute(text("INSERT INTO legacy_migration VALUES ('contract', 'done', NULL, '2024-06-01', '{}')"))
-    accounts.recharge(engine, old[0], Decimal(1))
+    recharge(engine, old[0], Decimal(1))
     new = accounts.open_account(engine, user_id=3)
     assert violated(engine) == {}
     with engine.begin() as connection:

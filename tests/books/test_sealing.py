@@ -352,7 +352,7 @@ def test_a_kill_in_the_middle_changes_nothing(engine: Engine, draw: Draw, after:
 def test_a_snapshot_is_of_past_days_and_of_accounts_that_moved(
     engine: Engine, draw: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tombola.worker.ledger.accounts import recharge
+    from tests.ledgers import recharge
 
     monkeypatch.setattr(snapshots, "ROWS_MAX", 10)
     draw(20)

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine, select, text
 
 from tests.books.conftest import WHEELS, Draw, seal_all
+from tests.ledgers import recharge
 from tombola.producers.domain.books.blocks import Block
 from tombola.producers.domain.books.checkpoints import PrivateKey
 from tombola.producers.domain.books.merkle import Peaks
@@ -22,7 +23,6 @@ from tombola.worker.books import anchors
 from tombola.worker.books import head as heads
 from tombola.worker.books.anchors import AnchorConflict, check_anchors
 from tombola.worker.books.verification import check_blocks
-from tombola.worker.ledger import accounts
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Settled
 from tombola.worker.settle.rules import Rules
@@ -285,7 +285,7 @@ def test_what_is_sealed_meanwhile_is_no_tampering(sealed: Engine) -> None:
     def seal_more(block: Block) -> None:
         seen.append(block.number)
         if len(seen) < 4:
-            accounts.recharge(sealed, 1, Decimal(1))
+            recharge(sealed, 1, Decimal(1))
             seal_all(sealed)
 
     assert list(check_blocks(sealed, on_block=seal_more)) == []
@@ -330,7 +330,7 @@ def rebuild(engine: Engine) -> None:
         for table in (HOUSE, BLOCKS, HEAD):
             connection.execute(text(f"DELETE FROM {table}"))
     while len(blocks_of(engine)) < count:
-        accounts.recharge(engine, 1, Decimal(1))
+        recharge(engine, 1, Decimal(1))
         seal_all(engine)
     assert list(check_blocks(engine)) == []
 

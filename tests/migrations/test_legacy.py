@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tests import legacy
 from tests.audits import audited
+from tests.ledgers import recharge
 from tests.migrations.command import tombola
 from tests.processes import House, failed_start
 from tombola import migrations
@@ -32,7 +33,6 @@ from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.worker.audit.audit import audit
-from tombola.worker.ledger.accounts import recharge
 from tombola.worker.ledger.old_rows import OldDraws, holds_old_rows
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Answer, Refused, Settled

@@ -60,7 +60,7 @@ def test_what_was_asked_for_stays_as_it_was_accepted() -> None:
         changed = parsed(what).get("UPDATE", "none")
         assert changed, role
         assert not asked & set(changed.split(", ")), role
-    for role in ("relay", "console", "auditor"):
+    for role in ("relay", "auditor"):
         assert parsed(GRANTS["account_asset_balances"].get(role, "")).keys() <= {"SELECT"}
     # A gateway opens accounts. One with a balance would have no row that says whence: the audit finds it (I3).
     assert parsed(GRANTS["account_asset_balances"]["gateway"]).keys() == {"SELECT", "INSERT"}

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import Engine, create_engine, text
 
 from tests.books import Row, assert_books, table
-from tests.ledgers import migrated
+from tests.ledgers import migrated, recharge
 from tombola.producers.domain import keys
 from tombola.producers.domain.causes import DeadReason, Status
 from tombola.producers.domain.contract import DrawRequest, Request
@@ -36,7 +36,7 @@ from tombola.producers.storage.requests import Acceptance, RequestRecord, Sessio
 from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit.audit import audit
 from tombola.worker.ledger import post as ledger
-from tombola.worker.ledger.accounts import open_account, recharge
+from tombola.worker.ledger.accounts import open_account
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.retention import archive_once
 from tombola.worker.settle import tries

@@ -36,6 +36,7 @@ from tombola.producers.storage.schema import (
     webhooks,
 )
 from tombola.producers.storage.schema import asset_transactions as transactions
+from tombola.worker.audit.by_operators import check_movements
 from tombola.worker.audit.report import Violation
 from tombola.worker.audit.stored import Unreadable, amount_of, stored
 from tombola.worker.campaigns.versions import stock_changes
@@ -64,7 +65,7 @@ Found = tuple[str, str]  # the subject, and what is wrong with it
 
 def check_record(connection: Connection) -> Iterator[Violation]:
     """What is missing from the record, and what the record says that is not so; without recharges."""
-    for check in (_replays, _api_keys, _users, _webhooks, _campaigns, _stock):
+    for check in (_replays, check_movements, _api_keys, _users, _webhooks, _campaigns, _stock):
         for subject, what in check(connection):
             yield Violation("I12", subject, what)
 

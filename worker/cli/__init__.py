@@ -44,6 +44,12 @@ def _dead_letters() -> typer.Typer:
     return dead_letters.app
 
 
+def _refunds() -> typer.Typer:
+    from tombola.worker.cli import refunds
+
+    return refunds.app
+
+
 def _doctor() -> typer.Typer:
     from tombola.worker.cli import doctor
 
@@ -98,6 +104,7 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "enqueue": _draws,
     "result": _draws,
     "transactions": _draws,
+    "draw": _refunds,
     "audit": _books,
     "books": _sealed_books,
     "relay": _processes,

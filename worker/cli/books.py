@@ -10,13 +10,11 @@ import typer
 from tombola.producers.domain import keys
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN
 from tombola.producers.domain.errors import DrawError
-from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage.ledger import find_account
 from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit_by
 from tombola.worker.cli import account_views
 from tombola.worker.cli.base import (
-    AccountOption,
     JsonOption,
     OnceOption,
     OptionalReasonOption,
@@ -27,14 +25,17 @@ from tombola.worker.cli.base import (
     settings_with,
     under_key,
 )
+from tombola.worker.cli.expiry import expire_commands
+from tombola.worker.cli.movements import account_commands
 from tombola.worker.embedded import sample
 from tombola.worker.ledger import accounts
 from tombola.worker.operators.actions import checked_reason, shell_operator
 
 app = typer.Typer()
-account_app = typer.Typer(help="Open, recharge and show accounts.", no_args_is_help=True)
+account_app = typer.Typer(help="Open and show accounts, and move what they hold.", no_args_is_help=True)
+for commands in (account_commands, expire_commands, account_views.app):
+    account_app.add_typer(commands)
 app.add_typer(account_app, name="account")
-account_app.add_typer(account_views.app)
 
 EverythingOption = Annotated[
     bool, typer.Option("--all", help="Examine everything, not only what has come since the last clean audit.")
@@ -70,34 +71,14 @@ def account_add(
     reason: OptionalReasonOption = "",
 ) -> None:
     """Open an account."""
-    with under_key(key or keys.make_act_key("account_add")) as once:
+    key = key or keys.make_act_key("account_add")
+    with under_key(key):
         opened = accounts.add(
-            engine_of(), user_id=user, asset_code=asset, balance=amount_of(balance), key=once, by=shell_operator(),
+            engine_of(), user_id=user, asset_code=asset, balance=amount_of(balance), key=key, by=shell_operator(),
             reason=_checked(reason),
         )  # fmt: skip
-    repeat = f": opened before under the key {once}, nothing was done" if opened.is_repeat else ""
+    repeat = f": opened before under the key {key}, nothing was done" if opened.is_repeat else ""
     out.print(f"account {opened.account_id} (user {opened.user_id}, {opened.balance:.2f} {opened.asset_code}){repeat}")
-
-
-@account_app.command("recharge")
-def account_recharge(
-    account: AccountOption,
-    amount: Annotated[str, typer.Option(help="The amount to add.")],
-    key: OnceOption = "",
-    reason: OptionalReasonOption = "",
-) -> None:
-    """Add to an account's balance, once per key."""
-    with under_key(key or keys.make_standalone_key(RECHARGE, account)) as once:
-        done = accounts.recharge(
-            engine_of(), account, amount_of(amount), key=once, by=shell_operator(), reason=_checked(reason)
-        )
-    if done.is_repeat:
-        out.print(
-            f"account {account}: recharged before under this key, to {done.balance_after:.2f} then; nothing was done"
-        )
-    else:
-        out.print(f"account {account}: balance {done.balance_after:.2f}")
-    out.print(f"key {once}")
 
 
 def _checked(reason: str) -> str:

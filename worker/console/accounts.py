@@ -1,17 +1,21 @@
-"""Accounts: those of a user, and one account with its open holds and its history."""
+"""Accounts: those of a user, and one account with its open holds and its history. Operators adjust a balance."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from tombola.producers.domain import keys
 from tombola.producers.domain.errors import AccountNotFound
+from tombola.producers.domain.operations.adjust import AdjustRequest
 from tombola.producers.storage import ledger, statements
 from tombola.producers.storage.ledger import Account, Hold
-from tombola.worker.console.pages import Page, integer, page, url_of
+from tombola.worker.console.pages import Page, act, integer, page, url_of
+from tombola.worker.movements.settling import Moved, settle
+from tombola.worker.operators.actions import checked_reason
 
 ROWS_MAX: Final = 100
 ACCOUNTS_MAX: Final = 200
@@ -57,7 +61,35 @@ class AccountsPage(Page):
             rows=rows[:ROWS_MAX],
             next=following,
             is_first=before is None,
+            key=keys.make_act_key("account_adjust"),
         )
+
+    @page("/{account_id:int}/adjust", methods=("POST",))
+    async def adjust(self, request: Request) -> Response:
+        account_id, form = request.path_params["account_id"], request.state.form
+        return await act(
+            request,
+            _adjust,
+            self.services.engine,
+            account_id,
+            key=form.get("key", ""),
+            amount=form.get("amount", "").strip(),
+            reason=form.get("reason", ""),
+            message=_told,
+            back=f"{self.path}/{account_id}",
+        )
+
+
+def _adjust(engine: Engine, account_id: int, *, key: str, amount: str, reason: str, operator: str) -> Moved:
+    why = checked_reason(reason)
+    request = AdjustRequest(account_id=account_id, request_key=keys.check_request_key(key), amount=amount, reason=why)
+    return settle(engine, request, operator=operator, reason=why)
+
+
+def _told(moved: Moved) -> str:
+    if moved.is_repeat:
+        return "This form was sent before: the balance was adjusted then, once."
+    return f"The balance is adjusted: {moved.result.balance_after} now."
 
 
 def _find(

@@ -28,6 +28,7 @@ from tombola.producers.domain.errors import (
     InvalidRequest,
     ReplayNotFound,
     ServiceUnavailable,
+    SessionNotFound,
 )
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
@@ -42,6 +43,7 @@ from tombola.worker.console.letters import LettersPage
 from tombola.worker.console.overview import OverviewPage
 from tombola.worker.console.pages import Services
 from tombola.worker.console.records import ActionsPage, StoryPage, UsersPage
+from tombola.worker.console.refunds import RefundPage
 from tombola.worker.console.replaying import ReplaysPage
 from tombola.worker.console.security.guard import Guard
 from tombola.worker.console.security.headers import Nonces
@@ -58,6 +60,7 @@ STATUSES: Final[dict[type[DrawError], int]] = {
     CampaignNotFound: 404,
     DeadLetterNotFound: 404,
     ReplayNotFound: 404,
+    SessionNotFound: 404,
     InvalidRequest: 400,
     ServiceUnavailable: 503,
 }
@@ -83,7 +86,8 @@ class Admin(BaseAdmin):
         self.templates.env.filters.update(shown.FILTERS)
         # The editor after the campaigns: a view's routes come before those of the views added before it.
         campaigns = (CampaignsPage, EditorPage, WebhooksPage, FulfilmentsPage)
-        for view in (LettersPage, ReplaysPage, *campaigns, AccountsPage, BooksPage, StoryPage, ActionsPage, UsersPage):
+        accounts = (AccountsPage, BooksPage, StoryPage, RefundPage)
+        for view in (LettersPage, ReplaysPage, *campaigns, *accounts, ActionsPage, UsersPage):
             self.add_view(view(services))
 
     def _init_csrf(self) -> None:

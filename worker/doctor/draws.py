@@ -33,6 +33,7 @@ from tombola.worker.doctor.checks import (
 )
 from tombola.worker.doctor.database import is_migrated
 from tombola.worker.doctor.fulfilments import look_at_fulfilments
+from tombola.worker.doctor.holds import look_at_holds
 from tombola.worker.host import housekeeping
 
 WAITING_WARN_S: Final = 60.0
@@ -221,6 +222,7 @@ LOOKS: Final[tuple[tuple[str, Look], ...]] = (
     ("relay", _relay),
     ("dead letters", _dead_letters),
     ("fulfilments", look_at_fulfilments),
+    ("holds", look_at_holds),
     ("balances", _balances),
     ("audit", _audit),
     ("sealing", look_at_sealing),

@@ -30,6 +30,7 @@ from tombola.producers.storage.engines import open_engine
 from tombola.worker.books.sealer import Sealer
 from tombola.worker.deliveries.streams import forget_consumers
 from tombola.worker.ledger.old_rows import OldDraws
+from tombola.worker.movements import expiry
 from tombola.worker.relay.fulfilling import Fulfilling
 from tombola.worker.relay.relay import Relay
 from tombola.worker.relay.retention import archive_once, forget_fulfilments
@@ -45,6 +46,7 @@ SETTLE_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 PUT_PAUSES_S: Final = (0.1, 0.4, 1.5)
 CONSUMER_IDLE_S_MAX: Final = 3600
 ARCHIVE_STEPS_MAX: Final = 200
+EXPIRE_S_MAX: Final = 60.0  # of one task, of each asset: the pool's one process has other tasks as well
 
 T = TypeVar("T")
 
@@ -57,6 +59,7 @@ def register(app: Celery) -> None:
     app.task(run_forget_consumers, name="tombola.forget_consumers", bind=True)
     app.task(run_relay, name="tombola.relay", bind=True)
     app.task(run_archive, name="tombola.archive", bind=True)
+    app.task(run_expire, name="tombola.expire", bind=True)
     app.task(run_seal, name="tombola.seal", bind=True, ignore_result=True)  # every second: a result would be a write
 
 
@@ -224,6 +227,20 @@ def run_archive(task: Task) -> int:
         if not count:
             break
     return archived
+
+
+def run_expire(task: Task) -> int:
+    """`tombola.expire`: take the points that expire this month, by TOMBOLA_POINTS_VALID_DAYS; return how many accounts.
+
+    A task that is cut short, by its time or by a kill, is gone on with by the next one. A month that is on record as
+    done is left alone.
+    """
+    settings: Settings = task.app.draw_settings
+    expired = 0
+    for asset_code, valid_days in settings.points_valid_days:
+        done = expiry.go_on(_engine(settings), asset_code, valid_days, by=task.name, time_s_max=EXPIRE_S_MAX)
+        expired += 0 if done is None else done.expired
+    return expired
 
 
 def run_seal(task: Task) -> int:

@@ -1,4 +1,4 @@
-"""The relay's loop: publish overdue requests, give up requests that never settle, set gauges.
+"""The relay's loop: publish overdue requests, give up requests that never settle, void expired holds, set gauges.
 
 Fulfilments are delivered and the books are sealed beside it, in threads with connections of their own: neither a
 receiver nor a block delays a request.
@@ -24,6 +24,7 @@ from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.books.sealer import Sealer
 from tombola.worker.dead_letters import parking, states
+from tombola.worker.movements.holds import void_expired_once
 from tombola.worker.relay.fulfilling import STOP_S_MAX, Fulfilling
 from tombola.worker.relay.given_up import next_time_out_s, relay_name, time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 IDLE_WAIT_S: Final = 1.0
 TIME_OUT_EVERY_S: Final = 60.0  # or sooner, when the oldest request is due
 LOOK_FOR_UNSEEN_EVERY_S: Final = 600.0
+LOOK_FOR_EXPIRED_HOLDS_EVERY_S: Final = 5.0
 BACKOFF_S_MAX: Final = 10.0
 
 
@@ -47,6 +49,7 @@ class Relay:
         self._settings = settings
         self._next_time_out = 0.0
         self._next_look_for_unseen = 0.0
+        self._next_look_for_expired_holds = 0.0
         self._operators = OperatorsLookout()
 
     @classmethod
@@ -58,10 +61,12 @@ class Relay:
     def run_once(self) -> int:
         """Time out the requests that are due, and publish all that are overdue; return how many were published.
 
-        Replayed dead letters whose requests have settled are marked settled, and dead requests without a dead letter
-        get one. Raises PublishFailed, ServiceUnavailable or ConfigurationError.
+        Holds that have expired are voided: their voids are accepted, and published with the others. Replayed dead
+        letters whose requests have settled are marked settled, and dead requests without a dead letter get one. Raises
+        PublishFailed, ServiceUnavailable or ConfigurationError.
         """
         self._time_out()  # first: it needs no broker, and a broker that is away ends this pass
+        self._void_expired_holds()
         published = relay_once(
             self._engine,
             self._broker,
@@ -95,6 +100,13 @@ class Relay:
             due_in_s = next_time_out_s(self._engine, timeout_s=timeout_s)
         # A due request that another transaction holds is still due in the next pass.
         self._next_time_out = time.monotonic() + min(TIME_OUT_EVERY_S, max(0.0, due_in_s))
+
+    def _void_expired_holds(self) -> None:
+        if time.monotonic() < self._next_look_for_expired_holds:
+            return
+        if voided := void_expired_once(self._engine):
+            log.info("%d holds have expired", voided)
+        self._next_look_for_expired_holds = time.monotonic() + LOOK_FOR_EXPIRED_HOLDS_EVERY_S
 
     def _bury_unseen(self) -> None:
         if time.monotonic() < self._next_look_for_unseen:
