@@ -424,7 +424,7 @@ def test_the_report_says_what_was_examined(
     rows = examine(books).rows
     first = tombola_audit()[1]
     assert f"{rows} ledger rows, 3 accounts (everything, up to transaction {rows})" in first.replace("\n", " ")
-    accounts.recharge(books, 1, Decimal(5), by="ann")
+    recharge(books, 1, Decimal(5), by="ann")
     told = json.loads(tombola_audit("--json")[1])
     examined = [told[it] for it in ("everything", "after_transaction", "up_to_transaction", "rows", "accounts")]
     assert examined == [False, rows, rows + 1, 1, 3]

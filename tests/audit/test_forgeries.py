@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import Connection, Engine, delete, insert, select, text
 
 from tests.campaigns.shops import BY, SEED, WHEELS, Shop
-from tests.ledgers import migrated
+from tests.ledgers import migrated, recharge
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.operations.hold import HoldRequest
 from tombola.producers.domain.operations.post import PostRequest
@@ -394,7 +394,7 @@ class Books:
         ]
         self._answers(draws[: DRAWS // 2])
         self._leave_a_gap(phase)
-        accounts.recharge(self.engine, 1, Decimal(5), by="ann")
+        recharge(self.engine, 1, Decimal(5), by="ann")
         self._answers(draws[DRAWS // 2 :])
         self.shop.accept(*by_campaign)
         self._answers(by_campaign)

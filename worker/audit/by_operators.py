@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 from sqlalchemy import Connection, select
@@ -10,8 +11,9 @@ from sqlalchemy import Connection, select
 from tombola.producers.domain.causes import Status
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import operator_actions
-from tombola.worker.audit.stored import FETCH_SIZE
 from tombola.worker.movements.settling import ACTS, SETTLED_BY
+
+FETCH_SIZE: Final = 2_000
 
 
 def check_movements(connection: Connection) -> Iterator[tuple[str, str]]:
