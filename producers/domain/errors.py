@@ -16,14 +16,23 @@
     ├── CampaignNotOpen          the campaign has not begun
     ├── SessionNotFound          no such lottery session of this caller
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
+    ├── MovementNotFound         no such movement of this caller
+    ├── HoldNotFound             no such hold of this caller
+    ├── DrawNotCompleted         the draw has not settled, or charged nothing: there is nothing to refund
+    ├── AlreadyRefunded          the draw is refunded: a draw is refunded once
+    ├── PrizeSpent               an account does not have a prize of the draw any more
+    ├── HoldNotCompleted         the hold has not settled, or was rejected: there is nothing to post or to void
+    ├── HoldEnded                the hold was posted or voided: a hold ends once
+    ├── HoldExpired              the hold can be voided, and no longer be posted
     ├── CampaignNotFound         no such campaign (operators' commands)
     ├── CheckpointNotFound       no head of the books was signed
     ├── DeadLetterNotFound       no such dead letter (operators' commands)
     ├── ReplayNotFound           no such replay (operators' commands)
     ├── ResultNotReady           the session has no result yet
     ├── DrawDead                 the draw was given up, nothing was charged
-    ├── NotAllowed               no API key, or an unknown or revoked one
+    ├── NotAllowed               no API key, or an unknown, revoked or expired one
     ├── OutOfBounds              the API key is not valid for this account
+    ├── MissingScope             the API key does not have the scope of this route
     ├── WrongHost                the Host header is not a name of this server, as in DNS rebinding
     ├── WrongOrigin              a page of another origin sent the request
     ├── TooManyRequests          over a limit: send the request again later
@@ -117,6 +126,38 @@ class AccountNotFound(DrawError):
     """There is no such account."""
 
 
+class MovementNotFound(DrawError):
+    """There is no such movement."""
+
+
+class HoldNotFound(DrawError):
+    """There is no such hold."""
+
+
+class DrawNotCompleted(DrawError):
+    """This draw has not settled yet, or it charged nothing: there is nothing to refund. Nothing was written."""
+
+
+class AlreadyRefunded(DrawError):
+    """This draw is refunded already. Nothing was written."""
+
+
+class PrizeSpent(DrawError):
+    """A prize of this draw is spent, and cannot be collected. Nothing was written."""
+
+
+class HoldNotCompleted(DrawError):
+    """This hold has not settled yet, or it was rejected. Nothing was written."""
+
+
+class HoldEnded(DrawError):
+    """This hold has ended: it was posted or voided. Nothing was written."""
+
+
+class HoldExpired(DrawError):
+    """This hold has expired, and cannot be posted any more. Nothing was written."""
+
+
 class CampaignNotFound(DrawError):
     """There is no such campaign."""
 
@@ -152,6 +193,10 @@ class NotAllowed(DrawError):
 
 class OutOfBounds(DrawError):
     """This API key is not for that account. Nothing was written."""
+
+
+class MissingScope(DrawError):
+    """This API key does not have the scope that this request needs. Nothing was written."""
 
 
 class WrongHost(DrawError):

@@ -239,7 +239,9 @@ operator_actions = Table(
     Column("count", Integer, nullable=False, comment="how many"),
     Column("details", Text, nullable=False, comment="JSON: which, and what came of it"),
     Column("replay_id", BigInteger),
+    Column("act_key", Key(64), comment="the act happens once under it; null: the action has no key"),
     Index("idx_action_replay", "replay_id"),
+    Index("uk_act_key", "act_key", unique=True),
     sqlite_autoincrement=True,
     **TABLE_OPTIONS,
 )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, delete, insert, select, text
 
+from tests.consoles import PASSWORD, quick_hashes
 from tests.ledgers import migrated
 from tests.processes import SEED
 from tombola.producers.domain.causes import DeadReason
@@ -32,8 +33,9 @@ from tombola.worker.audit import audit, audits
 from tombola.worker.audit import report as audit_report
 from tombola.worker.audit.on_record import API_KEY_ADD, API_KEY_REVOKE
 from tombola.worker.audit.report import INVARIANTS, Report
-from tombola.worker.cli.access import _on_record
 from tombola.worker.ledger import accounts
+from tombola.worker.operators import users
+from tombola.worker.operators.actions import Act, act_once
 from tombola.worker.settle import tries
 from tombola.worker.settle.rules import Rules
 
@@ -278,13 +280,38 @@ def test_what_cannot_be_read_is_a_violation_and_the_rest_is_looked_at(books: Eng
 
 
 def test_a_key_that_was_revoked_on_record_stays_so(books: Engine, spoil: Break) -> None:
-    key = api_keys.add(books, "shop", record=_on_record(API_KEY_ADD, ""))
-    api_keys.revoke(books, key, record=_on_record(API_KEY_REVOKE, "it leaked"))
+    made = Act.of(API_KEY_ADD, {"caller": "shop", "scopes": "read"})
+    done = act_once(books, made, lambda it: {"key_id": api_keys.id_of(api_keys.add(it, "shop", scopes=["read"]))})
+    revoked = Act.of(API_KEY_REVOKE, {"key_id": done.details["key_id"]})
+    act_once(books, revoked, lambda it: {"caller": api_keys.revoke(it, done.details["key_id"])})
+    assert violated(books) == {}
+    for change in (
+        "scopes = 'draw,read,money'",
+        "scopes = NULL",
+        "expires_at = '2100-01-01 00:00:00.000000'",
+        "accounts = '6'",
+    ):
+        spoil(f"UPDATE api_keys SET {change}")
+        assert "may do other things than on record" in violated(books)["I12"][0], change
+        spoil("UPDATE api_keys SET scopes = 'read', expires_at = NULL, accounts = NULL")
     assert violated(books) == {}
     spoil("UPDATE api_keys SET revoked_at = NULL")
     assert "was revoked on record, and is valid again" in violated(books)["I12"][0]
     spoil("DELETE FROM api_keys")
     assert "is on record, and gone" in violated(books)["I12"][0]
+
+
+def test_users_are_those_on_record(books: Engine, spoil: Break) -> None:
+    with quick_hashes():
+        for name in ("ann", "eve", "bob"):
+            users.add(books, name, "viewer", PASSWORD, by="root")
+        users.change_role(books, "ann", "operator", by="root", reason="promoted")
+        users.remove(books, "bob", by="root")
+    assert violated(books) == {}
+    spoil("UPDATE operators SET role = 'operator' WHERE name = 'eve'")
+    assert violated(books)["I12"] == ["I12 user eve: is operator, on record viewer"]
+    spoil("UPDATE operators SET name = 'mallory' WHERE name = 'eve'")
+    assert violated(books)["I12"] == ["I12 user eve: is on record, and gone", "I12 user mallory: is not on record"]
 
 
 def test_what_old_code_left_begins_as_it_was_and_nothing_else_does(mariadb_url: str) -> None:

@@ -40,6 +40,7 @@ PAGES = (
     *("/", "/dead-letters", "/dead-letters/groups", "/replays", "/story", "/actions", "/users", "/campaigns"),
     "/campaigns/new",
     *("/webhooks", "/fulfilments", "/fulfilments?state=dead", "/books"),
+    *("/accounts", "/accounts?user=7"),
     *("/dead-letters?state=all&cause=unparsable&newer=1h", "/story?q=nobody", "/story?q=7"),
 )
 CLOSED = f"redis://{servers.HOST}:1/0"

@@ -367,6 +367,7 @@ def test_an_account_is_shown_with_its_balance(open_gateway: Gateway, house: Hous
         "user_id": row["user_id"],
         "asset_code": row["asset_code"],
         "balance": f"{row['balance'] // 100}.{row['balance'] % 100:02d}",
+        "held": "0.00",
     }
     for unknown in ("4711", "9223372036854775808"):
         problem(open_gateway.client.get(f"/v1/accounts/{unknown}"), 404, "account-not-found")
@@ -409,7 +410,19 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         "/v1/draws/{session_id}",
         "/v1/draws/{session_id}/events",
         "/v1/draws/{session_id}/transactions",
+        "/v1/draws/{session_id}/refund",
+        "/v1/accounts",
         "/v1/accounts/{account_id}",
+        "/v1/accounts/{account_id}/transactions",
+        "/v1/accounts/{account_id}/statement",
+        "/v1/accounts/{account_id}/recharges",
+        "/v1/accounts/{account_id}/adjustments",
+        "/v1/accounts/{account_id}/holds",
+        "/v1/transfers",
+        "/v1/movements/{request_key}",
+        "/v1/holds/{hold_key}",
+        "/v1/holds/{hold_key}/post",
+        "/v1/holds/{hold_key}/void",
         "/v1/campaigns",
         "/v1/campaigns/{name}",
         "/v1/odds/{odds_hash}",
@@ -419,7 +432,9 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
     }
     # Generated clients have methods of these names.
     assert {operation["operationId"] for path in document["paths"].values() for operation in path.values()} == {
-        *("makeDraw", "makeDraws", "getDraw", "watchDraw", "listTransactions", "getAccount"),
+        *("makeDraw", "makeDraws", "getDraw", "watchDraw", "listTransactions", "refundDraw"),
+        *("listAccounts", "getAccount", "listAccountTransactions", "getStatement"),
+        *("openAccount", "recharge", "transfer", "adjust", "getMovement", "hold", "getHold", "postHold", "voidHold"),
         *("listCampaigns", "getCampaign", "getOdds", "getCheckpoint", "getHealth", "getReadiness"),
     }
 
@@ -816,7 +831,7 @@ def document(tmp_path_factory: pytest.TempPathFactory, redis_server: servers.Ser
     folder = tmp_path_factory.mktemp("document")
     url = urlsplit(redis_server.url)._replace(path="/1").geturl()  # apart from what the others left queued
     with House(f"sqlite:///{folder}/ledger.db", url, url) as house, ExitStack() as stack:
-        headers = {"Authorization": f"Bearer {api_keys.add(house.engine, 'tester')}"}
+        headers = {"Authorization": f"Bearer {api_keys.add(house.engine, 'tester', scopes=api_keys.KEY_SCOPES)}"}
         stack.enter_context(processes.worker(house.env))
         started = stack.enter_context(gateway(house, TOMBOLA_GATEWAY_RATE_MAX="1000000"))
         yield schemathesis.openapi.from_url(f"{started.url}/openapi.json", headers=headers)

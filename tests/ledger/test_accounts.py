@@ -20,10 +20,9 @@ from tombola.producers.storage.engines import open_engine
 from tombola.worker.audit import audit
 from tombola.worker.audit.on_record import API_KEY_ADD
 from tombola.worker.cli import app
-from tombola.worker.cli.access import _on_record
 from tombola.worker.ledger import accounts
 from tombola.worker.operators import actions, once
-from tombola.worker.operators.actions import Action
+from tombola.worker.operators.actions import Act, Action, act_once
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Settled
 from tombola.worker.settle.rules import Rules
@@ -207,7 +206,8 @@ def test_api_keys_are_made_and_revoked_on_record(engine: Engine) -> None:
     tombola("api-key", "revoke", key_id)
     found = [(it.action, it.reason, it.count, it.details) for it in recorded(engine)]
     details = {"key_id": key_id, "caller": "shop"}
-    assert found == [("api-key revoke", "", 1, details), ("api-key add", "web", 1, details)]
+    made = {"caller": "shop", "scopes": "draw,read", "key_id": key_id}
+    assert found == [("api-key revoke", "", 1, details), ("api-key add", "web", 1, made)]
     assert key not in str(found)
 
 
@@ -218,6 +218,6 @@ def test_a_key_that_is_not_on_record_is_not_made(engine: Engine) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        api_keys.add(engine, "shop", record=_on_record(API_KEY_ADD, ""))
+        act_once(engine, Act.of(API_KEY_ADD, {}), lambda it: {"key_id": api_keys.id_of(api_keys.add(it, "shop"))})
     event.remove(engine, "before_cursor_execute", fail)
     assert api_keys.list_all(engine) == []

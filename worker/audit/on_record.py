@@ -13,12 +13,15 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, select
 
+from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.domain.money import CENT
-from tombola.producers.storage.schema import api_keys, dead_letters, operator_actions, replays
+from tombola.producers.storage.api_keys import NO_BOUNDS, Bounds
+from tombola.producers.storage.schema import api_keys, dead_letters, operator_actions, operators, replays
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.audit.report import Violation
 from tombola.worker.audit.stored import FETCH_SIZE
 from tombola.worker.ledger.accounts import ACCOUNT_ADD, ACCOUNT_RECHARGE, ON_RECORD
+from tombola.worker.operators.actions import USER_ADD, USER_REMOVE, USER_ROLE
 
 API_KEY_ADD: Final = "api-key add"
 API_KEY_REVOKE: Final = "api-key revoke"
@@ -28,7 +31,7 @@ Found = tuple[str, str]  # the subject, and what is wrong with it
 
 def check_record(connection: Connection) -> Iterator[Violation]:
     """What is missing from the record, and what the record says that is not so."""
-    for check in (_replays, _recharges, _api_keys):
+    for check in (_replays, _recharges, _api_keys, _users):
         for subject, what in check(connection):
             yield Violation("I12", subject, what)
 
@@ -83,16 +86,50 @@ def _recharges(connection: Connection) -> Iterator[Found]:
 
 
 def _api_keys(connection: Connection) -> Iterator[Found]:
-    """An API key that was made on record exists, and a key that was revoked on record is revoked."""
-    keys = {row.key_id: row.revoked_at for row in connection.execute(select(api_keys.c.key_id, api_keys.c.revoked_at))}
+    """An API key that was made on record exists and may do what is on record; one that was revoked is revoked."""
+    columns = ("key_id", "revoked_at", "scopes", "expires_at", "accounts", "user_prefix")
+    keys = {row.key_id: row for row in connection.execute(select(*[api_keys.c[name] for name in columns]))}
     for id, action, details in _recorded(connection, API_KEY_ADD, API_KEY_REVOKE):
         key_id = (details or {}).get("key_id")
         if details is None:
             yield f"action {id}", "its details cannot be read"
         elif key_id not in keys:
             yield f"API key {key_id}", "is on record, and gone"
-        elif action == API_KEY_REVOKE and keys[key_id] is None:
+        elif action == API_KEY_REVOKE and keys[key_id].revoked_at is None:
             yield f"API key {key_id}", "was revoked on record, and is valid again"
+        # Older releases recorded no scopes.
+        elif action == API_KEY_ADD and "scopes" in details and not _is_as_recorded(keys[key_id], details):
+            yield f"API key {key_id}", "may do other things than on record: its scopes, accounts or end were changed"
+
+
+def _is_as_recorded(key: Any, details: dict[str, Any]) -> bool:
+    try:
+        bounds = Bounds.parse(key.accounts, key.user_prefix)
+    except InvalidRequest:
+        return False
+    has = (key.scopes, "" if key.expires_at is None else key.expires_at.isoformat(), str(bounds))
+    return has == (details["scopes"], details.get("expires_at", ""), details.get("for", str(NO_BOUNDS)))
+
+
+def _users(connection: Connection) -> Iterator[Found]:
+    """The users of the console are those that were added on record and not removed, each in the last role on record."""
+    recorded: dict[str, str] = {}
+    for id, action, details in _recorded(connection, USER_ADD, USER_ROLE, USER_REMOVE):
+        name, role = (details or {}).get("name"), (details or {}).get("role")
+        if not isinstance(name, str):
+            yield f"action {id}", "its details cannot be read"
+        elif action == USER_REMOVE:
+            recorded.pop(name, None)
+        else:
+            recorded[name] = str(role)
+    there = {row.name: row.role for row in connection.execute(select(operators.c.name, operators.c.role))}
+    for name in sorted(there.keys() | recorded.keys()):
+        if name not in recorded:
+            yield f"user {name}", "is not on record"
+        elif name not in there:
+            yield f"user {name}", "is on record, and gone"
+        elif there[name] != recorded[name]:
+            yield f"user {name}", f"is {there[name]}, on record {recorded[name]}"
 
 
 def _recorded(connection: Connection, *actions: str) -> Iterator[tuple[int, str, dict[str, Any] | None]]:

@@ -74,6 +74,12 @@ def _migrate() -> typer.Typer:
     return migrate.app
 
 
+def _grants() -> typer.Typer:
+    from tombola.worker.cli import grants
+
+    return grants.app
+
+
 def _users() -> typer.Typer:
     from tombola.worker.cli import users
 
@@ -105,6 +111,7 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "doctor": _doctor,
     "api-key": _access,
     "user": _users,
+    "grants": _grants,
     "migrate": _migrate,
     "legacy": _legacy,
 }

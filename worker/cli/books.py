@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import msgspec
@@ -11,20 +9,23 @@ import typer
 
 from tombola.producers.domain import keys
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, wheels
-from tombola.producers.domain.errors import DrawError, ServiceUnavailable
+from tombola.producers.domain.errors import DrawError
 from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage.ledger import find_account
 from tombola.worker.audit import audits
 from tombola.worker.audit.audit import audit as audit_of
+from tombola.worker.cli import account_views
 from tombola.worker.cli.base import (
     AccountOption,
     JsonOption,
+    OnceOption,
     OptionalReasonOption,
     amount_of,
     engine_of,
     out,
     print_json,
     settings_with,
+    under_key,
 )
 from tombola.worker.embedded import sample
 from tombola.worker.ledger import accounts
@@ -33,10 +34,7 @@ from tombola.worker.operators.actions import checked_reason, shell_operator
 app = typer.Typer()
 account_app = typer.Typer(help="Open, recharge and show accounts.", no_args_is_help=True)
 app.add_typer(account_app, name="account")
-
-OnceOption = Annotated[
-    str, typer.Option("--key", help="The same command under the same key has one effect. Default: a new key.")
-]
+account_app.add_typer(account_views.app)
 
 
 @app.command()
@@ -65,7 +63,7 @@ def account_add(
     reason: OptionalReasonOption = "",
 ) -> None:
     """Open an account."""
-    with _once(key or keys.make_act_key("account_add")) as once:
+    with under_key(key or keys.make_act_key("account_add")) as once:
         opened = accounts.add(
             engine_of(), user_id=user, asset_code=asset, balance=amount_of(balance), key=once, by=shell_operator(),
             reason=_checked(reason),
@@ -82,7 +80,7 @@ def account_recharge(
     reason: OptionalReasonOption = "",
 ) -> None:
     """Add to an account's balance, once per key."""
-    with _once(key or keys.make_standalone_key(RECHARGE, account)) as once:
+    with under_key(key or keys.make_standalone_key(RECHARGE, account)) as once:
         done = accounts.recharge(
             engine_of(), account, amount_of(amount), key=once, by=shell_operator(), reason=_checked(reason)
         )
@@ -93,17 +91,6 @@ def account_recharge(
     else:
         out.print(f"account {account}: balance {done.balance_after:.2f}")
     out.print(f"key {once}")
-
-
-@contextmanager
-def _once(key: str) -> Iterator[str]:
-    """Around a change that has one effect per `key`: after an unknown outcome, the error says to run it again."""
-    try:
-        yield key
-    except ServiceUnavailable as error:
-        raise ServiceUnavailable(
-            f"{error}. The outcome is unknown: run the same command with --key {key}; it has one effect"
-        ) from error
 
 
 def _checked(reason: str) -> str:
@@ -117,4 +104,7 @@ def account_show(account: Annotated[int, typer.Argument(help="The account's id."
         found = find_account(connection, account)
     if found is None:
         raise DrawError(f"there is no account {account}")
-    out.print(f"account {found.account_id} (user {found.user_id}): balance {found.balance:.2f} {found.asset_code}")
+    held = f", held {found.held:.2f}" if found.held else ""
+    out.print(
+        f"account {found.account_id} (user {found.user_id}): balance {found.balance:.2f} {found.asset_code}{held}"
+    )

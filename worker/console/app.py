@@ -21,6 +21,7 @@ from starlette_admin.theme import DefaultTheme, TablerSettings
 from tombola.producers.brokers.redis_clients import open_redis
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import (
+    AccountNotFound,
     CampaignNotFound,
     DeadLetterNotFound,
     DrawError,
@@ -32,6 +33,7 @@ from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.faults import explain
 from tombola.worker.console import shown
+from tombola.worker.console.accounts import AccountsPage
 from tombola.worker.console.books import BooksPage
 from tombola.worker.console.campaign_editor import EditorPage
 from tombola.worker.console.campaigns import CampaignsPage
@@ -52,6 +54,7 @@ HERE: Final = Path(__file__).parent
 REDIS_TIMEOUT_S: Final = 1.0  # a page waits for Redis
 # The HTTP status of an error of ours: the first type that fits, else 500.
 STATUSES: Final[dict[type[DrawError], int]] = {
+    AccountNotFound: 404,
     CampaignNotFound: 404,
     DeadLetterNotFound: 404,
     ReplayNotFound: 404,
@@ -80,7 +83,7 @@ class Admin(BaseAdmin):
         self.templates.env.filters.update(shown.FILTERS)
         # The editor after the campaigns: a view's routes come before those of the views added before it.
         campaigns = (CampaignsPage, EditorPage, WebhooksPage, FulfilmentsPage)
-        for view in (LettersPage, ReplaysPage, *campaigns, BooksPage, StoryPage, ActionsPage, UsersPage):
+        for view in (LettersPage, ReplaysPage, *campaigns, AccountsPage, BooksPage, StoryPage, ActionsPage, UsersPage):
             self.add_view(view(services))
 
     def _init_csrf(self) -> None:

@@ -16,6 +16,7 @@ from tombola.producers.domain.errors import AccountNotFound, IdempotencyKeyReuse
 from tombola.producers.domain.money import AMOUNT_MAX, CENT
 from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage import clock
+from tombola.producers.storage.accounts import check_asset_code, insert_empty
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.operators import actions
@@ -28,7 +29,6 @@ ACCOUNT_ADD: Final = "account add"
 ACCOUNT_RECHARGE: Final = "account recharge"
 ON_RECORD: Final = "on record"
 
-_is_asset_code = re.compile(r"[A-Za-z0-9._-]{1,50}").fullmatch
 _is_standalone_recharge = re.compile(rf"{RECHARGE}_([1-9]\d{{0,18}})_\d{{13}}_[0-9a-f]{{6}}").fullmatch
 
 
@@ -97,8 +97,7 @@ def add(
     repeat changes nothing and gets the first outcome. `by` is the operator, for the record. Raises InvalidRequest for
     an invalid asset code or balance, or if the user has an account in this asset; otherwise as `recharge` does.
     """
-    if not _is_asset_code(asset_code):
-        raise InvalidRequest(f"an asset code is 1 to 50 characters of A-Z a-z 0-9 . _ and -: {asset_code!r:.80}")
+    check_asset_code(asset_code)
     if balance:
         _check_amount(balance)
     row_key = None if key is None else keys.derive(key, OPENING_TYPE)
@@ -114,9 +113,7 @@ def add(
         mine = (accounts.c.user_id == user) & (accounts.c.asset_code == asset_code)
         if user_id is not None and connection.execute(select(accounts.c.id).where(mine)).first() is not None:
             raise InvalidRequest(f"user {user} has a {asset_code} account already")
-        now = clock.now(connection)
-        values = {"user_id": user, "asset_code": asset_code, "balance": Decimal(0), "created_at": now}
-        connection.execute(insert(accounts).values(**values, updated_at=now))
+        insert_empty(connection, user, asset_code, clock.now(connection))
         account = connection.execute(select(accounts).where(mine)).one()
         opening_key = row_key or (keys.make_standalone_key(RECHARGE, account.id) if balance else None)
         if opening_key is not None:

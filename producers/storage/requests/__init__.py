@@ -20,7 +20,13 @@ from tombola.producers.storage.requests.accepting import (
     clash_of,
     owners_of_sessions,
 )
-from tombola.producers.storage.requests.archiving import SessionState, archive, state_of_session, states_of_sessions
+from tombola.producers.storage.requests.archiving import (
+    SessionState,
+    archive,
+    state_of_request,
+    state_of_session,
+    states_of_sessions,
+)
 from tombola.producers.storage.requests.outbox import (
     Lease,
     count_accepted,
@@ -73,6 +79,7 @@ __all__ = [
     "put_off",
     "request_of",
     "revive",
+    "state_of_request",
     "state_of_session",
     "states_of_sessions",
     "time_out",

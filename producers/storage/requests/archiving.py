@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select, update
 
-from tombola.producers.domain import operations
+from tombola.producers.domain import keys, operations
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import Request, parse_result_head
 from tombola.producers.domain.operations.operation import Rejection
@@ -32,12 +32,27 @@ class SessionState(NamedTuple):
 def state_of_session(connection: Connection, lottery_session_id: str) -> SessionState | None:
     """The state of this session's request, with the result rebuilt if its row is archived; None for no such session."""
     row = connection.execute(select(table).where(table.c.lottery_session_id == lottery_session_id)).first()
-    if row is None:
-        return None
-    request = request_of(row)
+    return None if row is None else _state(connection, row)
+
+
+def state_of_request(connection: Connection, request_key: str, caller: str) -> SessionState | None:
+    """The state of the request that `caller` calls by this key, as state_of_session; None for no such request.
+
+    Where another caller holds the key, it is the request under the caller's alias; otherwise it may be another
+    caller's.
+    """
+    own = keys.alias(caller, request_key)
+    rows = connection.execute(select(table).where(table.c.request_key.in_((request_key, own)))).all()
+    found = {row.request_key: row for row in rows}
+    row = found.get(own) or found.get(request_key)
+    return None if row is None else _state(connection, row)
+
+
+def _state(connection: Connection, row: Any) -> SessionState:
+    request, session_id = request_of(row), row.lottery_session_id
     body = None if row.result is None else row.result.encode()
     if body is None and row.status == Status.COMPLETED:
-        rows = postings_of_request(connection, lottery_session_id, request.ledger_key)
+        rows = postings_of_request(connection, session_id, request.ledger_key)
         body = operations.operation_of(request).result(request, rows)
     elif body is None and row.status == Status.REJECTED:
         body = operations.operation_of(request).result(request, Rejection(row.reason, row.balance_told))
