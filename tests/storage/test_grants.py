@@ -90,7 +90,7 @@ def test_the_statements_name_users_and_quote_what_is_given() -> None:
     on_mysql = "\n".join(statements(["worker"], Deployment("t", server="mysql")))
     assert "GRANT LOCK TABLES ON `t`.* TO" in on_mysql
     legacy = "\n".join(statements(ROLES, Deployment("t", is_legacy=True)))
-    assert legacy.count("GRANT SELECT ON `t`.`legacy_migration`") == 4
+    assert legacy.count("GRANT SELECT ON `t`.`legacy_migration`") == 5
     assert legacy.count("UPDATE (idempotency_key, lottery_session_id, created_at, updated_at)") == 1
 
 
