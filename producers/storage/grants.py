@@ -54,7 +54,7 @@ _SUBSCRIBED: Final = (
     "SELECT, INSERT, UPDATE (url, secret, events, campaign, former_secret, former_until, created_by, created_at, "
     "removed_at)"
 )
-_HEAD: Final = "SELECT, INSERT, UPDATE (seen, peaks, checkpoint, checkpoint_at, anchored_at)"
+_SEALED: Final = "SELECT, INSERT, UPDATE (seen, peaks, checkpoint, checkpoint_at, anchored_at)"
 _DELIVERED: Final = "SELECT, UPDATE (webhook, state, attempts, next_at, error, ended_at)"
 
 
@@ -123,11 +123,17 @@ GRANTS: Final[Mapping[str, Grants]] = {
     "account_holds": {
         "worker": _HELD, "gateway": READ, "relay": READ, "console": READ, "operator": _HELD, "auditor": READ,
     },
-    "books_blocks": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
+    "books_blocks": {
+        "worker": APPEND, "gateway": READ, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ,
+    },
     "books_house": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
     "books_head": {
-        "worker": _HEAD, "gateway": READ, "relay": _HEAD, "console": READ, "operator": _HEAD, "auditor": READ,
+        "worker": _SEALED, "gateway": READ, "relay": _SEALED, "console": READ, "operator": _SEALED, "auditor": READ,
     },
+    "books_snapshots": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
+    "books_blocks": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
+    "books_house": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
+        "worker": _HEAD, "gateway": READ, "relay": _HEAD, "console": READ, "operator": _HEAD, "auditor": READ,
     "books_snapshots": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
     "audit_marks": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
     "audited_accounts": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},

@@ -24,6 +24,7 @@ from tombola.producers.domain.books import merkle
 from tombola.producers.domain.books.blocks import NO_BLOCK, Block, read_sums, written_sums
 from tombola.producers.domain.books.house import Rules
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN
+from tombola.producers.domain.errors import DrawError
 from tombola.producers.storage import books, clock
 from tombola.producers.storage.books import Sealed
 from tombola.producers.storage.faults import Fault, explain, fault_of
@@ -54,6 +55,10 @@ class Step(NamedTuple):
 IDLE: Final = Step()
 
 
+class ChainBroken(DrawError):
+    """The blocks are not the ones that the head has seen."""
+
+
 def seal(
     engine: Engine,
     *,
@@ -65,7 +70,7 @@ def seal(
     """Seal blocks until nothing is left below the horizon, or `time_s_max` is over; return how many rows were sealed.
 
     `after_s` is how long the longest transaction that writes to the ledger can last. Does nothing while another process
-    is the leader, and in a legacy ledger before its contract step: until then its rows may change. Raises
+    is the leader, and in a legacy ledger before its contract step: until then its rows may change. Raises ChainBroken,
     ServiceUnavailable, ConfigurationError or InternalError.
     """
     began, sealed = time.monotonic(), 0
@@ -119,6 +124,11 @@ def _next_id(last: Sealed | None) -> int:
 
 def _seal_next(connection: Connection, head: Head, after: timedelta, rules: Rules, rows_max: int) -> Step:
     last, now, highest = books.last_sealed(connection), clock.now(connection), heads.highest_id(connection)
+    if (number := 0 if last is None else last.block.number) != head.peaks.size:
+        raise ChainBroken(
+            f"the last block is {number:,}, and {head.peaks.size:,} were sealed: nothing is sealed before "
+            "`tombola books verify` tells what happened"
+        )
     head = head.with_watermark(highest, now, after)
     horizon = _horizon(connection, head, after, highest)
     ids = _next_range(connection, Range(_next_id(last), horizon), rows_max)

@@ -102,11 +102,12 @@ class _Walk:
         with self._open() as connection:
             self._old = OldRows.of(connection)
             self._head = heads.read(connection)
-            if self._is_whole:
-                for id in _ids(connection, transactions.c.transaction_id < FIRST_ID):
-                    yield Tampering(1, f"transaction {id}", "its id lies before all blocks")
-                return
+            before_all = _ids(connection, transactions.c.transaction_id < FIRST_ID) if self._is_whole else []
             found = books.sealed_from(connection, self._next - 1, rows_max=1)
+        for id in before_all:
+            yield Tampering(1, f"transaction {id}", "its id lies before all blocks")
+        if self._is_whole:
+            return
         if found and found[0].block.number == self._next - 1:
             self._before = found[0]
         else:
@@ -123,12 +124,12 @@ class _Walk:
 
     def check(self, sealed: Sealed) -> Iterator[Tampering]:
         """Check a block beside the one before, its rows, and the house's accounts."""
-        with self._open() as connection:
-            for what in self._links(sealed):
-                yield Tampering(sealed.block.number, f"block {sealed.block.number}", what)
-            yield from self._rows(connection, sealed)
-            for what in self._house(connection, sealed.block):
-                yield Tampering(sealed.block.number, f"block {sealed.block.number}", what)
+        number, subject = sealed.block.number, f"block {sealed.block.number}"
+        with self._open() as connection:  # closed before anything is yielded: whoever reads on may take a while
+            found = [Tampering(number, subject, what) for what in self._links(sealed)]
+            found += self._rows(connection, sealed)
+            found += [Tampering(number, subject, what) for what in self._house(connection, sealed.block)]
+        yield from found
         self._before = sealed
         self._peaks = self._peaks.append(_bytes(sealed.hash))
         if sealed.block.number == self._head.peaks.size:
