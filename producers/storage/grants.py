@@ -40,6 +40,7 @@ READ: Final = "SELECT"
 APPEND: Final = "SELECT, INSERT"
 ALL: Final = "SELECT, INSERT, UPDATE, DELETE"
 _REPLACED: Final = "SELECT, INSERT, DELETE"
+_HEAD: Final = "SELECT, INSERT, UPDATE"
 _BALANCES: Final = "SELECT, INSERT, UPDATE (balance, updated_at)"
 _OUTBOX: Final = "publish_attempts, publish_error, published_at, publish_at"
 _OUTCOME: Final = "result, settled_at, deliveries, settled_by, balance_told"
@@ -123,6 +124,9 @@ GRANTS: Final[Mapping[str, Grants]] = {
     },
     "books_blocks": {
         "worker": APPEND, "gateway": READ, "relay": READ, "console": READ, "operator": APPEND, "auditor": READ,
+    },
+    "books_head": {
+        "worker": _HEAD, "gateway": READ, "relay": READ, "console": READ, "operator": _HEAD, "auditor": READ,
     },
     "books_house": {"worker": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
     "books_snapshots": {"worker": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
