@@ -131,10 +131,6 @@ GRANTS: Final[Mapping[str, Grants]] = {
         "worker": _SEALED, "gateway": READ, "relay": _SEALED, "console": READ, "operator": _SEALED, "auditor": READ,
     },
     "books_snapshots": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
-    "books_blocks": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
-    "books_house": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
-        "worker": _HEAD, "gateway": READ, "relay": _HEAD, "console": READ, "operator": _HEAD, "auditor": READ,
-    "books_snapshots": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
     "audit_marks": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
     "audited_accounts": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
 }  # fmt: skip

@@ -18,7 +18,7 @@ from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.audit import lines
 from tombola.worker.audit.chains import BAND_SIZE, Chains
 from tombola.worker.audit.report import Report, Violation
-from tombola.worker.audit.stored import Unreadable, cents_of, raw_rows, shown, stored
+from tombola.worker.audit.stored import shown, texts
 
 CHUNK: Final = 40 * BAND_SIZE  # ids of accounts in one part
 WALK_ROWS_MAX: Final = 100_000  # of one account whose rows are read once more, to name what is wrong
@@ -111,16 +111,20 @@ def _compare(account_id: int, held: Held | None, chains: Chains) -> Iterator[Vio
 
 def _read_balances(connection: Connection, chunk: range, held: dict[int, Held]) -> Iterator[Violation]:
     """Read the accounts into `held`; yield what is wrong with a balance alone."""
-    query = select(accounts.c.id, stored(accounts.c.balance), accounts.c.asset_code)
-    for account_id, value, asset in connection.execute(
-        query.where(accounts.c.id >= chunk.start, accounts.c.id < chunk.stop)
-    ):
+    is_sqlite = connection.dialect.name == "sqlite"
+    balance_text = f"COALESCE({lines.amount_text('balance', is_sqlite=is_sqlite)}, '')"
+    told = lines.joined(["id", "COALESCE(asset_code, '')", balance_text], is_sqlite=is_sqlite)
+    rest = f"FROM account_asset_balances WHERE id >= {chunk.start:d} AND id < {chunk.stop:d}"
+    for text in texts(connection, told, rest):
+        account, _, others = text.partition(lines.SEPARATOR)
+        asset, _, value = others.rpartition(lines.SEPARATOR)
+        account_id = int(account)
         try:
-            balance = cents_of(connection, value)
-        except Unreadable as error:
+            balance = lines.cents(value)
+        except ValueError:
             held[account_id] = Held(None, asset)
             for invariant in ("I3", "I5"):
-                yield Violation(invariant, f"account {account_id}", f"its balance cannot be read: {error}")
+                yield Violation(invariant, f"account {account_id}", "its balance cannot be read: it is no amount")
             continue
         held[account_id] = Held(balance, asset)
         if balance < 0:
@@ -131,10 +135,11 @@ def _counted(connection: Connection, at_id: int, chunk: range) -> dict[int, tupl
     """How many rows each account has up to `at_id`, and the last one's id: from the index by account alone."""
     is_sqlite = connection.dialect.name == "sqlite"
     hint, column = ("", "+transaction_id") if is_sqlite else (" IGNORE INDEX (PRIMARY)", "transaction_id")
-    rows = raw_rows(
-        connection,
-        f"SELECT account_id, COUNT(*), MAX(transaction_id) FROM asset_transactions{hint} "
+    counted = (
+        f"SELECT account_id, COUNT(*) AS row_count, MAX(transaction_id) AS last_id FROM asset_transactions{hint} "
         f"WHERE account_id >= {chunk.start:d} AND account_id < {chunk.stop:d} AND {column} <= {at_id:d} "
-        "GROUP BY account_id",
+        "GROUP BY account_id"
     )
-    return {account_id: (int(count), int(last_id)) for account_id, count, last_id in rows}
+    told = lines.joined(["account_id", "row_count", "last_id"], is_sqlite=is_sqlite)
+    found = (map(int, text.split(lines.SEPARATOR)) for text in texts(connection, told, f"FROM ({counted}) AS counted"))
+    return {account_id: (rows, last_id) for account_id, rows, last_id in found}

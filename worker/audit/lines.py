@@ -16,11 +16,9 @@ from tombola.producers.domain.campaigns.pulls import CONSUME
 from tombola.producers.domain.causes import Status
 from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.schema import asset_transactions as transactions
-from tombola.worker.audit.stored import raw_rows, stored
+from tombola.worker.audit.stored import raw_rows, stored, texts
 
 SEPARATOR: Final = "\x1f"
-LINE_SEPARATOR: Final = "\x1e"
-TEXT_BYTES_MAX: Final = 2**26
 LEDGER: Final = (
     *("transaction_id", "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code"),
     *("delta_amount", "balance_before", "balance_after", "notes"),
@@ -39,22 +37,14 @@ Line = list[str]
 
 def read(connection: Connection, after_id: int, up_to_id: int, *, rows_max: int) -> list[Line]:
     """The next `rows_max` lines, with requests, of the rows from above `after_id` up to `up_to_id`, by their ids."""
+    is_sqlite = connection.dialect.name == "sqlite"
     between = f"t.transaction_id > {after_id:d} AND t.transaction_id <= {up_to_id:d}"
-    ordered = f"{between} ORDER BY t.transaction_id"
-    if connection.dialect.name == "sqlite":
-        return [_line(text) for (text,) in raw_rows(connection, f"{_SQLITE} WHERE {ordered} LIMIT {rows_max:d}")]
-    # All lines in one text: the driver takes longer for each row of an answer than the server for the row itself.
-    ids = f"SELECT t.transaction_id FROM asset_transactions t WHERE {ordered} LIMIT 1 OFFSET {rows_max - 1:d}"
-    last = raw_rows(connection, ids)
+    ids = f"SELECT t.transaction_id FROM asset_transactions t WHERE {between} ORDER BY t.transaction_id"
+    last = raw_rows(connection, f"{ids} LIMIT 1 OFFSET {rows_max - 1:d}")
     if last:
         between = f"t.transaction_id > {after_id:d} AND t.transaction_id <= {last[0][0]:d}"
-    connection.exec_driver_sql(f"SET SESSION group_concat_max_len = {TEXT_BYTES_MAX}")
-    ((count, text),) = raw_rows(connection, f"{_MYSQL_AT_ONCE} WHERE {between}")
-    texts = text.split(LINE_SEPARATOR) if text else []
-    if len(texts) != count:  # cut off by the server's limits, or a value holds the separator
-        ordered = f"{between} ORDER BY t.transaction_id"
-        return [_line(text) for (text,) in raw_rows(connection, f"{_MYSQL} WHERE {ordered}")]
-    return sorted(map(_line, texts), key=id_of)
+    text, of_rows, _ = _SQL[is_sqlite]
+    return sorted(map(_line, texts(connection, text, f"{of_rows} WHERE {between}")), key=id_of)
 
 
 def read_of_accounts(
@@ -68,9 +58,9 @@ def read_of_accounts(
     if len(accounts) > 1:
         of_account = f"t.account_id >= {accounts.start:d} AND t.account_id < {accounts.stop:d}"
     limit = "" if rows_max is None else f" LIMIT {rows_max:d}"
-    select_lines = _SQLITE_ROWS if connection.dialect.name == "sqlite" else _MYSQL_ROWS
+    _, _, text = _SQL[connection.dialect.name == "sqlite"]
     where = f"t.transaction_id > {after_id:d} AND {of_account} ORDER BY t.transaction_id{limit}"
-    return [_line(text) for (text,) in raw_rows(connection, f"{select_lines} WHERE {where}")]
+    return [_line(it) for (it,) in raw_rows(connection, f"SELECT {text} FROM asset_transactions t WHERE {where}")]
 
 
 def _line(text: str) -> Line:
@@ -109,44 +99,43 @@ def cents(text: str) -> int:
     return int(text[:-3] + text[-2:])
 
 
-def _selects(*, is_sqlite: bool) -> tuple[str, str]:
-    """The statements that select lines with their requests and without, up to the WHERE."""
+def amount_text(column: str, *, is_sqlite: bool) -> str:
+    """SQL for an amount as DECIMAL(10,2) is printed; NULL for what is no whole number of hundredths in SQLite."""
+    if not is_sqlite:
+        return column
+    return (
+        f"CASE typeof({column}) WHEN 'integer' THEN printf('%s%d.%02d', "
+        f"CASE WHEN {column} < 0 THEN '-' ELSE '' END, abs({column}) / 100, abs({column}) % 100) END"
+    )
 
-    def joined(values: Sequence[str]) -> str:
-        parts = [part for value in values for part in (f"'{SEPARATOR}'", value)][1:]
-        return " || ".join(parts) if is_sqlite else f"CONCAT({', '.join(parts)})"
 
-    def amount(column: str) -> str:  # as DECIMAL(10,2) is printed; NULL for what is no whole number of hundredths
-        if not is_sqlite:
-            return column
-        return (
-            f"CASE typeof({column}) WHEN 'integer' THEN printf('%s%d.%02d', "
-            f"CASE WHEN {column} < 0 THEN '-' ELSE '' END, abs({column}) / 100, abs({column}) % 100) END"
-        )
+def joined(values: Sequence[str], *, is_sqlite: bool) -> str:
+    """SQL for these values as one text, with separators between them; NULL if one of them is."""
+    parts = [part for value in values for part in (f"'{SEPARATOR}'", value)][1:]
+    return " || ".join(parts) if is_sqlite else f"CONCAT({', '.join(parts)})"
 
-    values = [amount(f"t.{name}") if name in _AMOUNTS else f"t.{name}" for name in LEDGER[:-1]]
+
+def _sql(*, is_sqlite: bool) -> tuple[str, str, str]:
+    """SQL for a line with its request, for the rows that it is of, and for a line without a request."""
+    values = [
+        amount_text(f"t.{name}", is_sqlite=is_sqlite) if name in _AMOUNTS else f"t.{name}" for name in LEDGER[:-1]
+    ]
     values.append("COALESCE(t.notes, '')")
-    without = joined(["'0'", *values])
+    without = joined(["'0'", *values], is_sqlite=is_sqlite)
     is_archived = "r.result IS NULL AND r.publish_at IS NULL"
     result = f"CASE WHEN {is_archived} THEN '' ELSE COALESCE(NULLIF(r.result, ''), '?') END"
-    request = joined(["''", *(f"r.{name}" for name in REQUEST[:-1]), result])  # NULL where there is no request
-    row = joined(["(r.request_key IS NOT NULL)", *values])
+    # NULL where there is no request.
+    request = joined(["''", *(f"r.{name}" for name in REQUEST[:-1]), result], is_sqlite=is_sqlite)
+    row = joined(["(r.request_key IS NOT NULL)", *values], is_sqlite=is_sqlite)
     line = f"{row} || COALESCE({request}, '')" if is_sqlite else f"CONCAT({row}, COALESCE({request}, ''))"
     # Only charges look for a request: a look-up of NULL finds nothing, and costs nothing.
-    join = (
-        "LEFT JOIN api_idempotency_requests r ON r.lottery_session_id = "
+    rows = (
+        "FROM asset_transactions t LEFT JOIN api_idempotency_requests r ON r.lottery_session_id = "
         f"CASE WHEN t.business_type = '{CONSUME}' THEN t.lottery_session_id END "
         f"AND r.kind IS NULL AND r.reason IS NULL AND r.status = '{Status.COMPLETED}'"
     )
     lone = "CAST(t.transaction_id AS CHAR)"
-    return (
-        f"SELECT COALESCE({line}, {lone}) FROM asset_transactions t {join}",
-        f"SELECT COALESCE({without}, {lone}) FROM asset_transactions t",
-    )
+    return f"COALESCE({line}, {lone})", rows, f"COALESCE({without}, {lone})"
 
 
-_SQLITE, _SQLITE_ROWS = _selects(is_sqlite=True)
-_MYSQL, _MYSQL_ROWS = _selects(is_sqlite=False)
-_MYSQL_AT_ONCE: Final = _MYSQL.replace("SELECT ", "SELECT COUNT(*), GROUP_CONCAT(", 1).replace(
-    " FROM asset_transactions", f" SEPARATOR '{LINE_SEPARATOR}') FROM asset_transactions", 1
-)
+_SQL: Final = {is_sqlite: _sql(is_sqlite=is_sqlite) for is_sqlite in (False, True)}
