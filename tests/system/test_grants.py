@@ -315,8 +315,10 @@ def _replay(users: Users) -> None:
 def _move(users: Users, accounts: list[int]) -> None:
     """Movements of operators, from a shell and from the console: refunds give stock back, and holds end."""
     first, second, _ = accounts
-    won = [row for row in table(users.root.engine, "asset_transactions") if row["asset_code"] == "ITEM.PHONE"]
-    phone, other = (row["lottery_session_id"] for row in won[:2])
+    rows = table(users.root.engine, "asset_transactions")
+    refunded = {row["idempotency_key"].partition(":")[0] for row in rows if row["business_type"] == "refund"}
+    won = [row for row in rows if (row["asset_code"], row["delta_amount"]) == ("ITEM.PHONE", 1_00)]
+    phone, other, *_ = (row["lottery_session_id"] for row in won if row["lottery_session_id"] not in refunded)
     with users.shell("operator") as tombola:
         tombola("account", "transfer", first, second, "2", "--yes")
         tombola("account", "adjust", first, "-1", "--reason", "a mistake", "--yes")
