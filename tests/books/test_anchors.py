@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine, select, text
 
 from tests.books.conftest import Draw, seal_all
+from tests.ledgers import recharge
 from tombola.producers.domain.books.checkpoints import PrivateKey
 from tombola.producers.domain.books.merkle import Peaks
 from tombola.producers.storage import books
@@ -17,7 +18,6 @@ from tombola.worker.books import anchors
 from tombola.worker.books import head as heads
 from tombola.worker.books.anchors import AnchorConflict, check_anchors
 from tombola.worker.books.verification import check_blocks
-from tombola.worker.ledger import accounts
 
 LEDGER, BLOCKS, HOUSE, HEAD = "asset_transactions", "books_blocks", "books_house", "books_head"
 
@@ -70,7 +70,7 @@ def rebuild(engine: Engine) -> None:
         for table in (HOUSE, BLOCKS, HEAD):
             connection.execute(text(f"DELETE FROM {table}"))
     while len(blocks_of(engine)) < count:
-        accounts.recharge(engine, 1, Decimal(1))
+        recharge(engine, 1, Decimal(1))
         seal_all(engine)
     assert list(check_blocks(engine)) == []
 
