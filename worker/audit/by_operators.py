@@ -31,10 +31,11 @@ def check_movements(connection: Connection) -> Iterator[tuple[str, str]]:
             continue
         if key := details.get("request_key"):  # recharges of older releases have none
             recorded[str(key)] = action, details.get("account_id")
-    rows = connection.execution_options(yield_per=FETCH_SIZE).execute(
-        select(requests.c.request_key, requests.c.kind, requests.c.account_id, requests.c.status).where(
-            requests.c.kind.in_(ACTS), requests.c.settled_by.startswith(SETTLED_BY)
-        )
+    # The options are the statement's: on the connection they would stream what is read after this, too.
+    rows = connection.execute(
+        select(requests.c.request_key, requests.c.kind, requests.c.account_id, requests.c.status)
+        .where(requests.c.kind.in_(ACTS), requests.c.settled_by.startswith(SETTLED_BY))
+        .execution_options(yield_per=FETCH_SIZE)
     )
     for key, kind, account_id, status in rows:
         said = recorded.pop(key, None)
