@@ -54,7 +54,7 @@ def rows(engine: Engine) -> list[dict[str, Any]]:
 
 def test_one_key_by_many_at_once(engine: Engine) -> None:
     with ThreadPoolExecutor(6) as pool:
-        opened = list(pool.map(lambda _: accounts.add(engine, balance=Decimal(2), key="new"), range(6)))
+        opened = list(pool.map(lambda _: accounts.add(engine, balance=Decimal(2), key="new", by="ann"), range(6)))
     assert {it._replace(is_repeat=True) for it in opened} == {opened[0]._replace(is_repeat=True)}
     assert [it.is_repeat for it in opened].count(False) == 1
     assert opened[0].user_id == 1
