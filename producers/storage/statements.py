@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, func, select
+from sqlalchemy import ColumnElement, Connection, func, null, select
 
 from tombola.producers.storage import clock
 from tombola.producers.storage.ledger import with_key
@@ -41,10 +41,9 @@ class Statement(NamedTuple):
 
 def statement(connection: Connection, account_id: int, since: datetime, until: datetime | None) -> Statement:
     """The statement of an account from `since` until before `until`, by default up to now."""
-    first_id, opening = _boundary(connection, account_id, since)
-    end_id, closing = _boundary(connection, account_id, until)
+    begin, end = _boundaries(connection, account_id, since, until)
     is_final = until is not None and clock.now(connection) > until + LATE_MAX
-    return Statement(opening, closing, first_id, end_id, is_final)
+    return Statement(begin.balance, end.balance, begin.row_id, end.row_id, is_final)
 
 
 def rows(
@@ -81,27 +80,40 @@ def _rows(
     return sorted((with_key(dict(it)) for it in found), key=lambda it: it["transaction_id"], reverse=newest_first)
 
 
-def _boundary(connection: Connection, account_id: int, moment: datetime | None) -> tuple[int, Decimal]:
-    """The id of the first row at or after `moment`, and the balance before that row.
+class _Boundary(NamedTuple):
+    """Where a period begins or ends: the id of its first row, or of the first row after it; the balance before it."""
 
-    Without such a row, or without a moment, both are those behind the account's last row.
+    row_id: int
+    balance: Decimal
+
+
+def _boundaries(
+    connection: Connection, account_id: int, since: datetime, until: datetime | None
+) -> tuple[_Boundary, _Boundary]:
+    """The rows at or after these moments; without such a row, or without a moment, what is behind the last row.
+
+    One statement finds all ids: each statement sees the rows of its own moment, and rows are posted meanwhile.
     """
-    mine = table.c.account_id == account_id
-    if moment is not None:
-        first = select(func.min(table.c.transaction_id)).where(mine, table.c.created_at >= moment).scalar_subquery()
-        if (row := _row(connection, first)) is not None:
-            return row.transaction_id, row.balance_before
-    last = select(func.max(table.c.transaction_id)).where(mine).scalar_subquery()
-    row = _row(connection, last)
-    return (1, Decimal("0.00")) if row is None else (row.transaction_id + 1, row.balance_after)
+    mine, row_id = table.c.account_id == account_id, table.c.transaction_id
 
+    def first(moment: datetime | None) -> ColumnElement[Any]:
+        if moment is None:
+            return null()
+        return select(func.min(row_id)).where(mine, table.c.created_at >= moment).scalar_subquery()
 
-def _row(connection: Connection, id: ScalarSelect[Any]) -> Any:
-    return connection.execute(
-        select(table.c.transaction_id, table.c.balance_before, table.c.balance_after).where(
-            table.c.transaction_id == id
-        )
-    ).first()
+    last_of_all = select(func.max(row_id)).where(mine).scalar_subquery()
+    begin_id, end_id, last_id = connection.execute(select(first(since), first(until), last_of_all)).one()
+    query = select(row_id, table.c.balance_before, table.c.balance_after)
+    found = {it.transaction_id: it for it in connection.execute(query.where(row_id.in_({begin_id, end_id, last_id})))}
+
+    def boundary(id: int | None) -> _Boundary:
+        if id is not None:
+            return _Boundary(id, found[id].balance_before)
+        if last_id is None:
+            return _Boundary(1, Decimal("0.00"))
+        return _Boundary(last_id + 1, found[last_id].balance_after)
+
+    return boundary(begin_id), boundary(end_id)
 
 
 def session_of(row: Mapping[str, Any]) -> str:

@@ -234,6 +234,9 @@ def test_ids_are_found_in_the_index_of_the_account(mariadb_url: str) -> None:
         for statement, parameters in asked:
             plan = connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).mappings().all()
             assert {it["key"] for it in plan} <= {"idx_account_created", "PRIMARY", "key0", None}, plan
+            if ".account_id =" not in statement:  # the few rows whose ids were found
+                assert [it["key"] for it in plan] == ["PRIMARY"]
+                continue
             of_index = [it for it in plan if it["key"] == "idx_account_created"]
             assert of_index, plan
             assert all("Using index" in it["Extra"] for it in of_index), plan
