@@ -159,13 +159,14 @@ def test_a_period_without_rows_says_what_was_there(engine: Engine) -> None:
 def test_statements_add_up_while_draws_go_on(engine: Engine) -> None:
     """Of periods that end now: whatever is posted meanwhile, the next period begins with what this one ended with."""
     account = open_account(engine, user_id=1, balance=Decimal(100_000))
-    stopping, failed = threading.Event(), []
+    stopping, failed, drawn = threading.Event(), [], list[str]()
 
     def draws(name: str) -> None:
         number = 0
         try:
             while not stopping.is_set():
                 draw(engine, account, *(f"{name}-{number}-{it}" for it in range(3)))
+                drawn.append(f"{name}-{number}")
                 number += 1
         except BaseException as error:
             failed.append(error)
@@ -176,7 +177,7 @@ def test_statements_add_up_while_draws_go_on(engine: Engine) -> None:
     ends = [utc_now() - timedelta(hours=1)]
     found: list[statements.Statement] = []
     try:
-        while len(found) < 40:
+        while len(found) < 40 or (len(drawn) < 20 and not failed):
             until = utc_now() - timedelta(milliseconds=random.uniform(0, 20))
             until = max(until, ends[-1])
             with reading(engine) as connection:
