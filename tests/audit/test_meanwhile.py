@@ -59,6 +59,7 @@ def requests_of(lane: int, number: int, accounts: list[int]) -> list[Request]:
     ]
 
 
+@pytest.mark.timeout(400)
 def test_an_audit_beside_workers_that_settle(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "HORIZON_S", 1.0)  # no transaction here lasts half as long
     monkeypatch.setattr(walk, "PART_ROWS", 50)  # so that there are many parts
