@@ -7,15 +7,22 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import msgspec
-from litestar import Litestar
+from litestar import Litestar, MediaType
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.spec import Components, SecurityScheme
 
 from tombola.producers.gateway.problems import codes_of
 from tombola.producers.web.problems import KINDS_PATH, PROBLEM_TYPE, Problem
 
+
+def answer(body: type[Any] | None, description: str, *, media_type: str = MediaType.JSON) -> ResponseSpec:
+    """One more answer of a route, for its `responses`. Without made-up examples: they need polyfactory, which the locks
+    leave out."""
+    return ResponseSpec(body, description=description, media_type=media_type, generate_examples=False)
+
+
 _PROBLEMS: Final = {
-    status: ResponseSpec(Problem, description=codes_of(status), media_type=PROBLEM_TYPE, generate_examples=False)
+    status: answer(Problem, codes_of(status), media_type=PROBLEM_TYPE)
     for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503)
 }
 READ_PROBLEMS: Final = {status: _PROBLEMS[status] for status in (400, 401, 403, 404, 429, 503)}

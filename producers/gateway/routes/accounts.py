@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from litestar import Request, Response, get
-from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, OpenAPIType, Operation, Schema
 from litestar.params import Parameter, QueryParameter
 from litestar.response import Stream
@@ -19,7 +18,7 @@ from tombola.producers.domain.moments import parse_moment
 from tombola.producers.gateway import account_views as views
 from tombola.producers.gateway.account_views import CSV_TYPE
 from tombola.producers.gateway.admission import needs
-from tombola.producers.gateway.document import READ_PROBLEMS
+from tombola.producers.gateway.document import READ_PROBLEMS, answer
 from tombola.producers.gateway.messages import AccountList, AccountRows, AccountView, StatementView
 from tombola.producers.gateway.service import Gateway, gateway_of, holder_of
 from tombola.producers.storage import ledger, statements
@@ -119,7 +118,7 @@ async def list_account_transactions(
     summary="The statement of an account",
     description="The opening balance of a period, its ledger rows, and its closing balance, which add up. As JSON in "
     "pages; as CSV whole, with `Accept: text/csv` or `?format=csv`.",
-    responses=READ_PROBLEMS | {200: ResponseSpec(StatementView, description="A page.", generate_examples=False)},
+    responses=READ_PROBLEMS | {200: answer(StatementView, "A page.")},
 )
 async def show_statement(
     request: Request[Any, Any, Any],

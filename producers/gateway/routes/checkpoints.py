@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from litestar import Request, Response, get
-from litestar.openapi import ResponseSpec
 
 from tombola.producers.domain.errors import CheckpointNotFound
-from tombola.producers.gateway.document import OPEN_PROBLEMS
+from tombola.producers.gateway.document import OPEN_PROBLEMS, answer
 from tombola.producers.gateway.service import gateway_of
 
 NOTE_TYPE: Final = "text/plain"
@@ -21,7 +20,7 @@ NOTE_TYPE: Final = "text/plain"
     description="Origin, number of blocks, Merkle root; then the signature. Keep it: whoever rewrites the books later "
     "cannot make them fit it.",
     security=[{}],
-    responses={200: ResponseSpec(str, media_type=NOTE_TYPE, description="A signed note.")}
+    responses={200: answer(str, "A signed note.", media_type=NOTE_TYPE)}
     | {status: spec for status, spec in OPEN_PROBLEMS.items() if status != 400},
 )
 async def show_checkpoint(request: Request[Any, Any, Any]) -> Response[str]:

@@ -9,7 +9,6 @@ import msgspec
 from litestar import Request, Response, asgi, get, post
 from litestar.datastructures import ResponseHeader
 from litestar.exceptions import MethodNotAllowedException
-from litestar.openapi import ResponseSpec
 from litestar.params import HeaderParameter, Parameter, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.types import Receive, Scope, Send
@@ -21,7 +20,7 @@ from tombola.producers.domain.keys import make_request_key
 from tombola.producers.domain.operations.refund import REFUND_TYPE
 from tombola.producers.gateway.admission import needs
 from tombola.producers.gateway.bodies import read_body, request_key_of, strictly
-from tombola.producers.gateway.document import READ_PROBLEMS, WRITE_PROBLEMS
+from tombola.producers.gateway.document import READ_PROBLEMS, WRITE_PROBLEMS, answer
 from tombola.producers.gateway.messages import (
     KEY_PATTERN,
     BatchAnswer,
@@ -47,7 +46,7 @@ RETRY_AFTER_S: Final = "1"
 # Session ids that would make a URL path of another resource.
 SESSIONS_WITHOUT_PATH: Final = frozenset({".", "..", "batch"})
 
-NOT_YET: Final = ResponseSpec(DrawTicket, description="Accepted, and not settled yet.", generate_examples=False)
+NOT_YET: Final = answer(DrawTicket, "Accepted, and not settled yet.")
 
 IdempotencyKey = Annotated[
     str | None,

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Request, Response, get, post
-from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 
 from tombola.producers.domain.causes import Status, dead_because
@@ -18,7 +17,7 @@ from tombola.producers.domain.operations.recharge import RechargeRequest
 from tombola.producers.domain.operations.refund import RefundRequest
 from tombola.producers.domain.operations.transfer import TransferRequest
 from tombola.producers.gateway.admission import needs
-from tombola.producers.gateway.document import MOVEMENT_PROBLEMS, READ_PROBLEMS
+from tombola.producers.gateway.document import MOVEMENT_PROBLEMS, READ_PROBLEMS, answer
 from tombola.producers.gateway.messages import KEY_PATTERN
 from tombola.producers.gateway.movement_messages import (
     DeadMovement,
@@ -41,10 +40,8 @@ from tombola.producers.telemetry import tracing
 
 KeyPath = Annotated[str, Parameter(pattern=KEY_PATTERN, min_length=1, max_length=64)]
 
-NOT_YET: Final = ResponseSpec(MovementTicket, description="Accepted, and not settled yet.", generate_examples=False)
-FOUND: Final = ResponseSpec(
-    OpenedAccount, description="The account; its recharge, if any, has settled.", generate_examples=False
-)
+NOT_YET: Final = answer(MovementTicket, "Accepted, and not settled yet.")
+FOUND: Final = answer(OpenedAccount, "The account; its recharge, if any, has settled.")
 
 _decode_account: Final = msgspec.json.Decoder(NewAccount).decode
 _encode: Final = msgspec.json.Encoder().encode

@@ -17,7 +17,6 @@ from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 import msgspec
 from litestar import Request, Response, post
 from litestar.datastructures import ResponseHeader
-from litestar.openapi import ResponseSpec
 from litestar.params import HeaderParameter
 
 from tombola.producers.domain import contract
@@ -26,7 +25,7 @@ from tombola.producers.domain.errors import DrawError, IdempotencyKeyReused, Inv
 from tombola.producers.domain.keys import check_request_key
 from tombola.producers.gateway.admission import needs
 from tombola.producers.gateway.bodies import request_key_of, strictly
-from tombola.producers.gateway.document import MOVEMENT_PROBLEMS
+from tombola.producers.gateway.document import MOVEMENT_PROBLEMS, answer
 from tombola.producers.gateway.movement_messages import MovementTicket
 from tombola.producers.gateway.routes.draws import RETRY_AFTER_S
 from tombola.producers.gateway.service import Gateway, gateway_of, holder_of
@@ -47,9 +46,7 @@ RequestKey = Annotated[
         "it, and send it again when in doubt.",
     ),
 ]
-SETTLED: Final = ResponseSpec(
-    MovementResult, description="A repeat that has settled: the first result.", generate_examples=False
-)
+SETTLED: Final = answer(MovementResult, "A repeat that has settled: the first result.")
 HEADERS: Final = [
     ResponseHeader(name="Location", description="Where the result will be.", documentation_only=True),
     ResponseHeader(name="Retry-After", description="Seconds.", documentation_only=True),
