@@ -68,5 +68,5 @@ def test_names() -> None:
     "text", ["", "1", "1.", ".1", "01.1", "1.01", "1.1.1", "-1.1", "1.1 ", "1.１", "1.1234567", "a.b"]
 )
 def test_what_is_no_name(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="as 1.17"):
+    with pytest.raises(InvalidRequest, match=r"as 1\.17"):
         parse_epoch_name(text)
