@@ -17,20 +17,24 @@ from tombola.producers.storage.transactions import Transaction
 REQUEST_COLUMNS: Final = ("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "created_at")
 # Further columns, written only for a batch that has such a request, so that a draw of contract v1 sends no more bytes.
 KIND_COLUMNS: Final = ("kind", "terms")
+EPOCH_COLUMN: Final = ("seed_epoch",)
 # What `request_of` needs of a row.
 DESCRIBED: Final = (
     table.c.request_key, table.c.lottery_session_id, table.c.account_id, table.c.campaign, table.c.kind, table.c.terms,
 )  # fmt: skip
 # As text: the driver takes longer to decode a time than all other columns of a row together.
 _ACCEPTED_AT: Final = "CAST(accepted_at AS CHAR)"
-_RECORD_COLUMNS: Final = f"fingerprint, caller, status, result, settled_at, reason, balance_told, {_ACCEPTED_AT}"
+_RECORD_COLUMNS: Final = (
+    f"fingerprint, caller, status, result, settled_at, reason, balance_told, {_ACCEPTED_AT}, seed_epoch"
+)
 
 
 class RequestRecord(NamedTuple):
     """The row of a request; `result` is None before the request settles, and after its row is archived.
 
     `accepted_at` is set for the batch that settles the request, and None in a locking read: a repeat is answered
-    without it. `odds_hash` and `created_at` are set where they are asked for.
+    without it. `seed_epoch` is the number of the epoch that a draw is bound to, None before it binds. `odds_hash` and
+    `created_at` are set where they are asked for.
     """
 
     fingerprint: str
@@ -41,6 +45,7 @@ class RequestRecord(NamedTuple):
     reason: str | None = None
     balance_told: Decimal | None = None
     accepted_at: datetime | None = None
+    seed_epoch: int | None = None
     odds_hash: str | None = None
     created_at: datetime | None = None
 
@@ -72,9 +77,10 @@ def look_up(
             reason,
             None if balance is None else transaction.amount(balance),
             None if accepted_at is None or lock else datetime.fromisoformat(f"{accepted_at}+00:00"),
+            epoch,
             *((odds[0], datetime.fromisoformat(f"{odds[1]}+00:00")) if odds else ()),
         )
-        for key, fingerprint, caller, status, result, settled_at, reason, balance, accepted_at, *odds in rows
+        for key, fingerprint, caller, status, result, settled_at, reason, balance, accepted_at, epoch, *odds in rows
     }
 
 

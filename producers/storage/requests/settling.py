@@ -6,21 +6,31 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, update
+from sqlalchemy import Connection, Engine, case, or_, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.causes import Status
-from tombola.producers.domain.contract import Request
+from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.storage.faults import explain
-from tombola.producers.storage.requests.records import REQUEST_COLUMNS, kind_columns, kind_values, request_values
+from tombola.producers.storage.requests.records import (
+    EPOCH_COLUMN,
+    REQUEST_COLUMNS,
+    kind_columns,
+    kind_values,
+    request_values,
+)
 from tombola.producers.storage.schema import api_idempotency_requests as table
+from tombola.producers.storage.seeds import open_at
 from tombola.producers.storage.transactions import Transaction, time_text
 
 _OUTCOME_COLUMNS: Final = ("status", "reason", "result", "settled_at", "deliveries", "settled_by")
 
 
 class RequestOutcome(NamedTuple):
-    """A request that settles now, and its outcome. `is_accepted` says that the request has a row already."""
+    """A request that settles now, and its outcome. `is_accepted` says that the request has a row already.
+
+    `seed_epoch` is the epoch that a draw binds to now, None where it was bound when it was accepted.
+    """
 
     request: Request
     fingerprint: str
@@ -29,6 +39,7 @@ class RequestOutcome(NamedTuple):
     result: str
     is_accepted: bool
     deliveries: int = 1
+    seed_epoch: int | None = None
 
 
 def finish(
@@ -36,15 +47,18 @@ def finish(
 ) -> None:
     """Record outcomes: one statement inserts the rows of requests without one, another updates accepted rows.
 
+    Accepted draws that bind to an epoch only now take one statement more.
+
     Raises RowsChanged when a row is no longer accepted.
     """
     moment = time_text(now)
     new = [it for it in outcomes if not it.is_accepted]
     kind = kind_columns(it.request for it in new)
+    epoch = EPOCH_COLUMN if any(it.seed_epoch is not None for it in new) else ()
     transaction.insert(
         table.name,
         # `publish_at` is set for these rows, too: retention finds settled rows by it, along the index.
-        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, "publish_at", *kind),
+        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, "publish_at", *kind, *epoch),
         [
             (
                 *request_values(it.request, it.fingerprint, moment),
@@ -56,9 +70,16 @@ def finish(
                 settled_by,
                 moment,
                 *kind_values(it.request, kind),
+                *((it.seed_epoch,) if epoch else ()),
             )
             for it in new
         ],
+    )
+    binding = [
+        (it.request.request_key, it.seed_epoch) for it in outcomes if it.is_accepted and it.seed_epoch is not None
+    ]
+    transaction.update(
+        table.name, "request_key", EPOCH_COLUMN, [(it.request.request_key, it.seed_epoch) for it in binding]
     )
     transaction.update(
         table.name,
@@ -118,8 +139,11 @@ def revive(
 ) -> int:
     """dead → accepted, for an operator's replay; return how many requests were dead.
 
-    `publish_at` (default: now) and `is_published` have the same meaning as in `accept`.
+    `publish_at` (default: now) and `is_published` have the same meaning as in `accept`. Draws bind to the epoch of now:
+    the secret of their former one may be public.
     """
+    epoch = open_at(connection, now)
+    is_draw = or_(table.c.kind.is_(None), table.c.kind == DrawRequest.kind)
     return connection.execute(
         update(table)
         .where(table.c.request_key.in_(request_keys), table.c.status == Status.DEAD)
@@ -131,6 +155,7 @@ def revive(
             published_at=now if is_published else None,
             publish_at=publish_at or now,
             accepted_at=now,  # the request's time begins anew; otherwise the relay would time it out at once
+            seed_epoch=None if epoch is None else case((is_draw, epoch.id)),
         )
     ).rowcount
 
