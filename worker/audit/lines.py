@@ -23,7 +23,11 @@ LEDGER: Final = (
     *("transaction_id", "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code"),
     *("delta_amount", "balance_before", "balance_after", "notes"),
 )
-REQUEST: Final = ("request_key", "account_id", "campaign", "fingerprint", "result")  # an archived result is empty
+# The epoch that the request is bound to (empty: none), when it was accepted, and when it was drawn; an archived result
+# is empty.
+REQUEST: Final = (
+    *("request_key", "account_id", "campaign", "fingerprint", "seed_epoch", "accepted_at", "drawn_at", "result"),
+)
 # Where the values of a row stand in its line.
 TRANSACTION_ID, ACCOUNT_ID, SESSION, KEY, BUSINESS_TYPE, ASSET, DELTA, BEFORE, AFTER, NOTES = range(1, 11)
 RESULT: Final = -1  # of the request
@@ -125,7 +129,8 @@ def _sql(*, is_sqlite: bool) -> tuple[str, str, str]:
     is_archived = "r.result IS NULL AND r.publish_at IS NULL"
     result = f"CASE WHEN {is_archived} THEN '' ELSE COALESCE(NULLIF(r.result, ''), '?') END"
     # NULL where there is no request.
-    request = joined(["''", *(f"r.{name}" for name in REQUEST[:-1]), result], is_sqlite=is_sqlite)
+    bound = ["COALESCE(r.seed_epoch, '')", "COALESCE(r.accepted_at, r.created_at)", "t.created_at"]
+    request = joined(["''", *(f"r.{name}" for name in REQUEST[:4]), *bound, result], is_sqlite=is_sqlite)
     row = joined(["(r.request_key IS NOT NULL)", *values], is_sqlite=is_sqlite)
     line = f"{row} || COALESCE({request}, '')" if is_sqlite else f"CONCAT({row}, COALESCE({request}, ''))"
     # Only charges look for a request: a look-up of NULL finds nothing, and costs nothing.

@@ -133,7 +133,7 @@ class EpochSeeds:
 
     def _seed(self, epoch: Epoch) -> Seed | None:
         found: Seed | None = self._seeds.get(epoch.id)
-        if found is None and (found := self._masters.seed(epoch, self.epochs.chain(epoch.name.chain))) is not None:
+        if found is None and (found := self._masters.seed(epoch.name, self.epochs.chain(epoch.name.chain))) is not None:
             self._seeds[epoch.id] = found
         return found
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tombola.producers.domain.draw import Seed, seed_id_of
-from tombola.producers.domain.seeds import anchor_of, secret_of
-from tombola.producers.storage.seeds import Chain, Epoch
+from tombola.producers.domain.seeds import EpochName, anchor_of, secret_of
+from tombola.producers.storage.seeds import Chain
 
 
 class Masters:
@@ -29,8 +29,7 @@ class Masters:
             return master
         return secret_of(master, epoch)
 
-    def seed(self, epoch: Epoch, chain: Chain | None) -> Seed | None:
-        """What draws of this epoch are drawn under; None where this process cannot know it."""
-        secret = None if chain is None else self.secret(chain, epoch.name.epoch)
-        secret = epoch.revealed if secret is None else secret
-        return None if secret is None else Seed.of_epoch(epoch.name, secret)
+    def seed(self, name: EpochName, chain: Chain | None) -> Seed | None:
+        """What draws of an epoch of `chain` are drawn under; None where this process does not know it."""
+        secret = None if chain is None else self.secret(chain, name.epoch)
+        return None if secret is None else Seed.of_epoch(name, secret)
