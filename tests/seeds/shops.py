@@ -129,7 +129,7 @@ class SeededShop(Shop):
 
 def _earlier(engine: Engine, columns: Sequence[str]) -> str:
     if engine.dialect.name == "sqlite":
-        return ", ".join(f"{it} = strftime('%Y-%m-%d %H:%M:%f000', {it}, '-' || :s || ' seconds')" for it in columns)
+        return ", ".join(f"{it} = strftime('%Y-%m-%d %H:%M:%f000', {it}, (0 - :s) || ' seconds')" for it in columns)
     return ", ".join(f"{it} = {it} - INTERVAL :s SECOND" for it in columns)
 
 
