@@ -65,7 +65,7 @@ class DrawsApp(Celery):  # type: ignore[misc]
 
 
 def make_app(settings: Settings) -> DrawsApp:
-    """The Celery app for `settings`; raises ConfigurationError when a setting that workers need is missing."""
+    """The Celery app for `settings`; raises ConfigurationError when a setting that workers and beat need is missing."""
     settings.need("database_url")
     broker_url = settings.need("broker_url")
     is_redis = kind_of(broker_url) is REDIS
@@ -135,6 +135,7 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
             read_timeout_s=DATABASE_TIMEOUT_S,
         )
         try:
+            self._settings.need("seed")
             check(self._settings, self._engine)
             prepare_seeds(self._settings, self._engine)
         except DrawError as error:
@@ -169,7 +170,6 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 def prepare_seeds(settings: Settings, engine: Engine) -> None:
     """Begin the first chain of seed epochs if there is none; raises ConfigurationError if this worker cannot draw."""
-    settings.need("seed")
     masters = Masters(settings.seeds)
     begin_first(engine, masters)
     check_seeds(engine, masters)

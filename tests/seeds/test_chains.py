@@ -10,10 +10,12 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
+from alembic.util import CommandError
 from sqlalchemy import Engine
 
 from tests.ledgers import migrated
 from tests.seeds.shops import LENGTH, SEED, WHEELS, SeededShop, open_seeded_shop
+from tombola import migrations
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import seed_id_of
 from tombola.producers.domain.errors import ConfigurationError, InvalidRequest
@@ -134,3 +136,15 @@ def test_what_a_rotation_needs(shop: SeededShop, database_url: str) -> None:
 def test_nothing_to_rotate(engine: Engine) -> None:
     with pytest.raises(InvalidRequest, match="no chain has begun"), engine.begin() as connection:
         rotate(connection, Masters([SEED]))
+
+
+def test_epochs_are_not_forgotten_by_going_back(engine: Engine) -> None:
+    begin_first(engine, Masters([SEED]))
+    with pytest.raises(CommandError, match="bound to seed epochs"):
+        migrations.downgrade(engine, "0006")
+    with engine.begin() as connection:
+        assert [it.chain for it in all_chains(connection)] == [0, 1]
+        for table in ("seed_epochs", "seed_chains"):
+            connection.exec_driver_sql(f"DELETE FROM {table}")
+    migrations.downgrade(engine, "0006")
+    migrations.upgrade(engine)

@@ -10,8 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from cachetools import LRUCache
-
 from tombola.producers.domain.contract import DrawRequest, DrawResult, LedgerRow
 from tombola.producers.domain.draw import BlindWheel, Wheel, Wheels
 from tombola.producers.domain.errors import DrawError
@@ -40,7 +38,7 @@ class CertainDraws:
     def __init__(self, wheels: Wheels, seeds: NotedSeeds) -> None:
         self._wheels = wheels
         self._seeds = seeds
-        self._plans: LRUCache[tuple[str, str], _Plan | None] = LRUCache(PLANS_MAX)  # by campaign and notes
+        self._plans: dict[tuple[str, str], _Plan | None] = {}  # by campaign and notes
 
     def is_right(self, lines: Sequence[Line]) -> bool:
         """Whether these lines of one session are all that its draw must have written, and its request says so."""
@@ -81,6 +79,8 @@ class CertainDraws:
             noted = self._seeds.of(seed_noted(notes))
         if noted is None:
             return None
+        if len(self._plans) >= PLANS_MAX:
+            self._plans.clear()
         wheel = (self._wheels if noted.seed is None else noted.seed.wheels).get(campaign)
         is_known = wheel is not None and not isinstance(wheel, BlindWheel)
         made = self._plans[campaign, notes] = _plan(wheel, noted.window) if wheel is not None and is_known else None

@@ -85,7 +85,8 @@ def settle_in(
     known = requests.look_up(open_transaction, [draw.request_key for draw in free], with_odds=scene is not None)
     bound = UNBOUND if rules.seeds is None else rules.seeds.bind(open_transaction, free, known, now)
     if scene is not None:
-        scene.read([it for it in free if it.request_key not in bound.seedless], accounts, known, bound.seeds)
+        drawn = [it for it in free if it.request_key not in bound.seedless] if bound.seedless else free
+        scene.read(drawn, accounts, known, bound.seeds)
     book = Book(accounts, known, rules, now, handling.redelivered, scene=scene, bound=bound)
     has_listeners = rules.subscriptions is not None and not rules.subscriptions.is_empty
     book.subscriptions = rules.subscriptions if has_listeners or scene is not None else None
