@@ -68,7 +68,7 @@ class Entry:
     def __init__(self, engine: Engine, *, relay_after_s: float) -> None:
         self.engine = engine
         self.campaigns = Campaigns(engine)
-        self._epochs = Epochs(engine)
+        self.epochs = Epochs(engine)
         url = engine.url.render_as_string(hide_password=False)
         # SQLite inserts many rows one by one, and needs a transaction to make them atomic.
         self._lean = (
@@ -234,7 +234,7 @@ class Entry:
 
     def _seed_epoch(self, now: datetime) -> int | None:
         """The epoch that draws of `now` bind to; None where none is open: these draws bind when they settle."""
-        epoch = self._epochs.at(now)
+        epoch = self.epochs.at(now)
         return None if epoch is None else epoch.id
 
     def _accept_refused(

@@ -142,9 +142,10 @@ class Epochs:
             assert known is not None
             return known
         try:
-            if self._known is known or self._known is None:
-                self._known = self._look()
-            return self._known
+            found = self._known
+            if found is None or found is known:
+                found = self._known = self._look()
+            return found
         except SQLAlchemyError as error:
             raise explain(error) from error
         finally:

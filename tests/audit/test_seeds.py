@@ -254,3 +254,15 @@ def test_an_anchor_that_is_not_the_seeds(forged: SeededShop) -> None:
     execute(forged, "UPDATE seed_chains SET anchor = :anchor WHERE chain = 1", anchor=anchor_of(OTHER).hex())
     report = forged.audit(SEED)
     assert any(anchor_of(SEED).hex() in it.what for it in report.violations), report.violations
+
+
+def test_a_chain_that_no_operator_has_begun(shop: SeededShop) -> None:
+    shop.rotate(OTHER, SEED)
+    assert shop.audit(OTHER, SEED).violations == []
+    execute(shop, "UPDATE operator_actions SET action = 'seed wrote' WHERE action = 'seed rotate'")
+    (found,) = shop.audit(OTHER, SEED).violations
+    assert str(found) == "I12 chain 2: its beginning is not on record with this anchor"
+    execute(shop, "UPDATE operator_actions SET action = 'seed rotate' WHERE action = 'seed wrote'")
+    execute(shop, "UPDATE operator_actions SET details = REPLACE(details, ':2,', ':3,') WHERE action = 'seed rotate'")
+    assert {it.subject for it in shop.audit(OTHER, SEED).violations} == {"chain 2", "chain 3"}
+    execute(shop, "UPDATE operator_actions SET details = REPLACE(details, ':3,', ':2,') WHERE action = 'seed rotate'")

@@ -34,6 +34,7 @@ TIMES = {
     "asset_transactions": ("created_at", "updated_at"),
 }
 EPOCHS_ALONE = ("seed_chains", "seed_epochs")
+BY = {"by": "ann", "reason": "a leak"}
 # Each letter is a campaign's prize; one of them has stock, so that a batch draws it before it decides.
 PRIZES = """
 name = "autumn"
@@ -75,7 +76,7 @@ class SeededShop(Shop):
     def look(self) -> None:
         """Let the door and the worker see at once what some seconds would show them."""
         super().look()
-        self.entry._epochs.refresh_now()
+        self.entry.epochs.refresh_now()
         if self.rules.seeds is not None:
             self.rules.seeds.epochs.refresh_now()
 
@@ -91,7 +92,7 @@ class SeededShop(Shop):
         """Begin the next chain with the first of `seeds`; the worker has them."""
         self.masters = Masters(seeds)
         with self.engine.begin() as connection:
-            begun = chains.rotate(connection, self.masters, epoch_length=LENGTH)
+            begun = chains.rotate(connection, self.masters, epoch_length=LENGTH, **BY)
         self.rules = self.rules._replace(seeds=EpochSeeds(self.engine, self.masters))
         self.look()
         return begun
@@ -146,4 +147,4 @@ def open_seeded_shop(url: str, *seeds: bytes) -> Iterator[SeededShop]:
         shop.entry.close()
 
 
-__all__ = ["EPOCHS_ALONE", "LENGTH", "PRIZES", "SEED", "WHEELS", "SeededShop", "open_seeded_shop"]
+__all__ = ["BY", "EPOCHS_ALONE", "LENGTH", "PRIZES", "SEED", "WHEELS", "SeededShop", "open_seeded_shop"]

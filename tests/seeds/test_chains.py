@@ -14,7 +14,7 @@ from alembic.util import CommandError
 from sqlalchemy import Engine
 
 from tests.ledgers import migrated
-from tests.seeds.shops import LENGTH, SEED, WHEELS, SeededShop, open_seeded_shop
+from tests.seeds.shops import BY, LENGTH, SEED, WHEELS, SeededShop, open_seeded_shop
 from tombola import migrations
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import seed_id_of
@@ -123,7 +123,7 @@ def test_what_a_rotation_needs(shop: SeededShop, database_url: str) -> None:
         ((), ConfigurationError, "not set"),
     ):
         with pytest.raises(error, match=why), shop.engine.begin() as connection:
-            rotate(connection, Masters(seeds))
+            rotate(connection, Masters(seeds), **BY)
     shop.rotate(OTHER, SEED)
     shop.pass_time(LENGTH)
     with pytest.raises(InvalidRequest, match="was used for chain 0"):
@@ -135,7 +135,7 @@ def test_what_a_rotation_needs(shop: SeededShop, database_url: str) -> None:
 
 def test_nothing_to_rotate(engine: Engine) -> None:
     with pytest.raises(InvalidRequest, match="no chain has begun"), engine.begin() as connection:
-        rotate(connection, Masters([SEED]))
+        rotate(connection, Masters([SEED]), **BY)
 
 
 def test_epochs_are_not_forgotten_by_going_back(engine: Engine) -> None:

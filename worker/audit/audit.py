@@ -44,7 +44,7 @@ from tombola.worker.audit.marks import Mark, Reached
 from tombola.worker.audit.on_record import Recharges, check_record
 from tombola.worker.audit.parts import Parts
 from tombola.worker.audit.report import INVARIANTS, Report, Violation
-from tombola.worker.audit.seeds import NotedSeeds, check_seeds
+from tombola.worker.audit.seeds import NotedSeeds, check_rotations, check_seeds
 from tombola.worker.audit.sessions import Drawings, Sessions
 from tombola.worker.audit.stored_results import StoredResults
 from tombola.worker.audit.waiting import check_waiting
@@ -220,6 +220,7 @@ class _Audit:
             )
         with self._parts.part() as connection:
             yield from check_record(connection)
+            yield from check_rotations(connection)
         recharges = Recharges(0 if self._mark is None else self._mark.action_id, self._old)
         after = self._begins_at
         while after < self._report.up_to_id:

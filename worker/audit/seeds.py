@@ -20,7 +20,9 @@ from tombola.producers.domain.draw import Seed, seed_id_of
 from tombola.producers.domain.seeds import EpochName, anchor_of, commitment_of, hashed_down, secret_of
 from tombola.producers.storage.seeds import BEFORE_EPOCHS_ID, Chain, Epoch, all_chains, all_epochs, id_of
 from tombola.producers.storage.transactions import time_text
+from tombola.worker.audit.on_record import recorded
 from tombola.worker.audit.report import Violation
+from tombola.worker.seeds.chains import ROTATE
 from tombola.worker.seeds.masters import Masters
 
 # Between the moment that a process reads the clock and the moment that it writes; clocks that are carried on.
@@ -140,6 +142,19 @@ def _window(epoch: Epoch) -> Window:
 def moment_text(stored: Any) -> str:
     """A stored time as a Window compares it."""
     return time_text(stored.replace(tzinfo=UTC)) if isinstance(stored, datetime) else str(stored)
+
+
+# ---- the record ------------------------------------------------------------------------------------------------------
+
+
+def check_rotations(connection: Connection) -> Iterator[Violation]:
+    """I12: every chain but the first was begun by an operator, and is on record with its anchor."""
+    said = {it.get("chain"): it.get("anchor") for _, _, it in recorded(connection, ROTATE) if it}
+    for chain in all_chains(connection):
+        if chain.chain > 1 and said.pop(chain.chain, None) != chain.anchor.hex():
+            yield Violation("I12", f"chain {chain.chain}", "its beginning is not on record with this anchor")
+    for number in said:
+        yield Violation("I12", f"chain {number}", "its beginning is on record, and there is no such chain")
 
 
 # ---- the tables ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from tombola.worker.cli.base import (
     settings_with,
     when,
 )
-from tombola.worker.operators import actions
 from tombola.worker.operators.actions import checked_reason, shell_operator
 from tombola.worker.operators.once import once
 from tombola.worker.seeds import chains
@@ -32,8 +31,6 @@ from tombola.worker.seeds.standing import ChainStanding, standings
 app = typer.Typer()
 group = typer.Typer(help="The seeds of draws: epochs, anchors, revealing, rotating.", no_args_is_help=True)
 app.add_typer(group, name="seed")
-
-ROTATE: str = "seed rotate"
 
 
 @group.command()
@@ -118,9 +115,7 @@ def rotate(reason: ReasonOption, yes: YesOption = False) -> None:
         confirm("Do all workers have the new seed, in front of the old one?")
 
     def act(connection: Connection) -> Chain:
-        begun = chains.rotate(connection, masters)
-        actions.record(connection, operator=shell_operator(), action=ROTATE, reason=why, count=1, details=_chain(begun))
-        return begun
+        return chains.rotate(connection, masters, by=shell_operator(), reason=why)
 
     begun = once(engine_of(settings), act)
     out.print(f"chain {begun.chain} opens at {when(begun.begun_at)} UTC; publish its anchor:")

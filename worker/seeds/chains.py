@@ -23,11 +23,13 @@ from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.producers.storage.schema import seed_chains as chains
 from tombola.producers.storage.schema import seed_epochs as epochs
 from tombola.producers.storage.seeds import STALE_S, Chain, all_chains, id_of
+from tombola.worker.operators import actions
 from tombola.worker.seeds.binding import seed_noted
 from tombola.worker.seeds.masters import Masters
 
 log = logging.getLogger(__name__)
 
+ROTATE: Final = "seed rotate"  # the act on record; worker.audit.seeds compares it with the chains
 EPOCH_LENGTH: Final = timedelta(days=1)
 # All processes know a chain before it opens.
 ANNOUNCED: Final = timedelta(seconds=STALE_S + 20)
@@ -72,8 +74,12 @@ def check_seeds(engine: Engine, masters: Masters) -> None:
         )
 
 
-def rotate(connection: Connection, masters: Masters, *, epoch_length: timedelta = EPOCH_LENGTH) -> Chain:
+def rotate(
+    connection: Connection, masters: Masters, *, by: str, reason: str, epoch_length: timedelta = EPOCH_LENGTH
+) -> Chain:
     """Begin a new chain with the newest seed, a minute ahead, in the caller's transaction; the last one ends then.
+
+    The act goes on record with the operator `by` and the reason.
 
     Raises InvalidRequest where the seed was used before, no chain has begun, or the last one has not opened yet; and
     ConfigurationError without the seed of the last chain, which its draws still need.
@@ -107,7 +113,10 @@ def rotate(connection: Connection, masters: Masters, *, epoch_length: timedelta 
         .where(of_last, epochs.c.opens_at < begins_at, epochs.c.closes_at > begins_at)
         .values(closes_at=begins_at)
     )
-    return _insert(connection, last.chain + 1, master, begins_at, epoch_length)
+    begun = _insert(connection, last.chain + 1, master, begins_at, epoch_length)
+    details = {"chain": begun.chain, "anchor": begun.anchor.hex(), "begun_at": begun.begun_at}
+    actions.record(connection, operator=by, action=ROTATE, reason=reason, count=1, details=details)
+    return begun
 
 
 def _seed_of_before(connection: Connection, masters: Masters) -> bytes:
