@@ -34,7 +34,6 @@ TIMES = {
     "asset_transactions": ("created_at", "updated_at"),
 }
 EPOCHS_ALONE = ("seed_chains", "seed_epochs")
-BY = {"by": "ann", "reason": "a leak"}
 # Each letter is a campaign's prize; one of them has stock, so that a batch draws it before it decides.
 PRIZES = """
 name = "autumn"
@@ -92,7 +91,7 @@ class SeededShop(Shop):
         """Begin the next chain with the first of `seeds`; the worker has them."""
         self.masters = Masters(seeds)
         with self.engine.begin() as connection:
-            begun = chains.rotate(connection, self.masters, epoch_length=LENGTH, **BY)
+            begun = chains.rotate(connection, self.masters, by="ann", reason="a leak", epoch_length=LENGTH)
         self.rules = self.rules._replace(seeds=EpochSeeds(self.engine, self.masters))
         self.look()
         return begun
@@ -115,7 +114,8 @@ class SeededShop(Shop):
     def bound(self) -> dict[str, int | None]:
         """The number of the epoch of each request, by request key."""
         with self.engine.connect() as connection:
-            return dict(connection.execute(select(requests.c.request_key, requests.c.seed_epoch)).tuples().all())
+            rows = connection.execute(select(requests.c.request_key, requests.c.seed_epoch))
+            return {key: epoch for key, epoch in rows}  # noqa: C416 - rows are no pairs to mypy
 
     def noted(self) -> dict[str, str]:
         """What the notes of each charge call its seed, by request key."""
@@ -147,4 +147,4 @@ def open_seeded_shop(url: str, *seeds: bytes) -> Iterator[SeededShop]:
         shop.entry.close()
 
 
-__all__ = ["BY", "EPOCHS_ALONE", "LENGTH", "PRIZES", "SEED", "WHEELS", "SeededShop", "open_seeded_shop"]
+__all__ = ["EPOCHS_ALONE", "LENGTH", "PRIZES", "SEED", "WHEELS", "SeededShop", "open_seeded_shop"]

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.seeds.shops import BY, LENGTH, PRIZES, SEED, SeededShop, open_seeded_shop
+from tests.seeds.shops import LENGTH, PRIZES, SEED, SeededShop, open_seeded_shop
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.storage import seeds as storage
 from tombola.worker.seeds import chains
@@ -93,7 +93,9 @@ def test_rotated_three_times_under_load(database_url: str, monkeypatch: pytest.M
             for number in range(ROTATIONS):
                 time.sleep(0.3)
                 with shop.engine.begin() as connection:
-                    begun = chains.rotate(connection, Masters([*SEEDS, SEED][ROTATIONS - 1 - number :]), **BY)
+                    begun = chains.rotate(
+                        connection, Masters([*SEEDS, SEED][ROTATIONS - 1 - number :]), by="ann", reason="a leak"
+                    )
                 assert begun.chain == number + 2
                 time.sleep(0.8)
         assert sorted(load.settled) == sorted(load.accepted)

@@ -75,12 +75,8 @@ def finish(
             for it in new
         ],
     )
-    binding = [
-        (it.request.request_key, it.seed_epoch) for it in outcomes if it.is_accepted and it.seed_epoch is not None
-    ]
-    transaction.update(
-        table.name, "request_key", EPOCH_COLUMN, [(it.request.request_key, it.seed_epoch) for it in binding]
-    )
+    binding = [(it.request.request_key, it.seed_epoch) for it in outcomes if it.is_accepted and it.seed_epoch]
+    transaction.update(table.name, "request_key", EPOCH_COLUMN, binding)
     transaction.update(
         table.name,
         "request_key",
