@@ -341,7 +341,8 @@ class Entry:
                 if isinstance(answer, Acceptance) and (record := answer.record) and record.caller == it.caller:
                     # Only a settled record is final; any other record may have changed when it is recalled.
                     if not record.is_settled:
-                        record = record._replace(status=Status.ACCEPTED, reason=None)
+                        caller, epoch = record.caller, record.seed_epoch
+                        record = RequestRecord(record.fingerprint, caller, Status.ACCEPTED, seed_epoch=epoch)
                     is_renamed = answer.request is not it.request
                     fingerprint = it.request.fingerprint() if is_renamed else record.fingerprint
                     remembered = _Remembered(fingerprint, answer.request, record, now)

@@ -106,7 +106,6 @@ def accept(
                 fingerprint,
                 it.caller,
                 Status.ACCEPTED,
-                accepted_at=now,
                 seed_epoch=seed_epoch if isinstance(it.request, DrawRequest) else None,
             )
             for key, (it, fingerprint) in new.items()
