@@ -208,7 +208,7 @@ class DrawClient:
     def _first_result(self, answer: Acceptance) -> DrawResult | None:
         """The first result, for the ticket of a repeat; None before the draw has settled."""
         if answer.record is not None and answer.record.result is not None:
-            return parse_result(answer.record.result.encode())
+            return parse_result(answer.record.result)
         session_id = answer.request.lottery_session_id
         if answer.record is not None and answer.record.is_settled:  # archived
             state = self._entry.state_of(session_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
@@ -93,15 +93,34 @@ def charged(transaction: Transaction, requests: Sequence[Request]) -> dict[str, 
             continue  # what can happen once was done by another request: the operation decides what that means
         it = writers.setdefault((session_id, request.ledger_key), Charged(account_id, session_id, []))
         charged[request.request_key] = it
-    for row in transaction.select(
-        f"SELECT {POSTING_COLUMNS} FROM asset_transactions WHERE lottery_session_id IN (??) ORDER BY transaction_id",
-        sorted({session_id for _, _, session_id in found}),
-    ):
-        posting = read_posting(transaction, row)
+    for posting in _of_sessions(transaction, (session_id for _, _, session_id in found)):
         writer = writers.get((posting.lottery_session_id, posting.ledger_key))
         if writer is not None:  # otherwise a row of that session under another request key
             writer.rows.append(posting)
     return charged
+
+
+def completed(transaction: Transaction, requests: Sequence[Request]) -> dict[str, Charged]:
+    """The ledger rows of these requests, which have completed, by request key: one statement."""
+    if not requests:
+        return {}
+    found: dict[str, list[Posting]] = {}
+    for posting in _of_sessions(transaction, [it.lottery_session_id for it in requests]):
+        found.setdefault(posting.lottery_session_id, []).append(posting)
+    return {
+        it.request_key: Charged(it.account_id, it.lottery_session_id, own)
+        for it in requests
+        if (own := [row for row in found.get(it.lottery_session_id, ()) if row.ledger_key == it.ledger_key])
+    }
+
+
+def _of_sessions(transaction: Transaction, session_ids: Iterable[str]) -> Iterator[Posting]:
+    """The ledger rows of these sessions, in their order."""
+    for row in transaction.select(
+        f"SELECT {POSTING_COLUMNS} FROM asset_transactions WHERE lottery_session_id IN (??) ORDER BY transaction_id",
+        sorted(set(session_ids)),
+    ):
+        yield read_posting(transaction, row)
 
 
 def busy(transaction: Transaction, requests: Sequence[Request]) -> set[str]:

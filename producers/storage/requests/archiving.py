@@ -1,11 +1,11 @@
-"""Read the state of a session, and archive: drop the text of old results, which can be rebuilt."""
+"""Read the states of sessions, with their results; and archive: drop the text of results that older releases kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select, update
 
@@ -13,7 +13,7 @@ from tombola.producers.domain import operations
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import Request, parse_result_head
 from tombola.producers.domain.operations.operation import Rejection
-from tombola.producers.storage.ledger import postings_of_request
+from tombola.producers.storage.ledger import Posting, postings_of_request, postings_of_sessions
 from tombola.producers.storage.requests.records import request_of
 from tombola.producers.storage.schema import api_idempotency_requests as table
 
@@ -30,15 +30,19 @@ class SessionState(NamedTuple):
 
 
 def state_of_session(connection: Connection, lottery_session_id: str) -> SessionState | None:
-    """The state of this session's request, with the result rebuilt if its row is archived; None for no such session."""
+    """The state of this session's request; None for no such session."""
     row = connection.execute(select(table).where(table.c.lottery_session_id == lottery_session_id)).first()
-    if row is None:
-        return None
+    return None if row is None else _state(connection, row, {})
+
+
+def _state(connection: Connection, row: Any, found: Mapping[str, Sequence[Posting]]) -> SessionState:
+    """The state in this row; its ledger rows are in `found`, by session, or are read."""
     request = request_of(row)
     body = None if row.result is None else row.result.encode()
     if body is None and row.status == Status.COMPLETED:
-        rows = postings_of_request(connection, lottery_session_id, request.ledger_key)
-        body = operations.operation_of(request).result(request, rows)
+        own = [it for it in found.get(row.lottery_session_id, ()) if it.ledger_key == request.ledger_key]
+        own = own or postings_of_request(connection, row.lottery_session_id, request.ledger_key)
+        body = operations.operation_of(request).result(request, own)
     elif body is None and row.status == Status.REJECTED:
         body = operations.operation_of(request).result(request, Rejection(row.reason, row.balance_told))
     return SessionState(request, row.caller, row.status, row.reason, body, row.settled_at)
@@ -47,27 +51,18 @@ def state_of_session(connection: Connection, lottery_session_id: str) -> Session
 def states_of_sessions(connection: Connection, lottery_session_ids: Sequence[str]) -> dict[str, SessionState]:
     """The states of these sessions by session id, without sessions that are accepted or unknown.
 
-    At most IN_LIST_MAX at once (producers.storage.chunks). The result of an archived row is None here, and rebuilt
-    by state_of_session.
+    At most IN_LIST_MAX at once (producers.storage.chunks).
     """
     rows = connection.execute(
         select(table).where(table.c.lottery_session_id.in_(lottery_session_ids), table.c.status != Status.ACCEPTED)
-    )
-    return {
-        row.lottery_session_id: SessionState(
-            request_of(row),
-            row.caller,
-            row.status,
-            row.reason,
-            None if row.result is None else row.result.encode(),
-            row.settled_at,
-        )
-        for row in rows
-    }
+    ).all()
+    completed = [it.lottery_session_id for it in rows if it.status == Status.COMPLETED and it.result is None]
+    found = postings_of_sessions(connection, completed)
+    return {row.lottery_session_id: _state(connection, row, found) for row in rows}
 
 
 def archive(connection: Connection, settled_before: datetime, *, rows_max: int) -> int:
-    """Drop the result's text of up to `rows_max` requests that settled before then; return how many.
+    """Drop the result's text of up to `rows_max` requests that older releases settled before then; return how many.
 
     An answer is rebuilt from the ledger, which keeps its rows for ever, or from the few columns of a rejection.
     """

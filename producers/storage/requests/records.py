@@ -27,7 +27,8 @@ _RECORD_COLUMNS: Final = f"fingerprint, caller, status, result, settled_at, reas
 
 
 class RequestRecord(NamedTuple):
-    """The row of a request; `result` is None before the request settles, and after its row is archived.
+    """The row of a request; `result` is None but for a request that an older release has settled, and that is not
+    archived: it is rebuilt from the ledger, or for a rejection from `reason` and `balance_told`.
 
     `accepted_at` is set for the batch that settles the request, and None in a locking read: a repeat is answered
     without it. `odds_hash` and `created_at` are set where they are asked for.
@@ -36,7 +37,7 @@ class RequestRecord(NamedTuple):
     fingerprint: str
     caller: str
     status: str
-    result: str | None = None
+    result: bytes | None = None
     settled_at: datetime | None = None
     reason: str | None = None
     balance_told: Decimal | None = None
@@ -67,7 +68,7 @@ def look_up(
             fingerprint,
             caller,
             status,
-            result,
+            None if result is None else result.encode(),
             None if settled_at is None else transaction.moment(settled_at),
             reason,
             None if balance is None else transaction.amount(balance),
