@@ -6,31 +6,49 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tombola.producers.client import DrawClient, Ticket
-    from tombola.producers.domain.contract import DrawRequest, DrawResult, GrantWon, LedgerRow, PrizeWon, PullsResult
+    from tombola.producers.domain.contract import (
+        DrawRequest,
+        DrawResult,
+        GrantWon,
+        LedgerRow,
+        MovementResult,
+        PrizeWon,
+        PullsResult,
+    )
     from tombola.producers.domain.errors import (
         AccountNotFound,
+        AlreadyRefunded,
         CampaignClosed,
         CampaignNotOpen,
         CampaignPaused,
         ConfigurationError,
         DrawDead,
         DrawError,
+        DrawNotCompleted,
+        HoldEnded,
+        HoldExpired,
+        HoldNotCompleted,
+        HoldNotFound,
         IdempotencyKeyReused,
         InternalError,
         InvalidKey,
         InvalidRequest,
+        PrizeSpent,
         PublishFailed,
         PullsNotSold,
         RequestBusy,
         ResultNotReady,
         ServiceUnavailable,
+        SessionNotFound,
         UnknownCampaign,
         UnknownVersion,
     )
+    from tombola.producers.movements import MovementTicket, OpenedAccount
     from tombola.producers.settings import Settings
 
 __all__ = [
     "AccountNotFound",
+    "AlreadyRefunded",
     "CampaignClosed",
     "CampaignNotOpen",
     "CampaignPaused",
@@ -38,14 +56,23 @@ __all__ = [
     "DrawClient",
     "DrawDead",
     "DrawError",
+    "DrawNotCompleted",
     "DrawRequest",
     "DrawResult",
     "GrantWon",
+    "HoldEnded",
+    "HoldExpired",
+    "HoldNotCompleted",
+    "HoldNotFound",
     "IdempotencyKeyReused",
     "InternalError",
     "InvalidKey",
     "InvalidRequest",
     "LedgerRow",
+    "MovementResult",
+    "MovementTicket",
+    "OpenedAccount",
+    "PrizeSpent",
     "PrizeWon",
     "PublishFailed",
     "PullsNotSold",
@@ -53,6 +80,7 @@ __all__ = [
     "RequestBusy",
     "ResultNotReady",
     "ServiceUnavailable",
+    "SessionNotFound",
     "Settings",
     "Ticket",
     "UnknownCampaign",
@@ -65,7 +93,9 @@ def __getattr__(name: str) -> Any:
     home: Any
     if name in ("DrawClient", "Ticket"):
         from tombola.producers import client as home
-    elif name in ("DrawRequest", "DrawResult", "GrantWon", "LedgerRow", "PrizeWon", "PullsResult"):
+    elif name in ("MovementTicket", "OpenedAccount"):
+        from tombola.producers import movements as home
+    elif name in ("DrawRequest", "DrawResult", "GrantWon", "LedgerRow", "MovementResult", "PrizeWon", "PullsResult"):
         from tombola.producers.domain import contract as home
     elif name == "Settings":
         from tombola.producers import settings as home

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from sqlalchemy import Connection
 
-from tombola.producers.brokers.registry import Broker, broker_of
-from tombola.producers.domain.contract import (
-    DUPLICATE_REQUEST_IDEMPOTENT,
-    DrawRequest,
-    DrawResult,
-    Request,
-    parse_result,
-)
+from tombola.producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, DrawRequest, DrawResult, parse_result
 from tombola.producers.domain.errors import (
     CampaignClosed,
     CampaignNotOpen,
@@ -26,21 +17,13 @@ from tombola.producers.domain.errors import (
     IdempotencyKeyReused,
     InternalError,
     InvalidKey,
-    PublishFailed,
     PullsNotSold,
     RequestBusy,
     UnknownCampaign,
 )
-from tombola.producers.domain.keys import check_caller
-from tombola.producers.entry import Entry
-from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
-from tombola.producers.settings import Settings
+from tombola.producers.movements import MovementClient
 from tombola.producers.storage.chunks import IN_LIST_MAX
-from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
 from tombola.producers.storage.requests import Acceptance, Submission
-from tombola.producers.telemetry import tracing
-
-log = logging.getLogger(__name__)
 
 PUBLISH_SIZE_MAX = IN_LIST_MAX
 REFUSED_SHOWN_MAX = 10
@@ -71,38 +54,13 @@ class Ticket(NamedTuple):
         return None if self.result is None else DUPLICATE_REQUEST_IDEMPOTENT
 
 
-class DrawClient:
-    """Enqueues draws and waits for their results.
+class DrawClient(MovementClient):
+    """Enqueues draws, moves money otherwise (see MovementClient), and waits for results.
 
     One per process: threads share a client, and on RabbitMQ take turns, since only one thread at a time can use a
     connection. A forked child opens connections of its own. A client imports no Celery and connects at first use. Where
     several applications share a ledger, `caller` owns the keys and sessions of this client, as with API keys.
     """
-
-    def __init__(self, entry: Entry, broker: Broker, results: ResultStore | None = None, *, caller: str = "") -> None:
-        """Raises InvalidRequest for a `caller` that is not a valid name; empty means no caller."""
-        if caller:
-            check_caller(caller)
-        self._entry = entry
-        self._broker = broker
-        self._results = results
-        self._caller = caller
-
-    @classmethod
-    def from_env(cls) -> Self:
-        """A client from TOMBOLA_* (see producers.settings); raises ConfigurationError for invalid settings."""
-        return cls.from_settings(Settings.from_env())
-
-    @classmethod
-    def from_settings(cls, settings: Settings, *, caller: str = "") -> Self:
-        """A client from `settings`: a database and a broker, and a result store to wait for results."""
-        url, lock_wait_s = settings.need("database_url"), settings.lock_wait_s
-        engine = open_engine(url, lock_wait_s=lock_wait_s, read_timeout_s=SHORT_READ_TIMEOUT_S)
-        broker = broker_of(settings)
-        results = None
-        if settings.has("result_url"):
-            results = ResultStore.from_settings(settings, engine=engine, timeout_s=LOOK_TIMEOUT_S)
-        return cls(Entry(engine, relay_after_s=settings.relay_after_s), broker, results, caller=caller)
 
     def enqueue(self, request: DrawRequest, *, connection: Connection | None = None) -> Ticket:
         """Accept a draw and publish it; return its ticket when the draw is durably accepted.
@@ -173,48 +131,11 @@ class DrawClient:
         """Wait for the result. Raises DrawDead once the draw is dead, ResultNotReady after `timeout_s`."""
         return self._store().wait(lottery_session_id, timeout_s=timeout_s)
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._broker.close()
-        self._entry.close()
-        if self._results is not None:
-            self._results.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def _store(self) -> ResultStore:
-        if self._results is None:
-            raise DrawError("this client has no result store: set TOMBOLA_RESULT_URL")
-        return self._results
-
-    def _publish(self, requests: list[Request]) -> None:
-        """Publish at once. Where the broker fails, the draws stay accepted, and the relay publishes them."""
-        if not requests:
-            return
-        try:
-            with tracing.publishing(len(requests)) as beside:
-                bodies = [request.encode() for request in requests]
-                if beside is None:
-                    self._broker.publish(bodies)
-                else:
-                    self._broker.publish(bodies, [beside] * len(bodies))
-        except PublishFailed as error:
-            log.warning("%s; %d accepted draws are left to the relay", error, len(requests))
-
     def _first_result(self, answer: Acceptance) -> DrawResult | None:
         """The first result, for the ticket of a repeat; None before the draw has settled."""
-        if answer.record is not None and answer.record.result is not None:
-            return parse_result(answer.record.result)
-        session_id = answer.request.lottery_session_id
-        if answer.record is not None and answer.record.is_settled:  # archived
-            state = self._entry.state_of(session_id)
-            return None if state is None or state.result is None else parse_result(state.result)
-        body = None if self._results is None else self._results.peek(session_id)
-        if body is None:
+        if (kept := self._kept_result(answer)) is not None:
+            return parse_result(kept)
+        if (body := self._peek(answer)) is None:
             return None
         result, request = parse_result(body), answer.request
         # Redis may hold another request's result under this session: only the database is trusted.

@@ -4,8 +4,7 @@ An Entry remembers a bounded number of accepted keys, so that a storm of repeats
 only repeats the database's answers: a request's content, its caller and its outcome never change.
 
 Keys and sessions belong to a caller. Where another caller holds a name of a request, the request is accepted under an
-alias (producers.domain.keys.alias), which is the same in every repeat: no caller can block another caller's draws by
-using their names first.
+alias (producers.aliases).
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final, NamedTuple
 
-import msgspec
 from cachetools import LRUCache
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from tombola.producers.aliases import accept_under_own_names, spellings
 from tombola.producers.domain import keys
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import DrawRequest, Request
@@ -48,7 +47,6 @@ BUSY_PAUSE_S_MAX: Final = 0.25
 BISECT_S_MAX: Final = 0.5
 # An error that takes longer is not from a stale connection of the pool: a second try would take as long again.
 STALE_WITHIN_S: Final = 1.0
-RENAMES_MAX: Final = 4  # key and session, and each once more where two callers submit one name at the same time
 
 EntryAnswer = Acceptance | DrawError
 Numbered = tuple[int, Submission]
@@ -61,34 +59,6 @@ class _Remembered(NamedTuple):
     request: Request
     record: RequestRecord
     since: float
-
-
-class _Name(NamedTuple):
-    """A submission, and which of its names are replaced by an alias."""
-
-    submission: Submission
-    has_other_key: bool = False
-    has_other_session: bool = False
-
-    def named(self) -> Submission:
-        """The submission with the aliases in place."""
-        request, caller, _ = self.submission
-        key, session = request.request_key, request.lottery_session_id
-        is_one_name = key == session
-        if self.has_other_key:
-            key = keys.alias(caller, key)
-        if self.has_other_session or (self.has_other_key and is_one_name):
-            session = keys.alias(caller, session)
-        renamed = msgspec.structs.replace(request, request_key=key, lottery_session_id=session)
-        return self.submission._replace(request=renamed)
-
-    def after(self, clash: Clash) -> _Name | None:
-        """The next names to try after `clash`; None where the clash is the answer."""
-        if clash is Clash.KEY_IS_ANOTHERS and not self.has_other_key:
-            return _Name(self.submission, has_other_key=True)
-        # Also for a caller's own key: when it was accepted, another caller may have held the session.
-        is_final = clash is Clash.SESSION_IS_MINE or self.has_other_session
-        return None if is_final else self._replace(has_other_session=True)
 
 
 class Entry:
@@ -186,8 +156,8 @@ class Entry:
         """
         request = submission.request
         for name in (request.request_key, request.lottery_session_id):
-            if keys.is_alias(name):
-                return InvalidKey(f"{name} has the form of an alias, which cannot be chosen")
+            if keys.is_reserved(name):
+                return InvalidKey(f"{name} has the form of {keys.reserved_for(name)}, which cannot be chosen")
         if not isinstance(request, DrawRequest):
             return submission
         if request.campaign in CAMPAIGNS:
@@ -249,7 +219,7 @@ class Entry:
     ) -> dict[int, EntryAnswer]:
         now = clock.now(self.engine)
         with unit as open_transaction:
-            answers = _accept_under_own_names(
+            answers = accept_under_own_names(
                 open_transaction, [it for _, it in part], now, publish_at=now + self._relay_after, is_published=True
             )
         return {number: answer for (number, _), answer in zip(part, answers, strict=True)}
@@ -281,25 +251,34 @@ class Entry:
 
     def _recognise(self, refused: Sequence[tuple[int, Submission, DrawError]]) -> dict[int, EntryAnswer]:
         """Answer requests that cannot be accepted as new ones: a repeat gets its answer, any other request an error."""
-        names = [name for _, it, _ in refused for name in _spellings(it)]
+        try:
+            known = self._look_up({name for _, it, _ in refused for name in _names(it)})
+        except DrawError as error:
+            return _all([(number, it) for number, it, _ in refused], error)
+        return {number: _as_known(it, known) or why_not for number, it, why_not in refused}
+
+    def find_known(self, submission: Submission, *, connection: Connection | None = None) -> Acceptance | None:
+        """The answer to a repeat, or to a key of another request, as the database has it; None for a new request.
+
+        For a request that cannot be accepted as a new one. `connection` is a transaction of the application, which sees
+        its own requests. Raises ServiceUnavailable or ConfigurationError when the database cannot be used; with
+        `connection` the driver's errors.
+        """
+        names = _names(submission)
+        known = (
+            self._look_up(names)
+            if connection is None
+            else requests.look_up(Transaction.joining(connection), list(names))
+        )
+        return _as_known(submission, known)
+
+    def _look_up(self, request_keys: Set[str]) -> dict[str, RequestRecord]:
+        """The rows of these requests. Raises ServiceUnavailable, ConfigurationError or InternalError."""
         try:
             with transaction(self.engine, read_only=True) as reading:
-                known = requests.look_up(reading, list({name.named().request.request_key for name in names}))
+                return requests.look_up(reading, list(request_keys))
         except Exception as error:
-            return _all([(number, it) for number, it, _ in refused], explain(error))
-        return {number: self._as_known(it, why_not, known) for number, it, why_not in refused}
-
-    def _as_known(self, submission: Submission, why_not: DrawError, known: Mapping[str, RequestRecord]) -> EntryAnswer:
-        """The answer to a request that cannot be accepted as a new one; `known` are the rows under its names."""
-        is_used = False
-        for name in _spellings(submission):
-            request = name.named().request
-            found = known.get(request.request_key)
-            clash = None if found is None else requests.clash_of(found, request.fingerprint(), submission.caller)
-            if found is not None and clash is None:
-                return Acceptance(request, found)
-            is_used = is_used or clash is Clash.KEY_IS_MINE
-        return Acceptance(submission.request, None) if is_used else why_not
+            raise explain(error) from error
 
     def close(self) -> None:
         """Close the connections, those of the engine among them."""
@@ -307,24 +286,25 @@ class Entry:
             self._lean.dispose()
         self.engine.dispose()
 
-    def accept_with(self, connection: Connection, submission: Submission) -> Acceptance:
+    def accept_with(self, connection: Connection, submission: Submission, *, is_published: bool = False) -> Acceptance:
         """Accept one request inside a transaction of the application; once it commits, the relay publishes the request.
 
-        Raises the errors of `accept_each` before anything is written, and the driver's errors, after which the
-        application must roll its transaction back.
+        With `is_published` the calling code publishes it once, after the commit. Raises the errors of `accept_each`
+        before anything is written, and the driver's errors, after which the application must roll its transaction back.
         """
         if not connection.in_transaction():
             connection.begin()  # otherwise the application's commit() would commit nothing
         now = clock.now(connection)
-        joined = Transaction(connection.connection.driver_connection, is_sqlite=connection.dialect.name == "sqlite")
+        joined = Transaction.joining(connection)
         bound = self._bind(submission)
         if isinstance(bound, DrawError):
-            found = requests.look_up(joined, [it.named().request.request_key for it in _spellings(submission)])
-            if isinstance(answer := self._as_known(submission, bound, found), DrawError):
-                raise answer
-            return answer
+            found = _as_known(submission, requests.look_up(joined, list(_names(submission))))
+            if found is None:
+                raise bound
+            return found
+        publish_at = now + self._relay_after if is_published else now
         # Not remembered: the request is accepted only when the application commits.
-        (answer,) = _accept_under_own_names(joined, [bound], now, publish_at=now, is_published=False)
+        (answer,) = accept_under_own_names(joined, [bound], now, publish_at=publish_at, is_published=is_published)
         return answer
 
     def state_of(self, lottery_session_id: str) -> SessionState | None:
@@ -353,46 +333,23 @@ class Entry:
                     self._remembered[it.caller, it.request.request_key] = remembered
 
 
-def _accept_under_own_names(
-    transaction: Transaction,
-    submissions: Sequence[Submission],
-    now: datetime,
-    *,
-    publish_at: datetime,
-    is_published: bool,
-) -> list[Acceptance]:
-    """`requests.accept`, with an alias for every name that another caller holds."""
-
-    def accept(some: Sequence[Submission]) -> list[Acceptance]:
-        return requests.accept(transaction, some, now, publish_at=publish_at, is_published=is_published)
-
-    answers = accept(submissions)
-    names: dict[int, _Name] = {}
-    for _ in range(RENAMES_MAX):
-        again = {
-            number: name
-            for number, (it, answer) in enumerate(zip(submissions, answers, strict=True))
-            if answer.clash is not None and (name := names.get(number, _Name(it)).after(answer.clash)) is not None
-        }
-        if not again:
-            break
-        names |= again
-        for number, answer in zip(again, accept([name.named() for name in again.values()]), strict=True):
-            answers[number] = answer
-    return [
-        Acceptance(it.request, None) if answer.is_conflict else answer
-        for it, answer in zip(submissions, answers, strict=True)
-    ]
-
-
-def _spellings(submission: Submission) -> list[_Name]:
-    """The names under which a row of this submission may stand."""
-    return [
-        _Name(submission, has_other_key, has_other_session)
-        for has_other_key in (False, True)
-        for has_other_session in (False, True)
-    ]
-
-
 def _all(part: Sequence[Numbered], error: DrawError) -> dict[int, EntryAnswer]:
     return {number: error for number, _ in part}
+
+
+def _names(submission: Submission) -> Set[str]:
+    """The request keys under which a row of this submission may stand."""
+    return {name.named().request.request_key for name in spellings(submission)}
+
+
+def _as_known(submission: Submission, known: Mapping[str, RequestRecord]) -> Acceptance | None:
+    """The answer to a repeat or a conflict; None for a new request. `known` are the rows under its names."""
+    is_used = False
+    for name in spellings(submission):
+        request = name.named().request
+        found = known.get(request.request_key)
+        clash = None if found is None else requests.clash_of(found, request.fingerprint(), submission.caller)
+        if found is not None and clash is None:
+            return Acceptance(request, found)
+        is_used = is_used or clash is Clash.KEY_IS_MINE
+    return Acceptance(submission.request, None) if is_used else None

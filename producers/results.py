@@ -207,6 +207,25 @@ class ResultStore:
         """The first result's bytes if Redis has them; None otherwise, also when Redis does not answer."""
         return self._from_redis(lottery_session_id)[0]
 
+    def peek_many(self, lottery_session_ids: Sequence[str]) -> list[bytes | None]:
+        """The first results' bytes as Redis has them, None for each that it does not have. Nothing is rebuilt.
+
+        Raises ServiceUnavailable when Redis does not answer.
+        """
+        found: list[bytes | None] = []
+        for some in chunks(lottery_session_ids):
+            try:
+                stored: Any = self._client.mget([KEY_PREFIX + it for it in some])
+            except UnsupportedRedis:
+                raise
+            except redis.RedisError as error:
+                raise ServiceUnavailable(f"the result store does not answer: {error}") from error
+            found += [
+                None if value is None else unwrap(value, session_id, self._secret)
+                for session_id, value in zip(some, stored, strict=True)
+            ]
+        return found
+
     def wait(self, lottery_session_id: str, *, timeout_s: float) -> DrawResult:
         """Wait for a draw's result; raises as `wait_for_body` does."""
         return parse_result(self.wait_for_body(lottery_session_id, timeout_s=timeout_s))

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
@@ -26,45 +22,11 @@ from tombola.producers.brokers.registry import BROKER_SCHEMES, RESULT_SCHEMES, B
 from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.domain.signatures import Keyring
 from tombola.producers.service_links import is_service_link
+from tombola.producers.setting_types import HostNames, Networks, Origins, Validities
 from tombola.producers.storage.chunks import IN_LIST_MAX
 
 PREFIX = "TOMBOLA_"
 SEED_BYTES_MIN = 16
-
-
-def _parts(value: object) -> object:
-    """The parts of a list that commas separate."""
-    return [part for it in value.split(",") if (part := it.strip())] if isinstance(value, str) else value
-
-
-def _network(text: object) -> object:
-    if not isinstance(text, str):
-        return text
-    try:
-        return ip_network(text)
-    except ValueError as error:
-        raise ValueError(f"{text!r:.80} is not an address or a network: {error}") from None
-
-
-def _host_name(name: str) -> str:
-    if not _is_host_name(name):
-        raise ValueError(f"{name!r:.80} is not the name of a host: give it without scheme, port and path")
-    return name.lower()
-
-
-def _origin(text: str) -> str:
-    if text != "*" and not _is_origin(text):
-        raise ValueError(f"{text!r:.80} is not an origin, such as https://shop.example or http://localhost:3000")
-    return text.lower()
-
-
-_is_host_name = re.compile(r"(\*\.)?[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]").fullmatch
-_is_origin = re.compile(r"https?://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?").fullmatch
-
-Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_parts)]
-HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...], BeforeValidator(_parts)]
-Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_parts)]
 
 
 class Settings(BaseSettings):
@@ -150,6 +112,22 @@ class Settings(BaseSettings):
     )
     retention_days: Annotated[float, Field(ge=0, le=36_500)] = Field(
         default=90.0, description="settled requests are archived after this long; 0 keeps them all"
+    )
+    points_valid_days: Validities = Field(
+        default=(),
+        description="points of these assets expire after so many days, by months: POINT=365, …; default: none do",
+    )
+    seal_after_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=60.0, description="ledger rows are sealed after this long, at least twice the time of a batch"
+    )
+    books_key: SecretStr = Field(
+        default=SecretStr(""), description="signs the head of the sealed books; make one with `tombola books key`"
+    )
+    books_anchor: str = Field(
+        default="", description="a folder outside of the database owner's reach, for signed checkpoints of the books"
+    )
+    books_anchor_every_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=300.0, description="how long after a checkpoint the next one is signed, if blocks were sealed"
     )
     gateway_auth: Literal["api-key", "none"] = Field(
         default="api-key", description="who may call the gateway: holders of an API key, or everybody who reaches it"
@@ -297,6 +275,11 @@ class Settings(BaseSettings):
         the last try begins at the end of this time (worker.settle.tries.settle), and has two writes.
         """
         return float(self.lock_wait_s * (self.tries_max + 3))
+
+    @property
+    def sealed_after_s(self) -> float:
+        """How long after it was seen a ledger row is sealed: never while a batch of that time can still be running."""
+        return max(self.seal_after_s, 2 * self.batch_time_s_max)
 
     @property
     def broker_kind(self) -> BrokerKind | None:

@@ -8,12 +8,18 @@ import atexit
 import functools
 import shutil
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, inspect
+from sqlalchemy import Connection, Engine, inspect, select
 
 from tombola import migrations
+from tombola.producers.domain import keys
+from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.schema import account_asset_balances
+from tombola.worker.ledger import accounts
+from tombola.worker.operators import actions
 
 _statements: dict[object, list[str]] = {}  # the statements that make a ledger, by server version
 
@@ -75,3 +81,22 @@ def _statements_of(connection: Connection) -> list[str]:
     tables = [str(row[0]) for row in connection.exec_driver_sql("SHOW TABLES")]
     made = [str(connection.exec_driver_sql(f"SHOW CREATE TABLE {it}").one()[1]) for it in tables]
     return [*made, f"INSERT INTO {migrations.VERSION_TABLE} VALUES ('{migrations.current_revision(connection)}')"]
+
+
+def recharge(
+    engine: Engine, account_id: int, amount: Decimal, *, row_key: str | None = None, by: str | None = None
+) -> Decimal:
+    """A recharge as releases before movements were requests made it: a ledger row, its record, and no request.
+
+    Returns the balance after it.
+    """
+    key = row_key or keys.make_standalone_key(RECHARGE, account_id)
+    with engine.begin() as connection:
+        found = select(account_asset_balances).where(account_asset_balances.c.id == account_id).with_for_update()
+        after = accounts._pay_in(connection, connection.execute(found).one(), amount, key, by=by)
+        if by is not None:
+            details = {"account_id": account_id, "key": key, "amount": f"{amount:.2f}"}
+            actions.record(
+                connection, operator=by, action=accounts.ACCOUNT_RECHARGE, reason="", count=1, details=details
+            )
+    return after

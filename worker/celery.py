@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 RELAY_EVERY_S: Final = 5.0
 ARCHIVE_EVERY_S: Final = 600.0
+EXPIRE_EVERY_S: Final = 300.0  # nothing to do but in the first minutes of a month
+SEAL_EVERY_S: Final = 1.0
 GARBAGE_LOOK_EVERY: Final = 50_000  # container objects
 AUDIT_AT_HOUR: Final = 2  # 02:30 UTC
 
@@ -95,9 +97,16 @@ def make_app(settings: Settings) -> DrawsApp:
             "forget-consumers": {"task": "tombola.forget_consumers", "schedule": tasks.CONSUMER_IDLE_S_MAX},
             # By the clock: an interval of 24 hours would begin anew whenever beat starts without its schedule file.
             "audit": {"task": "tombola.audit", "schedule": crontab(hour=AUDIT_AT_HOUR, minute=30)},
+            "audit-everything": {
+                "task": "tombola.audit",
+                "schedule": crontab(hour=AUDIT_AT_HOUR + 1, minute=30, day_of_week="sunday"),
+                "kwargs": {"everything": True},
+            },
             # A relay task that is still queued when the next one comes is dropped.
             "relay": {"task": "tombola.relay", "schedule": RELAY_EVERY_S, "options": {"expires": RELAY_EVERY_S}},
             "archive": {"task": "tombola.archive", "schedule": ARCHIVE_EVERY_S},
+            "expire": {"task": "tombola.expire", "schedule": EXPIRE_EVERY_S, "options": {"expires": EXPIRE_EVERY_S}},
+            "seal": {"task": "tombola.seal", "schedule": SEAL_EVERY_S, "options": {"expires": SEAL_EVERY_S}},
         },
     )
     app.steps["worker"].add(DrawsStep)

@@ -1,4 +1,4 @@
-"""The metrics of settling, of dead letters and of fulfilments.
+"""The metrics of settling, of dead letters, of fulfilments and of the sealed books.
 
 Names and labels are a contract with worker/monitoring/. No label is ever a key or an account.
 """
@@ -12,8 +12,15 @@ from prometheus_client import Counter, Gauge, Histogram
 from sqlalchemy.exc import DBAPIError
 
 from tombola.producers.domain.causes import Cause
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.operations import OPERATIONS
 
 DRAWS: Final = Counter("tombola_draws", "draws answered: settled, rejected or repeat", ["outcome"])
+MOVEMENTS: Final = Counter(
+    "tombola_movements",
+    "requests of other kinds than draws, by kind: settled, rejected or repeat; they are among the draws as well",
+    ["kind", "outcome"],
+)
 MESSAGES_PARKED: Final = Counter("tombola_parked", "messages parked as dead letters, by cause", ["cause"])
 DEFERRED: Final = Counter("tombola_deferred", "draws set aside, because another transaction held a lock for too long")
 REDELIVERED: Final = Counter("tombola_redelivered", "deliveries that were not the first of their message")
@@ -52,9 +59,25 @@ LAST_AUDIT: Final = Gauge(
     "when the last audit on record ended; 0: there is none",
     multiprocess_mode="mostrecent",
 )
+LAST_AUDIT_OF_EVERYTHING: Final = Gauge(
+    "tombola_audit_everything_last_timestamp_seconds",
+    "when the last audit on record ended that began at the first ledger row; 0: there is none",
+    multiprocess_mode="mostrecent",
+)
 AUDIT_VIOLATIONS: Final = Gauge(
     "tombola_audit_violations",
     "violations that the last audit found, and invariants that it could not look at",
+    multiprocess_mode="mostrecent",
+)
+SEALING_LAG: Final = Gauge(
+    "tombola_books_lag_seconds",
+    "the age of the oldest ledger row that is not sealed",
+    multiprocess_mode="mostrecent",
+)
+LAST_BLOCK: Final = Gauge("tombola_books_last_block", "the number of the last block", multiprocess_mode="mostrecent")
+LAST_ANCHOR: Final = Gauge(
+    "tombola_books_anchored_timestamp_seconds",
+    "when a checkpoint was last written outside; 0: never",
     multiprocess_mode="mostrecent",
 )
 BROKER_LOST: Final = Counter(
@@ -82,6 +105,12 @@ FULFILMENTS_OLDEST: Final = Gauge(
     multiprocess_mode="mostrecent",
 )
 
+HOLDS_OVERDUE: Final = Gauge(
+    "tombola_holds_overdue",
+    "open holds that expired more than five minutes ago, counted up to 10,000",
+    multiprocess_mode="mostrecent",
+)
+
 OUTCOMES: Final = ("settled", "parked_again", "refused")
 
 # RabbitMQ's reasons that are no fault of the message, or need not be. Our own consumers never reject: a stranger's do.
@@ -95,6 +124,9 @@ DRAWS_SETTLED, DRAWS_REJECTED, DRAWS_REPEATED = (DRAWS.labels(outcome) for outco
 # Each series exists from the start, at 0: Prometheus does not see an increase from no series to 1.
 for _cause in Cause:
     MESSAGES_PARKED.labels(_cause)
+for _kind in OPERATIONS.keys() - {DrawRequest.kind}:
+    for _outcome in ("settled", "rejected", "repeat"):
+        MOVEMENTS.labels(_kind, _outcome)
 for _code in (*map(str, sorted(CODES)), "other"):
     RETRIES.labels(_code)
 for _reason in LOST_REASONS:

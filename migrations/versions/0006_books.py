@@ -1,4 +1,6 @@
-"""Books: holds, sealed blocks, house accounts, snapshots, and what an API key may do: an expansion, as 0005.
+"""Books: holds, sealed blocks, house accounts, snapshots, what an API key may do, keys of operators' acts.
+
+An expansion, as 0005.
 
 The previous release runs beside this schema: it neither reads nor writes the new tables, and takes keys without looking
 at their scopes. Column types are spelled out here: this revision must build the same tables for ever.
@@ -40,12 +42,20 @@ def _api_key_columns() -> list[sa.Column[Any]]:
     ]
 
 
+def _act_key() -> sa.Column[Any]:
+    comment = "the act happens once under it; null: the action has no key"
+    return sa.Column("act_key", key(64), nullable=True, comment=comment)
+
+
 def upgrade() -> None:
     for column in _api_key_columns():
         repeatable.add_column("api_keys", column)
+    repeatable.add_column("operator_actions", _act_key())
+    repeatable.create_index("uk_act_key", "operator_actions", ["act_key"], unique=True)
     _create_holds()
     _create_blocks()
     _create_snapshots()
+    _create_marks()
 
 
 def _create_holds() -> None:
@@ -94,6 +104,19 @@ def _create_blocks() -> None:
         **TABLE_OPTIONS,
     )
     repeatable.create_index("idx_house_account", "books_house", ["account", "asset_code", "block"])
+    repeatable.create_table(
+        "books_head",
+        sa.Column("name", key(16), nullable=False, comment="always `head`"),
+        sa.Column("seen", sa.Text(), nullable=False, comment="JSON: when which transaction_id was the highest"),
+        sa.Column(
+            "peaks", sa.Text(), nullable=False, comment="JSON: the tree over all blocks, as its perfect subtrees"
+        ),
+        sa.Column("checkpoint", sa.Text(), nullable=True, comment="the last signed head; null: no key signs"),
+        sa.Column("checkpoint_at", TIME, nullable=True, comment="when it was signed"),
+        sa.Column("anchored_at", TIME, nullable=True, comment="when a checkpoint was last written outside"),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_books_head")),
+        **TABLE_OPTIONS,
+    )
 
 
 def _create_snapshots() -> None:
@@ -114,13 +137,45 @@ def _create_snapshots() -> None:
     repeatable.create_index("idx_snapshot_block", "books_snapshots", ["block"])
 
 
+def _create_marks() -> None:
+    repeatable.create_table(
+        "audit_marks",
+        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False, comment="always 1"),
+        sa.Column("mark", BODY, nullable=False, comment="JSON: worker.audit.marks.Mark"),
+        sa.Column("mac", key(64), nullable=False, comment="HMAC of the mark and of audited_accounts, by the seed"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_marks")),
+        **TABLE_OPTIONS,
+    )
+    repeatable.create_table(
+        "audited_accounts",
+        sa.Column(
+            "band", sa.BigInteger(), autoincrement=False, nullable=False, comment="accounts with ids near each other"
+        ),
+        sa.Column("state", sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), nullable=False),
+        sa.PrimaryKeyConstraint("band", name=op.f("pk_audited_accounts")),
+        **TABLE_OPTIONS,
+    )
+
+
 def downgrade() -> None:
     if not op.get_context().as_sql and repeatable.has_table("books_blocks"):
         _refuse_to_forget_books(op.get_bind())
-    for table in ("books_snapshots", "books_house", "books_blocks", "account_holds"):
+    if not op.get_context().as_sql and repeatable.has_column("api_keys", "scopes"):
+        _refuse_to_widen_keys(op.get_bind())
+    ours = ("audited_accounts", "audit_marks", "books_snapshots", "books_head", "books_house", "books_blocks")
+    for table in (*ours, "account_holds"):
         repeatable.drop_table(table)
+    repeatable.drop_index("uk_act_key", "operator_actions")
+    repeatable.drop_column("operator_actions", "act_key")
     for column in reversed(_api_key_columns()):
         repeatable.drop_column("api_keys", column.name)
+
+
+def _refuse_to_widen_keys(connection: sa.Connection) -> None:
+    """The previous release knows neither scopes nor an end: it would let every valid key draw and read, for ever."""
+    narrow = "scopes IS NOT NULL AND NOT (scopes LIKE '%draw%' AND scopes LIKE '%read%') OR expires_at IS NOT NULL"
+    if connection.execute(sa.text(f"SELECT 1 FROM api_keys WHERE revoked_at IS NULL AND ({narrow}) LIMIT 1")).first():
+        raise CommandError("some API keys have an end, or may not draw or not read, and would lose that: revoke them")
 
 
 def _refuse_to_forget_books(connection: sa.Connection) -> None:

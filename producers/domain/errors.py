@@ -16,13 +16,24 @@
     ├── CampaignNotOpen          the campaign has not begun
     ├── SessionNotFound          no such lottery session of this caller
     ├── AccountNotFound          no such account (operators' commands; a draw is *rejected* instead)
+    ├── MovementRejected         a movement was rejected (operators' acts; elsewhere a rejection is an outcome)
+    ├── MovementNotFound         no such movement of this caller
+    ├── HoldNotFound             no such hold of this caller
+    ├── DrawNotCompleted         the draw has not settled, or charged nothing: there is nothing to refund
+    ├── AlreadyRefunded          the draw is refunded: a draw is refunded once
+    ├── PrizeSpent               an account does not have a prize of the draw any more
+    ├── HoldNotCompleted         the hold has not settled, or was rejected: there is nothing to post or to void
+    ├── HoldEnded                the hold was posted or voided: a hold ends once
+    ├── HoldExpired              the hold can be voided, and no longer be posted
     ├── CampaignNotFound         no such campaign (operators' commands)
+    ├── CheckpointNotFound       no head of the books was signed
     ├── DeadLetterNotFound       no such dead letter (operators' commands)
     ├── ReplayNotFound           no such replay (operators' commands)
     ├── ResultNotReady           the session has no result yet
     ├── DrawDead                 the draw was given up, nothing was charged
-    ├── NotAllowed               no API key, or an unknown or revoked one
+    ├── NotAllowed               no API key, or an unknown, revoked or expired one
     ├── OutOfBounds              the API key is not valid for this account
+    ├── MissingScope             the API key does not have the scope of this route
     ├── WrongHost                the Host header is not a name of this server, as in DNS rebinding
     ├── WrongOrigin              a page of another origin sent the request
     ├── TooManyRequests          over a limit: send the request again later
@@ -116,8 +127,53 @@ class AccountNotFound(DrawError):
     """There is no such account."""
 
 
+class MovementRejected(DrawError):
+    """This movement was rejected: nothing is changed."""
+
+    def __init__(self, message: str | None = None, reason: str | None = None) -> None:
+        """`reason` is that of the result, such as INSUFFICIENT_BALANCE."""
+        super().__init__(message)
+        self.reason = reason
+
+
+class MovementNotFound(DrawError):
+    """There is no such movement."""
+
+
+class HoldNotFound(DrawError):
+    """There is no such hold."""
+
+
+class DrawNotCompleted(DrawError):
+    """This draw has not settled yet, or it charged nothing: there is nothing to refund. Nothing was written."""
+
+
+class AlreadyRefunded(DrawError):
+    """This draw is refunded already. Nothing was written."""
+
+
+class PrizeSpent(DrawError):
+    """A prize of this draw is spent, and cannot be collected. Nothing was written."""
+
+
+class HoldNotCompleted(DrawError):
+    """This hold has not settled yet, or it was rejected. Nothing was written."""
+
+
+class HoldEnded(DrawError):
+    """This hold has ended: it was posted or voided. Nothing was written."""
+
+
+class HoldExpired(DrawError):
+    """This hold has expired, and cannot be posted any more. Nothing was written."""
+
+
 class CampaignNotFound(DrawError):
     """There is no such campaign."""
+
+
+class CheckpointNotFound(DrawError):
+    """No checkpoint was signed yet."""
 
 
 class DeadLetterNotFound(DrawError):
@@ -147,6 +203,10 @@ class NotAllowed(DrawError):
 
 class OutOfBounds(DrawError):
     """This API key is not for that account. Nothing was written."""
+
+
+class MissingScope(DrawError):
+    """This API key does not have the scope that this request needs. Nothing was written."""
 
 
 class WrongHost(DrawError):

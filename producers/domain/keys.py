@@ -27,6 +27,9 @@ from tombola.producers.domain.errors import InvalidKey, InvalidRequest
 REQUEST_KEY_LENGTH_MAX: Final = 64
 SESSION_ID_LENGTH_MAX: Final = 100
 DERIVED_KEY_LENGTH_MAX: Final = 100
+# Begins the request keys by which holds and points expire: a caller who could take such a key would keep its points.
+EXPIRY_PREFIX: Final = "expiry-"
+_RESERVED: Final = frozenset({"alias_", EXPIRY_PREFIX[:6]})
 
 # No colon: it separates a request key from the type of a derived key, so `a:consume` must never be a request key.
 _is_request_key = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
@@ -69,6 +72,16 @@ def alias(caller: str, name: str) -> str:
 def is_alias(name: str) -> bool:
     """Whether a request key or session id has the form of an alias."""
     return name[:6] == "alias_" and _is_alias(name) is not None
+
+
+def is_reserved(name: str) -> bool:
+    """Whether only tombola itself gives a request key or session id of this form: an alias, or an expiry's name."""
+    return name[:6] in _RESERVED and (name[:7] == EXPIRY_PREFIX or is_alias(name))
+
+
+def reserved_for(name: str) -> str:
+    """What a reserved name is, in words."""
+    return "an expiry's key" if name.startswith(EXPIRY_PREFIX) else "an alias"
 
 
 def derive(request_key: str, entry_type: str) -> str:

@@ -3,7 +3,8 @@
 Limits are per process: they protect the process, and do not depend on Redis.
 
 Requests with a known API key count against their caller. Requests without one, from strangers, count against their
-address: a caller is never refused or delayed because of other clients. The routes of OPEN need no key.
+address: a caller is never refused or delayed because of other clients. The routes of OPEN need no key; every other
+route under /v1/ names the scope that a key must have to call it: `opt=needs("read")`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ from typing import Any, Final
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from tombola.producers.domain.errors import InvalidRequest, NotAllowed, ServiceUnavailable, TooManyRequests
+from tombola.producers.domain.errors import (
+    InvalidRequest,
+    MissingScope,
+    NotAllowed,
+    ServiceUnavailable,
+    TooManyRequests,
+)
 from tombola.producers.gateway.callers import Callers
 from tombola.producers.gateway.readers import Readers
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
-from tombola.producers.storage.api_keys import Holder
+from tombola.producers.storage.api_keys import KEY_SCOPES, Holder, KeyScope
 from tombola.producers.storage.faults import explain
 from tombola.producers.telemetry.metrics import BACKLOG, Throttle
 from tombola.producers.web.budget import Budget
@@ -41,8 +48,9 @@ HELD_S: Final = 1.0
 HELD_MAX: Final = 1_000  # requests held at the same time
 COUNT_BACKLOG_EVERY_S: Final = 1.0
 JSON_TYPE: Final = b"application/json"
-OPEN: Final = ("/v1/campaigns", "/v1/odds/")  # for players, who must see odds before they pay
-NOBODY: Final = Holder("")
+# For players, who must see odds before they pay, and for witnesses of the books.
+OPEN: Final = ("/v1/campaigns", "/v1/odds/", "/v1/checkpoints/")
+NOBODY: Final = Holder("", scopes=frozenset(KEY_SCOPES))
 
 
 class Admission:
@@ -72,10 +80,10 @@ class Admission:
                 if not self._strangers.take(address):
                     await self._hold()
 
-    async def admit(self, scope: Scope) -> Holder:
-        """The holder of the request's API key; NOBODY where the gateway needs no keys.
+    async def admit(self, scope: Scope, needed: KeyScope) -> Holder:
+        """The holder of the request's API key, which has the scope `needed`; NOBODY where the gateway needs no keys.
 
-        Raises NotAllowed, TooManyRequests, or InvalidRequest for a content type other than JSON.
+        Raises NotAllowed, MissingScope, TooManyRequests, or InvalidRequest for a content type other than JSON.
         """
         given, holder = scope["given"], NOBODY
         if self._needs_key:
@@ -83,6 +91,8 @@ class Admission:
             holder = self._callers.recall(authorization) or await self._identify(authorization, scope)
         if not self._rate.take(holder.caller or _address(scope)):
             raise self._too_often()
+        if needed not in holder.scopes:
+            raise MissingScope(f"this request needs an API key with the scope {needed}. Nothing was written")
         if scope["method"] == "POST":
             content_type = given.get(b"content-type", b"")
             # Without a CORS preflight, a page of another origin can send forms, but no JSON.
@@ -155,7 +165,7 @@ class Admission:
         if holder is not None:
             return holder
         if self._wrong_keys.take(_address(scope)):
-            raise NotAllowed("this API key is not known, or was revoked")
+            raise NotAllowed("this API key is not known, was revoked or has expired")
         await self._hold()
         raise TooManyRequests("too many wrong API keys from this address: try again in a second")
 
@@ -173,6 +183,11 @@ class Admission:
         return TooManyRequests(f"more than {self._rate.per_s} requests a second: try again in a second")
 
 
+def needs(scope: KeyScope) -> dict[str, KeyScope]:
+    """The `opt` of a route for callers: the scope that an API key must have to call it."""
+    return {"needs": scope}
+
+
 def is_for_callers(path: str) -> bool:
     """Whether a request for that path needs a key, where the gateway needs keys."""
     return path.startswith("/v1/") and not path.startswith(OPEN)
@@ -187,7 +202,7 @@ class AdmissionMiddleware:
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
         if scope["type"] == "http" and is_for_callers(scope["path"]) and scope["method"] != "OPTIONS":
-            scope["holder"] = await self._admission.admit(scope)
+            scope["holder"] = await self._admission.admit(scope, scope["route_handler"].opt["needs"])
         await self.app(scope, receive, send)
 
 

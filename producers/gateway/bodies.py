@@ -1,4 +1,4 @@
-"""Reading the body of a request, strictly and within bounds."""
+"""Reading a request: its body, strictly and within bounds, and its key."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from tombola.producers.domain.contract import BODY_BYTES_MAX
 from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.domain.keys import make_request_key
 
 T = TypeVar("T")
 
@@ -35,3 +36,17 @@ async def read_body(receive: Callable[[], Awaitable[Any]]) -> bytes:
             raise RequestEntityTooLarge(f"a body has at most {BODY_BYTES_MAX:,} bytes")
         if not message.get("more_body", False):
             return body
+
+
+def request_key_of(given: bytes | None, *, is_required: bool) -> str:
+    """The request key from the header, bare or quoted (the Idempotency-Key draft); a new one without the header."""
+    if given is None:
+        if is_required:
+            raise InvalidRequest("the header Idempotency-Key is required here")
+        return make_request_key()
+    key = given.decode("latin-1").strip()
+    if len(key) >= 2 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not key:
+        raise InvalidRequest("the header Idempotency-Key is empty")
+    return key

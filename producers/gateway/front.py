@@ -91,7 +91,7 @@ class Front:
         await self._admission.receive(scope)
         if path == DRAWS and scope["method"] == "POST":
             scope["path_template"] = DRAWS
-            scope["holder"] = await self._admission.admit(scope)
+            scope["holder"] = await self._admission.admit(scope, "draw")
             await sender.whole(await self._make_draw(scope, receive))
         else:
             await self.app(scope, receive, sender)

@@ -104,6 +104,13 @@ class Intake:
             raise answers[0]  # type: ignore[misc]
         return answers
 
+    def publish_accepted(self, answer: Acceptance) -> None:
+        """Publish a new request that was accepted in another transaction: with the account that it recharges."""
+        ACCEPTED.inc()
+        if self._pulse is not None:
+            self._pulse.add("accepted", 1)
+        self._publisher.publish([(answer.request.encode(), tracing.headers() or NO_HEADERS)])
+
     async def has_broker(self) -> bool:
         """Whether the broker answers."""
         try:

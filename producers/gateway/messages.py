@@ -94,12 +94,51 @@ class SessionRow(LedgerRow, frozen=True):
 
 
 class AccountView(msgspec.Struct, frozen=True):
-    """An account; `balance` has two decimals."""
+    """An account. `balance` is what can be spent; `held` is what open holds took from it. Both have two decimals."""
 
     account_id: int
     user_id: int
     asset_code: str
     balance: str
+    held: str
+
+
+class AccountList(msgspec.Struct, frozen=True):
+    """A page of a user's accounts, by id; `next_after` is the next page's `after`, null on the last page."""
+
+    accounts: list[AccountView]
+    next_after: int | None
+
+
+class AccountRow(SessionRow, frozen=True):
+    """A ledger row of an account."""
+
+    lottery_session_id: str
+
+
+class AccountRows(msgspec.Struct, frozen=True):
+    """A page of an account's ledger rows, as they were posted; `next_after` as in AccountList."""
+
+    transactions: list[AccountRow]
+    next_after: int | None
+
+
+class StatementView(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of an account's statement: the opening balance and all rows of the period make the closing balance.
+
+    `until` null is now. Once `is_final`, no row can join the period, and its statement never changes.
+    """
+
+    account_id: int
+    user_id: int
+    asset_code: str
+    from_: str = msgspec.field(name="from")
+    until: str | None
+    opening_balance: str
+    closing_balance: str
+    is_final: bool
+    transactions: list[AccountRow]
+    next_after: int | None
 
 
 class Readiness(msgspec.Struct, frozen=True):

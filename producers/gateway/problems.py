@@ -12,18 +12,28 @@ from litestar.exceptions import HTTPException, ValidationException
 
 from tombola.producers.domain.errors import (
     AccountNotFound,
+    AlreadyRefunded,
     CampaignClosed,
     CampaignNotFound,
     CampaignNotOpen,
     CampaignPaused,
+    CheckpointNotFound,
     ConfigurationError,
     DrawError,
+    DrawNotCompleted,
+    HoldEnded,
+    HoldExpired,
+    HoldNotCompleted,
+    HoldNotFound,
     IdempotencyKeyReused,
     InternalError,
     InvalidKey,
     InvalidRequest,
+    MissingScope,
+    MovementNotFound,
     NotAllowed,
     OutOfBounds,
+    PrizeSpent,
     PullsNotSold,
     RequestBusy,
     ServiceUnavailable,
@@ -63,14 +73,28 @@ _KINDS: Final[dict[type[DrawError], Kind]] = {
     InvalidRequest: _INVALID,
     NotAllowed: _kind(NotAllowed, 401, "Send a valid API key, then the same request again."),
     OutOfBounds: _kind(OutOfBounds, 403, "Use an API key that is for this account."),
+    MissingScope: _kind(MissingScope, 403, "Use an API key with the scope that `detail` names."),
     WrongHost: _kind(WrongHost, 421, "Ask under a name that the gateway serves."),
     WrongOrigin: _kind(WrongOrigin, 403, "Add the page's origin to `TOMBOLA_CORS_ORIGINS`."),
     SessionNotFound: _kind(
         SessionNotFound, 404, "Check the session's name, and that its draw was made under your API key's caller."
     ),
     AccountNotFound: _kind(AccountNotFound, 404, "Check the account's id."),
+    MovementNotFound: _kind(
+        MovementNotFound, 404, "Check the key, and that it was sent under your API key's caller; a draw has a session."
+    ),
+    HoldNotFound: _kind(HoldNotFound, 404, "Check the hold's key, and that it was sent under your API key's caller."),
+    DrawNotCompleted: _kind(DrawNotCompleted, 409, "Wait for the draw's result; refund it if `status` is `completed`."),
+    AlreadyRefunded: _kind(AlreadyRefunded, 409, "See `GET /v1/draws/{session}/transactions`."),
+    PrizeSpent: _kind(PrizeSpent, 409, "Choose another `policy`, or leave the draw as it is."),
+    HoldNotCompleted: _kind(HoldNotCompleted, 409, "Wait for the hold's result; end it if `status` is `completed`."),
+    HoldEnded: _kind(HoldEnded, 409, "See `GET /v1/holds/{key}`."),
+    HoldExpired: _kind(HoldExpired, 409, "Ask for a new hold, with a new key."),
     CampaignNotFound: _kind(
         CampaignNotFound, 404, "See the campaigns in `GET /v1/campaigns`; an odds hash has 64 hex digits."
+    ),
+    CheckpointNotFound: _kind(
+        CheckpointNotFound, 404, "Ask again later: the operator signs checkpoints where `TOMBOLA_BOOKS_KEY` is set."
     ),
     CampaignPaused: _kind(CampaignPaused, 409, "Ask again, with a new key, when the campaign's `state` is `open`."),
     CampaignClosed: _kind(CampaignClosed, 409, "Choose another campaign: see `GET /v1/campaigns`."),

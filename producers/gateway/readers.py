@@ -21,8 +21,8 @@ class Readers:
     A frozen server soon occupies all threads: reads that wait for one are cancelled then, and do not pile up.
     """
 
-    def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+    def __init__(self, name: str = "read") -> None:
+        self.pool = ThreadPoolExecutor(READERS, thread_name_prefix=name)
 
     async def run(self, function: Callable[[], T]) -> T:
         """The result of `function`, called in one of the threads. Raises ServiceUnavailable after READ_WAIT_S."""

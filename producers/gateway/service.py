@@ -1,10 +1,12 @@
-"""The service behind the routes, without HTTP: accepts draws, finds results, reads the ledger, keeps keys in bounds."""
+"""The service behind the routes, without HTTP: accepts requests, finds results, reads the ledger, bounds keys."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 from cachetools import LRUCache
@@ -14,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.brokers.registry import broker_of
 from tombola.producers.domain.causes import Status
-from tombola.producers.domain.errors import OutOfBounds, SessionNotFound
+from tombola.producers.domain.errors import DrawError, OutOfBounds, SessionNotFound
 from tombola.producers.entry import Entry
 from tombola.producers.gateway.admission import Admission
 from tombola.producers.gateway.campaign_answers import CampaignAnswers
@@ -23,17 +25,20 @@ from tombola.producers.gateway.readers import Readers
 from tombola.producers.gateway.readiness import ReadinessChecks
 from tombola.producers.gateway.results import Results
 from tombola.producers.gateway.termination import on_termination
+from tombola.producers.obstacles import find_obstacle
+from tombola.producers.openings import Opened, Opening, open_account
 from tombola.producers.settings import Settings
-from tombola.producers.storage import ledger, requests
+from tombola.producers.storage import books, ledger, requests
 from tombola.producers.storage.api_keys import Holder
 from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
 from tombola.producers.storage.faults import explain
-from tombola.producers.storage.requests import Acceptance, SessionState
+from tombola.producers.storage.requests import Acceptance, SessionState, Submission
 from tombola.producers.telemetry.pulse import Pulse
 
 OWNERS_REMEMBERED_MAX: Final = 50_000
 USERS_REMEMBERED_MAX: Final = 50_000
+CHECKPOINT_KEPT_S: Final = 1.0
 
 
 class Gateway:
@@ -45,10 +50,14 @@ class Gateway:
         self.engine: Engine = open_engine(url, lock_wait_s=lock_wait_s, read_timeout_s=SHORT_READ_TIMEOUT_S)
         self.readers = Readers()
         self.entry = Entry(self.engine, relay_after_s=settings.relay_after_s)
+        self._openers = Readers("open")  # apart: an opening writes, and may wait for a lock
         self.admission = Admission(settings, self.engine, self.readers)
         self.campaigns = CampaignAnswers(self.entry.campaigns, self.readers)
         self._owners: LRUCache[str, tuple[str, int]] = LRUCache(OWNERS_REMEMBERED_MAX)  # caller and account, by session
         self._users: LRUCache[int, int] = LRUCache(USERS_REMEMBERED_MAX)  # by account
+        self._checkpoint: str | None = None
+        self._checkpoint_until = 0.0  # monotonic
+        self._reading_checkpoint = asyncio.Lock()
 
     @asynccontextmanager
     async def running(self, _app: Litestar) -> AsyncIterator[None]:
@@ -73,6 +82,7 @@ class Gateway:
             if pulse is not None:
                 await asyncio.get_running_loop().run_in_executor(None, pulse.stop)
             self.readers.pool.shutdown(wait=False, cancel_futures=True)
+            self._openers.pool.shutdown(wait=False, cancel_futures=True)
             self.campaigns.close()
             self.entry.close()
 
@@ -87,6 +97,17 @@ class Gateway:
                 raise explain(error) from error
 
         return await self.readers.run(in_thread)
+
+    async def checkpoint(self) -> str | None:
+        """The last checkpoint, as it stood at most CHECKPOINT_KEPT_S ago; None if no head was signed.
+
+        Anybody may ask: one read of the database serves all who do meanwhile. Raises as `read` does.
+        """
+        async with self._reading_checkpoint:
+            if time.monotonic() >= self._checkpoint_until:
+                self._checkpoint = await self.read(books.latest_checkpoint)
+                self._checkpoint_until = time.monotonic() + CHECKPOINT_KEPT_S
+            return self._checkpoint
 
     def find_states(self, session_ids: Sequence[str]) -> dict[str, SessionState]:
         """The states of these sessions, by session; blocks."""
@@ -112,6 +133,35 @@ class Gateway:
         """Raise OutOfBounds if the bounds of the holder's API key exclude this account."""
         if not holder.bounds.are_none and await self.outside_bounds(holder, [account_id]):
             raise OutOfBounds
+
+    async def accept_movement(self, asked: Submission) -> Acceptance:
+        """Accept a movement. Raises what evidently stands against it, unless it is a repeat (producers.obstacles)."""
+        if self.entry.recall(asked) is None:
+            obstacle: DrawError | None = await self.read(find_obstacle, asked.request)
+            if obstacle is not None:
+                known = await self.readers.run(partial(self.entry.find_known, asked))
+                if known is None:
+                    raise obstacle
+                return known
+        return await self.intake.accept(asked)
+
+    async def open_account(self, opening: Opening) -> Opened:
+        """Open an account, and publish its recharge. Raises what openings.open_account raises."""
+        opened = await self._openers.run(partial(open_account, self.entry, opening))
+        if opened.recharge is not None and opened.recharge.is_new:
+            self.intake.publish_accepted(opened.recharge)
+        return opened
+
+    async def own_request(self, request_key: str, holder: Holder) -> SessionState | None:
+        """The state of the request that the holder's caller calls by this key; None where there is none.
+
+        Raises OutOfBounds if the bounds of the holder's API key exclude its account.
+        """
+        state: SessionState | None = await self.read(requests.state_of_request, request_key, holder.caller)
+        if state is None or state.caller != holder.caller:
+            return None
+        await self.must_be_within_bounds(holder, state.request.account_id)
+        return state
 
     def remember(self, answer: Acceptance, caller: str) -> None:
         """Keep the session's caller and account, which never change: reading its result then needs no query."""

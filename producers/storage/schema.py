@@ -93,12 +93,12 @@ api_idempotency_requests = Table(
     Column("fingerprint", Key(64), nullable=False, comment="SHA-256 of the canonical request"),
     Column("status", Key(16), nullable=False, comment="accepted, completed, rejected or dead"),
     Column("reason", String(50), comment="why it was rejected, or is dead"),
-    Column("result", Body(), comment="the first result, byte for byte; archived: rebuilt from the ledger"),
+    Column("result", Body(), comment="null: rebuilt from the ledger; older releases kept the first result here"),
     Column("created_at", UtcTime, nullable=False),
     Column("settled_at", UtcTime),
     Column("caller", Key(64), nullable=False, server_default=text("''"), comment="whose key it is; empty: no API key"),
     Column("accepted_at", UtcTime, comment="when it was promised, the last time; null: it came by the broker alone"),
-    Column("balance_told", Money, comment="the balance in an archived rejection"),
+    Column("balance_told", Money, comment="the balance in the answer of a rejection"),
     Column("publish_attempts", Integer, nullable=False, server_default=text("0")),
     Column("publish_error", String(200), comment="why the last attempt failed"),
     Column("published_at", UtcTime, comment="the last attempt"),
@@ -111,7 +111,7 @@ api_idempotency_requests = Table(
     PrimaryKeyConstraint("request_key"),
     # A session belongs to one draw; otherwise its result would change when a second draw settles.
     UniqueConstraint("lottery_session_id", name="uk_request_lottery_session_id"),
-    # The outbox for the relay, and settled requests by age for retention.
+    # The outbox for the relay, and settled requests by age for audits and retention.
     Index("idx_status_publish_at", "status", "publish_at"),
     CheckConstraint("status IN ('accepted', 'completed', 'rejected', 'dead')", name="status"),
     CheckConstraint("result IS NULL OR status IN ('completed', 'rejected')", name="result"),
@@ -239,7 +239,9 @@ operator_actions = Table(
     Column("count", Integer, nullable=False, comment="how many"),
     Column("details", Text, nullable=False, comment="JSON: which, and what came of it"),
     Column("replay_id", BigInteger),
+    Column("act_key", Key(64), comment="the act happens once under it; null: the action has no key"),
     Index("idx_action_replay", "replay_id"),
+    Index("uk_act_key", "act_key", unique=True),
     sqlite_autoincrement=True,
     **TABLE_OPTIONS,
 )
@@ -435,6 +437,20 @@ books_house = Table(
     **TABLE_OPTIONS,
 )
 
+# One row: whose lock makes a process the leader of sealing.
+books_head = Table(
+    "books_head",
+    metadata,
+    Column("name", Key(16), nullable=False, comment="always `head`"),
+    Column("seen", Text, nullable=False, comment="JSON: when which transaction_id was the highest"),
+    Column("peaks", Text, nullable=False, comment="JSON: the tree over all blocks, as its perfect subtrees"),
+    Column("checkpoint", Text, comment="the last signed head; null: no key signs"),
+    Column("checkpoint_at", UtcTime, comment="when it was signed"),
+    Column("anchored_at", UtcTime, comment="when a checkpoint was last written outside"),
+    PrimaryKeyConstraint("name"),
+    **TABLE_OPTIONS,
+)
+
 books_snapshots = Table(
     "books_snapshots",
     metadata,
@@ -444,5 +460,26 @@ books_snapshots = Table(
     Column("balance", Money, nullable=False, comment="after that row"),
     PrimaryKeyConstraint("account_id", "block"),
     Index("idx_snapshot_block", "block"),
+    **TABLE_OPTIONS,
+)
+
+# Where the last clean audit ended: one row. The next audit goes on from there, if `mac` says that nobody changed it.
+audit_marks = Table(
+    "audit_marks",
+    metadata,
+    Column("id", BigInteger, nullable=False, autoincrement=False, comment="always 1"),
+    Column("mark", Body(), nullable=False, comment="JSON: worker.audit.marks.Mark"),
+    Column("mac", Key(64), nullable=False, comment="HMAC of the mark and of audited_accounts, by the seed"),
+    PrimaryKeyConstraint("id"),
+    **TABLE_OPTIONS,
+)
+
+# What the chain of each account came to at that mark, many accounts to a row.
+audited_accounts = Table(
+    "audited_accounts",
+    metadata,
+    Column("band", BigInteger, nullable=False, autoincrement=False, comment="accounts with ids near each other"),
+    Column("state", LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), nullable=False),
+    PrimaryKeyConstraint("band"),
     **TABLE_OPTIONS,
 )

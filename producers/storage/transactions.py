@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import pymysql
 from pymysql.constants import SERVER_STATUS
@@ -47,6 +47,11 @@ class Transaction:
         self._connection = connection
         self._cursor = connection.cursor()
         self.is_sqlite = is_sqlite
+
+    @classmethod
+    def joining(cls, connection: Connection) -> Self:
+        """The transaction that is open on `connection`, whose owner commits it or rolls it back."""
+        return cls(connection.connection.driver_connection, is_sqlite=connection.dialect.name == "sqlite")
 
     def select(
         self, statement: str, keys: Sequence[Value], *, lock: bool = False, when_held: WhenHeld = WhenHeld.WAIT

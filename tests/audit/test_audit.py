@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, delete, insert, select, text
 
-from tests.ledgers import migrated
+from tests.audits import EMPTY_STORE, audited
+from tests.consoles import PASSWORD, quick_hashes
+from tests.kept_results import keep_results
+from tests.ledgers import migrated, recharge
 from tests.processes import SEED
 from tombola.producers.domain.causes import DeadReason
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import ConfigurationError, InternalError
+from tombola.producers.results import ResultStore
 from tombola.producers.settings import Settings
 from tombola.producers.storage import api_keys, requests
 from tombola.producers.storage.clock import utc_now
@@ -28,12 +32,13 @@ from tombola.producers.storage.schema import api_idempotency_requests, operator_
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.producers.storage.transactions import transaction
 from tombola.worker import cli
-from tombola.worker.audit import audit, audits
+from tombola.worker.audit import audits, parts
 from tombola.worker.audit import report as audit_report
 from tombola.worker.audit.on_record import API_KEY_ADD, API_KEY_REVOKE
 from tombola.worker.audit.report import INVARIANTS, Report
-from tombola.worker.cli.access import _on_record
 from tombola.worker.ledger import accounts
+from tombola.worker.operators import users
+from tombola.worker.operators.actions import Act, act_once
 from tombola.worker.settle import tries
 from tombola.worker.settle.rules import Rules
 
@@ -41,6 +46,11 @@ WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, bytes.fromhex(SEED))}
 DRAWS = 40  # of which some win
 
 Break = Callable[..., None]
+
+
+def examine(engine: Engine) -> Report:
+    """An audit of everything."""
+    return audited(engine, WHEELS)
 
 
 @pytest.fixture
@@ -55,21 +65,22 @@ def engine(database_url: str) -> Iterator[Engine]:
 def books(engine: Engine) -> Engine:
     """Three accounts, the third without a row; draws that were settled, told no, only accepted, and dead."""
     rich = accounts.add(engine, user_id=1, balance=Decimal(100), by="ann")
-    broke = accounts.add(engine, user_id=2, balance=Decimal("0.50"))
+    broke = accounts.add(engine, user_id=2, balance=Decimal("0.50"), by="ann")
     accounts.add(engine, user_id=3)
-    accounts.recharge(engine, rich.account_id, Decimal(5), by="ann")
+    recharge(engine, rich.account_id, Decimal(5), by="ann")
     draws = [DrawRequest(account_id=rich.account_id, request_key=f"d{number:02}") for number in range(DRAWS)]
-    no = DrawRequest(account_id=broke.account_id, request_key="no")
-    tries.settle(engine, [*draws, no], Rules(WHEELS, tries_max=3))
+    told_no = [DrawRequest(account_id=broke.account_id, request_key=key) for key in ("no", "neither")]
+    tries.settle(engine, [*draws, *told_no], Rules(WHEELS, tries_max=3))
+    keep_results(engine, "d09", "d10", "d11", "neither")  # as an older release did
     late = [Submission(DrawRequest(account_id=rich.account_id, request_key=key)) for key in ("waits", "dead")]
     with transaction(engine) as open_transaction:
         requests.accept(open_transaction, late, utc_now(), publish_at=utc_now(), is_published=True)
     with engine.begin() as connection:
         requests.give_up(connection, "dead", late[1].request.fingerprint(), DeadReason.TIMED_OUT)
-    report = audit.audit(engine, WHEELS)
+    report = examine(engine)
     assert report.violations == []
     assert report.states == dict.fromkeys(INVARIANTS, "holds")
-    assert (report.accounts, report.requests, report.is_clean) == (3, DRAWS + 3, True)
+    assert (report.accounts, report.requests, report.is_clean) == (3, DRAWS + 4, True)
     return engine
 
 
@@ -108,7 +119,7 @@ def unchecked(engine: Engine) -> Iterator[Connection]:
 
 def violated(engine: Engine) -> dict[str, list[str]]:
     """What the audit finds, by invariant."""
-    report = audit.audit(engine, WHEELS)
+    report = examine(engine)
     assert {it for it, state in report.states.items() if state == "violated"} == {
         it.invariant for it in report.violations
     }
@@ -129,7 +140,7 @@ BROKEN: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "the opening recharge of a chain is gone": (
         [f"DELETE FROM {LEDGER} WHERE account_id = 2"],
-        {"I3": "account 2: holds 0.50, and has no rows"},
+        {"I3": "account 2: holds 0.50, and has no rows", "I12": "0.50 to account 2 are on record"},
     ),
     "the first row of a longer chain is gone": (
         [f"DELETE FROM {LEDGER} WHERE account_id = 1 AND balance_before = 0"],
@@ -155,7 +166,11 @@ BROKEN: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "a row does not add up": (
         [f"UPDATE {LEDGER} SET delta_amount = ¤7.00 WHERE account_id = 2"],
-        {"I3": "account 2: holds 0.50, its rows say 7.00", "I4": "0.00 +7.00 is not 0.50"},
+        {
+            "I3": "account 2: holds 0.50, its rows say 7.00",
+            "I4": "0.00 +7.00 is not 0.50",
+            "I12": "is 7.00 to account 2, on record are 0.50",
+        },
     ),
     "an account is gone": (
         [f"DELETE FROM {ACCOUNTS} WHERE user_id = 2"],
@@ -184,9 +199,17 @@ BROKEN: dict[str, tuple[list[str], dict[str, str]]] = {
         [f"UPDATE {REQUESTS} SET result = 'rubbish' WHERE request_key = 'd09'"],
         {"I10": "request d09: its kept result is not what the ledger says"},
     ),
-    "a rejection's result is gone": (
-        [f"UPDATE {REQUESTS} SET result = NULL WHERE request_key = 'no'"],
-        {"I10": "request no"},
+    "a result that this release rebuilds says something else": (
+        [f"UPDATE {REQUESTS} SET result = '{{}}' WHERE request_key = 'd20'"],
+        {"I10": "request d20: its kept result is not what the ledger says"},
+    ),
+    "a rejection's reason is gone": (
+        [f"UPDATE {REQUESTS} SET reason = NULL WHERE request_key = 'no'"],
+        {"I10": "request no: is rejected, its result says completed"},
+    ),
+    "a kept rejection has another reason": (
+        [f"UPDATE {REQUESTS} SET reason = 'ACCOUNT_NOT_FOUND' WHERE request_key = 'neither'"],
+        {"I10": "request neither: is rejected ACCOUNT_NOT_FOUND, its result says rejected INSUFFICIENT_BALANCE"},
     ),
     "a request is another one's": (
         [f"UPDATE {REQUESTS} SET campaign = 'other' WHERE request_key = 'd10'"],
@@ -223,7 +246,7 @@ def test_what_is_broken_is_named(books: Engine, spoil: Break) -> None:
         spoil(*statements)
         found = violated(books)
         # A row that is gone or moved was perhaps a winner's.
-        perhaps = {"I2", "I3", "I4"} if "row" in what or "charge" in what else set()
+        perhaps = {"I2", "I3", "I4", "I14"} if "row" in what or "charge" in what else set()
         assert expected.keys() <= found.keys() <= expected.keys() | perhaps, (what, found)
         for invariant, words in expected.items():
             assert any(words in it for it in found[invariant]), (what, found)
@@ -278,13 +301,38 @@ def test_what_cannot_be_read_is_a_violation_and_the_rest_is_looked_at(books: Eng
 
 
 def test_a_key_that_was_revoked_on_record_stays_so(books: Engine, spoil: Break) -> None:
-    key = api_keys.add(books, "shop", record=_on_record(API_KEY_ADD, ""))
-    api_keys.revoke(books, key, record=_on_record(API_KEY_REVOKE, "it leaked"))
+    made = Act.of(API_KEY_ADD, {"caller": "shop", "scopes": "read"})
+    done = act_once(books, made, lambda it: {"key_id": api_keys.id_of(api_keys.add(it, "shop", scopes=["read"]))})
+    revoked = Act.of(API_KEY_REVOKE, {"key_id": done.details["key_id"]})
+    act_once(books, revoked, lambda it: {"caller": api_keys.revoke(it, done.details["key_id"])})
+    assert violated(books) == {}
+    for change in (
+        "scopes = 'draw,read,money'",
+        "scopes = NULL",
+        "expires_at = '2100-01-01 00:00:00.000000'",
+        "accounts = '6'",
+    ):
+        spoil(f"UPDATE api_keys SET {change}")
+        assert "may do other things than on record" in violated(books)["I12"][0], change
+        spoil("UPDATE api_keys SET scopes = 'read', expires_at = NULL, accounts = NULL")
     assert violated(books) == {}
     spoil("UPDATE api_keys SET revoked_at = NULL")
     assert "was revoked on record, and is valid again" in violated(books)["I12"][0]
     spoil("DELETE FROM api_keys")
     assert "is on record, and gone" in violated(books)["I12"][0]
+
+
+def test_users_are_those_on_record(books: Engine, spoil: Break) -> None:
+    with quick_hashes():
+        for name in ("ann", "eve", "bob"):
+            users.add(books, name, "viewer", PASSWORD, by="root")
+        users.change_role(books, "ann", "operator", by="root", reason="promoted")
+        users.remove(books, "bob", by="root")
+    assert violated(books) == {}
+    spoil("UPDATE operators SET role = 'operator' WHERE name = 'eve'")
+    assert violated(books)["I12"] == ["I12 user eve: is operator, on record viewer"]
+    spoil("UPDATE operators SET name = 'mallory' WHERE name = 'eve'")
+    assert violated(books)["I12"] == ["I12 user eve: is on record, and gone", "I12 user mallory: is not on record"]
 
 
 def test_what_old_code_left_begins_as_it_was_and_nothing_else_does(mariadb_url: str) -> None:
@@ -300,7 +348,7 @@ def test_what_old_code_left_begins_as_it_was_and_nothing_else_does(mariadb_url: 
             )
         )
         connection.execute(text("INSERT INTO legacy_migration VALUES ('contract', 'done', NULL, '2024-06-01', '{}')"))
-    accounts.recharge(engine, old[0], Decimal(1))
+    recharge(engine, old[0], Decimal(1))
     new = accounts.open_account(engine, user_id=3)
     assert violated(engine) == {}
     with engine.begin() as connection:
@@ -328,6 +376,7 @@ def tombola_audit(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: py
     for name in ("BROKER", "RESULT"):
         monkeypatch.setenv(f"TOMBOLA_{name}_URL", "redis://127.0.0.1:1/0")
     monkeypatch.setenv("TOMBOLA_SEED", SEED)
+    monkeypatch.setattr(ResultStore, "from_settings", lambda *_arguments, **_options: EMPTY_STORE)
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["tombola", "audit", *arguments])
@@ -344,7 +393,7 @@ def test_beyond_the_violations_that_are_kept_all_are_counted(
 ) -> None:
     monkeypatch.setattr(audit_report, "VIOLATIONS_KEPT_MAX", 7)
     spoil(f"DELETE FROM {LEDGER} WHERE account_id = 1 AND business_type <> 'recharge'")
-    report = audit.audit(books, WHEELS)
+    report = examine(books)
     assert report.counts["I1"] == DRAWS
     assert len([it for it in report.violations if it.invariant == "I1"]) == 7
     assert report.is_cut
@@ -358,11 +407,11 @@ def test_beyond_the_violations_that_are_kept_all_are_counted(
 
 
 def test_what_was_not_looked_at_does_not_hold(books: Engine, tombola_audit: Audited) -> None:
-    assert tombola_audit() == (0, tombola_audit()[1])
-    assert "The books balance." in tombola_audit()[1]
+    status, said = tombola_audit()
+    assert (status, "The books balance." in said) == (0, True)
     with books.begin() as connection:
         connection.execute(text("DROP TABLE operator_actions"))
-    report = audit.audit(books, WHEELS)
+    report = examine(books)
     assert report.states == dict.fromkeys(INVARIANTS, "holds") | {"I12": "not looked at"}
     assert not report.is_clean
     status, said = tombola_audit()
@@ -376,6 +425,22 @@ def test_what_was_not_looked_at_does_not_hold(books: Engine, tombola_audit: Audi
     assert (status, told["is_clean"], told["states"]["I12"]) == (1, False, "not looked at")
     assert told["violated"] == dict.fromkeys(INVARIANTS, 0)
     assert list(told["not_looked_at"]) == ["I12"]
+
+
+def test_the_report_says_what_was_examined(
+    books: Engine, tombola_audit: Audited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "HORIZON_S", 0.0)
+    rows = examine(books).rows
+    first = tombola_audit()[1]
+    assert f"{rows} ledger rows, 3 accounts (everything, up to transaction {rows})" in first.replace("\n", " ")
+    recharge(books, 1, Decimal(5), by="ann")
+    told = json.loads(tombola_audit("--json")[1])
+    examined = [told[it] for it in ("everything", "after_transaction", "up_to_transaction", "rows", "accounts")]
+    assert examined == [False, rows, rows + 1, 1, 3]
+    second = tombola_audit()[1].replace("\n", " ")
+    assert "(no new transactions, since the clean audit of 20" in second
+    assert f"everything, up to transaction {rows + 1}" in tombola_audit("--all")[1].replace("\n", " ")
 
 
 def test_the_nightly_audit_says_the_same(
@@ -420,7 +485,7 @@ def test_an_audit_is_on_record(books: Engine, spoil: Break, tombola_audit: Audit
     assert by_hand.by.startswith("shell:")
     assert by_hand.violations >= 1
     assert not by_hand.is_clean
-    assert audit.audit(books, WHEELS).states["I12"] == "holds"
+    assert examine(books).states["I12"] == "holds"
 
 
 def test_who_may_only_read_may_audit(books: Engine, tombola_audit: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +500,7 @@ def test_who_may_only_read_may_audit(books: Engine, tombola_audit: Audited, monk
 def test_an_empty_database_is_no_audit(database_url: str) -> None:
     engine = open_engine(database_url)
     with pytest.raises(ConfigurationError, match="not migrated"):
-        audit.audit(engine, WHEELS)
+        examine(engine)
     engine.dispose()
 
 

@@ -8,16 +8,16 @@ from decimal import Decimal
 
 from sqlalchemy import Engine
 
+from tests.audits import audited
 from tests.ledgers import migrated
 from tombola.producers.domain.campaigns import manifest
 from tombola.producers.domain.campaigns.odds import Odds
-from tombola.producers.domain.contract import DrawRequest, DrawResult, parse_result
+from tombola.producers.domain.contract import DrawRequest, DrawResult, Request, parse_result
 from tombola.producers.domain.draw import wheels
 from tombola.producers.entry import Entry
 from tombola.producers.storage.campaigns import CampaignState
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.requests import Acceptance, Submission
-from tombola.worker.audit.audit import audit
 from tombola.worker.campaigns import versions
 from tombola.worker.campaigns.desk import Desk
 from tombola.worker.ledger.accounts import open_account
@@ -68,8 +68,8 @@ class Shop:
         """Accept draws as a gateway does; raises for one that is refused."""
         return self.entry.accept([Submission(it) for it in draws])
 
-    def settle(self, *draws: DrawRequest) -> list[Answer]:
-        """Settle draws in one batch."""
+    def settle(self, *draws: Request) -> list[Answer]:
+        """Settle draws, or requests of other kinds, in one batch."""
         return tries.settle(self.engine, draws, self.rules, sleep=lambda _: None)
 
     def draw(self, *draws: DrawRequest) -> list[DrawResult]:
@@ -85,7 +85,7 @@ class Shop:
 
     def violations(self) -> list[str]:
         """What the audit finds."""
-        report = audit(self.engine, WHEELS)
+        report = audited(self.engine, WHEELS)
         assert not report.obstacles, report.obstacles
         return [str(it) for it in report.violations]
 
@@ -97,6 +97,7 @@ def open_shop(url: str, *, balances: bool = True) -> Iterator[Shop]:
     shop = Shop(open_engine(url, lock_wait_s=LOCK_WAIT_S))
     try:
         yield shop
-        assert not balances or shop.violations() == []
+        found = shop.violations() if balances else []
+        assert found == [], found
     finally:
         shop.entry.close()

@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 
 import pymysql
 import pytest
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
 
 from tests.campaigns.shops import BY, LOCK_WAIT_S, WHEELS, Shop, open_shop
+from tests.kept_results import keep_results
 from tombola.producers.domain.causes import Cause, Status
 from tombola.producers.domain.contract import DrawRequest, DrawResult, PullsResult
 from tombola.producers.domain.errors import (
@@ -36,6 +37,7 @@ from tombola.producers.storage.schema import (
     campaign_stock,
 )
 from tombola.producers.storage.transactions import transaction
+from tombola.worker.campaigns import codes as pools
 from tombola.worker.campaigns import lists, stock, versions
 from tombola.worker.fulfilments.subscriptions import Subscriptions
 from tombola.worker.settle import tries
@@ -187,6 +189,7 @@ def test_a_repeat_gets_the_first_bytes_also_from_the_ledger_alone(shop: Shop) ->
     again = [it for it in shop.settle(*draws, poor) if isinstance(it, Settled)]
     assert {it.request.request_key: it.result for it in again} == first
     assert all(it.is_repeat for it in again)
+    keep_results(shop.engine)
     with shop.engine.begin() as connection:
         assert requests.archive(connection, datetime.now(UTC) + timedelta(days=1), rows_max=100) == 5
     archived = [it for it in shop.settle(*draws, poor) if isinstance(it, Settled)]
@@ -477,14 +480,8 @@ COUPONS = ONE.replace('asset = "ITEM.LAST", amount = "1"', 'asset = "COUPON.X", 
 
 
 def load_codes(shop: Shop, name: str, codes: Sequence[str]) -> None:
-    """As `tombola campaign codes load` does, without its record."""
-    found = shop.desk.campaigns.find(name)
-    assert found is not None
-    assert found.odds is not None
-    with shop.engine.begin() as connection:
-        connection.execute(insert(campaign_codes), [{"code": it, "campaign": name, "prize": "last"} for it in codes])
-        prize = found.odds.by_code["last"]
-        stock.change(connection, name, prize, len(codes), now=datetime.now(UTC), **BY)
+    """As `tombola campaign codes load` does."""
+    pools.load(shop.engine, name, "last", {it: line for line, it in enumerate(codes, 1)}, **BY)
 
 
 def test_each_code_of_a_pool_is_handed_out_once(server: Shop) -> None:

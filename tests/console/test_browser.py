@@ -26,6 +26,8 @@ from tests.fulfilments.books import add_webhook
 from tombola.producers.domain.campaigns import manifest
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.operations.hold import HoldRequest
+from tombola.producers.domain.operations.post import PostRequest
 from tombola.producers.storage.campaigns import CampaignState
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.requests import Submission, accept
@@ -39,6 +41,7 @@ from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
+from tombola.worker.movements.settling import settle
 from tombola.worker.operators import actions
 from tombola.worker.operators import users as operators
 
@@ -60,6 +63,7 @@ EXPECT_TIMEOUT_MS = 20_000
 OPERATOR, VIEWER = "ann", "val"
 GOOD, POISONED = 12, 12
 # Keys as they are, and one that is as long as a key may be.
+MOVED = "post_of_trade_4711"
 NIGHT, NOPE = "lottery_req_1795424054123_1c80fef5_{:03d}", "nope_{:03d}" + "_and_so_on" * 5 + "_end_"
 # Set it to a folder to have a picture of each page put there.
 SHOTS = os.environ.get("TEST_CONSOLE_SHOTS", "")
@@ -165,8 +169,18 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
             lambda: house.dead() == GOOD + POISONED + 8, within_s=40, what=lambda: f"{house.causes()}\n{worker.log()}"
         )
         fulfil(house, accounts[0])
+        move(house, accounts)
         yield Night(house, worker, console, accounts)
         assert house.violations() == []
+
+
+def move(house: processes.House, accounts: list[int]) -> None:
+    """A hold, and its end by a payment to another account."""
+    payer, to, *_ = accounts
+    hold = HoldRequest(account_id=payer, request_key="trade_4711", amount="20.00", reference="order-4711")
+    post = PostRequest(account_id=payer, request_key=MOVED, hold=hold.request_key, amount="1.00", to=to)
+    for request in (hold, post):
+        settle(house.engine, request, operator=OPERATOR, reason="a customer at the counter")
 
 
 def fulfil(house: processes.House, account_id: int) -> None:
@@ -616,12 +630,16 @@ PAGES = {
     "replay-one": "/replays/1",
     "story-of-a-draw": f"/story?q={NIGHT.format(1)}",
     "story-of-an-account": "/story?q=1",
+    "refund": "/story/refund?session=session_of_story_1",
+    "story-of-a-movement": f"/story?q={MOVED}",
+    "account": "/accounts/1",
     "campaigns": "/campaigns",
     "campaign": "/campaigns/winter-2026",
     "campaign-versions": "/campaigns/winter-2026/versions",
     "campaign-new": "/campaigns/new?from=winter-2026",
     "webhooks": "/webhooks",
     "fulfilments": "/fulfilments?state=dead",
+    "books": "/books",
     "actions": "/actions",
     "users": "/users",
     "not-found": "/dead-letters/987654",

@@ -18,6 +18,7 @@ from redis import Redis
 from sqlalchemy import Engine, insert, select, update
 
 from tests import processes, servers
+from tests.audits import audited
 from tests.consoles import PASSWORD, Console, Visitor
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
@@ -26,7 +27,7 @@ from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.schema import dead_letters as table
 from tombola.producers.storage.schema import operator_sessions, replays
 from tombola.producers.telemetry.pulse import Pulse
-from tombola.worker.audit import audit, audits
+from tombola.worker.audit import audits
 from tombola.worker.console.app import create_app
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking
@@ -39,7 +40,8 @@ OPERATOR, VIEWER = "ann", "val"
 PAGES = (
     *("/", "/dead-letters", "/dead-letters/groups", "/replays", "/story", "/actions", "/users", "/campaigns"),
     "/campaigns/new",
-    *("/webhooks", "/fulfilments", "/fulfilments?state=dead"),
+    *("/webhooks", "/fulfilments", "/fulfilments?state=dead", "/books"),
+    *("/accounts", "/accounts?user=7"),
     *("/dead-letters?state=all&cause=unparsable&newer=1h", "/story?q=nobody", "/story?q=7"),
 )
 CLOSED = f"redis://{servers.HOST}:1/0"
@@ -633,7 +635,7 @@ def test_housekeeping_that_is_not_done_is_said(console: Console, ann: Visitor, h
         if has_beat
         else ["No relay shows a pulse"]
     )
-    report = audit.audit(house.engine, house.wheels)
+    report = audited(house.engine, house.wheels)
     audits.record(house.engine, report, by="tombola.audit")
     with Redis.from_url(house.settings.need("result_url")) as client:
         for role in ("relay", "beat"):

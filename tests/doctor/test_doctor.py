@@ -22,10 +22,12 @@ import tombola.producers.telemetry.pulse
 import tombola.worker.doctor.checks
 import tombola.worker.doctor.database
 from tests import servers
+from tests.audits import audited
 from tests.gateways import settle
 from tests.processes import House
 from tombola import migrations
 from tombola.producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, declare_group
+from tombola.producers.domain.books.checkpoints import PrivateKey
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
@@ -42,7 +44,7 @@ from tombola.producers.storage.schema import (
 from tombola.producers.storage.transactions import transaction
 from tombola.producers.telemetry.pulse import MEMBER_PREFIX, MEMBERS_KEY, Member, Pulse
 from tombola.worker.audit import audits
-from tombola.worker.audit.audit import audit
+from tombola.worker.books import anchors, sealing
 from tombola.worker.deliveries import open_deliveries
 from tombola.worker.doctor import Check, examine
 from tombola.worker.doctor.checks import Facts
@@ -57,7 +59,7 @@ SEALED = {
 }
 
 OF_THE_DATABASE = [
-    *("isolation level", "strict mode", "durability", "binary log", "tables", "key columns"),
+    *("isolation level", "strict mode", "durability", "binary log", "tables", "key columns", "privileges"),
     "clock of the database",
 ]
 OF_THE_DRAWS = ["seed of the ledger", "backlog", "oldest accepted", "relay", "dead letters", "fulfilments", "balances"]
@@ -131,11 +133,16 @@ def test_a_deployment_in_order(mariadb_url: str) -> None:
         Redis.from_url(redis.url) as client,
     ):
         settle(house, DrawRequest(account_id=house.accounts(1)[0]), store=False)
-        audits.record(house.engine, audit(house.engine, house.wheels), by="tombola.audit")
+        audits.record(house.engine, audited(house.engine, house.wheels), by="tombola.audit")
+        sealing.seal(house.engine, after_s=0)
+        anchors.sign_once(house.engine, PrivateKey.make("shop.example/books"), every_s=0)
+        anchors.remember_anchored(house.engine)
         for role in ("relay", "beat"):
             Pulse(client, role).beat_once()
         checks = look(house)
     not_ok = {name: check for name, check in checks.items() if check.status != "ok"}
+    # Tests are root on their servers; tests/system/test_grants.py has users of their own.
+    assert not_ok.pop("privileges").found.startswith("this process's database user may UPDATE asset_transactions, DEL")
     assert not_ok == {"result store": Check("result store", "skip", "skipped: it is the broker")}
     assert {*OF_THE_DATABASE, *OF_THE_DRAWS, "release", "seed", "broker persistence", "stream", "members"} <= {*checks}
     assert checks["database"].found.startswith("MariaDB 10.")
@@ -199,8 +206,8 @@ def test_whoever_may_only_read_can_ask_the_doctor(house: House, mariadb_url: str
     with consuming(house):
         as_root = look(house)
         as_eye = look(house, TOMBOLA_DATABASE_URL=mariadb_url.replace("root@", f"{name}:eye@"))
-        assert statuses(as_eye, "database", "migrations", *OF_THE_DATABASE, *OF_THE_DRAWS) == ["ok"] * 16
-        assert {**statuses_of(as_eye)} == statuses_of(as_root)
+        assert statuses(as_eye, "database", "migrations", *OF_THE_DATABASE, *OF_THE_DRAWS) == ["ok"] * 17
+        assert statuses_of(as_eye) == statuses_of(as_root) | {"privileges": "ok"}
         # Without the requests it still tells of all the rest.
         with house.engine.begin() as connection:
             connection.execute(text(f"REVOKE SELECT ON {database}.* FROM {name}@'%'"))
@@ -239,6 +246,33 @@ def test_a_sqlite_file_is_neither_made_nor_touched(lean: House, tmp_path: Path) 
     assert look(lean, TOMBOLA_DATABASE_URL=f"sqlite:///{tmp_path}/text.db")["database"].status == "fail"
 
 
+def test_books_that_are_not_sealed_and_not_signed(lean: House) -> None:
+    checks = look(lean)
+    assert statuses(checks, "sealing", "anchors") == ["ok", "warn"]
+    assert "tombola books key" in checks["anchors"].cure
+    open_account(lean.engine, user_id=1, balance=Decimal(10))
+    assert look(lean)["sealing"].found == "0 blocks, the oldest row that is not sealed is 0 s old"
+    with lean.engine.begin() as connection:
+        connection.execute(text("UPDATE asset_transactions SET created_at = '2026-01-01 00:00:00.000000'"))
+    found = look(lean)["sealing"]
+    assert (found.status, "tombola books seal" in found.cure) == ("fail", True)
+    sealing.seal(lean.engine, after_s=0)
+    assert look(lean)["sealing"].found == "1 blocks, the oldest row that is not sealed is 0 s old"
+    key = PrivateKey.make("shop.example/books")
+    anchors.sign_once(lean.engine, key, every_s=0)
+    assert look(lean)["anchors"].found == "no checkpoint was written outside"
+    anchors.remember_anchored(lean.engine)
+    assert look(lean)["anchors"].found.startswith(
+        "1 blocks are signed, the last checkpoint was written outside 0 s ago"
+    )
+    with lean.engine.begin() as connection:
+        connection.execute(text("UPDATE books_head SET anchored_at = '2026-01-01 00:00:00.000000'"))
+    assert look(lean)["anchors"].status == "ok"  # nothing was sealed since
+    open_account(lean.engine, user_id=2, balance=Decimal(10))
+    sealing.seal(lean.engine, after_s=0)
+    assert look(lean)["anchors"].status == "warn"
+
+
 # ---- the database ----------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +292,7 @@ def test_a_careless_mariadb() -> None:
                 ):
                     connection.execute(text(f"ALTER TABLE {change}"))
             checks = look(house)
-            assert statuses(checks, *OF_THE_DATABASE) == ["ok", "warn", "fail", "warn", "warn", "fail", "ok"]
+            assert statuses(checks, *OF_THE_DATABASE) == ["ok", "warn", "fail", "warn", "warn", "fail", "warn", "ok"]
             assert checks["durability"].found == "innodb_flush_log_at_trx_commit = 2"
             assert checks["tables"].found == "operators is utf8mb4_general_ci"
             assert checks["key columns"].found == (
@@ -591,13 +625,21 @@ def test_an_audit_that_has_not_run(house: House, lean: House) -> None:
     assert look(lean)["audit"].status == "skip"  # no beat asks for one there
     check = look(house)["audit"]
     assert (check.status, check.found) == ("warn", "no audit is on record")
-    report = audit(house.engine, house.wheels)
+    report = audited(house.engine, house.wheels)
     audits.record(house.engine, report, by="tombola.audit")
     assert look(house)["audit"].status == "ok"
     with house.engine.begin() as connection:
         connection.execute(update(operator_actions).values(at=utc_now() - timedelta(hours=27)))
     check = look(house)["audit"]
     assert (check.status, check.found) == ("warn", "the last audit was 27 hours ago")
+    report.since = utc_now()  # an audit that went on from another one
+    audits.record(house.engine, report, by="tombola.audit")
+    assert ", everything examined 20" in look(house)["audit"].found
+    with house.engine.begin() as connection:
+        old = operator_actions.c.details.like('{"everything":true%')
+        connection.execute(update(operator_actions).where(old).values(at=utc_now() - timedelta(days=9)))
+    check = look(house)["audit"]
+    assert (check.status, check.cure.partition(",")[0]) == ("warn", "run `tombola audit --all`")
     report.counts["I3"] = 7
     report.completed.discard("I12")
     audits.record(house.engine, report, by="shell:root@lot")

@@ -3,14 +3,16 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
 from tests import servers
@@ -20,9 +22,14 @@ from tests.gateways import Gateway, gateway, settle
 from tests.processes import House, draws, wait_for
 from tombola.producers.domain import keys
 from tombola.producers.domain.contract import DrawRequest
-from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.domain.errors import IdempotencyKeyReused, InvalidRequest
 from tombola.producers.entry import Entry
+from tombola.producers.gateway import callers
+from tombola.producers.gateway.admission import is_for_callers
+from tombola.producers.gateway.app import DESCRIBED, ROUTES
+from tombola.producers.gateway.readers import Readers
 from tombola.producers.storage import api_keys
+from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.requests import Submission
 from tombola.worker.cli import app
 from tombola.worker.ledger.accounts import open_account
@@ -39,7 +46,10 @@ V1 = [
     ("GET", "/v1/draws/x"),
     ("GET", "/v1/draws/x/events"),
     ("GET", "/v1/draws/x/transactions"),
+    ("GET", "/v1/accounts?user_id=1"),
     ("GET", "/v1/accounts/1"),
+    ("GET", "/v1/accounts/1/transactions"),
+    ("GET", "/v1/accounts/1/statement?from=2026-11-01"),
 ]
 
 
@@ -354,6 +364,136 @@ def test_the_command_says_what_a_key_is_for(house: House, monkeypatch: pytest.Mo
     assert json.loads(action["details"])["for"] == "6,100-199 and of users 42…"
     with pytest.raises(InvalidRequest, match="accounts are ids"):
         run(app, ["api-key", "add", "tenant", "--accounts", "all"], catch_exceptions=False)
+
+
+# ---- what a key may do -----------------------------------------------------------------------------------------------
+
+
+def test_every_route_for_callers_names_a_scope() -> None:
+    for route in DESCRIBED + ROUTES:
+        for path in route.paths:
+            if is_for_callers(path):
+                assert route.opt["needs"] in api_keys.KEY_SCOPES, path
+            else:
+                assert "needs" not in route.opt, path
+
+
+def test_a_key_does_what_its_scopes_name(closed_gateway: Gateway, house: House, account: int) -> None:
+    def key(*scopes: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {api_keys.add(house.engine, 'scoped', scopes=scopes)}"}
+
+    draws, reads, money, both = key("draw"), key("read"), key("money"), key()
+    batch = {"draws": [{"account_id": account, "request_key": "scope-2"}]}
+
+    def posts(headers: dict[str, str], number: int) -> list[httpx.Response]:
+        again = batch | {"draws": [batch["draws"][0] | {"request_key": f"scope-batch-{number}"}]}
+        return [
+            closed_gateway.draw({"account_id": account}, f"scope-{number}", **headers),
+            closed_gateway.client.post("/v1/draws/batch", json=again, headers=headers),
+        ]
+
+    def gets(headers: dict[str, str]) -> list[httpx.Response]:
+        paths = [path for method, path in V1 if method == "GET"]
+        paths = [path.replace("/x", "/scope-0").replace("accounts/1", f"accounts/{account}") for path in paths]
+        return [closed_gateway.client.get(path, headers=headers) for path in paths if "events" not in path]
+
+    assert [it.status_code for it in posts(draws, 0)] == [202, 207]
+    assert {it.status_code for it in gets(reads)} <= {200, 202}
+    assert [it.status_code for it in posts(both, 1)] == [202, 207]
+    assert {it.status_code for it in gets(both)} <= {200, 202}
+    before = count(house)
+    for refused, needed in (
+        (posts(reads, 2), "draw"), (posts(money, 3), "draw"), (gets(draws), "read"), (gets(money), "read")
+    ):  # fmt: skip
+        for it in refused:
+            assert f"the scope {needed}" in problem(it, 403, "missing-scope")
+    assert count(house) == before
+    # A path that there is not, and a method, are told as before.
+    problem(closed_gateway.client.get("/v1/nothing", headers=money), 404)
+    assert closed_gateway.client.post(f"/v1/accounts/{account}", json={}, headers=reads).status_code == 405
+
+
+def test_the_document_says_which_scope_a_route_needs(closed_gateway: Gateway) -> None:
+    paths = closed_gateway.client.get("/openapi.json").json()["paths"]
+    assert paths["/v1/draws"]["post"]["security"] == [{"api-key": ["draw"]}]
+    assert paths["/v1/draws/{session_id}"]["get"]["security"] == [{"api-key": ["read"]}]
+    assert paths["/v1/accounts/{account_id}/statement"]["get"]["security"] == [{"api-key": ["read"]}]
+    assert paths["/v1/campaigns"]["get"]["security"] == [{}]
+    kinds = paths["/v1/accounts/{account_id}/statement"]["get"]["responses"]["200"]["content"]
+    assert kinds.keys() == {"application/json", "text/csv"}
+    assert "missing-scope" in paths["/v1/draws"]["post"]["responses"]["403"]["description"]
+
+
+def test_keys_from_before_may_draw_and_read(house: House) -> None:
+    api_key = api_keys.add(house.engine, "elder")
+    with house.engine.begin() as connection:
+        connection.execute(text("UPDATE api_keys SET scopes = NULL WHERE caller = 'elder'"))
+    with house.engine.connect() as connection:
+        holder = api_keys.holder_of(connection, api_key)
+    assert holder is not None
+    assert holder.scopes == {"draw", "read"}
+    (listed,) = [it for it in api_keys.list_all(house.engine) if it.caller == "elder"]
+    assert listed.scopes == "draw,read"
+
+
+def test_an_expired_key_is_refused_from_that_moment_on(closed_gateway: Gateway, house: House) -> None:
+    """Also where it is remembered: a revoked key may come in for some seconds, an expired one may not."""
+    end = utc_now() + timedelta(seconds=2.5)
+    api_key = api_keys.add(house.engine, "mortal", expires_at=end)
+    mine = {"Authorization": f"Bearer {api_key}"}
+    told: list[tuple[datetime, int]] = []
+    while not told or told[-1][0] < end + timedelta(seconds=1):
+        asked = utc_now()
+        told.append((asked, closed_gateway.show("x", headers=mine).status_code))
+        time.sleep(0.15)
+    assert {status for asked, status in told if asked < end - timedelta(seconds=0.5)} == {404}
+    assert {status for asked, status in told if asked >= end} == {401}
+    assert caller_of(house.engine, api_key) is None
+    with pytest.raises(InvalidRequest, match="expire in the past"):
+        api_keys.add(house.engine, "mortal", expires_at=utc_now() - timedelta(seconds=1))
+
+
+def test_a_found_key_is_remembered_no_longer_than_it_is_valid(house: House) -> None:
+    for left_s, remembered_s in ((1.5, 1.5), (3600.0, callers.REMEMBERED_S)):
+        end = utc_now() + timedelta(seconds=left_s)
+        api_key = api_keys.add(house.engine, "remembered", expires_at=end)
+        known = callers.Callers(house.engine, Readers())._find((api_key,))[api_key]
+        assert known.until - time.monotonic() == pytest.approx(remembered_s, abs=0.4)
+        assert known.until - time.monotonic() <= remembered_s
+
+
+def test_the_command_gives_scopes_and_an_end_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in house.env.items():
+        monkeypatch.setenv(name, value)
+    run = CliRunner().invoke
+    asked = ["api-key", "add", "payer", "--scope", "money", "--scope", "draw", "--expires", "2100-01-31"]
+    asked += ["--key", "k-1"]
+    made, again = run(app, asked), run(app, asked)
+    assert (made.exit_code, again.exit_code) == (0, 0)
+    with house.engine.connect() as connection:
+        holder = api_keys.holder_of(connection, made.output.strip())
+    end = datetime(2100, 1, 31, tzinfo=UTC)
+    assert holder == api_keys.Holder("payer", scopes=frozenset({"draw", "money"}), expires_at=end)
+    key_id = made.output.split("_")[1]
+    assert f"tmb_{key_id}_… was made before under this key" in " ".join(again.output.split())
+    (listed,) = (it for it in json.loads(run(app, ["api-key", "list", "--json"]).output) if it["caller"] == "payer")
+    assert (listed["scopes"], listed["expires_at"]) == ("draw,money", "2100-01-31T00:00:00Z")
+    (action,) = (it for it in table(house.engine, "operator_actions") if '"payer"' in it["details"])
+    assert action["act_key"] == "k-1"
+    assert json.loads(action["details"]) == {
+        "caller": "payer", "scopes": "draw,money", "expires_at": "2100-01-31T00:00:00+00:00", "key_id": key_id
+    }  # fmt: skip
+    with pytest.raises(IdempotencyKeyReused, match="k-1"):
+        run(app, [*asked, "--accounts", "6"], catch_exceptions=False)
+    for wrong in (["--scope", "all"], ["--expires", "soon"], ["--expires", "2100-01-31T00:00:00"], ["--key", "a b"]):
+        with pytest.raises(InvalidRequest):
+            run(app, ["api-key", "add", "payer", *wrong], catch_exceptions=False)
+    revoked = [run(app, ["api-key", "revoke", key_id, "--key", "k-2"]) for _ in range(2)]
+    assert {it.exit_code for it in revoked} == {0}
+    assert [it["act_key"] for it in table(house.engine, "operator_actions") if key_id in it["details"]] == [
+        "k-1",
+        "k-2",
+    ]
 
 
 # ---- how much --------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from sqlalchemy import create_engine, text
 from tests import processes, servers
 from tests.books import assert_books, table
 from tests.gateways import OPEN_TO_ALL, TIMEOUT_S, Gateway, gateway, settle
+from tests.kept_results import keep_results
 from tests.processes import House, draws, wait_for
 from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.causes import dead_because
@@ -367,6 +368,7 @@ def test_an_account_is_shown_with_its_balance(open_gateway: Gateway, house: Hous
         "user_id": row["user_id"],
         "asset_code": row["asset_code"],
         "balance": f"{row['balance'] // 100}.{row['balance'] % 100:02d}",
+        "held": "0.00",
     }
     for unknown in ("4711", "9223372036854775808"):
         problem(open_gateway.client.get(f"/v1/accounts/{unknown}"), 404, "account-not-found")
@@ -409,17 +411,32 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         "/v1/draws/{session_id}",
         "/v1/draws/{session_id}/events",
         "/v1/draws/{session_id}/transactions",
+        "/v1/draws/{session_id}/refund",
+        "/v1/accounts",
         "/v1/accounts/{account_id}",
+        "/v1/accounts/{account_id}/transactions",
+        "/v1/accounts/{account_id}/statement",
+        "/v1/accounts/{account_id}/recharges",
+        "/v1/accounts/{account_id}/adjustments",
+        "/v1/accounts/{account_id}/holds",
+        "/v1/transfers",
+        "/v1/movements/{request_key}",
+        "/v1/holds/{hold_key}",
+        "/v1/holds/{hold_key}/post",
+        "/v1/holds/{hold_key}/void",
         "/v1/campaigns",
         "/v1/campaigns/{name}",
         "/v1/odds/{odds_hash}",
+        "/v1/checkpoints/latest",
         "/healthz",
         "/readyz",
     }
     # Generated clients have methods of these names.
     assert {operation["operationId"] for path in document["paths"].values() for operation in path.values()} == {
-        *("makeDraw", "makeDraws", "getDraw", "watchDraw", "listTransactions", "getAccount"),
-        *("listCampaigns", "getCampaign", "getOdds", "getHealth", "getReadiness"),
+        *("makeDraw", "makeDraws", "getDraw", "watchDraw", "listTransactions", "refundDraw"),
+        *("listAccounts", "getAccount", "listAccountTransactions", "getStatement"),
+        *("openAccount", "recharge", "transfer", "adjust", "getMovement", "hold", "getHold", "postHold", "voidHold"),
+        *("listCampaigns", "getCampaign", "getOdds", "getCheckpoint", "getHealth", "getReadiness"),
     }
 
 
@@ -505,6 +522,7 @@ def test_what_redis_holds_wrongly_is_not_handed_out(open_gateway: Gateway, house
         assert open_gateway.show("w-1").content == result
         client.flushdb()
         assert open_gateway.show("w-other").content == others
+    keep_results(house.engine)
     archive_once(house.engine, older_than_s=0)
     assert open_gateway.show("w-1").content == result
 
@@ -529,6 +547,7 @@ def test_a_wait_finds_what_redis_has_forgotten(open_gateway: Gateway, house: Hou
     (result,) = settle(house, DrawRequest(account_id=account, request_key="w-5"), store=False)
     started = time.monotonic()
     assert open_gateway.show("w-5", 60).content == result
+    keep_results(house.engine)
     archive_once(house.engine, older_than_s=0)
     assert open_gateway.show("w-5", 60).content == result
     time_out_once(house.engine, timeout_s=0)
@@ -815,7 +834,7 @@ def document(tmp_path_factory: pytest.TempPathFactory, redis_server: servers.Ser
     folder = tmp_path_factory.mktemp("document")
     url = urlsplit(redis_server.url)._replace(path="/1").geturl()  # apart from what the others left queued
     with House(f"sqlite:///{folder}/ledger.db", url, url) as house, ExitStack() as stack:
-        headers = {"Authorization": f"Bearer {api_keys.add(house.engine, 'tester')}"}
+        headers = {"Authorization": f"Bearer {api_keys.add(house.engine, 'tester', scopes=api_keys.KEY_SCOPES)}"}
         stack.enter_context(processes.worker(house.env))
         started = stack.enter_context(gateway(house, TOMBOLA_GATEWAY_RATE_MAX="1000000"))
         yield schemathesis.openapi.from_url(f"{started.url}/openapi.json", headers=headers)

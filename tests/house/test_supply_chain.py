@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -112,6 +113,21 @@ def test_what_a_lock_leaves_out_is_not_asked_for(file: str) -> None:
     lines = [it for it in (ROOT / file).read_text().splitlines() if re.search(r"pip install .*\.lock", it)]
     assert lines
     assert all("--no-deps --require-hashes" in it for it in lines)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("package", ["polyfactory", "faker"])
+def test_the_gateway_makes_its_document_without_what_a_lock_leaves_out(package: str) -> None:
+    """Also where somebody has it installed: there, a route that asked for made-up examples would go unnoticed."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from tombola.producers.gateway.app import DESCRIBED\n"
+        "from tombola.producers.gateway.document import document\n"
+        "sys.stdout.buffer.write(document(DESCRIBED, needs_key=True))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["openapi"].startswith("3.")
 
 
 def test_the_oldest_are_the_floors_of_the_base() -> None:

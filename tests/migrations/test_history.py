@@ -132,7 +132,7 @@ def test_an_earlier_releases_history_is_taken_over(engine: Engine) -> None:
         (["ALTER TABLE api_idempotency_requests DROP COLUMN publish_error"], "requests lacks publish_error"),
         (["INSERT INTO alembic_version VALUES ('a1b2c3d4')"], "more than one row"),
         (["UPDATE alembic_version SET version_num = '0001'"], "operators is there, which a later revision makes"),
-        (["UPDATE alembic_version SET version_num = '0002'"], "accounts, user_prefix, which a later revision makes"),
+        (["UPDATE alembic_version SET version_num = '0002'"], "accounts, .*user_prefix, which a later revision makes"),
         (
             [
                 "CREATE TABLE legacy_migration (step VARCHAR(32), status VARCHAR(16))",

@@ -20,6 +20,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from tests import legacy
+from tests.audits import audited
+from tests.ledgers import recharge
 from tests.migrations.command import tombola
 from tests.processes import House, failed_start
 from tombola import migrations
@@ -31,7 +33,6 @@ from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.ledger import get_lottery_session_transactions
 from tombola.worker.audit.audit import audit
-from tombola.worker.ledger.accounts import recharge
 from tombola.worker.ledger.old_rows import OldDraws, holds_old_rows
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Answer, Refused, Settled
@@ -144,7 +145,7 @@ def test_a_table_in_use_old_code_writes_on_every_step_killed_and_all_the_way_bac
     assert rows_of(engine, upto=ROWS + 20)[: len(before)] == before
     all_rows = rows_of(engine)
     assert len(all_rows) > ROWS
-    assert audit(engine, WHEELS).is_clean
+    assert audited(engine, WHEELS).is_clean
 
     legacy.kill_and_resume(url, "rollback*2@0.4", "verify")
     assert definitions(engine) == shape
@@ -216,7 +217,7 @@ def test_whatever_the_old_tables_look_like(engine: Engine, collation: str, id_ty
     assert rows_of(engine) == before
     (settled,) = tries.settle(engine, [DrawRequest(account_id=6)], Rules(WHEELS, tries_max=2, old_draws=OldDraws()))
     assert isinstance(settled, Settled)
-    assert audit(engine, WHEELS).is_clean
+    assert audited(engine, WHEELS).is_clean
     rollback.rollback(engine, keep_new_rows=True, say=quiet)
     assert definitions(engine) == shape
     assert rows_of(engine, upto=2000)[: len(before)] == before

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,15 @@ TABLES_BY_REVISION = {
         "fulfilments",
         "webhooks",
     },
-    "0006": {"account_holds", "books_blocks", "books_house", "books_snapshots"},
+    "0006": {
+        "account_holds",
+        "audit_marks",
+        "audited_accounts",
+        "books_blocks",
+        "books_head",
+        "books_house",
+        "books_snapshots",
+    },
 }
 TABLES = set().union(*TABLES_BY_REVISION.values())
 OURS = {"version_table": migrations.VERSION_TABLE}
@@ -331,7 +340,7 @@ def test_a_key_too_long_for_its_column_is_refused_not_cut(mariadb_url: str) -> N
         ("completed", "{}", True),
         ("rejected", "{}", True),
         ("accepted", "{}", False),
-        ("completed", None, True),  # archived
+        ("completed", None, True),  # rebuilt
         ("dead", None, True),
         ("dead", "{}", False),
         ("unheard", None, False),
@@ -658,6 +667,21 @@ def test_keys_from_before_are_for_all_accounts_and_no_key_is_widened(engine: Eng
     api_keys.revoke(engine, key)
     command.downgrade(migrations.alembic_config(engine), "0003")
     assert definitions(engine) == before
+
+
+@pytest.mark.parametrize("more", [{"scopes": ["read"]}, {"expires_at": datetime(2100, 1, 1, tzinfo=UTC)}], ids=str)
+def test_no_key_gains_a_scope_or_outlives_its_end(engine: Engine, more: dict[str, Any]) -> None:
+    migrations.upgrade(engine)
+    wide = api_keys.add(engine, "wide", scopes=["draw", "read", "money"])
+    key = api_keys.add(engine, "narrow", **more)
+    with pytest.raises(CommandError, match="would lose that"):
+        command.downgrade(migrations.alembic_config(engine), "0005")
+    api_keys.revoke(engine, key)
+    command.downgrade(migrations.alembic_config(engine), "0005")
+    migrations.upgrade(engine)
+    (kept,) = [it for it in api_keys.list_all(engine) if it.revoked_at is None]
+    assert kept.key_id == api_keys.id_of(wide)
+    assert kept.scopes == "draw,read"
 
 
 # ---- scripts ---------------------------------------------------------------------------------------------------------

@@ -166,6 +166,8 @@ EDGES = {
     "webhook_tries_max": ("1", "100", "0", "101"),
     "webhook_timeout_s": ("0.1", "60", "0", "60.1"),
     "retention_days": ("0", "36500", "-1", "36501"),
+    "seal_after_s": ("1", "86400", "0", "86401"),
+    "books_anchor_every_s": ("1", "86400", "0", "86401"),
     "gateway_rate_max": ("1", "1000000", "0", "1000001"),
     "gateway_connections_max": ("1", "60000", "0", "60001"),
     "backlog_max": ("1", "100000000", "0", "100000001"),

@@ -13,6 +13,7 @@ from celery import Celery
 from sqlalchemy import func, select, text, update
 
 from tests.books import assert_books
+from tests.ledgers import recharge
 from tests.processes import House, draws
 from tests.processes import wait_for as wait_until
 from tombola.producers.brokers.registry import open_broker
@@ -31,7 +32,6 @@ from tombola.worker.dead_letters import parking
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.dead_letters.message import Parking
 from tombola.worker.deliveries import Delivery
-from tombola.worker.ledger.accounts import recharge
 from tombola.worker.operators import actions
 from tombola.worker.relay.relay import Relay
 from tombola.worker.replays import replay

@@ -140,7 +140,7 @@ def test_send_task_draws_too(house: House, redis_url: str, results: ResultStore)
 @on_mariadb
 def test_a_warm_shutdown_in_full_swing_loses_nothing(house: House) -> None:
     accounts = house.accounts(50)
-    total = 1500
+    total = 5000
     queued = draws(accounts, total)
     house.enqueue(queued)
     house.env["TOMBOLA_BATCH_SIZE_MAX"] = "5"  # many batches, so that the signal falls between two

@@ -19,6 +19,7 @@ import tombola.producers.telemetry.metrics
 import tombola.producers.web.protocol
 import tombola.worker.metrics
 from tombola.producers.domain.causes import Cause, DeadReason, LetterState
+from tombola.producers.domain.operations import OPERATIONS
 from tombola.producers.settings import PREFIX, Settings
 from tombola.worker.cli import app
 
@@ -35,6 +36,7 @@ SAMPLES = {
 VALUES: dict[str, set[str]] = {
     "state": set(LetterState),
     "cause": set(Cause),
+    "kind": set(OPERATIONS) - {"draw"},
     "role": set(tombola.producers.telemetry.metrics.ROLES),
     "reason": {DeadReason.NEVER_SETTLED, DeadReason.TIMED_OUT},
     "outcome": {"settled", "rejected", "repeat", "parked_again", "refused", "accepted", "replayed", "conflict"},

@@ -21,9 +21,10 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
-from sqlalchemy import insert, update
+from sqlalchemy import insert, text, update
 
 from tests import gateways, processes, servers
+from tests.audits import audited
 from tests.processes import House, draws, wait_for
 from tombola import migrations
 from tombola.producers.client import DrawClient
@@ -38,7 +39,7 @@ from tombola.producers.telemetry import metrics as state
 from tombola.producers.telemetry import pulse
 from tombola.worker import metrics
 from tombola.worker.audit import audits
-from tombola.worker.audit.audit import audit
+from tombola.worker.books import anchors, sealing
 from tombola.worker.deliveries import Delivery
 from tombola.worker.ledger import post as ledger
 from tombola.worker.ledger.accounts import open_account
@@ -334,13 +335,35 @@ def test_a_cause_without_dead_letters_left_is_zero(tmp_path: Path) -> None:
     engine.dispose()
 
 
+def test_the_books_are_told(tmp_path: Path) -> None:
+    with House(f"sqlite:///{tmp_path}/ledger.db", "redis://none", "redis://none") as house:
+        lookout = OperatorsLookout()
+        lookout._throttle = state.Throttle(0.0)
+        names = ("books_last_block", "books_anchored_timestamp_seconds", "books_lag_seconds")
+
+        def told() -> list[float]:
+            lookout.look(house.engine)
+            return [now(it) for it in names]
+
+        assert told() == [0, 0, 0]
+        open_account(house.engine, user_id=1, balance=Decimal(10))
+        with house.engine.begin() as connection:
+            connection.execute(text("UPDATE asset_transactions SET created_at = '2026-01-01 00:00:00.000000'"))
+        wait_for(lambda: told()[2] > 3600, within_s=5, what=lambda: str(told()))
+        sealing.seal(house.engine, after_s=0)
+        anchors.remember_anchored(house.engine)
+        wait_for(lambda: told()[0] == 1, within_s=5, what=lambda: str(told()))
+        assert told()[2] == 0
+        assert abs(told()[1] - utc_now().timestamp()) < 60
+
+
 def test_the_last_audit_is_told(tmp_path: Path) -> None:
     with House(f"sqlite:///{tmp_path}/ledger.db", "redis://none", "redis://none") as house:
         lookout = OperatorsLookout()
         lookout._throttle = state.Throttle(0.0)
         lookout.look(house.engine)
         assert (now("audit_last_timestamp_seconds"), now("audit_violations")) == (0, 0)
-        report = audit(house.engine, house.wheels)
+        report = audited(house.engine, house.wheels)
         audits.record(house.engine, report, by="tombola.audit")
 
         def told() -> tuple[bool, float]:
@@ -348,6 +371,7 @@ def test_the_last_audit_is_told(tmp_path: Path) -> None:
             return abs(now("audit_last_timestamp_seconds") - utc_now().timestamp()) < 60, now("audit_violations")
 
         wait_for(lambda: told() == (True, 0), within_s=5, what=lambda: str(told()))
+        assert now("audit_everything_last_timestamp_seconds") == now("audit_last_timestamp_seconds")
         report.counts["I3"] = 2
         report.completed.discard("I12")
         audits.record(house.engine, report, by="shell:root@lot")
@@ -376,6 +400,11 @@ def test_the_audit_is_made_every_night_however_often_beat_starts(house: House, m
         schedule.nowfun = lambda started_at=started_at: started_at
         due_at = started_at + schedule.remaining_estimate(started_at)
         assert (due_at.hour, due_at.minute) == (2, 30), started_at
+    weekly = make_app(house.settings).conf.beat_schedule["audit-everything"]
+    assert weekly["kwargs"] == {"everything": True}
+    weekly["schedule"].nowfun = lambda: started_at
+    due_at = started_at + weekly["schedule"].remaining_estimate(started_at)
+    assert (due_at.weekday(), due_at.hour, due_at.minute) == (6, 3, 30)
 
 
 def test_what_takes_long_is_looked_up_less_often(monkeypatch: pytest.MonkeyPatch) -> None:

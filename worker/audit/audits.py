@@ -11,20 +11,26 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import operator_actions as table
+from tombola.worker.audit import marks
 from tombola.worker.audit.report import Report
 from tombola.worker.operators import actions
 
 AUDIT: Final = "audit"
+_SINCE: Final = '{"everything":false,'  # how the details begin of an audit that went on from another one
 COUNT_MAX: Final = 2**31 - 1  # the column's
 
 
 class Audited(NamedTuple):
-    """An audit on record: the number of violations, and the invariants that were not examined."""
+    """An audit on record: the number of violations, and the invariants that were not examined.
+
+    `everything_at` is when the last audit of everything ended, which may be this one; None if there is none.
+    """
 
     at: datetime
     by: str
     violations: int
     not_looked_at: tuple[str, ...]
+    everything_at: datetime | None
 
     @property
     def is_clean(self) -> bool:
@@ -33,7 +39,10 @@ class Audited(NamedTuple):
 
     def __str__(self) -> str:
         if self.is_clean:
-            return "the books balance"
+            whole = (
+                "" if self.everything_at in (None, self.at) else f", everything examined {self.everything_at:%Y-%m-%d}"
+            )
+            return f"the books balance{whole}"
         parts = [f"{self.violations:,} violations"] if self.violations else []
         if self.not_looked_at:
             parts.append(f"not looked at: {', '.join(self.not_looked_at)}")
@@ -41,8 +50,14 @@ class Audited(NamedTuple):
 
 
 def record(engine: Engine, report: Report, *, by: str) -> None:
-    """Put an audit on record. Raises ServiceUnavailable, ConfigurationError or InternalError."""
+    """Put an audit on record, with the mark that the next one goes on from.
+
+    Raises ServiceUnavailable, ConfigurationError or InternalError: then neither is written.
+    """
     details = {
+        "everything": report.is_of_everything,
+        "after": report.after_id,
+        "up_to": report.up_to_id,
         "violated": {name: count for name, count in report.counts.items() if count},
         "not_looked_at": [name for name, state in report.states.items() if state == "not looked at"],
         **{name: getattr(report, name) for name in ("requests", "rows", "accounts")},
@@ -51,6 +66,8 @@ def record(engine: Engine, report: Report, *, by: str) -> None:
     try:
         with engine.begin() as connection:
             actions.record(connection, operator=by, action=AUDIT, reason="", count=count, details=details)
+            if report.reached is not None:
+                marks.keep(connection, report.reached)
     except SQLAlchemyError as error:
         raise explain(error) from error
 
@@ -62,4 +79,9 @@ def last(connection: Connection) -> Audited | None:
     if row is None:
         return None
     not_looked_at = msgspec.json.decode(row["details"]).get("not_looked_at", ())
-    return Audited(row["at"], row["operator"], row["count"], tuple(not_looked_at))
+    # The audits of older releases, which do not say so, were audits of everything.
+    everything = query.where(table.c.details.not_like(f"{_SINCE}%"))
+    found = connection.execute(everything).mappings().first()
+    return Audited(
+        row["at"], row["operator"], row["count"], tuple(not_looked_at), None if found is None else found["at"]
+    )

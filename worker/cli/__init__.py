@@ -32,10 +32,22 @@ def _books() -> typer.Typer:
     return books.app
 
 
+def _sealed_books() -> typer.Typer:
+    from tombola.worker.cli import sealed_books
+
+    return sealed_books.app
+
+
 def _dead_letters() -> typer.Typer:
     from tombola.worker.cli import dead_letters
 
     return dead_letters.app
+
+
+def _refunds() -> typer.Typer:
+    from tombola.worker.cli import refunds
+
+    return refunds.app
 
 
 def _doctor() -> typer.Typer:
@@ -68,6 +80,12 @@ def _migrate() -> typer.Typer:
     return migrate.app
 
 
+def _grants() -> typer.Typer:
+    from tombola.worker.cli import grants
+
+    return grants.app
+
+
 def _users() -> typer.Typer:
     from tombola.worker.cli import users
 
@@ -86,7 +104,9 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "enqueue": _draws,
     "result": _draws,
     "transactions": _draws,
+    "draw": _refunds,
     "audit": _books,
+    "books": _sealed_books,
     "relay": _processes,
     "gateway": _processes,
     "account": _books,
@@ -98,6 +118,7 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "doctor": _doctor,
     "api-key": _access,
     "user": _users,
+    "grants": _grants,
     "migrate": _migrate,
     "legacy": _legacy,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -9,10 +10,21 @@ import typer
 from sqlalchemy import Connection
 
 from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.domain.keys import make_act_key
+from tombola.producers.domain.moments import parse_moment
 from tombola.producers.storage import api_keys
 from tombola.worker.audit.on_record import API_KEY_ADD, API_KEY_REVOKE
-from tombola.worker.cli.base import JsonOption, OptionalReasonOption, engine_of, out, print_json, print_table
-from tombola.worker.operators import actions
+from tombola.worker.cli.base import (
+    JsonOption,
+    OnceOption,
+    OptionalReasonOption,
+    engine_of,
+    out,
+    print_json,
+    print_table,
+    under_key,
+)
+from tombola.worker.operators.actions import Act, act_once
 
 app = typer.Typer()
 api_key_app = typer.Typer(help="Add, list and revoke API keys of the gateway's callers.", no_args_is_help=True)
@@ -26,11 +38,38 @@ def api_key_add(
     user_prefix: Annotated[
         str, typer.Option(help="Only for accounts of users whose id begins with this, such as 42.")
     ] = "",
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What the key may do: draw, read or money. May be repeated. Default: draw and read."),
+    ] = None,
+    expires: Annotated[
+        str, typer.Option(help="Refuse the key from then on: 2027-01-31 (from its beginning on, in UTC), or a time.")
+    ] = "",
+    key: OnceOption = "",
     reason: OptionalReasonOption = "",
 ) -> None:
     """Make an API key, for all accounts or for the given ones. The key is shown only once."""
     bounds = api_keys.Bounds.parse(accounts, user_prefix)
-    typer.echo(api_keys.add(engine_of(), caller, bounds, record=_on_record(API_KEY_ADD, reason, bounds)))
+    scopes = api_keys.checked_scopes(scope or ())
+    expires_at = parse_moment(expires) if expires else None
+    asked = {"caller": caller, "scopes": api_keys.scopes_text(scopes)}
+    if expires_at is not None:
+        asked["expires_at"] = expires_at.isoformat()
+    if not bounds.are_none:
+        asked["for"] = str(bounds)
+    made: list[str] = []
+
+    def make(connection: Connection) -> Mapping[str, str]:
+        made[:] = [api_keys.add(connection, caller, bounds, scopes=scopes, expires_at=expires_at)]
+        return {"key_id": api_keys.id_of(made[0])}
+
+    with under_key(key or make_act_key("api_key_add")) as once:
+        done = act_once(engine_of(), Act.of(API_KEY_ADD, asked, reason=reason, key=once), make)
+    if done.is_repeat:
+        shown = f"{api_keys.PREFIX}_{done.details['key_id']}_…"
+        out.print(f"{shown} was made before under this key, and shown then; nothing was done")
+    else:
+        typer.echo(made[0])
 
 
 @api_key_app.command("list")
@@ -45,35 +84,31 @@ def api_key_list(as_json: JsonOption = False) -> None:
             f"{api_keys.PREFIX}_{key.key_id}_…",
             key.caller,
             f"{key.created_at:%Y-%m-%d %H:%M}",
+            "" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d %H:%M}",
             "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}",
+            key.scopes,
             str(key.bounds),
         )
         for key in found
     ]
-    print_table(["key", "caller", "made", "revoked", "for accounts"], rows)
+    print_table(["key", "caller", "made", "expires", "revoked", "scopes", "for accounts"], rows)
 
 
 @api_key_app.command("revoke")
 def api_key_revoke(
-    key: Annotated[str, typer.Argument(help="The key, or its id as listed.")], reason: OptionalReasonOption = ""
+    api_key: Annotated[str, typer.Argument(help="The key, or its id as listed.", metavar="KEY")],
+    key: OnceOption = "",
+    reason: OptionalReasonOption = "",
 ) -> None:
     """Revoke a key; gateways refuse it within seconds."""
-    if not key.isascii():  # MariaDB raises an error when it compares other text with an ASCII column
-        raise InvalidRequest(f"there is no API key {key}: `tombola api-key list` shows them")
-    api_keys.revoke(engine_of(), key, record=_on_record(API_KEY_REVOKE, reason))
-    out.print(f"revoked {key.removeprefix(f'{api_keys.PREFIX}_')[:16]}")
+    if not api_key.isascii():  # MariaDB raises an error when it compares other text with an ASCII column
+        raise InvalidRequest(f"there is no API key {api_key}: `tombola api-key list` shows them")
+    key_id = api_keys.id_of(api_key)
 
+    def revoke(connection: Connection) -> Mapping[str, str] | None:
+        caller = api_keys.revoke(connection, key_id)
+        return None if caller is None else {"caller": caller}
 
-def _on_record(action: str, reason: str, bounds: api_keys.Bounds = api_keys.NO_BOUNDS) -> api_keys.Record:
-    """A function that records the action in the transaction of the key's change."""
-    why = actions.checked_reason(reason) if reason else ""
-
-    def record(connection: Connection, key_id: str, caller: str) -> None:
-        details = {"key_id": key_id, "caller": caller}
-        if not bounds.are_none:
-            details["for"] = str(bounds)
-        actions.record(
-            connection, operator=actions.shell_operator(), action=action, reason=why, count=1, details=details
-        )
-
-    return record
+    with under_key(key or make_act_key("api_key_revoke")) as once:
+        act_once(engine_of(), Act.of(API_KEY_REVOKE, {"key_id": key_id}, reason=reason, key=once), revoke)
+    out.print(f"revoked {key_id}")

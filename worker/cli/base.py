@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from sqlalchemy import Engine
 
-from tombola.producers.domain.errors import ConfigurationError, InvalidRequest
+from tombola.producers.domain.errors import ConfigurationError, InvalidRequest, ServiceUnavailable
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
 from tombola.worker.cli.terminal import out, print_json, print_table, shown
@@ -28,6 +28,9 @@ AccountOption = Annotated[int, typer.Option("--account", help="The account that 
 ReasonOption = Annotated[str, typer.Option("--reason", help="The reason, for the record of operators' actions.")]
 OptionalReasonOption = Annotated[
     str, typer.Option("--reason", help="The reason, for the record of operators' actions.", show_default=False)
+]
+OnceOption = Annotated[
+    str, typer.Option("--key", help="The same command under the same key has one effect. Default: a new key.")
 ]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation: for scripts.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="At most this many, the oldest first.")]
@@ -47,6 +50,17 @@ def engine_of(settings: Settings | None = None) -> Engine:
     """An engine for the database of `settings`, by default those of `settings_with`."""
     settings = settings or settings_with("database_url")
     return open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
+
+
+@contextmanager
+def under_key(key: str) -> Iterator[str]:
+    """Around a change that has one effect per `key`: after an unknown outcome, the error says to run it again."""
+    try:
+        yield key
+    except ServiceUnavailable as error:
+        raise ServiceUnavailable(
+            f"{error}. The outcome is unknown: run the same command with --key {key}; it has one effect"
+        ) from error
 
 
 def amount_of(text: str) -> Decimal:

@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import msgspec
 import typer
 
 from tombola.producers.domain import keys
-from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, wheels
-from tombola.producers.domain.errors import DrawError, ServiceUnavailable
-from tombola.producers.domain.operations.recharge import RECHARGE
+from tombola.producers.domain.draw import DEFAULT_CAMPAIGN
+from tombola.producers.domain.errors import DrawError
 from tombola.producers.storage.ledger import find_account
 from tombola.worker.audit import audits
-from tombola.worker.audit.audit import audit as audit_of
+from tombola.worker.audit.audit import audit_by
+from tombola.worker.cli import account_views
 from tombola.worker.cli.base import (
-    AccountOption,
     JsonOption,
+    OnceOption,
     OptionalReasonOption,
     amount_of,
     engine_of,
     out,
     print_json,
     settings_with,
+    under_key,
 )
+from tombola.worker.cli.expiry import expire_commands
+from tombola.worker.cli.movements import account_commands
 from tombola.worker.embedded import sample
 from tombola.worker.ledger import accounts
 from tombola.worker.operators.actions import checked_reason, shell_operator
 
 app = typer.Typer()
-account_app = typer.Typer(help="Open, recharge and show accounts.", no_args_is_help=True)
+account_app = typer.Typer(help="Open and show accounts, and move what they hold.", no_args_is_help=True)
+for commands in (account_commands, expire_commands, account_views.app):
+    account_app.add_typer(commands)
 app.add_typer(account_app, name="account")
 
-OnceOption = Annotated[
-    str, typer.Option("--key", help="The same command under the same key has one effect. Default: a new key.")
+EverythingOption = Annotated[
+    bool, typer.Option("--all", help="Examine everything, not only what has come since the last clean audit.")
 ]
 
 
 @app.command()
-def audit(as_json: JsonOption = False) -> None:
-    """Prove that the books balance. Exit code 1 if they do not, or if a part could not be checked."""
+def audit(everything: EverythingOption = False, as_json: JsonOption = False) -> None:
+    """Prove that the books balance: all accounts, and what has come since the last clean audit.
+
+    Exit code 1 if they do not balance, or if a part could not be checked.
+    """
     settings = settings_with("database_url")
     engine = engine_of(settings)
-    report = audit_of(engine, wheels(settings.seed_bytes))
+    report = audit_by(settings, engine, everything=everything)
     try:
         audits.record(engine, report, by=shell_operator())
     except DrawError as error:  # a database user who can only read can audit as well
@@ -65,45 +71,14 @@ def account_add(
     reason: OptionalReasonOption = "",
 ) -> None:
     """Open an account."""
-    with _once(key or keys.make_act_key("account_add")) as once:
+    key = key or keys.make_act_key("account_add")
+    with under_key(key):
         opened = accounts.add(
-            engine_of(), user_id=user, asset_code=asset, balance=amount_of(balance), key=once, by=shell_operator(),
+            engine_of(), user_id=user, asset_code=asset, balance=amount_of(balance), key=key, by=shell_operator(),
             reason=_checked(reason),
         )  # fmt: skip
-    repeat = f": opened before under the key {once}, nothing was done" if opened.is_repeat else ""
+    repeat = f": opened before under the key {key}, nothing was done" if opened.is_repeat else ""
     out.print(f"account {opened.account_id} (user {opened.user_id}, {opened.balance:.2f} {opened.asset_code}){repeat}")
-
-
-@account_app.command("recharge")
-def account_recharge(
-    account: AccountOption,
-    amount: Annotated[str, typer.Option(help="The amount to add.")],
-    key: OnceOption = "",
-    reason: OptionalReasonOption = "",
-) -> None:
-    """Add to an account's balance, once per key."""
-    with _once(key or keys.make_standalone_key(RECHARGE, account)) as once:
-        done = accounts.recharge(
-            engine_of(), account, amount_of(amount), key=once, by=shell_operator(), reason=_checked(reason)
-        )
-    if done.is_repeat:
-        out.print(
-            f"account {account}: recharged before under this key, to {done.balance_after:.2f} then; nothing was done"
-        )
-    else:
-        out.print(f"account {account}: balance {done.balance_after:.2f}")
-    out.print(f"key {once}")
-
-
-@contextmanager
-def _once(key: str) -> Iterator[str]:
-    """Around a change that has one effect per `key`: after an unknown outcome, the error says to run it again."""
-    try:
-        yield key
-    except ServiceUnavailable as error:
-        raise ServiceUnavailable(
-            f"{error}. The outcome is unknown: run the same command with --key {key}; it has one effect"
-        ) from error
 
 
 def _checked(reason: str) -> str:
@@ -117,4 +92,7 @@ def account_show(account: Annotated[int, typer.Argument(help="The account's id."
         found = find_account(connection, account)
     if found is None:
         raise DrawError(f"there is no account {account}")
-    out.print(f"account {found.account_id} (user {found.user_id}): balance {found.balance:.2f} {found.asset_code}")
+    held = f", held {found.held:.2f}" if found.held else ""
+    out.print(
+        f"account {found.account_id} (user {found.user_id}): balance {found.balance:.2f} {found.asset_code}{held}"
+    )

@@ -37,7 +37,6 @@ def up(
     Needs no server and no settings. State is kept in the user's data folder (or TOMBOLA_HOME).
     """
     from tombola.producers.client import DrawClient
-    from tombola.producers.domain.draw import wheels
     from tombola.worker.embedded import sample, sample_campaigns
 
     home = Home.find()
@@ -54,7 +53,7 @@ def up(
         if draws:
             with DrawClient.from_settings(running.settings) as client:
                 summary = sample.run(engine, client, draws, out)
-            balanced = sample.show(summary, engine, wheels(running.settings.seed_bytes), out)
+            balanced = sample.show(summary, engine, running.settings, out)
         if leave:
             raise typer.Exit(0 if balanced else 1)
         out.print(f"\nRunning. A page that draws: {running.gateway_url}/  (the API: {running.gateway_url}/docs)")

@@ -21,17 +21,21 @@ from starlette_admin.theme import DefaultTheme, TablerSettings
 from tombola.producers.brokers.redis_clients import open_redis
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import (
+    AccountNotFound,
     CampaignNotFound,
     DeadLetterNotFound,
     DrawError,
     InvalidRequest,
     ReplayNotFound,
     ServiceUnavailable,
+    SessionNotFound,
 )
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.faults import explain
 from tombola.worker.console import shown
+from tombola.worker.console.accounts import AccountsPage
+from tombola.worker.console.books import BooksPage
 from tombola.worker.console.campaign_editor import EditorPage
 from tombola.worker.console.campaigns import CampaignsPage
 from tombola.worker.console.jobs import ForecastRunner, ReplayRunner
@@ -39,6 +43,7 @@ from tombola.worker.console.letters import LettersPage
 from tombola.worker.console.overview import OverviewPage
 from tombola.worker.console.pages import Services
 from tombola.worker.console.records import ActionsPage, StoryPage, UsersPage
+from tombola.worker.console.refunds import RefundPage
 from tombola.worker.console.replaying import ReplaysPage
 from tombola.worker.console.security.guard import Guard
 from tombola.worker.console.security.headers import Nonces
@@ -51,9 +56,11 @@ HERE: Final = Path(__file__).parent
 REDIS_TIMEOUT_S: Final = 1.0  # a page waits for Redis
 # The HTTP status of an error of ours: the first type that fits, else 500.
 STATUSES: Final[dict[type[DrawError], int]] = {
+    AccountNotFound: 404,
     CampaignNotFound: 404,
     DeadLetterNotFound: 404,
     ReplayNotFound: 404,
+    SessionNotFound: 404,
     InvalidRequest: 400,
     ServiceUnavailable: 503,
 }
@@ -79,7 +86,8 @@ class Admin(BaseAdmin):
         self.templates.env.filters.update(shown.FILTERS)
         # The editor after the campaigns: a view's routes come before those of the views added before it.
         campaigns = (CampaignsPage, EditorPage, WebhooksPage, FulfilmentsPage)
-        for view in (LettersPage, ReplaysPage, *campaigns, StoryPage, ActionsPage, UsersPage):
+        accounts = (AccountsPage, BooksPage, StoryPage, RefundPage)
+        for view in (LettersPage, ReplaysPage, *campaigns, *accounts, ActionsPage, UsersPage):
             self.add_view(view(services))
 
     def _init_csrf(self) -> None:

@@ -19,7 +19,7 @@ from starlette_admin.views import CustomView
 
 from tombola.producers.domain.causes import LetterState
 from tombola.producers.domain.draw import Wheel
-from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.domain.errors import IdempotencyKeyReused, InvalidRequest, MovementRejected
 from tombola.producers.settings import Settings
 from tombola.producers.storage.chunks import IN_LIST_MAX
 from tombola.producers.storage.faults import explain
@@ -101,7 +101,7 @@ async def act(
     operator = must_act(request)
     try:
         done = await run_in_threadpool(function, *args, operator=operator.name, **kwargs)
-    except InvalidRequest as error:
+    except (InvalidRequest, IdempotencyKeyReused, MovementRejected) as error:
         flash(request, str(error), "error")
     except SQLAlchemyError as error:
         raise explain(error) from error

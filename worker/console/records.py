@@ -35,7 +35,10 @@ class StoryPage(Page):
         can_act = operator_of(request).can_act
         found = await self.read(story.find, query, letter_as=(lambda it: it) if can_act else shown.as_viewer)
         stored = await in_thread(lambda: self._stored(found.lottery_session_id)) if found.kind == "draw" else ""
-        title = {"draw": "Story of a draw", "account": f"Account {found.account_id}"}.get(found.kind, "Nothing found")
+        title = {
+            "draw": "Story of a movement" if found.is_movement else "Story of a draw",
+            "account": f"Account {found.account_id}",
+        }.get(found.kind, "Nothing found")
         return self.show(request, "story.html", title, story=found, query=query, stored=stored)
 
     def _stored(self, lottery_session_id: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -90,6 +91,11 @@ def ago(moment: datetime | None) -> str:
 def number(value: float | None) -> str:
     """A number with thousands separators; empty for None."""
     return "" if value is None else f"{value:,}"
+
+
+def amount(value: Decimal) -> str:
+    """An amount with two decimals and separators."""
+    return f"{value:,.2f}"
 
 
 def percent(share: float | None) -> str:
@@ -185,6 +191,7 @@ FILTERS: Final = {
     "duration": duration,
     "ago": ago,
     "number": number,
+    "amount": amount,
     "percent": percent,
     "colour": colour,
     "pretty": pretty,

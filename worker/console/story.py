@@ -25,8 +25,10 @@ from tombola.producers.storage.schema import (
     replays,
 )
 from tombola.worker.audit.audits import AUDIT
+from tombola.worker.console import movements
 from tombola.worker.fulfilments import fulfilments
 from tombola.worker.fulfilments.fulfilments import Fulfilment
+from tombola.worker.movements.settling import SETTLED_BY
 from tombola.worker.operators.actions import Action
 
 # The colour of an event, which leads the eye to what went wrong.
@@ -65,7 +67,11 @@ class SessionSum(NamedTuple):
 
 
 class Story(NamedTuple):
-    """The story of `query`, which is a draw, an account or nothing, as `kind` says."""
+    """The story of `query`, which is a draw or another request, an account, or nothing, as `kind` says.
+
+    `fields` are those of the request's own kind. `later` are ledger rows by which other requests took it back or ended
+    it: the refund of a draw, the post or the void of a hold.
+    """
 
     query: str
     kind: Literal["draw", "account", "nothing"]
@@ -79,6 +85,19 @@ class Story(NamedTuple):
     account_id: int | None = None
     draws: Sequence[SessionSum] = ()
     fulfilments: Sequence[Fulfilment] = ()
+    fields: Sequence[tuple[str, Any]] = ()
+    later: Sequence[dict[str, Any]] = ()
+
+    @property
+    def is_movement(self) -> bool:
+        """Whether the request is of another kind than a draw."""
+        return self.request is not None and self.request["kind"] not in (None, "draw")
+
+    @property
+    def can_be_refunded(self) -> bool:
+        """Whether this is a completed draw that no refund has taken back."""
+        is_completed = self.request is not None and self.request["status"] == Status.COMPLETED
+        return self.kind == "draw" and is_completed and not self.is_movement and not self.later
 
 
 def find(connection: Connection, query: str, *, letter_as: Callable[[Any], Any] = lambda row: row) -> Story:
@@ -121,7 +140,9 @@ def _of_draw(connection: Connection, query: str, letter_as: Callable[[Any], Any]
         None,
     )  # fmt: skip
     delivered = fulfilments.of_sessions(connection, sorted(sessions), rows_max=FULFILMENTS_MAX)
+    later = [] if request is None else movements.later_rows(connection, request["request_key"], session)
     events = _request_events(request) + _ledger_events(rows) + _letter_events(letters) + _fulfilment_events(delivered)
+    events += _ledger_events(later, is_later=True)
     events += _replay_events(connection, letters)
     return Story(
         query,
@@ -135,6 +156,8 @@ def _of_draw(connection: Connection, query: str, letter_as: Callable[[Any], Any]
         account=None if account_id is None else ledger.find_account(connection, account_id),
         account_id=account_id,
         fulfilments=delivered,
+        fields=movements.fields_of(request),
+        later=later,
     )
 
 
@@ -166,10 +189,14 @@ def _request_events(request: dict[str, Any] | None) -> list[Event]:
     events = []
     by = f"by {request['caller']}" if request["caller"] else "by a caller without an API key"
     if request["accepted_at"] is None:
-        events.append(Event(request["created_at"], "first seen", "published by another producer, without an accept"))
+        without = "settled at once, without an accept"
+        if not str(request["settled_by"]).startswith(SETTLED_BY):
+            without = "published by another producer, without an accept"
+        events.append(Event(request["created_at"], "first seen", without))
     else:
         again = request["accepted_at"] - request["created_at"] > RETRIED_SOON
-        first = Event(request["created_at"], "accepted", f"{by}, campaign {request['campaign']}", "good")
+        campaign = f", campaign {request['campaign']}" if request["campaign"] else ""
+        first = Event(request["created_at"], "accepted", f"{by}{campaign}", "good")
         events.append(first)
         if again:
             events.append(Event(request["accepted_at"], "accepted again", "revived by a replay", "busy"))
@@ -194,14 +221,16 @@ def _settled(request: dict[str, Any]) -> Event:
     return Event(request["settled_at"], request["status"], ", ".join(filter(None, parts)), tone)
 
 
-def _ledger_events(rows: Sequence[dict[str, Any]]) -> list[Event]:
+def _ledger_events(rows: Sequence[dict[str, Any]], *, is_later: bool = False) -> list[Event]:
+    """The ledger rows; those of later requests lead to the stories of these."""
     return [
         Event(
             row["created_at"],
             row["business_type"].replace("_", " "),
             f"{row['delta_amount']:+.2f} {row['asset_code']}, account {row['account_id']}: "
             f"{row['balance_before']:.2f} → {row['balance_after']:.2f}",
-            "good",
+            "busy" if is_later else "good",
+            f"/story?q={row['lottery_session_id']}" if is_later else "",
         )
         for row in rows
     ]

@@ -35,6 +35,7 @@ from tombola.worker.doctor.checks import (
     skipped,
     warn,
 )
+from tombola.worker.doctor.privileges import look_at_privileges
 
 VERSIONS_MIN: Final = {"MariaDB": (10, 6), "MySQL": (8, 0, 16)}  # before 8.0.16 MySQL ignored CHECK constraints
 STRICT: Final = ("STRICT_TRANS_TABLES", "STRICT_ALL_TABLES")
@@ -268,5 +269,6 @@ LOOKS: Final[tuple[tuple[str, Callable[[Connection], Verdict]], ...]] = (
     ("binary log", _binary_log),
     ("tables", _tables),
     ("key columns", _key_columns),
+    ("privileges", look_at_privileges),
     ("clock of the database", _clock),
 )

@@ -18,6 +18,7 @@ from tombola.producers.storage.schema import api_idempotency_requests as request
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.producers.storage.schema import campaign_versions, dead_letters
 from tombola.worker.audit import audits
+from tombola.worker.doctor.books import look_at_anchors, look_at_sealing
 from tombola.worker.doctor.checks import (
     MIGRATE,
     CannotLook,
@@ -32,6 +33,7 @@ from tombola.worker.doctor.checks import (
 )
 from tombola.worker.doctor.database import is_migrated
 from tombola.worker.doctor.fulfilments import look_at_fulfilments
+from tombola.worker.doctor.holds import look_at_holds
 from tombola.worker.host import housekeeping
 
 WAITING_WARN_S: Final = 60.0
@@ -48,7 +50,7 @@ Look = Callable[[Connection, Settings, Facts], Verdict]
 
 
 def examine_draws(engine: Engine, settings: Settings, found: Facts) -> Iterator[Check]:
-    """Every check of requests, dead letters, fulfilments, audits and the ledger's last draw."""
+    """Every check of requests, dead letters, fulfilments, audits, sealed books and the ledger's last draw."""
     names = [name for name, _ in LOOKS]
     if not found.has_database:
         yield from skipped(names, "the database does not answer")
@@ -220,6 +222,9 @@ LOOKS: Final[tuple[tuple[str, Look], ...]] = (
     ("relay", _relay),
     ("dead letters", _dead_letters),
     ("fulfilments", look_at_fulfilments),
+    ("holds", look_at_holds),
     ("balances", _balances),
     ("audit", _audit),
+    ("sealing", look_at_sealing),
+    ("anchors", look_at_anchors),
 )

@@ -18,16 +18,16 @@ from sqlalchemy import Connection, Engine, func, select
 
 from tombola.producers.client import DrawClient
 from tombola.producers.domain.contract import DrawRequest
-from tombola.producers.domain.draw import Wheels
 from tombola.producers.domain.errors import ServiceUnavailable
 from tombola.producers.domain.operations.draw import CONSUME, REWARD
+from tombola.producers.settings import Settings
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.audit import audits
 from tombola.worker.audit import report as audit_report
-from tombola.worker.audit.audit import audit
-from tombola.worker.audit.report import INVARIANTS, Report, Violation
+from tombola.worker.audit.audit import audit_by
+from tombola.worker.audit.report import INVARIANTS, Report
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.ledger import accounts as acts
 from tombola.worker.operators.actions import shell_operator
@@ -149,7 +149,7 @@ def _sum_up(engine: Engine, before: _Mark, draws: int, sent: int, seconds: float
     return Summary(draws, sent, after.rejected - before.rejected, wins, -charged, paid, seconds)
 
 
-def show(summary: Summary, engine: Engine, wheels: Wheels, console: Console) -> bool:
+def show(summary: Summary, engine: Engine, settings: Settings, console: Console) -> bool:
     """Print the summary, run the audit and print its report; return whether the books balance."""
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(justify="right")
@@ -169,7 +169,7 @@ def show(summary: Summary, engine: Engine, wheels: Wheels, console: Console) -> 
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    report = audit(engine, wheels)
+    report = audit_by(settings, engine, everything=True)
     audits.record(engine, report, by=shell_operator())
     return show_audit(report, console)
 
@@ -177,7 +177,9 @@ def show(summary: Summary, engine: Engine, wheels: Wheels, console: Console) -> 
 def show_audit(report: Report, console: Console) -> bool:
     """Print how each invariant stands, and the violations; return whether all hold."""
     console.print(
-        f"\nAudit of {report.requests:,} requests, {report.rows:,} ledger rows, {report.accounts:,} accounts:"
+        f"\nAudit of {report.requests:,} requests, {report.rows:,} ledger rows, {report.accounts:,} accounts "
+        f"({report.range}):",
+        highlight=False,
     )
     for invariant, state in report.states.items():
         mark = {
@@ -186,8 +188,8 @@ def show_audit(report: Report, console: Console) -> bool:
             "not looked at": f"[bold yellow]NOT LOOKED AT[/] {escape(report.obstacles.get(invariant, ''))}",
         }[state]
         console.print(f"  {invariant:<4} {INVARIANTS[invariant]:<50} {mark}", highlight=False)
-    for violation in _first_of_each(report):
-        console.print(Text(f"  {violation}", style="red"))
+    for invariant in INVARIANTS:
+        _show_first(report, invariant, console)
     if report.is_cut:
         console.print(
             f"Only the first {audit_report.VIOLATIONS_KEPT_MAX:,} violations of each are kept: --json lists these."
@@ -201,10 +203,10 @@ def show_audit(report: Report, console: Console) -> bool:
     return report.is_clean
 
 
-def _first_of_each(report: Report) -> list[Violation]:
-    """The first violations of each invariant, so that one invariant does not hide the others."""
-    return [
-        violation
-        for invariant in INVARIANTS
-        for violation in [it for it in report.violations if it.invariant == invariant][:SHOWN_OF_EACH_MAX]
-    ]
+def _show_first(report: Report, invariant: str, console: Console) -> None:
+    """Print the first violations of an invariant, so that one does not hide the others, and how many more there are."""
+    first = [it for it in report.violations if it.invariant == invariant][:SHOWN_OF_EACH_MAX]
+    for violation in first:
+        console.print(Text(f"  {violation}", style="red"))
+    if (more := report.counts[invariant] - len(first)) > 0:
+        console.print(Text(f"  {invariant} and {more:,} more", style="red"))

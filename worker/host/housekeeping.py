@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from tombola.worker.audit.audits import Audited
 
 AUDIT_AGE_S_MAX: Final = 26 * 3600.0  # one audit a night, and two hours to spare
+EVERYTHING_AGE_S_MAX: Final = 8 * 86_400.0  # one audit of everything a week, and a day to spare
 
 
 class Lapse(NamedTuple):
@@ -42,7 +43,7 @@ def of_beat(roles: Collection[str]) -> Lapse | None:
 
 
 def of_audit(last: Audited | None, now: datetime) -> Lapse | None:
-    """The lapse when the last audit is missing, too old, or not clean."""
+    """The lapse when the last audit is missing, too old, or not clean, or the last one of everything is too old."""
     if last is None:
         return Lapse("no audit is on record", "run `tombola audit`; beat and a worker do it every night")
     if not last.is_clean:
@@ -52,5 +53,11 @@ def of_audit(last: Audited | None, now: datetime) -> Lapse | None:
         return Lapse(
             f"the last audit was {age_s / 3600:,.0f} hours ago",
             "run `tombola audit`, and check that beat and a worker run: they do it every night",
+        )
+    if last.everything_at is None or (now - last.everything_at).total_seconds() > EVERYTHING_AGE_S_MAX:
+        since = "never" if last.everything_at is None else f"last on {last.everything_at:%Y-%m-%d}"
+        return Lapse(
+            f"everything was {since} audited: the other audits go on from the one before",
+            "run `tombola audit --all`, and check that beat and a worker run: they do it every Sunday",
         )
     return None

@@ -27,8 +27,10 @@ from tombola.producers.domain.signatures import SIGNATURE
 from tombola.producers.results import ResultStore, StoredResult
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
+from tombola.worker.books.sealer import Sealer
 from tombola.worker.deliveries.streams import forget_consumers
 from tombola.worker.ledger.old_rows import OldDraws
+from tombola.worker.movements import expiry
 from tombola.worker.relay.fulfilling import Fulfilling
 from tombola.worker.relay.relay import Relay
 from tombola.worker.relay.retention import archive_once, forget_fulfilments
@@ -44,6 +46,7 @@ SETTLE_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 PUT_PAUSES_S: Final = (0.1, 0.4, 1.5)
 CONSUMER_IDLE_S_MAX: Final = 3600
 ARCHIVE_STEPS_MAX: Final = 200
+EXPIRE_S_MAX: Final = 60.0  # of one task, of each asset: the pool's one process has other tasks as well
 
 T = TypeVar("T")
 
@@ -56,6 +59,8 @@ def register(app: Celery) -> None:
     app.task(run_forget_consumers, name="tombola.forget_consumers", bind=True)
     app.task(run_relay, name="tombola.relay", bind=True)
     app.task(run_archive, name="tombola.archive", bind=True)
+    app.task(run_expire, name="tombola.expire", bind=True)
+    app.task(run_seal, name="tombola.seal", bind=True, ignore_result=True)  # every second: a result would be a write
 
 
 @cache
@@ -144,15 +149,16 @@ def _persist(step: Callable[[], T], pauses_s: Sequence[float]) -> T:
     return step()
 
 
-def run_audit(task: Task) -> dict[str, Any]:
-    """`tombola.audit`: prove the invariants, and put the audit on record.
+def run_audit(task: Task, everything: bool = False) -> dict[str, Any]:
+    """`tombola.audit`: prove the invariants, and put the audit on record. It goes on from the last clean audit.
 
+    With `everything` it begins at the first row.
     Violations, and invariants that do not hold or were not examined, are logged as well.
     """
     from tombola.worker.audit import audit, audits
 
     settings: Settings = task.app.draw_settings
-    report = audit.audit(_engine(settings), wheels(settings.seed_bytes))
+    report = audit.audit_by(settings, _engine(settings), everything=everything)
     try:
         audits.record(_engine(settings), report, by=task.name)
     except DrawError as error:  # the alert rules notice the missing record
@@ -221,6 +227,30 @@ def run_archive(task: Task) -> int:
         if not count:
             break
     return archived
+
+
+def run_expire(task: Task) -> int:
+    """`tombola.expire`: take the points that expire this month, by TOMBOLA_POINTS_VALID_DAYS; return how many accounts.
+
+    A task that is cut short, by its time or by a kill, is gone on with by the next one. A month that is on record as
+    done is left alone.
+    """
+    settings: Settings = task.app.draw_settings
+    expired = 0
+    for asset_code, valid_days in settings.points_valid_days:
+        done = expiry.go_on(_engine(settings), asset_code, valid_days, by=task.name, time_s_max=EXPIRE_S_MAX)
+        expired += 0 if done is None else done.expired
+    return expired
+
+
+def run_seal(task: Task) -> int:
+    """`tombola.seal`: seal ledger rows, sign the head and write it outside; return how many rows were sealed."""
+    return _sealer_of_process(task.app, os.getpid()).run_once()
+
+
+@cache
+def _sealer_of_process(app: Celery, _pid: int) -> Sealer:
+    return Sealer.from_settings(app.draw_settings)
 
 
 def run_forget_consumers(task: Task) -> int:

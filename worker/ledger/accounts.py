@@ -1,74 +1,32 @@
-"""Accounts as operators see them: open, recharge. Each act is one transaction with its row in the record of actions.
+"""Opening an account: one transaction with its first recharge, and with its row in the record of actions.
 
 An act under a key happens once. So the caller who has lost the outcome repeats the act, and gets it.
 """
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, insert, select, update
 
 from tombola.producers.domain import keys
-from tombola.producers.domain.errors import AccountNotFound, IdempotencyKeyReused, InvalidRequest
+from tombola.producers.domain.errors import IdempotencyKeyReused, InvalidRequest
 from tombola.producers.domain.money import AMOUNT_MAX, CENT
 from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage import clock
+from tombola.producers.storage.accounts import check_asset_code, insert_empty
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.operators import actions
 from tombola.worker.operators.once import once
 
-# The type in the derived key of an opening's ledger row. A recharge's key has its business type; draws have others.
+# The type in the derived key of an opening's ledger row. No request's row has this type.
 OPENING_TYPE: Final = "opening"
 # The names of the acts on record, and the notes of ledger rows that are on record: older releases left notes empty.
 ACCOUNT_ADD: Final = "account add"
 ACCOUNT_RECHARGE: Final = "account recharge"
 ON_RECORD: Final = "on record"
-
-_is_asset_code = re.compile(r"[A-Za-z0-9._-]{1,50}").fullmatch
-_is_standalone_recharge = re.compile(rf"{RECHARGE}_([1-9]\d{{0,18}})_\d{{13}}_[0-9a-f]{{6}}").fullmatch
-
-
-class Recharged(NamedTuple):
-    """The outcome of a recharge, also when it was made earlier. `balance_after` is the balance right after it."""
-
-    account_id: int
-    key: str
-    amount: Decimal
-    balance_after: Decimal
-    is_repeat: bool = False
-
-
-def recharge(
-    engine: Engine, account_id: int, amount: Decimal, *, key: str | None = None, by: str | None = None, reason: str = ""
-) -> Recharged:
-    """Add `amount` to an account, once under one `key`: a repeat changes nothing and gets the first outcome.
-
-    `key` is a request key, or a standalone key of a recharge; None makes one. `by` is the operator, for the record.
-    Raises AccountNotFound; InvalidRequest for an amount that is not positive, not in cents or too large;
-    IdempotencyKeyReused if the key belongs to another recharge; ServiceUnavailable or ConfigurationError when the
-    database cannot be used: then the same call with the same key finds out what has happened.
-    """
-    _check_amount(amount)
-    key = key or keys.make_standalone_key(RECHARGE, account_id)
-    row_key = _recharge_row_key(key, account_id)
-
-    def act(connection: Connection) -> Recharged:
-        row = connection.execute(select(accounts).where(accounts.c.id == account_id).with_for_update()).first()
-        if row is None:
-            raise AccountNotFound(f"there is no account {account_id}")
-        if (known := _known_recharge(connection, row_key)) is not None:
-            if (known.account_id, known.delta_amount) != (account_id, amount):
-                raise _is_reused(key)
-            return Recharged(account_id, key, amount, known.balance_after, is_repeat=True)
-        after = _pay_in(connection, row, amount, row_key, by=by)
-        _record(connection, ACCOUNT_RECHARGE, by, reason, _details(account_id, row_key, amount))
-        return Recharged(account_id, key, amount, after)
-
-    return once(engine, act)
 
 
 class Opened(NamedTuple):
@@ -95,16 +53,17 @@ def add(
 
     `user_id` None takes the next free number. With a `key`, the opening has a ledger row whatever the balance, and a
     repeat changes nothing and gets the first outcome. `by` is the operator, for the record. Raises InvalidRequest for
-    an invalid asset code or balance, or if the user has an account in this asset; otherwise as `recharge` does.
+    an invalid asset code or balance, or if the user has an account in this asset; IdempotencyKeyReused if the key
+    belongs to another opening; ServiceUnavailable or ConfigurationError when the database cannot be used: then the same
+    call with the same key finds out what has happened.
     """
-    if not _is_asset_code(asset_code):
-        raise InvalidRequest(f"an asset code is 1 to 50 characters of A-Z a-z 0-9 . _ and -: {asset_code!r:.80}")
+    check_asset_code(asset_code)
     if balance:
         _check_amount(balance)
     row_key = None if key is None else keys.derive(key, OPENING_TYPE)
 
     def act(connection: Connection) -> Opened:
-        if row_key is not None and (known := _known_recharge(connection, row_key)) is not None:
+        if row_key is not None and (known := _row_of(connection, row_key)) is not None:
             account = connection.execute(select(accounts).where(accounts.c.id == known.account_id)).one()
             asked = (account.user_id if user_id is None else user_id, asset_code, balance)
             if (account.user_id, known.asset_code, known.delta_amount) != asked:
@@ -114,9 +73,7 @@ def add(
         mine = (accounts.c.user_id == user) & (accounts.c.asset_code == asset_code)
         if user_id is not None and connection.execute(select(accounts.c.id).where(mine)).first() is not None:
             raise InvalidRequest(f"user {user} has a {asset_code} account already")
-        now = clock.now(connection)
-        values = {"user_id": user, "asset_code": asset_code, "balance": Decimal(0), "created_at": now}
-        connection.execute(insert(accounts).values(**values, updated_at=now))
+        insert_empty(connection, user, asset_code, clock.now(connection))
         account = connection.execute(select(accounts).where(mine)).one()
         opening_key = row_key or (keys.make_standalone_key(RECHARGE, account.id) if balance else None)
         if opening_key is not None:
@@ -137,17 +94,7 @@ def _check_amount(amount: Decimal) -> None:
         raise InvalidRequest(f"an amount is above 0, at most {AMOUNT_MAX:,} and has two decimals at most: {amount}")
 
 
-def _recharge_row_key(key: str, account_id: int) -> str:
-    """The ledger row's key: a standalone key as it is; any other key derived, with a type that no draw has."""
-    standalone = _is_standalone_recharge(key)
-    if standalone is None:
-        return keys.derive(key, RECHARGE)
-    if int(standalone[1]) != account_id:
-        raise InvalidRequest(f"this key belongs to a recharge of account {standalone[1]}, not {account_id}")
-    return key
-
-
-def _known_recharge(connection: Connection, row_key: str) -> Any:
+def _row_of(connection: Connection, row_key: str) -> Any:
     """The ledger row under this key, or None."""
     return connection.execute(select(transactions).where(transactions.c.idempotency_key == row_key)).first()
 

@@ -12,8 +12,9 @@ from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import ColumnElement, Connection, Engine, func, inspect, text, true
+from sqlalchemy import ColumnElement, Connection, Engine, func, text, true
 
+from tombola.migrations.legacy.tables import has_table
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.draw import NOTES_PREFIX
 from tombola.producers.domain.operations.draw import CONSUME
@@ -26,8 +27,13 @@ from tombola.worker.ledger.post import Charged, read_posting
 
 def holds_old_rows(database: Engine | Connection) -> bool:
     """Whether old code has written this ledger (`tombola legacy`): its draws are found by their session alone."""
-    # Legacy ledgers are on MySQL or MariaDB.
-    return database.dialect.name != "sqlite" and inspect(database).has_table("legacy_migration")
+    if database.dialect.name == "sqlite":  # legacy ledgers are on MySQL or MariaDB
+        return False
+    if isinstance(database, Engine):
+        with database.connect() as connection:
+            return holds_old_rows(connection)
+    # Not SQLAlchemy's has_table: of a table that does not exist, the server says "denied" to a user with few rights.
+    return has_table(database, "legacy_migration")
 
 
 def is_adopted(connection: Connection) -> bool:
@@ -49,6 +55,12 @@ def old_accounts_until(connection: Connection) -> datetime | None:
         text("SELECT ended_at FROM legacy_migration WHERE step = 'contract' AND status = 'done'")
     ).scalar()
     return None if ended_at is None else ended_at.replace(tzinfo=UTC) + timedelta(days=1)
+
+
+def may_still_change(connection: Connection) -> bool:
+    """Whether the rows of a legacy ledger may still get other values: until the contract step is done."""
+    query = text("SELECT 1 FROM legacy_migration WHERE step = 'contract' AND status = 'done'")
+    return holds_old_rows(connection) and connection.execute(query).first() is None
 
 
 class Met(NamedTuple):

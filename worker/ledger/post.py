@@ -117,7 +117,9 @@ def completed(transaction: Transaction, requests: Sequence[Request]) -> dict[str
 def _of_sessions(transaction: Transaction, session_ids: Iterable[str]) -> Iterator[Posting]:
     """The ledger rows of these sessions, in their order."""
     for row in transaction.select(
-        f"SELECT {POSTING_COLUMNS} FROM asset_transactions WHERE lottery_session_id IN (??) ORDER BY transaction_id",
+        # In a legacy ledger a row of old code may have no key yet.
+        f"SELECT {POSTING_COLUMNS} FROM asset_transactions "
+        "WHERE lottery_session_id IN (??) AND idempotency_key IS NOT NULL ORDER BY transaction_id",
         sorted(set(session_ids)),
     ):
         yield read_posting(transaction, row)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
+import pymysql
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from tombola.producers.storage.faults import explain
+from tombola.producers.storage.faults import RowsChanged, explain
 from tombola.producers.storage.transactions import again_after_conflicts
 
 TRIES_MAX: Final = 5
@@ -21,7 +24,14 @@ def once(engine: Engine, act: Callable[[Connection], T]) -> T:
 
     Raises ServiceUnavailable or ConfigurationError when the database cannot be used.
     """
-    try:
+    with explained():
         return again_after_conflicts(engine, act, tries_max=TRIES_MAX)
-    except SQLAlchemyError as error:
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn a database's error inside, SQLAlchemy's or the driver's own, into the DrawError of `explain`."""
+    try:
+        yield
+    except (SQLAlchemyError, pymysql.MySQLError, sqlite3.Error, RowsChanged) as error:
         raise explain(error) from error

@@ -10,19 +10,19 @@ import functools
 import hashlib
 import re
 import secrets
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final, Literal, NamedTuple, get_args
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import Connection, Engine, delete, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.storage import clock
-from tombola.producers.storage.faults import explain, is_duplicate_key
 from tombola.producers.storage.schema import operator_sessions, operators
 from tombola.worker.operators import actions
+from tombola.worker.operators.actions import USER_ADD, USER_PASSWORD, USER_REMOVE, USER_ROLE, Act, Done, act_once
 
 Role = Literal["viewer", "operator"]
 
@@ -54,25 +54,29 @@ class Operator(NamedTuple):
 # ---- users -----------------------------------------------------------------------------------------------------------
 
 
-def add(engine: Engine, name: str, role: str, password: str, *, by: str | None = None) -> None:
-    """Add a user. `by` is the operator for the record, by default the operator of this shell.
+# All of these are on record (worker.operators.actions): `by` is the operator, by default that of this shell. Under one
+# `key` each happens once; without one it gets a new key. All raise ServiceUnavailable or ConfigurationError when the
+# database cannot be used, and IdempotencyKeyReused.
 
-    Raises InvalidRequest for an invalid name, role or password, and for a name that is taken; ServiceUnavailable or
-    ConfigurationError when the database cannot be used.
-    """
+
+def add(
+    engine: Engine, name: str, role: str, password: str, *, by: str | None = None, reason: str = "", key: str = ""
+) -> Done:
+    """Add a user. Raises InvalidRequest for an invalid name, role or password, and for a name that is taken."""
     if not _is_name(name):
         raise InvalidRequest(f"a user's name is 1 to 64 characters of A-Z a-z 0-9 . _ and -: {name!r:.80}")
     _check_role(role)
     _check_password(password, name)
     values = {"name": name, "role": role, "password_hash": _hasher().hash(password)}
-    try:
-        with engine.begin() as connection:
-            connection.execute(insert(operators).values(**values, created_at=clock.now(connection)))
-            _record(connection, by, "user add", {"name": name, "role": role})
-    except SQLAlchemyError as error:
-        if is_duplicate_key(error):
-            raise InvalidRequest(f"there is a user {name} already") from error
-        raise explain(error) from error
+
+    def do(connection: Connection) -> Mapping[str, str]:
+        if connection.execute(select(operators.c.name).where(operators.c.name == name)).first() is not None:
+            raise InvalidRequest(f"there is a user {name} already")
+        connection.execute(insert(operators).values(**values, created_at=clock.now(connection)))
+        return {}
+
+    act = Act.of(USER_ADD, {"name": name, "role": role}, by=by, reason=reason, key=key)
+    return act_once(engine, act, do)
 
 
 def list_all(engine: Engine) -> list[Operator]:
@@ -82,36 +86,49 @@ def list_all(engine: Engine) -> list[Operator]:
         return [Operator(*row) for row in connection.execute(query)]
 
 
-def remove(engine: Engine, name: str, *, by: str | None = None) -> None:
+def remove(engine: Engine, name: str, *, by: str | None = None, reason: str = "", key: str = "") -> Done:
     """Remove a user and end the user's sessions. Raises InvalidRequest for an unknown user."""
-    with engine.begin() as connection:
+
+    def do(connection: Connection) -> Mapping[str, str]:
         _lock(connection, name)
         connection.execute(delete(operators).where(operators.c.name == name))
         _end_sessions(connection, name)
-        _record(connection, by, "user remove", {"name": name})
+        return {}
+
+    return act_once(engine, Act.of(USER_REMOVE, {"name": name}, by=by, reason=reason, key=key), do)
 
 
-def change_role(engine: Engine, name: str, role: str, *, by: str | None = None) -> None:
+def change_role(
+    engine: Engine, name: str, role: str, *, by: str | None = None, reason: str = "", key: str = ""
+) -> Done:
     """Change a user's role, from the user's next request on. Raises InvalidRequest for an unknown user or role."""
     _check_role(role)
-    with engine.begin() as connection:
+
+    def do(connection: Connection) -> Mapping[str, str]:
         _lock(connection, name)
         connection.execute(update(operators).where(operators.c.name == name).values(role=role))
-        _record(connection, by, "user role", {"name": name, "role": role})
+        return {}
+
+    return act_once(engine, Act.of(USER_ROLE, {"name": name, "role": role}, by=by, reason=reason, key=key), do)
 
 
-def change_password(engine: Engine, name: str, password: str, *, by: str | None = None) -> None:
+def change_password(
+    engine: Engine, name: str, password: str, *, by: str | None = None, reason: str = "", key: str = ""
+) -> Done:
     """Change a user's password, and end the sessions that were opened with the old one.
 
     Raises InvalidRequest for an unknown user or an invalid password.
     """
     _check_password(password, name)
     password_hash = _hasher().hash(password)
-    with engine.begin() as connection:
+
+    def do(connection: Connection) -> Mapping[str, str]:
         _lock(connection, name)
         connection.execute(update(operators).where(operators.c.name == name).values(password_hash=password_hash))
         _end_sessions(connection, name)
-        _record(connection, by, "user password", {"name": name})
+        return {}
+
+    return act_once(engine, Act.of(USER_PASSWORD, {"name": name}, by=by, reason=reason, key=key), do)
 
 
 def verify(engine: Engine, name: str, password: str) -> Operator | None:
@@ -231,11 +248,6 @@ def _lock(connection: Connection, name: str) -> None:
 
 def _end_sessions(connection: Connection, name: str) -> None:
     connection.execute(delete(operator_sessions).where(operator_sessions.c.operator == name))
-
-
-def _record(connection: Connection, by: str | None, action: str, details: dict[str, str]) -> None:
-    who = actions.shell_operator() if by is None else by
-    actions.record(connection, operator=who, action=action, reason="", count=1, details=details)
 
 
 def _no_such_user(name: str) -> InvalidRequest:

@@ -1,8 +1,9 @@
-"""Gauges that the relay reads from the database: dead letters, outcomes of replays, fulfilments, the last audit."""
+"""Gauges that the relay reads from the database: dead letters, replays, fulfilments, holds, audits, the books."""
 
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -12,6 +13,7 @@ from tombola.producers.storage.faults import explain
 from tombola.producers.storage.schema import dead_letters, replays
 from tombola.producers.telemetry.metrics import Throttle
 from tombola.worker.audit import audits
+from tombola.worker.books.standing import standing
 from tombola.worker.fulfilments import fulfilments
 from tombola.worker.metrics import (
     AUDIT_VIOLATIONS,
@@ -20,16 +22,24 @@ from tombola.worker.metrics import (
     FULFILMENTS_OLDEST,
     FULFILMENTS_PENDING,
     FULFILMENTS_WITHOUT_WEBHOOK,
+    HOLDS_OVERDUE,
+    LAST_ANCHOR,
     LAST_AUDIT,
+    LAST_AUDIT_OF_EVERYTHING,
+    LAST_BLOCK,
     OUTCOMES,
     REPLAYED,
+    SEALING_LAG,
 )
+from tombola.worker.movements.holds import count_overdue
 
 log = logging.getLogger(__name__)
 
+HOLDS_COUNTED_MAX: Final = 10_000
+
 
 class OperatorsLookout:
-    """Gauges of dead letters, of fulfilments and of the last audit, and a counter of the outcomes of replays.
+    """Gauges of dead letters, fulfilments, holds, the books and the last audit, and a counter of replays' outcomes.
 
     Replays run in shells and in the console, which Prometheus does not scrape: their outcomes are counted from their
     rows, from the first `look` on.
@@ -57,9 +67,12 @@ class OperatorsLookout:
                 sums = connection.execute(select(*(func.sum(replays.c[name]).label(name) for name in OUTCOMES))).one()
                 audit = audits.last(connection)
                 waiting, now = fulfilments.counts(connection), clock.now(connection)
+                holds_overdue = count_overdue(connection, count_max=HOLDS_COUNTED_MAX)
+                books = standing(connection)
         except SQLAlchemyError as error:
             log.warning(
-                "the metrics of dead letters, fulfilments and the last audit are out of date: %s", explain(error)
+                "the metrics of dead letters, fulfilments, holds, books and the last audit are out of date: %s",
+                explain(error),
             )
             return
         finally:
@@ -73,7 +86,13 @@ class OperatorsLookout:
             REPLAYED.labels(name).inc(max(0, outcomes[name] - before))
         self._outcomes = outcomes
         LAST_AUDIT.set(0 if audit is None else audit.at.timestamp())
+        everything_at = None if audit is None else audit.everything_at
+        LAST_AUDIT_OF_EVERYTHING.set(0 if everything_at is None else everything_at.timestamp())
         AUDIT_VIOLATIONS.set(0 if audit is None else audit.violations + len(audit.not_looked_at))
+        HOLDS_OVERDUE.set(holds_overdue)
+        SEALING_LAG.set(books.lag_s)
+        LAST_BLOCK.set(books.blocks)
+        LAST_ANCHOR.set(0 if books.anchored_at is None else books.anchored_at.timestamp())
         FULFILMENTS_PENDING.set(waiting.pending)
         FULFILMENTS_WITHOUT_WEBHOOK.set(waiting.without_webhook)
         FULFILMENTS_DEAD.set(waiting.dead)

@@ -1,6 +1,7 @@
-"""The relay's loop: publish overdue requests, give up requests that never settle, set gauges.
+"""The relay's loop: publish overdue requests, give up requests that never settle, void expired holds, set gauges.
 
-Fulfilments are delivered beside it, in a thread with connections of its own: no receiver delays a request.
+Fulfilments are delivered and the books are sealed beside it, in threads with connections of their own: neither a
+receiver nor a block delays a request.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from tombola.producers.storage.chunks import IN_LIST_MAX
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.telemetry import metrics
 from tombola.producers.telemetry.pulse import Pulse
+from tombola.worker.books.sealer import Sealer
 from tombola.worker.dead_letters import parking, states
+from tombola.worker.movements.holds import void_expired_once
 from tombola.worker.relay.fulfilling import STOP_S_MAX, Fulfilling
 from tombola.worker.relay.given_up import next_time_out_s, relay_name, time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
@@ -32,6 +35,7 @@ log = logging.getLogger(__name__)
 IDLE_WAIT_S: Final = 1.0
 TIME_OUT_EVERY_S: Final = 60.0  # or sooner, when the oldest request is due
 LOOK_FOR_UNSEEN_EVERY_S: Final = 600.0
+LOOK_FOR_EXPIRED_HOLDS_EVERY_S: Final = 5.0
 BACKOFF_S_MAX: Final = 10.0
 
 
@@ -45,6 +49,7 @@ class Relay:
         self._settings = settings
         self._next_time_out = 0.0
         self._next_look_for_unseen = 0.0
+        self._next_look_for_expired_holds = 0.0
         self._operators = OperatorsLookout()
 
     @classmethod
@@ -56,10 +61,12 @@ class Relay:
     def run_once(self) -> int:
         """Time out the requests that are due, and publish all that are overdue; return how many were published.
 
-        Replayed dead letters whose requests have settled are marked settled, and dead requests without a dead letter
-        get one. Raises PublishFailed, ServiceUnavailable or ConfigurationError.
+        Holds that have expired are voided: their voids are accepted, and published with the others. Replayed dead
+        letters whose requests have settled are marked settled, and dead requests without a dead letter get one. Raises
+        PublishFailed, ServiceUnavailable or ConfigurationError.
         """
         self._time_out()  # first: it needs no broker, and a broker that is away ends this pass
+        self._void_expired_holds()
         published = relay_once(
             self._engine,
             self._broker,
@@ -94,6 +101,13 @@ class Relay:
         # A due request that another transaction holds is still due in the next pass.
         self._next_time_out = time.monotonic() + min(TIME_OUT_EVERY_S, max(0.0, due_in_s))
 
+    def _void_expired_holds(self) -> None:
+        if time.monotonic() < self._next_look_for_expired_holds:
+            return
+        if voided := void_expired_once(self._engine):
+            log.info("%d holds have expired", voided)
+        self._next_look_for_expired_holds = time.monotonic() + LOOK_FOR_EXPIRED_HOLDS_EVERY_S
+
     def _bury_unseen(self) -> None:
         if time.monotonic() < self._next_look_for_unseen:
             return
@@ -104,19 +118,25 @@ class Relay:
     def run(self, stopping: threading.Event) -> None:
         """Relay until `stopping` is set. No error ends this loop: it logs the error, backs off, and goes on.
 
-        The relay also delivers fulfilments, shows a pulse, serves metrics, and sets the gauges of the whole deployment.
+        The relay also delivers fulfilments, seals the books, shows a pulse, serves metrics, and sets the gauges of the
+        whole deployment. Raises ConfigurationError at once where TOMBOLA_BOOKS_KEY is no key.
         """
+        sealer = Sealer.from_settings(self._settings)
         pulse = Pulse.open(self._settings, "relay")
         metrics.serve(self._settings)
         lookout = metrics.Lookout(self._settings, self._engine, self._broker)
         fulfilling = Fulfilling.from_settings(self._settings)
         delivering = threading.Thread(target=fulfilling.run, args=(stopping,), name="fulfilments", daemon=True)
         delivering.start()
+        sealing = threading.Thread(target=sealer.run, args=(stopping,), name="sealer", daemon=True)
+        sealing.start()
         try:
             self._run(stopping, lookout if metrics.are_wanted(self._settings) else None)
         finally:
             delivering.join(STOP_S_MAX + 2 * IDLE_WAIT_S)
             fulfilling.close()
+            sealing.join(STOP_S_MAX)
+            sealer.close()
             lookout.close()
             if pulse is not None:
                 pulse.stop()

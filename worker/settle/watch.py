@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.telemetry import tracing
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker import metrics
@@ -32,13 +33,16 @@ class Watch:
         metrics.BATCH_SECONDS.observe(time.perf_counter() - began)
 
     def count(self, settled: Sequence[Settled], deferred: int) -> None:
-        """Count draws that are settled, with their results put, and draws to try again later."""
+        """Count draws and movements that are settled, with their results put, and those to try again later."""
         repeats = sum(it.is_repeat for it in settled)
         rejected = sum(it.is_rejected for it in settled)
         counts = {"settled": len(settled) - repeats - rejected, "rejected": rejected, "repeats": repeats}
         counters = (metrics.DRAWS_SETTLED, metrics.DRAWS_REJECTED, metrics.DRAWS_REPEATED)
         for counter, count in zip(counters, counts.values(), strict=True):
             counter.inc(count)
+        for it in [it for it in settled if it.request.kind != DrawRequest.kind]:
+            outcome = "repeat" if it.is_repeat else "rejected" if it.is_rejected else "settled"
+            metrics.MOVEMENTS.labels(it.request.kind, outcome).inc()
         metrics.DEFERRED.inc(deferred)
         if self._pulse is not None:
             for what, count in counts.items():

@@ -21,6 +21,7 @@ from tombola.producers.domain.contract import (
 )
 from tombola.producers.domain.draw import Wheel, Wheels, seed_id_of, seed_of
 from tombola.producers.domain.errors import InvalidRequest
+from tombola.producers.domain.operations import movements
 from tombola.producers.domain.operations.operation import (
     Decision,
     Findings,
@@ -128,13 +129,14 @@ def result(request: DrawRequest, outcome: Outcome) -> bytes:
 
 
 def check(request: DrawRequest, written: Written) -> Findings:
-    """One charge (I1); the prizes that were drawn (I2); the number of rows (I11)."""
+    """One charge (I1); the prizes that were drawn (I2); the number of rows (I11), and what each of them says (I14)."""
     if request.campaign not in written.wheels:
         return {"I1": _charged(written), "I2": _drawn_by_campaign(request, written)}
     return {
         "I1": _charged(written),
         "I2": _drawn(request, written),
         "I11": _whole(request, written),
+        "I14": _as_drawn(request, written),
     }
 
 
@@ -195,6 +197,12 @@ def _whole(request: DrawRequest, written: Written) -> Iterator[str]:
     count = len(written.rows)
     if count != len(drawn) if drawn is not None else not 1 <= count <= 2:
         yield f"has {count} ledger rows"
+
+
+def _as_drawn(request: DrawRequest, written: Written) -> Iterator[str]:
+    drawn = _recomputed(request, written)
+    if drawn is not None:
+        yield from movements.differences(request, written, drawn)
 
 
 def _recomputed(request: DrawRequest, written: Written) -> Sequence[Movement] | None:

@@ -6,11 +6,10 @@ from typing import Annotated, Any, Final
 
 from litestar import Request, Response, get
 from litestar.datastructures import ResponseHeader
-from litestar.openapi import ResponseSpec
 from litestar.params import PathParameter
 
 from tombola.producers.gateway.campaign_answers import Answer
-from tombola.producers.gateway.document import OPEN_PROBLEMS
+from tombola.producers.gateway.document import OPEN_PROBLEMS, answer
 from tombola.producers.gateway.messages import CampaignList, CampaignView
 from tombola.producers.gateway.service import gateway_of
 
@@ -20,7 +19,7 @@ FOR_EVER: Final = "public, max-age=31536000, immutable"
 Name = Annotated[str, PathParameter(description="The campaign's name.")]
 OddsHash = Annotated[str, PathParameter(description="64 hex digits, in lower case.")]
 
-UNCHANGED: Final = ResponseSpec(None, description="`If-None-Match` names the body that you have.")
+UNCHANGED: Final = answer(None, "`If-None-Match` names the body that you have.")
 RESPONSES: Final = OPEN_PROBLEMS | {304: UNCHANGED}
 HEADERS: Final = [
     ResponseHeader(name="ETag", description="Names these bytes: send it as `If-None-Match`.", documentation_only=True),

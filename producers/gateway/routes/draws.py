@@ -9,7 +9,6 @@ import msgspec
 from litestar import Request, Response, asgi, get, post
 from litestar.datastructures import ResponseHeader
 from litestar.exceptions import MethodNotAllowedException
-from litestar.openapi import ResponseSpec
 from litestar.params import HeaderParameter, Parameter, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.types import Receive, Scope, Send
@@ -18,8 +17,10 @@ from tombola.producers.domain.causes import Status, dead_because
 from tombola.producers.domain.contract import DrawRequest, DrawResult, PullsResult, shown
 from tombola.producers.domain.errors import DrawError, IdempotencyKeyReused, InvalidRequest, OutOfBounds
 from tombola.producers.domain.keys import make_request_key
-from tombola.producers.gateway.bodies import read_body, strictly
-from tombola.producers.gateway.document import READ_PROBLEMS, WRITE_PROBLEMS
+from tombola.producers.domain.operations.refund import REFUND_TYPE
+from tombola.producers.gateway.admission import needs
+from tombola.producers.gateway.bodies import read_body, request_key_of, strictly
+from tombola.producers.gateway.document import READ_PROBLEMS, WRITE_PROBLEMS, answer
 from tombola.producers.gateway.messages import (
     KEY_PATTERN,
     BatchAnswer,
@@ -45,7 +46,7 @@ RETRY_AFTER_S: Final = "1"
 # Session ids that would make a URL path of another resource.
 SESSIONS_WITHOUT_PATH: Final = frozenset({".", "..", "batch"})
 
-NOT_YET: Final = ResponseSpec(DrawTicket, description="Accepted, and not settled yet.", generate_examples=False)
+NOT_YET: Final = answer(DrawTicket, "Accepted, and not settled yet.")
 
 IdempotencyKey = Annotated[
     str | None,
@@ -74,7 +75,7 @@ async def make_draw(gateway: Gateway, scope: Any, receive: Any) -> Whole:
     data = strictly(_decode_draw, await read_body(receive))
     draw = DrawRequest(
         account_id=data.account_id,
-        request_key=_request_key(given, is_required=gateway.settings.idempotency_key_required),
+        request_key=request_key_of(given, is_required=gateway.settings.idempotency_key_required),
         lottery_session_id=data.lottery_session_id or "",
         campaign=data.campaign,
         pulls=data.pulls,
@@ -99,7 +100,7 @@ async def make_draw(gateway: Gateway, scope: Any, receive: Any) -> Whole:
     return Whole(202, headers, body)
 
 
-@asgi("/v1/draws", copy_scope=False)
+@asgi("/v1/draws", copy_scope=False, opt=needs("draw"))
 async def other_than_draws(scope: Scope, receive: Receive, send: Send) -> None:
     """Requests that the front does not answer itself: other methods, and `//v1/draws/`."""
     if scope["method"] == "POST":  # type: ignore[typeddict-item]
@@ -113,6 +114,7 @@ async def other_than_draws(scope: Scope, receive: Receive, send: Send) -> None:
 
 @post(
     "/v1/draws",
+    opt=needs("draw"),
     status_code=202,
     operation_id="makeDraw",
     summary="Make a draw",
@@ -130,7 +132,7 @@ async def make_draw_described(data: NewDraw, idempotency_key: IdempotencyKey = N
     raise AssertionError
 
 
-@post("/v1/draws/batch", status_code=207, include_in_schema=False)
+@post("/v1/draws/batch", opt=needs("draw"), status_code=207, include_in_schema=False)
 async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
     gateway, holder = gateway_of(request), holder_of(request)
     data = strictly(_decode_draws, await request.body())
@@ -166,6 +168,7 @@ async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
 
 @post(
     "/v1/draws/batch",
+    opt=needs("draw"),
     status_code=207,
     operation_id="makeDraws",
     summary="Make up to 100 draws",
@@ -179,6 +182,7 @@ async def make_draws_described(data: NewDraws) -> BatchAnswers:
 
 @get(
     "/v1/draws/{session_id:str}",
+    opt=needs("read"),
     operation_id="getDraw",
     summary="The result of a draw",
     responses=READ_PROBLEMS | {202: NOT_YET},
@@ -201,6 +205,7 @@ async def show_draw(
 
 @get(
     "/v1/draws/{session_id:str}/events",
+    opt=needs("read"),
     operation_id="watchDraw",
     summary="The result of a draw, as server-sent events",
     description="`accepted` at once if it has not settled, then `result` (or `dead`), then the stream ends.",
@@ -235,14 +240,17 @@ async def watch_draw(request: Request[Any, Any, Any], session_id: SessionId) -> 
 
 @get(
     "/v1/draws/{session_id:str}/transactions",
+    opt=needs("read"),
     operation_id="listTransactions",
-    summary="The ledger rows of a draw",
+    summary="The ledger rows of a draw, and of its refund",
     responses=READ_PROBLEMS,
 )
 async def list_transactions(request: Request[Any, Any, Any], session_id: SessionId) -> list[SessionRow]:
     gateway = gateway_of(request)
-    await gateway.state(session_id, holder_of(request))
+    state = await gateway.state(session_id, holder_of(request))
     rows = await gateway.read(ledger.session_rows, session_id)
+    if isinstance(state.request, DrawRequest):
+        rows += await gateway.read(ledger.rows_under, state.request.ledger_key, REFUND_TYPE)
     return [
         SessionRow(
             **msgspec.structs.asdict(shown(ledger.posting_of(row))),
@@ -252,20 +260,6 @@ async def list_transactions(request: Request[Any, Any, Any], session_id: Session
         )
         for row in rows
     ]
-
-
-def _request_key(given: bytes | None, *, is_required: bool) -> str:
-    """The request key from the header, bare or quoted (the Idempotency-Key draft); a new one without the header."""
-    if given is None:
-        if is_required:
-            raise InvalidRequest("the header Idempotency-Key is required here")
-        return make_request_key()
-    key = given.decode("latin-1").strip()
-    if len(key) >= 2 and key[0] == key[-1] == '"':
-        key = key[1:-1]
-    if not key:
-        raise InvalidRequest("the header Idempotency-Key is empty")
-    return key
 
 
 def _asked(draw: DrawRequest, caller: str) -> Submission:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from litestar import Request, Response, get
-from litestar.openapi import ResponseSpec
 
+from tombola.producers.gateway.document import answer
 from tombola.producers.gateway.messages import Readiness
 from tombola.producers.gateway.service import gateway_of
 
@@ -27,7 +27,7 @@ async def healthz() -> str:
     operation_id="getReadiness",
     summary="Whether this gateway can accept draws, and what is missing",
     security=[{}],
-    responses={503: ResponseSpec(Readiness, description="The database is missing.", generate_examples=False)},
+    responses={503: answer(Readiness, "The database is missing.")},
 )
 async def readyz(request: Request[Any, Any, Any]) -> Response[Readiness]:
     readiness = await gateway_of(request).readiness.readiness()

@@ -101,7 +101,7 @@ def accept(
         records |= {
             key: RequestRecord(fingerprint, it.caller, Status.ACCEPTED) for key, (it, fingerprint) in new.items()
         }
-        aliases = _aliases_of_unowned(transaction, submissions, records)
+        aliases = set(_aliases_of_unowned(transaction, submissions, records))
         adopted: dict[str, str] = {}
         answers = []
         for number, (it, fingerprint) in enumerate(zip(submissions, fingerprints, strict=True)):
@@ -110,6 +110,8 @@ def accept(
             if clash is None and it.caller and not records[key].caller and keys.alias(it.caller, key) in aliases:
                 clash = Clash.KEY_IS_ANOTHERS  # for this caller the key names the request under the caller's alias
             if clash is not None:
+                if clash is Clash.KEY_IS_ANOTHERS and it.caller:
+                    aliases.add(keys.alias(it.caller, key))  # from here on in this batch, too
                 answers.append(Acceptance(it.request, None, clash=clash))
                 continue
             if it.caller and not records[key].caller:

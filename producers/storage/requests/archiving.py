@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, select, update
 
-from tombola.producers.domain import operations
+from tombola.producers.domain import keys, operations
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import Request, parse_result_head
 from tombola.producers.domain.operations.operation import Rejection
 from tombola.producers.storage.ledger import Posting, postings_of_request, postings_of_sessions
 from tombola.producers.storage.requests.records import request_of
 from tombola.producers.storage.schema import api_idempotency_requests as table
+
+NOTHING_READ: Final[Mapping[str, Sequence[Posting]]] = MappingProxyType({})
 
 
 class SessionState(NamedTuple):
@@ -32,10 +35,23 @@ class SessionState(NamedTuple):
 def state_of_session(connection: Connection, lottery_session_id: str) -> SessionState | None:
     """The state of this session's request; None for no such session."""
     row = connection.execute(select(table).where(table.c.lottery_session_id == lottery_session_id)).first()
-    return None if row is None else _state(connection, row, {})
+    return None if row is None else _state(connection, row)
 
 
-def _state(connection: Connection, row: Any, found: Mapping[str, Sequence[Posting]]) -> SessionState:
+def state_of_request(connection: Connection, request_key: str, caller: str) -> SessionState | None:
+    """The state of the request that `caller` calls by this key, as state_of_session; None for no such request.
+
+    Where another caller holds the key, it is the request under the caller's alias; otherwise it may be another
+    caller's.
+    """
+    own = keys.alias(caller, request_key)
+    rows = connection.execute(select(table).where(table.c.request_key.in_((request_key, own)))).all()
+    found = {row.request_key: row for row in rows}
+    row = found.get(own) or found.get(request_key)
+    return None if row is None else _state(connection, row)
+
+
+def _state(connection: Connection, row: Any, found: Mapping[str, Sequence[Posting]] = NOTHING_READ) -> SessionState:
     """The state in this row; its ledger rows are in `found`, by session, or are read."""
     request = request_of(row)
     body = None if row.result is None else row.result.encode()
@@ -66,30 +82,36 @@ def archive(connection: Connection, settled_before: datetime, *, rows_max: int) 
 
     An answer is rebuilt from the ledger, which keeps its rows for ever, or from the few columns of a rejection.
     """
+    archived = _archive(connection, Status.COMPLETED, settled_before, rows_max)
+    return archived + _archive(connection, Status.REJECTED, settled_before, rows_max - archived)
+
+
+def _archive(connection: Connection, status: Status, settled_before: datetime, rows_max: int) -> int:
+    """`archive` of the requests with this status, the oldest first.
+
+    Requests with a text are older than those of this release, but for the days on which two releases settle side by
+    side. So rows without a text end the search; beside rows with a text they count as archived, too.
+    """
     rows = connection.execute(
-        select(table.c.request_key, table.c.status, table.c.result)
-        .where(
-            table.c.status.in_((Status.COMPLETED, Status.REJECTED)),
-            table.c.settled_at < settled_before,
-            # The index leads to the oldest rows; a row without this time is archived already.
-            table.c.publish_at < settled_before,
-        )
+        select(table.c.request_key, table.c.result)
+        # The index leads to the oldest rows; a row without `publish_at` is archived already.
+        .where(table.c.status == status, table.c.publish_at < settled_before, table.c.settled_at < settled_before)
+        .order_by(table.c.publish_at)
         .limit(rows_max)
         .with_for_update(skip_locked=True)
     ).all()
-    kept = {
-        row.request_key: parse_result_head(row.result.encode()).balance_after
-        for row in rows
-        if row.status == Status.REJECTED
-    }
-    for balance in set(kept.values()):
-        keys = [key for key, told in kept.items() if told == balance]
-        connection.execute(
-            update(table)
-            .where(table.c.request_key.in_(keys))
-            .values(result=None, publish_at=None, balance_told=None if balance is None else Decimal(balance))
-        )
-    keys = [row.request_key for row in rows if row.status == Status.COMPLETED]
-    if keys:
-        connection.execute(update(table).where(table.c.request_key.in_(keys)).values(result=None, publish_at=None))
-    return len(rows)
+    texts = {row.request_key: row.result for row in rows if row.result is not None}
+    if not texts:
+        return 0
+    if status == Status.REJECTED:
+        told = {key: parse_result_head(text.encode()).balance_after for key, text in texts.items()}
+        for balance in set(told.values()):
+            keys_told = [key for key, it in told.items() if it == balance]
+            connection.execute(
+                update(table)
+                .where(table.c.request_key.in_(keys_told))
+                .values(balance_told=None if balance is None else Decimal(balance))
+            )
+    looked_at = [row.request_key for row in rows]
+    connection.execute(update(table).where(table.c.request_key.in_(looked_at)).values(result=None, publish_at=None))
+    return len(texts)

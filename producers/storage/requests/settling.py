@@ -17,11 +17,8 @@ from tombola.producers.storage.requests.records import REQUEST_COLUMNS, kind_col
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.storage.transactions import Transaction, Value, time_text
 
-# Not the result: it is rebuilt from this row and the ledger rows, equal to the byte. `publish_at` is null from
-# now on: the relay and retention have nothing to do with a settled row.
-_OUTCOME_COLUMNS: Final = (
-    "status", "reason", "balance_told", "settled_at", "deliveries", "settled_by", "publish_at",
-)  # fmt: skip
+# Not the result: it is rebuilt from this row and the ledger rows, equal to the byte.
+_OUTCOME_COLUMNS: Final = ("status", "reason", "balance_told", "settled_at", "deliveries", "settled_by")
 
 
 class RequestOutcome(NamedTuple):
@@ -51,11 +48,13 @@ def finish(
     kind = kind_columns(it.request for it in new)
     transaction.insert(
         table.name,
-        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, *kind),
+        # `publish_at` is set for these rows, too: audits find settled rows by it, along the index.
+        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, "publish_at", *kind),
         [
             (
                 *request_values(it.request, it.fingerprint, moment),
                 *_outcome_values(transaction, it, moment, settled_by),
+                moment,
                 *kind_values(it.request, kind),
             )
             for it in new
@@ -80,7 +79,7 @@ def _outcome_values(
 ) -> tuple[Value, ...]:
     """The values of _OUTCOME_COLUMNS."""
     told = None if it.balance_told is None else transaction.money(it.balance_told)
-    return it.status, it.reason, told, moment, it.deliveries, settled_by, None
+    return it.status, it.reason, told, moment, it.deliveries, settled_by
 
 
 def give_up(connection: Connection, request_key: str, fingerprint: str, reason: str) -> bool:
