@@ -343,8 +343,8 @@ _FILL_CHARGES: Final = (
 )
 _FILL_REQUESTS: Final = (
     "INSERT INTO api_idempotency_requests (request_key, lottery_session_id, account_id, campaign, fingerprint, status, "
-    f"created_at, settled_at, publish_at) SELECT {_OLD_KEY}, {_OLD_KEY}, {_OLD_ACCOUNT}, 'default', SHA2({_OLD_KEY}, 256), "
-    f"'completed', {_OLD_TIME}, {_OLD_TIME}, {_OLD_TIME} FROM SEQUENCE"
+    f"created_at, settled_at, publish_at) SELECT {_OLD_KEY}, {_OLD_KEY}, {_OLD_ACCOUNT}, 'default', "
+    f"SHA2({_OLD_KEY}, 256), 'completed', {_OLD_TIME}, {_OLD_TIME}, {_OLD_TIME} FROM SEQUENCE"
 )
 
 

@@ -354,11 +354,12 @@ class _Session:
         except DrawError as error:
             yield str(error)
             return
-        is_now, says = (
-            " ".join(filter(None, it)) for it in ((request.status, request.reason), (said.status, said.reason))
-        )
-        if is_now != says:
-            yield f"is {is_now}, its result says {says}"
+        if (said.status, said.reason) != (request.status, request.reason):
+            yield f"is {_outcome(request)}, its result says {_outcome(said)}"
+
+
+def _outcome(told: Any) -> str:
+    return f"{told.status} {told.reason or ''}".strip()
 
 
 def _cannot_be_checked(error: Exception) -> str:
