@@ -47,6 +47,8 @@ class Transaction:
         self._connection = connection
         self._cursor = connection.cursor()
         self.is_sqlite = is_sqlite
+        # An amount as this database stores it (see column_types.Money).
+        self.money: Callable[[Decimal], Value] = _hundredths if is_sqlite else str
 
     @classmethod
     def joining(cls, connection: Connection) -> Self:
@@ -135,11 +137,10 @@ class Transaction:
             places = (*range(1, width + 1), *(columns.index(source) + 1 for source in copies.values()))
             self._cursor.executemany(f"{head}({','.join(f'?{place}' for place in places)})", rows)
             return
-        literals = self._literals([value for row in rows for value in row])
+        # By columns: values of one kind become literals without a look at each.
+        literals = zip(*[self._literals(values) for values in zip(*rows, strict=True)], strict=True)
         tail = "".join(f",{source}" for source in copies.values())
-        self._cursor.execute(
-            head + ",".join([f"({','.join(literals[i : i + width])}{tail})" for i in range(0, len(literals), width)])
-        )
+        self._cursor.execute(f"{head}({f'{tail}),('.join(map(','.join, literals))}{tail})")
 
     def update(
         self, table: str, key: str, columns: Sequence[str], rows: Sequence[Sequence[Value]], *, where: str = ""
@@ -185,10 +186,6 @@ class Transaction:
         if self._cursor.rowcount != len(rows):
             raise RowsChanged
 
-    def money(self, amount: Decimal) -> Value:
-        """`amount` as this database stores it (see column_types.Money)."""
-        return int(amount.scaleb(2)) if self.is_sqlite else str(amount)
-
     def moment(self, stored: Any) -> datetime:
         """A stored UTC time as an aware datetime."""
         naive = datetime.fromisoformat(stored) if self.is_sqlite else stored
@@ -209,18 +206,25 @@ class Transaction:
         once, joined by a control character that no value may hold: the driver's own escaping, a call and a table
         look-up for each character, takes longer than all other Python of a draw.
         """
-        texts = ["" if value is None else str(value) for value in values]
-        joined = _UNIT.join(texts).replace("'", "''")
+        kinds = set(map(type, values))
+        if kinds == {int}:
+            return list(map(str, values))
+        if type(None) in kinds or int in kinds:
+            texts = iter(self._texts([str(value) for value in values if value is not None and type(value) is not int]))
+            return ["NULL" if it is None else str(it) if type(it) is int else next(texts) for it in values]
+        return self._texts(values)  # type: ignore[arg-type]
+
+    def _texts(self, values: Sequence[str]) -> list[str]:
+        """`_literals` of texts."""
+        joined = _UNIT.join(values).replace("'", "''")
         status = getattr(self._connection, "server_status", 0)  # the driver keeps it from the last answer
         if not status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES:
             joined = joined.replace("\\", "\\\\")
-        escaped = joined.split(_UNIT)
-        if len(escaped) != len(texts):
+        quoted = joined.replace(_UNIT, f"'{_UNIT}'")
+        texts = f"'{quoted}'".split(_UNIT) if values else []
+        if len(texts) != len(values):
             raise ValueError("a value holds the control character U+001F")
-        return [
-            "NULL" if value is None else text if type(value) is int else f"'{text}'" if text else NO_TEXT
-            for value, text in zip(values, escaped, strict=True)
-        ]
+        return [NO_TEXT if it == "''" else it for it in texts] if "" in values else texts
 
 
 _UNIT: Final = "\x1f"
@@ -319,6 +323,10 @@ def again_after_conflicts(engine: Engine, act: Callable[[Connection], T], *, tri
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
+
+
+def _hundredths(amount: Decimal) -> int:
+    return int(amount.scaleb(2))
 
 
 def time_text(moment: datetime) -> str:

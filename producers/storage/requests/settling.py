@@ -18,7 +18,9 @@ from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.storage.transactions import Transaction, Value, time_text
 
 # Not the result: it is rebuilt from this row and the ledger rows, equal to the byte.
-_OUTCOME_COLUMNS: Final = ("status", "reason", "balance_told", "settled_at", "deliveries", "settled_by")
+_OUTCOME_COLUMNS: Final = ("status", "reason", "balance_told", "deliveries", "settled_by")
+# A request without a row gets one as it settles. `publish_at` is set, too: audits find settled rows along its index.
+_COPIES: Final = {"settled_at": "created_at", "publish_at": "created_at"}
 
 
 class RequestOutcome(NamedTuple):
@@ -48,24 +50,23 @@ def finish(
     kind = kind_columns(it.request for it in new)
     transaction.insert(
         table.name,
-        # `publish_at` is set for these rows, too: audits find settled rows by it, along the index.
-        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, "publish_at", *kind),
+        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, *kind),
         [
             (
                 *request_values(it.request, it.fingerprint, moment),
-                *_outcome_values(transaction, it, moment, settled_by),
-                moment,
+                *_outcome_values(transaction, it, settled_by),
                 *kind_values(it.request, kind),
             )
             for it in new
         ],
+        copies=_COPIES,
     )
     transaction.update(
         table.name,
         "request_key",
-        _OUTCOME_COLUMNS,
+        (*_OUTCOME_COLUMNS, "settled_at"),
         [
-            (it.request.request_key, *_outcome_values(transaction, it, moment, settled_by))
+            (it.request.request_key, *_outcome_values(transaction, it, settled_by), moment)
             for it in outcomes
             if it.is_accepted
         ],
@@ -74,12 +75,10 @@ def finish(
     )
 
 
-def _outcome_values(
-    transaction: Transaction, it: RequestOutcome, moment: str, settled_by: str | None
-) -> tuple[Value, ...]:
+def _outcome_values(transaction: Transaction, it: RequestOutcome, settled_by: str | None) -> tuple[Value, ...]:
     """The values of _OUTCOME_COLUMNS."""
     told = None if it.balance_told is None else transaction.money(it.balance_told)
-    return it.status, it.reason, told, moment, it.deliveries, settled_by
+    return it.status, it.reason, told, it.deliveries, settled_by
 
 
 def give_up(connection: Connection, request_key: str, fingerprint: str, reason: str) -> bool:
