@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import Final
 
+import msgspec
 from sqlalchemy import Connection, Engine, update
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -23,7 +24,7 @@ _OUTCOME_COLUMNS: Final = ("status", "reason", "balance_told", "deliveries", "se
 _COPIES: Final = {"settled_at": "created_at", "publish_at": "created_at"}
 
 
-class RequestOutcome(NamedTuple):
+class RequestOutcome(msgspec.Struct, frozen=True):
     """A request that settles now, and its outcome. `is_accepted` says that the request has a row already.
 
     `balance_told` is the balance in the answer of a rejected request, which has no ledger rows.
