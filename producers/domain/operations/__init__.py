@@ -93,7 +93,11 @@ def _made(kind: type[Request], fields: Any) -> Request:
         raise InvalidRequest(f"not a {kind.kind} request: {error!s:.200}") from None
     terms = made.terms
     if terms is None:
-        raise InvalidRequest("a draw request of version 2 names its number of pulls; a draw of version 1 has no kind")
+        raise InvalidRequest(
+            "a draw request of version 2 names its number of pulls, or a client_nonce; a draw of version 1 has no kind"
+        )
+    if kind is DrawRequest and (fields.get("pulls", 1) is None or not fields.get("client_nonce", "none")):
+        raise InvalidRequest("a draw request leaves out `pulls` and `client_nonce` where it has none")
     if len(terms) > TERMS_LENGTH_MAX or not terms.isascii():
         raise InvalidRequest(
             f"the terms of a request of kind {kind.kind} have at most {TERMS_LENGTH_MAX} ASCII characters"
@@ -124,6 +128,10 @@ def restore(
     names = [name for name in fields.__struct_fields__ if name not in Request.__struct_fields__]
     try:
         own = msgspec.json.decode(terms or "")
-        return msgspec.convert(common | dict(zip(names, own, strict=True)), fields)
+        # Terms may be shorter than all names: a field that joined its kind later stands last, and may be absent.
+        made = msgspec.convert(common | dict(zip(names[: len(own)], own, strict=True)), fields)
     except (msgspec.DecodeError, ValueError, TypeError) as error:
         raise InvalidRequest(f"not the terms of a {kind} request: {terms!r:.100}") from error
+    if made.terms != terms:
+        raise InvalidRequest(f"not the terms that a {kind} request has: {terms!r:.100}")
+    return made
