@@ -57,8 +57,10 @@ function draw(int $accountId): array
     }
     // The session says who pays: an `account_id` of the browser's is not even read.
     $draw = ['account_id' => $accountId, 'campaign' => ($asked->campaign ?? '') ?: 'default'];
-    if (isset($asked->pulls)) {
-        $draw['pulls'] = $asked->pulls;
+    foreach (['pulls', 'client_nonce'] as $name) { // a nonce made here would be another request in every repeat
+        if (isset($asked->$name)) {
+            $draw[$name] = $asked->$name;
+        }
     }
     return ask('/v1/draws', 'POST', ['Content-Type: application/json', "Idempotency-Key: $key"], json_encode($draw));
 }

@@ -7,6 +7,9 @@
 // Key and body are kept in localStorage before they are sent, and forgotten when `show(result)` has resolved. Until then,
 // after any unknown outcome the same request is sent again under the same key; the gateway never charges a repeat. One
 // tab at a time finishes a draw. IndexedDB records that it is finished: localStorage reaches other tabs late.
+//
+// The outcome depends on a nonce, which this file makes with the key and keeps in the body: who chooses the key, but not
+// the nonce, cannot choose the outcome.
 
 const KEPT = 'tombola.pending.'; // one entry per draw, so that tabs do not overwrite each other's
 const FINISHED = 'tombola.finished'; // an IndexedDB with the request keys of the last day
@@ -15,6 +18,7 @@ const FINISHED_TIMEOUT_MS = 2_000;
 const WAIT_S = 10;
 const ANSWER_TIMEOUT_MS = 20_000; // against connections that are open and dead
 const BACKOFF_MS = { first: 250, max: 8_000 };
+const NONCE_BYTES = 16;
 
 /** The gateway refuses this draw. `status` and `problem` are its answer, a problem+json. */
 export class DrawRefused extends Error {}
@@ -42,7 +46,7 @@ export async function draw(accountId, { campaign, pulls, ...options } = {}) {
     throw new RangeError('pulls is a whole number from 1');
   }
   const key = makeKey();
-  const body = JSON.stringify({ account_id: accountId, campaign, pulls });
+  const body = JSON.stringify({ account_id: accountId, campaign, pulls, client_nonce: randomHex(NONCE_BYTES) });
   localStorage.setItem(KEPT + key, body); // throws where it cannot be kept: then nothing is sent
   return finish({ key, body }, options);
 }
@@ -121,10 +125,13 @@ async function isClosedToUs(url) {
   return (await probe('no-cors')) && !(await probe('cors'));
 }
 
-// The time comes first, which keeps the ledger's unique index fast. Not randomUUID: pages on plain http lack it.
-function makeKey() {
-  const random = crypto.getRandomValues(new Uint8Array(8));
-  return `lottery_req_${Date.now()}_${Array.from(random, (byte) => byte.toString(16).padStart(2, '0')).join('')}`;
+// The time comes first, which keeps the ledger's unique index fast.
+const makeKey = () => `lottery_req_${Date.now()}_${randomHex(8)}`;
+
+// Not randomUUID: pages on plain http lack it.
+function randomHex(bytes) {
+  const random = crypto.getRandomValues(new Uint8Array(bytes));
+  return Array.from(random, (byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
 // One tab at a time. Pages on plain http have no locks: there two tabs may finish the same draw, which is harmless.
