@@ -101,7 +101,7 @@ class DrawRequest(Request, frozen=True, kw_only=True):
 
     With `pulls` the request asks for so many pulls for one charge, and has a PullsResult; without, it asks for a single
     pull, and has a DrawResult. `client_nonce` is random text of 16 to 64 characters A-Z a-z 0-9 _ and -, which the
-    player's browser makes before it sends anything. The outcome depends on it, so that choosing the request key does
+    player's browser makes before it sends anything. The outcome depends on it: who chooses the request key alone does
     not choose the outcome. A request with neither of the two is of contract v1.
     """
 
