@@ -123,6 +123,14 @@ def test_another_nonce_in_the_same_batch_does_not_change_what_is_drawn(
     assert shop.violations() == []
 
 
+def test_another_campaign_in_the_same_batch_does_not_change_what_is_drawn(shop: Shop) -> None:
+    """Past the door, where no row says which of the two was first: the first one in the batch counts."""
+    draws = draws_of(shop, "raffle", 5)
+    others = [structs.replace(it, campaign="stars") for it in draws]
+    assert causes(shop.settle(*draws, *others)) == [None] * DRAWS + [Cause.FINGERPRINT_MISMATCH] * DRAWS
+    assert shop.violations() == []
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_audit_draws_by_the_nonce(database_url: str, kind: tuple[str, int | None]) -> None:
     """Rows that name other nonces, fingerprints included, are not what was drawn."""

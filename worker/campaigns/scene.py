@@ -127,7 +127,9 @@ class BatchScene:
         version = self._versions[key]
         if version is None:
             return None
-        bound = self._bounds[draw.request_key] = Bound(version[0], moment, version[1])
+        bound = Bound(version[0], moment, version[1])
+        # The first one counts: a later request under the same key is another campaign's, and refused.
+        self._bounds.setdefault(draw.request_key, bound)
         return bound
 
     def _read_standings(self, fresh: Sequence[tuple[DrawRequest, Bound]]) -> None:
@@ -186,7 +188,8 @@ class BatchScene:
         return self._desk.seed
 
     def bound(self, request_key: str, campaign: str) -> Bound | None:
-        return self._bounds.get(request_key)
+        found = self._bounds.get(request_key)
+        return found if found is None or found.odds.name == campaign else None
 
     def standing(self, account_id: int, campaign: str) -> Standing:
         return self._standings.get(_standing_key(account_id, campaign), NEW) if self._standings else NEW
