@@ -11,7 +11,7 @@
 const BODY_BYTES_MAX = 16 * 1024;
 const WAIT_S_MAX = 10;
 const TIMEOUT_MS = 15_000; // longer than a wait
-const PASSED_ON = ['content-type', 'retry-after', 'idempotency-key', 'idempotency-replayed'];
+const PASSED_ON = ['content-type', 'retry-after', 'idempotency-key', 'idempotency-replayed', 'tombola-receipt'];
 
 /** The proxy answers this itself: a status and what to say. */
 class Refused extends Error {

@@ -15,7 +15,7 @@ declare(strict_types=1);
 const BODY_BYTES_MAX = 16 * 1024;
 const WAIT_S_MAX = 10.0;
 const TIMEOUT_S = 15; // longer than a wait
-const PASSED_ON = ['content-type', 'retry-after', 'idempotency-key', 'idempotency-replayed'];
+const PASSED_ON = ['content-type', 'retry-after', 'idempotency-key', 'idempotency-replayed', 'tombola-receipt'];
 
 /** The proxy answers this itself: the code is a status, the message what to say. */
 final class Refused extends RuntimeException

@@ -22,7 +22,7 @@ from urllib.request import Request, urlopen
 BODY_BYTES_MAX = 16 * 1024
 WAIT_S_MAX = 10.0
 TIMEOUT_S = 15.0  # longer than a wait
-PASSED_ON = ("content-type", "retry-after", "idempotency-key", "idempotency-replayed")
+PASSED_ON = ("content-type", "retry-after", "idempotency-key", "idempotency-replayed", "tombola-receipt")
 
 is_key = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 session_in = re.compile(r"/v1/draws/([A-Za-z0-9._-]{1,100})").fullmatch

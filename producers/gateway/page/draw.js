@@ -30,6 +30,8 @@ class NoAnswer extends Error {}
  * @property {(result: object) => unknown} [show] shows the result; may be async
  * @property {(what: 'sending' | 'waiting' | 'again' | 'refused', about: { key: string, why?: string, delayMs?: number })
  *   => void} [tell] is called for progress
+ * @property {(receipt: string, about: { key: string }) => void} [keep] gets each signed receipt as it comes, where the
+ *   gateway signs receipts: of the promise, and before `show` of the result
  * @property {string} [base] the gateway's URL, which must allow this page's origin
  * @property {Record<string, string>} [headers] for every request
  */
@@ -61,10 +63,10 @@ export function pending() {
  *  tab finished. */
 export const resume = (options) => Promise.allSettled(pending().map((kept) => finish(kept, options)));
 
-function finish({ key, body }, { show = () => {}, tell = () => {}, base = '', headers = {} } = {}) {
+function finish({ key, body }, { show = () => {}, tell = () => {}, keep = () => {}, base = '', headers = {} } = {}) {
   return alone(KEPT + key, async () => {
     if (localStorage.getItem(KEPT + key) === null || (await isFinished(key))) return null;
-    const result = await settle(key, body, { tell, base, headers }).catch(async (error) => {
+    const result = await settle(key, body, { tell, keep, base, headers }).catch(async (error) => {
       // With these, the request can never be accepted, or (409) the campaign takes no draws now: a player who comes back
       // when it does has not asked again. After any other status, such as 401, the request may be accepted later.
       if ([400, 409, 413, 422].includes(error.status)) await forget(key);
@@ -77,8 +79,17 @@ function finish({ key, body }, { show = () => {}, tell = () => {}, base = '', he
   });
 }
 
-async function settle(key, body, { tell, base, headers }) {
+async function settle(key, body, { tell, keep, base, headers }) {
   const typed = { ...headers, 'Content-Type': 'application/json', 'Idempotency-Key': key };
+  const ask = async (url, init) => {
+    const { answer, receipt } = await fetchAnswer(url, init);
+    try {
+      if (receipt) keep(receipt, { key });
+    } catch (error) {
+      reportError(error); // a draw does not fail because its receipt cannot be kept
+    }
+    return answer;
+  };
   for (let backoff = BACKOFF_MS.first; ; backoff = Math.min(2 * backoff, BACKOFF_MS.max)) {
     try {
       tell('sending', { key });
@@ -98,11 +109,11 @@ async function settle(key, body, { tell, base, headers }) {
   }
 }
 
-async function ask(url, init) {
+async function fetchAnswer(url, init) {
   const signal = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
   const response = await fetch(url, { ...init, signal, cache: 'no-store' }).catch(() => null);
   const answer = await response?.json().catch(() => null); // null: interrupted, or a proxy's own text
-  if (response?.ok && answer?.status) return answer;
+  if (response?.ok && answer?.status) return { answer, receipt: response.headers.get('Tombola-Receipt') };
   if (!response && (await isClosedToUs(url))) {
     const why = `${new URL(url).origin} allows no requests of pages of ${location.origin}: see TOMBOLA_CORS_ORIGINS`;
     throw Object.assign(new DrawRefused(why), { status: 0, problem: { title: 'another origin', detail: why } });
