@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from tombola.producers.domain import contract
-from tombola.producers.domain.contract import TERMS_LENGTH_MAX, DrawRequest, Request
+from tombola.producers.domain.contract import BODY_BYTES_MAX, TERMS_LENGTH_MAX, DrawRequest, Request
 from tombola.producers.domain.errors import InvalidRequest, UnknownVersion
 from tombola.producers.domain.operations import adjust, draw, expire, hold, post, recharge, refund, transfer, void
 from tombola.producers.domain.operations.operation import Operation
@@ -52,6 +52,9 @@ def house_accounts() -> Mapping[str, str]:
 # ---- on the wire -----------------------------------------------------------------------------------------------------
 
 
+_DRAW_V2: Final = b'{"v":2,"kind":"draw",'
+
+
 class _Head(msgspec.Struct):
     v: int
     kind: str
@@ -59,6 +62,8 @@ class _Head(msgspec.Struct):
 
 def parse_request(body: bytes) -> Request:
     """Parse one message body of any version and kind; raises as contract.parse_request does."""
+    if body.startswith(_DRAW_V2) and len(body) <= BODY_BYTES_MAX and (draw := contract.parse_draw_v2(body)) is not None:
+        return draw
     try:
         return contract.parse_request(body)
     except UnknownVersion:
