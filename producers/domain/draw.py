@@ -8,7 +8,6 @@ rejected and drawn again with a higher counter where they would favour some outc
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -16,6 +15,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from tombola.producers.domain.macs import hmac_sha256
 from tombola.producers.domain.seeds import EpochName, draw_key
 
 DRAW_VERSION: Final = b"tombola-draw-1"
@@ -114,10 +114,11 @@ class Wheel:
 
     def draw(self, account_id: int, request_key: str, client_nonce: bytes = b"") -> Prize:
         """The prize of this request: always the same one."""
-        message = self._prefix + _field(str(account_id).encode()) + _field(request_key.encode()) + _field(client_nonce)
+        nonce = _field(client_nonce) if client_nonce else _EMPTY
+        message = self._prefix + _field(b"%d" % account_id) + _field(request_key.encode()) + nonce
         counter = 0
         while True:
-            digest = hmac.digest(self.seed, message + _field(counter.to_bytes(8, "big")), "sha256")
+            digest = hmac_sha256(self.seed, message + (_field(counter.to_bytes(8, "big")) if counter else _FIRST))
             value = int.from_bytes(digest[:8], "big")
             if value < self._limit:
                 return self.pick(value % self.campaign.weight_sum)
@@ -227,3 +228,7 @@ NO_SEEDS: Final = Seeds()
 def _field(value: bytes) -> bytes:
     """`value` after its length, so that different lists of fields never make the same message."""
     return len(value).to_bytes(4, "big") + value
+
+
+_EMPTY: Final = _field(b"")
+_FIRST: Final = _field(bytes(8))  # the counter, which hardly ever gets further

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, select
 
 from tombola.producers.domain.draw import CAMPAIGNS, seed_id_of
 from tombola.producers.domain.errors import InvalidRequest
@@ -52,7 +52,7 @@ def look_at_last_draw(connection: Connection, settings: Settings, _found: Facts)
     return ok(f"the last draw was made with ours ({name})")
 
 
-def _last_charge(connection: Connection) -> Row[Any] | None:
+def _last_charge(connection: Connection) -> Any:
     # Among the newest rows: a charge further back is too old to matter.
     newest = select(transactions).order_by(transactions.c.transaction_id.desc()).limit(LAST_ROWS).subquery()
     return connection.execute(

@@ -61,11 +61,16 @@ def decide(request: DrawRequest, locked: Locked) -> Play | Rejection | Refusal:
     if key is None:
         charge = Movement(request.account_id, CONSUME_TYPE, CONSUME, -odds.cost[pulls], "")
         return Play((charge,), odds.name)
-    pulled = scene.foreseen(request.request_key, standing)
+    pulled = scene.foreseen(request, standing)
     if pulled is None:
-        drawing = Drawing(key.key, odds, request.account_id, request.request_key)
+        drawing = drawing_of(request, odds, key.key)
         pulled = pull_all(odds, drawing, pulls, standing, bound.moment, lambda code: scene.units(odds.name, code))
     return _play(request, odds, standing, pulled, scene, key.seed_name)
+
+
+def drawing_of(request: DrawRequest, odds: Odds, draw_key: bytes) -> Drawing:
+    """The pulls of this request by these odds."""
+    return Drawing(draw_key, odds, request.account_id, request.request_key, request.client_nonce.encode())
 
 
 def _why_rejected(request: DrawRequest, bound: Bound, scene: Scene, standing: Standing) -> str | None:
@@ -191,7 +196,7 @@ def expected_rows(request: DrawRequest, rows: Sequence[Row], odds: Odds, key: Dr
     Raises InvalidRequest, ValueError or KeyError for notes that no draw by these odds has written.
     """
     notes = next(read_draw_notes(row.notes) for row in rows if row.business_type == CONSUME)
-    drawing = Drawing(key.key, odds, request.account_id, request.request_key)
+    drawing = drawing_of(request, odds, key.key)
     counters = notes.since_hit
     gone = notes.gone
     prizes: list[Prize] = []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from decimal import Decimal
+from typing import Final
 
+import msgspec
 from sqlalchemy import Connection, Engine, case, or_, update
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -21,13 +23,18 @@ from tombola.producers.storage.requests.records import (
 )
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.storage.seeds import open_at
-from tombola.producers.storage.transactions import Transaction, time_text
+from tombola.producers.storage.transactions import Transaction, Value, time_text
 
-_OUTCOME_COLUMNS: Final = ("status", "reason", "result", "settled_at", "deliveries", "settled_by")
+# Not the result: it is rebuilt from this row and the ledger rows, equal to the byte.
+_OUTCOME_COLUMNS: Final = ("status", "reason", "balance_told", "deliveries", "settled_by")
+# A request without a row gets one as it settles. `publish_at` is set, too: audits find settled rows along its index.
+_COPIES: Final = {"settled_at": "created_at", "publish_at": "created_at"}
 
 
-class RequestOutcome(NamedTuple):
+class RequestOutcome(msgspec.Struct, frozen=True):
     """A request that settles now, and its outcome. `is_accepted` says that the request has a row already.
+
+    `balance_told` is the balance in the answer of a rejected request, which has no ledger rows.
 
     `seed_epoch` is the epoch that a draw binds to now, None where it was bound when it was accepted.
     """
@@ -36,7 +43,7 @@ class RequestOutcome(NamedTuple):
     fingerprint: str
     status: Status
     reason: str | None
-    result: str
+    balance_told: Decimal | None
     is_accepted: bool
     deliveries: int = 1
     seed_epoch: int | None = None
@@ -57,38 +64,38 @@ def finish(
     epoch = EPOCH_COLUMN if any(it.seed_epoch is not None for it in new) else ()
     transaction.insert(
         table.name,
-        # `publish_at` is set for these rows, too: retention finds settled rows by it, along the index.
-        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, "publish_at", *kind, *epoch),
+        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, *kind, *epoch),
         [
             (
                 *request_values(it.request, it.fingerprint, moment),
-                it.status,
-                it.reason,
-                it.result,
-                moment,
-                it.deliveries,
-                settled_by,
-                moment,
+                *_outcome_values(transaction, it, settled_by),
                 *kind_values(it.request, kind),
                 *((it.seed_epoch,) if epoch else ()),
             )
             for it in new
         ],
+        copies=_COPIES,
     )
     binding = [(it.request.request_key, it.seed_epoch) for it in outcomes if it.is_accepted and it.seed_epoch]
     transaction.update(table.name, "request_key", EPOCH_COLUMN, binding)
     transaction.update(
         table.name,
         "request_key",
-        _OUTCOME_COLUMNS,
+        (*_OUTCOME_COLUMNS, "settled_at"),
         [
-            (it.request.request_key, it.status, it.reason, it.result, moment, it.deliveries, settled_by)
+            (it.request.request_key, *_outcome_values(transaction, it, settled_by), moment)
             for it in outcomes
             if it.is_accepted
         ],
         # The rows were read without a lock: a request that was given up meanwhile is dead and must not be charged.
         where=f"status = '{Status.ACCEPTED}'",
     )
+
+
+def _outcome_values(transaction: Transaction, it: RequestOutcome, settled_by: str | None) -> tuple[Value, ...]:
+    """The values of _OUTCOME_COLUMNS."""
+    told = None if it.balance_told is None else transaction.money(it.balance_told)
+    return it.status, it.reason, told, it.deliveries, settled_by
 
 
 def give_up(connection: Connection, request_key: str, fingerprint: str, reason: str) -> bool:
