@@ -131,8 +131,8 @@ class Settings(BaseSettings):
     )
     receipt_key: SecretStr = Field(
         default=SecretStr(""),
-        description="signs receipts of draws; make one with `tombola receipt-key make`. Several, with commas: the newest "
-        "first",
+        description="signs receipts of draws; make one with `tombola receipt-key make`. Several, with commas: the "
+        "newest first",
     )
     gateway_auth: Literal["api-key", "none"] = Field(
         default="api-key", description="who may call the gateway: holders of an API key, or everybody who reaches it"

@@ -113,7 +113,7 @@ def signing_keys(text: str) -> tuple[SigningKey, ...]:
     return keys
 
 
-class _Jwk(msgspec.Struct, frozen=True):
+class Jwk(msgspec.Struct, frozen=True):
     """A public key as JSON. `nbf` and `exp` are its validity, in seconds of Unix time; without `exp` it still signs."""
 
     kid: str
@@ -126,19 +126,21 @@ class _Jwk(msgspec.Struct, frozen=True):
     exp: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class _JwkSet(msgspec.Struct, frozen=True):
-    keys: list[_Jwk]
+class JwkSet(msgspec.Struct, frozen=True):
+    """The public keys of receipts, the newest first."""
+
+    keys: list[Jwk]
 
 
 def jwk_set(keys: Sequence[ReceiptKey]) -> bytes:
     """The keys as a JWK Set, in their order."""
-    return _encode(_JwkSet([_jwk(key) for key in keys]))
+    return _encode(JwkSet([_jwk(key) for key in keys]))
 
 
-def _jwk(key: ReceiptKey) -> _Jwk:
+def _jwk(key: ReceiptKey) -> Jwk:
     exp = msgspec.UNSET if key.valid_until is None else math.ceil(key.valid_until.timestamp())
     x = to_base64(key.raw).decode()
-    return _Jwk(key.kid, "OKP", "Ed25519", x, "sig", "EdDSA", math.floor(key.valid_from.timestamp()), exp)
+    return Jwk(key.kid, "OKP", "Ed25519", x, "sig", "EdDSA", math.floor(key.valid_from.timestamp()), exp)
 
 
 def read_jwk_set(body: bytes) -> dict[str, ReceiptKey]:
@@ -178,4 +180,4 @@ def _kid(public_raw: bytes) -> str:
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _encode: Final = msgspec.json.Encoder().encode
-_decode_jwk_set: Final = msgspec.json.Decoder(_JwkSet).decode
+_decode_jwk_set: Final = msgspec.json.Decoder(JwkSet).decode
