@@ -29,6 +29,7 @@ from tombola import migrations
 from tombola.producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, declare_group
 from tombola.producers.domain.books.checkpoints import PrivateKey
 from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.receipt_keys import SigningKey
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
 from tombola.producers.storage.clock import utc_now
