@@ -116,7 +116,7 @@ def receipt_of(request: Request, facts: Facts, outcome: Outcome | None) -> Recei
         "odds_hash": built_in.odds_hash if built_in else facts.odds_hash,
         "seed_epoch": facts.epoch and facts.epoch.name,
         "commitment": facts.epoch and facts.epoch.commitment,
-        "client_nonce": getattr(request, "client_nonce", "") or None,
+        "client_nonce": (draw and draw.client_nonce) or None,
         "accepted_at": facts.accepted_at and time_shown(facts.accepted_at),
     }
     if outcome is None:
