@@ -25,6 +25,7 @@ from tombola.producers.gateway.readers import Readers
 from tombola.producers.gateway.readiness import ReadinessChecks
 from tombola.producers.gateway.receipts import ReceiptDesk
 from tombola.producers.gateway.results import Results
+from tombola.producers.gateway.seed_answers import SeedAnswers
 from tombola.producers.gateway.termination import on_termination
 from tombola.producers.obstacles import find_obstacle
 from tombola.producers.openings import Opened, Opening, open_account
@@ -55,6 +56,7 @@ class Gateway:
         self._openers = Readers("open")  # apart: an opening writes, and may wait for a lock
         self.admission = Admission(settings, self.engine, self.readers)
         self.campaigns = CampaignAnswers(self.entry.campaigns, self.readers)
+        self.seeds = SeedAnswers(self.read)
         self.receipts = ReceiptDesk(Receipts.from_settings(settings, self.engine), self.readers, self.read)
         self._owners: LRUCache[str, tuple[str, int]] = LRUCache(OWNERS_REMEMBERED_MAX)  # caller and account, by session
         self._users: LRUCache[int, int] = LRUCache(USERS_REMEMBERED_MAX)  # by account

@@ -74,6 +74,12 @@ def _campaigns() -> typer.Typer:
     return campaigns.app
 
 
+def _seeds() -> typer.Typer:
+    from tombola.worker.cli import seeds
+
+    return seeds.app
+
+
 def _webhooks() -> typer.Typer:
     from tombola.worker.cli import webhooks
 
@@ -118,6 +124,7 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "gateway": _processes,
     "account": _books,
     "campaign": _campaigns,
+    "seed": _seeds,
     "webhook": _webhooks,
     "fulfilment": _webhooks,
     "dead-letters": _dead_letters,
