@@ -36,7 +36,7 @@ class Receipts:
         self._signer: Signer | None = None
         self._epochs: dict[int | None, EpochShown | None] = {
             None: None
-        }  # by number; neither name nor commitment changes
+        }  # by number; they do not change
 
     @classmethod
     def from_settings(cls, settings: Settings, engine: Engine) -> Self:
