@@ -1,4 +1,4 @@
-"""Seeds: chains of seed epochs, and the epoch that a draw is bound to: an expansion, as 0005.
+"""Seeds: chains of seed epochs, the epoch that a draw is bound to, the keys of receipts: an expansion, as 0005.
 
 The previous release runs beside this schema: the new column is nullable, and a draw without an epoch binds when it
 settles. Column types are spelled out here: this revision must build the same tables for ever.
@@ -39,6 +39,7 @@ def _request_column() -> sa.Column[Any]:
 def upgrade() -> None:
     repeatable.add_column(REQUESTS, _request_column())
     _create_epochs()
+    _create_receipt_keys()
 
 
 def _create_epochs() -> None:
@@ -73,9 +74,26 @@ def _create_epochs() -> None:
     repeatable.create_index("idx_seed_epoch_opens", "seed_epochs", ["opens_at"])
 
 
+def _create_receipt_keys() -> None:
+    repeatable.create_table(
+        "receipt_keys",
+        sa.Column("kid", key(16), nullable=False, comment="SHA-256 of the public key, the first 16 hex digits"),
+        sa.Column("public_key", key(64), nullable=False, comment="Ed25519, 32 bytes in hex"),
+        sa.Column("valid_from", TIME, nullable=False, comment="when a process first had the key in its settings"),
+        sa.Column(
+            "valid_until", TIME, nullable=True, comment="when a process with a newer key had it no more; null: it signs"
+        ),
+        sa.PrimaryKeyConstraint("kid", name=op.f("pk_receipt_keys")),
+        **TABLE_OPTIONS,
+    )
+
+
 def downgrade() -> None:
     if not op.get_context().as_sql and repeatable.has_table("seed_epochs"):
         _refuse_to_forget_epochs(op.get_bind())
+    if not op.get_context().as_sql and repeatable.has_table("receipt_keys"):
+        _refuse_to_forget_keys(op.get_bind())
+    repeatable.drop_table("receipt_keys")
     repeatable.drop_table("seed_epochs")
     repeatable.drop_table("seed_chains")
     repeatable.drop_column(REQUESTS, _request_column().name)
@@ -85,3 +103,9 @@ def _refuse_to_forget_epochs(connection: sa.Connection) -> None:
     """Ledger rows name the epochs that they were drawn in: without their secrets nobody can verify these draws."""
     if connection.execute(sa.text("SELECT 1 FROM seed_chains LIMIT 1")).first():
         raise CommandError("draws are bound to seed epochs: without these the draws cannot be verified")
+
+
+def _refuse_to_forget_keys(connection: sa.Connection) -> None:
+    """Players keep receipts: without the public keys of before nobody could verify them."""
+    if connection.execute(sa.text("SELECT 1 FROM receipt_keys LIMIT 1")).first():
+        raise CommandError("receipts were signed: without receipt_keys nobody can verify them")

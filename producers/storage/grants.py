@@ -57,6 +57,7 @@ _SUBSCRIBED: Final = (
 _SEALED: Final = "SELECT, INSERT, UPDATE (seen, peaks, checkpoint, checkpoint_at, anchored_at)"
 _REVEALED: Final = "SELECT, INSERT, UPDATE (revealed, revealed_at)"
 _ROTATED: Final = "SELECT, INSERT, UPDATE (closes_at, revealed, revealed_at)"
+_LISTED: Final = "SELECT, INSERT, UPDATE (valid_until)"
 _DELIVERED: Final = "SELECT, UPDATE (webhook, state, attempts, next_at, error, ended_at)"
 
 
@@ -141,6 +142,7 @@ GRANTS: Final[Mapping[str, Grants]] = {
     "books_snapshots": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
     "audit_marks": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
     "audited_accounts": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
+    "receipt_keys": {"gateway": _LISTED, "console": READ, "operator": _LISTED, "auditor": READ},
 }  # fmt: skip
 MIGRATOR: Final = (
     "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, CREATE VIEW, SHOW VIEW, TRIGGER, "
