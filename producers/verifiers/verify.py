@@ -64,8 +64,8 @@ JWS = "[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+"
 EPOCH = "(?:0|[1-9][0-9]{0,5})\\.(?:0|[1-9][0-9]{0,5})"
 TEXT = r"[\s\S]*"  # any text
 
-# A form is the pattern of a text, a whole number, or true; with None beside it, it may be null; a list has any number of
-# the form in it. A field with ? may be absent; a field with * stands for any number of fields that its pattern names.
+# A form is the pattern of a text, a whole number, or true; with None beside it, it may be null; a list has any number
+# of the form in it. A field with ? may be absent; one with * stands for any number of fields that its pattern names.
 NUMBER, TRUE = "#number", "#true"
 LONE = re.compile("[\ud800-\udfff]")  # half of a character
 ROW = {
