@@ -315,7 +315,7 @@ def test_it_is_foretold_and_replayed(house: House, ids: tuple[int, int, int]) ->
     parking.park(
         house.engine, [Parking(it, Cause.FAILED_ALONE, "why", it.request()) for it in deliveries], worker="host:1"
     )
-    said = forecast(house.engine, Selection(), house.wheels)
+    said = forecast(house.engine, Selection())
     assert [(it.request_key, it.outcome) for it in said.lines] == [
         ("swap", "would charge"),
         ("back", "would charge"),
