@@ -35,6 +35,7 @@ from tombola.producers.domain.errors import (
     OutOfBounds,
     PrizeSpent,
     PullsNotSold,
+    ReceiptNotFound,
     RequestBusy,
     ServiceUnavailable,
     SessionNotFound,
@@ -95,6 +96,9 @@ _KINDS: Final[dict[type[DrawError], Kind]] = {
     ),
     CheckpointNotFound: _kind(
         CheckpointNotFound, 404, "Ask again later: the operator signs checkpoints where `TOMBOLA_BOOKS_KEY` is set."
+    ),
+    ReceiptNotFound: _kind(
+        ReceiptNotFound, 404, "Ask the operator, who signs receipts where `TOMBOLA_RECEIPT_KEY` is set."
     ),
     CampaignPaused: _kind(CampaignPaused, 409, "Ask again, with a new key, when the campaign's `state` is `open`."),
     CampaignClosed: _kind(CampaignClosed, 409, "Choose another campaign: see `GET /v1/campaigns`."),

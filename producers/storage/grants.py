@@ -55,6 +55,7 @@ _SUBSCRIBED: Final = (
     "removed_at)"
 )
 _SEALED: Final = "SELECT, INSERT, UPDATE (seen, peaks, checkpoint, checkpoint_at, anchored_at)"
+_LISTED: Final = "SELECT, INSERT, UPDATE (valid_until)"
 _DELIVERED: Final = "SELECT, UPDATE (webhook, state, attempts, next_at, error, ended_at)"
 
 
@@ -133,6 +134,7 @@ GRANTS: Final[Mapping[str, Grants]] = {
     "books_snapshots": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
     "audit_marks": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
     "audited_accounts": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
+    "receipt_keys": {"gateway": _LISTED, "console": READ, "operator": _LISTED, "auditor": READ},
 }  # fmt: skip
 MIGRATOR: Final = (
     "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, CREATE VIEW, SHOW VIEW, TRIGGER, "

@@ -483,3 +483,17 @@ audited_accounts = Table(
     PrimaryKeyConstraint("band"),
     **TABLE_OPTIONS,
 )
+
+# ---- verifiable draws ------------------------------------------------------------------------------------------------
+
+# Rows are never deleted: whoever keeps a receipt finds its key.
+receipt_keys = Table(
+    "receipt_keys",
+    metadata,
+    Column("kid", Key(16), nullable=False, comment="SHA-256 of the public key, the first 16 hex digits"),
+    Column("public_key", Key(64), nullable=False, comment="Ed25519, 32 bytes in hex"),
+    Column("valid_from", UtcTime, nullable=False, comment="when a process first had the key in its settings"),
+    Column("valid_until", UtcTime, comment="when a process with a newer key had it no more; null: it signs"),
+    PrimaryKeyConstraint("kid"),
+    **TABLE_OPTIONS,
+)

@@ -34,6 +34,7 @@ from tombola.worker.doctor.checks import (
 from tombola.worker.doctor.database import is_migrated
 from tombola.worker.doctor.fulfilments import look_at_fulfilments
 from tombola.worker.doctor.holds import look_at_holds
+from tombola.worker.doctor.receipts import look_at_receipt_keys
 from tombola.worker.host import housekeeping
 
 WAITING_WARN_S: Final = 60.0
@@ -50,7 +51,7 @@ Look = Callable[[Connection, Settings, Facts], Verdict]
 
 
 def examine_draws(engine: Engine, settings: Settings, found: Facts) -> Iterator[Check]:
-    """Every check of requests, dead letters, fulfilments, audits, sealed books and the ledger's last draw."""
+    """Every check of requests, dead letters, fulfilments, audits, books, receipts and the ledger's last draw."""
     names = [name for name, _ in LOOKS]
     if not found.has_database:
         yield from skipped(names, "the database does not answer")
@@ -227,4 +228,5 @@ LOOKS: Final[tuple[tuple[str, Look], ...]] = (
     ("audit", _audit),
     ("sealing", look_at_sealing),
     ("anchors", look_at_anchors),
+    ("receipt keys", look_at_receipt_keys),
 )

@@ -83,7 +83,8 @@ def accept(
     # at a time, so reading first is safe there, and SQLite would not undo an insert of many rows as a whole.
     is_careful = transaction.is_sqlite
     for _ in range(TAKEN_TRIES_MAX):
-        records = look_up(transaction, [it.request.request_key for it in submissions], lock=True) if is_careful else {}
+        keys_asked = [it.request.request_key for it in submissions]
+        records = look_up(transaction, keys_asked, lock=True, with_odds=True) if is_careful else {}
         fresh = [number for number, it in enumerate(submissions) if it.request.request_key not in records]
         clashes = _taken_sessions(transaction, submissions, fresh) if is_careful else {}
         new: dict[str, tuple[Submission, str]] = {}
@@ -99,7 +100,8 @@ def accept(
             continue
         unseen = set(new)
         records |= {
-            key: RequestRecord(fingerprint, it.caller, Status.ACCEPTED) for key, (it, fingerprint) in new.items()
+            key: RequestRecord(fingerprint, it.caller, Status.ACCEPTED, accepted_at=now, odds_hash=it.odds_hash)
+            for key, (it, fingerprint) in new.items()
         }
         aliases = set(_aliases_of_unowned(transaction, submissions, records))
         adopted: dict[str, str] = {}

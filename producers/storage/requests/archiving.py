@@ -19,7 +19,11 @@ from tombola.producers.storage.schema import api_idempotency_requests as table
 
 
 class SessionState(NamedTuple):
-    """The state of one session's request: `result` are the first result's bytes, None before the request settles."""
+    """The state of one session's request: `result` are the first result's bytes, None before the request settles.
+
+    `accepted_at` is None where the request came by the broker alone, `odds_hash` for the built-in campaign, and
+    `seed_epoch` (the id of its epoch) where a draw was not bound before it settled.
+    """
 
     request: Request
     caller: str
@@ -27,6 +31,9 @@ class SessionState(NamedTuple):
     reason: str | None
     result: bytes | None
     settled_at: datetime | None
+    accepted_at: datetime | None = None
+    odds_hash: str | None = None
+    seed_epoch: int | None = None
 
 
 def state_of_session(connection: Connection, lottery_session_id: str) -> SessionState | None:
@@ -56,7 +63,13 @@ def _state(connection: Connection, row: Any) -> SessionState:
         body = operations.operation_of(request).result(request, rows)
     elif body is None and row.status == Status.REJECTED:
         body = operations.operation_of(request).result(request, Rejection(row.reason, row.balance_told))
-    return SessionState(request, row.caller, row.status, row.reason, body, row.settled_at)
+    return _state_with(row, request, body)
+
+
+def _state_with(row: Any, request: Request, body: bytes | None) -> SessionState:
+    return SessionState(
+        request, row.caller, row.status, row.reason, body, row.settled_at, row.accepted_at, row.odds_hash
+    )
 
 
 def states_of_sessions(connection: Connection, lottery_session_ids: Sequence[str]) -> dict[str, SessionState]:
@@ -69,14 +82,7 @@ def states_of_sessions(connection: Connection, lottery_session_ids: Sequence[str
         select(table).where(table.c.lottery_session_id.in_(lottery_session_ids), table.c.status != Status.ACCEPTED)
     )
     return {
-        row.lottery_session_id: SessionState(
-            request_of(row),
-            row.caller,
-            row.status,
-            row.reason,
-            None if row.result is None else row.result.encode(),
-            row.settled_at,
-        )
+        row.lottery_session_id: _state_with(row, request_of(row), None if row.result is None else row.result.encode())
         for row in rows
     }
 

@@ -29,8 +29,7 @@ _RECORD_COLUMNS: Final = f"fingerprint, caller, status, result, settled_at, reas
 class RequestRecord(NamedTuple):
     """The row of a request; `result` is None before the request settles, and after its row is archived.
 
-    `accepted_at` is set for the batch that settles the request, and None in a locking read: a repeat is answered
-    without it. `odds_hash` and `created_at` are set where they are asked for.
+    `odds_hash` and `created_at` are set where they are asked for.
     """
 
     fingerprint: str
@@ -71,7 +70,7 @@ def look_up(
             None if settled_at is None else transaction.moment(settled_at),
             reason,
             None if balance is None else transaction.amount(balance),
-            None if accepted_at is None or lock else datetime.fromisoformat(f"{accepted_at}+00:00"),
+            None if accepted_at is None else datetime.fromisoformat(f"{accepted_at}+00:00"),
             *((odds[0], datetime.fromisoformat(f"{odds[1]}+00:00")) if odds else ()),
         )
         for key, fingerprint, caller, status, result, settled_at, reason, balance, accepted_at, *odds in rows
