@@ -8,8 +8,8 @@
 // before the draw, by the second argument, or by eye. All of its fields are text, and may be left out; `receipts` is a
 // list.
 //
-// This file is written from the formats (producers/docs/verifiable.md), not from the code that draws. verify.py says the
-// same with Python alone, word for word. Integers of more than 53 bits are texts or BigInts here.
+// This file is written from the formats (producers/docs/verifiable.md), not from the code that draws. verify.py says
+// the same with Python alone, word for word. Integers of more than 53 bits are texts or BigInts here.
 
 const PROVEN = 'proven', NOT_YET = 'not provable yet', FALSE = 'false';
 const UNCHECKED = 'The signature was not checked: this program cannot check Ed25519 here. ';
@@ -364,9 +364,9 @@ class Drawing {
     let { since } = noted;
     for (let pull = 1; pull <= pulls; pull += 1) {
       let prize = odds.prizes[await this.draw(pull, weights, since)];
-      for (;;) {
+      while (prize.limited && noted.gone.includes(`${pull}.${prize.code}`)) {
         const word = `${pull}.${prize.code}`;
-        if (!prize.limited || !noted.gone.includes(word) || met.includes(word)) break;
+        must(!met.includes(word), 'The odds go in a circle.');
         met.push(word);
         must(odds.byCode.has(prize.instead), 'The odds do not say what is drawn instead.');
         prize = odds.byCode.get(prize.instead);
@@ -466,15 +466,11 @@ class Proof {
     const found = matched(odds.isManifest ? DRAW_NOTES : PLAIN_NOTES, this.charge().notes ?? '');
     must(found !== null, 'The notes of the charge cannot be read.');
     if (!odds.isManifest) return { seed: found[2], prizes: [], tier: '', pulls: null, since: [], gone: [] };
-    const gone = found[7] ? found[7].split(',') : [];
-    must(
-      gone.every((word) => matched('[1-9][0-9]{0,2}(?:\\.[\\s\\S]*)?', word)),
-      'The notes of the charge cannot be read.',
-    );
     const noted = {
       seed: found[2], prizes: found[3].split(','), tier: found[4] ?? '',
       pulls: found[5] === undefined ? null : Number(found[5]),
-      since: found[6] ? found[6].split(',').map(Number) : [], gone,
+      since: found[6] ? found[6].split(',').map(Number) : [],
+      gone: found[7] ? found[7].split(',') : [],
     };
     must(
       (noted.pulls !== null) === odds.hasCounters && noted.since.length === odds.guarantees.length
@@ -1078,7 +1074,7 @@ async function limitsOf(p) {
       );
     }
     if (odds !== null && noted.gone.length) {
-      const gone = listed(noted.gone.map((word) => word.slice(word.indexOf('.') + 1)));
+      const gone = listed(noted.gone.map((word) => word.split('.').slice(1).join('.')));
       limits.push(`That these prizes were not there any more is the operator's record: ${gone}.`);
     }
     if (p.rows.some((row) => row.account_id !== p.account)) {

@@ -358,15 +358,16 @@ class Drawing:
         codes = guarantee["prizes"]
         return [weight if it["code"] in codes else 0 for it, weight in zip(self.odds.prizes, weights)]
 
-    def all(self, pulls: int, noted: Any) -> Tuple[List[str], List[Tuple[int, str]]]:
-        """The codes of the prizes of all pulls, and the pairs of pull and code that were drawn and not there."""
+    def all(self, pulls: int, noted: Any) -> Tuple[List[str], List[str]]:
+        """The codes of the prizes of all pulls, and what was drawn and not there, as notes write it."""
         odds, since = self.odds, list(noted["since"])
         weights = odds.tiers[noted["tier"]] if noted["tier"] else odds.weights
         codes, met = [], []
         for pull in range(1, pulls + 1):
             prize = odds.prizes[self.draw(pull, weights, since)]
-            while prize["limited"] and (pull, prize["code"]) in noted["gone"] and (pull, prize["code"]) not in met:
-                met.append((pull, prize["code"]))
+            while prize["limited"] and f"{pull}.{prize['code']}" in noted["gone"]:
+                met.append(f"{pull}.{prize['code']}")
+                must(met.count(met[-1]) == 1, "The odds go in a circle.")
                 must(prize.get("instead") in odds.by_code, "The odds do not say what is drawn instead.")
                 prize = odds.by_code[prize["instead"]]
             codes.append(prize["code"])
@@ -472,18 +473,13 @@ class Proof:
         must(found is not None, "The notes of the charge cannot be read.")
         if not odds.is_manifest:
             return {"seed": found[2], "prizes": [], "tier": "", "pulls": None, "since": [], "gone": []}
-        gone = []
-        for word in (found[7] or "").split(",") if found[7] else []:
-            pull, _, code = word.partition(".")
-            must(re.fullmatch("[1-9][0-9]{0,2}", pull), "The notes of the charge cannot be read.")
-            gone.append((int(pull), code))
         noted = {
             "seed": found[2],
             "prizes": found[3].split(","),
             "tier": found[4] or "",
             "pulls": None if found[5] is None else int(found[5]),
             "since": [int(it) for it in found[6].split(",")] if found[6] else [],
-            "gone": gone,
+            "gone": found[7].split(",") if found[7] else [],
         }
         must(
             (noted["pulls"] is not None) == odds.has_counters
@@ -939,7 +935,8 @@ def blocks_are_signed(p: Proof, books: Any, used: Set[str], blocks: Any) -> str:
         raise NotYet("The ledger rows are sealed, and no signed checkpoint covers them yet.")
     found = re.fullmatch(NOTE, note)
     must(found is not None, "The checkpoint cannot be read.")
-    origin, size, root = found[1], int(found[2]), base64.b64decode(found[3])
+    origin, size, root = found[1], int(found[2]), standard_base64(found[3])
+    must(root, "The checkpoint cannot be read.")
     numbers = sorted(int(it) for it in used)
     if numbers[-1] > size:
         raise NotYet("The ledger rows are sealed, and no signed checkpoint covers them yet.")
@@ -971,10 +968,12 @@ def blocks_are_signed(p: Proof, books: Any, used: Set[str], blocks: Any) -> str:
 
 
 def standard_base64(text: str) -> bytes:
+    """The bytes of base64, none for text that is not the one way to write them."""
     try:
-        return base64.b64decode(text, validate=True)
+        raw = base64.b64decode(text, validate=True)
     except ValueError:
         return b""
+    return raw if base64.b64encode(raw).decode() == text else b""
 
 
 def refund_is_right(p: Proof) -> str:
@@ -1066,7 +1065,7 @@ def limits_of(p: Proof) -> List[str]:
                 "Your earlier draws show it: compare."
             )
         if noted is not None and noted["gone"]:
-            gone = listed([code for _, code in noted["gone"]])
+            gone = listed([word.partition(".")[2] for word in noted["gone"]])
             limits.append(f"That these prizes were not there any more is the operator's record: {gone}.")
         if any(row["account_id"] != str(p.account) for row in p.rows):
             limits.append("That the other accounts in the rows are yours is the operator's record.")
