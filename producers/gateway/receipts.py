@@ -30,9 +30,10 @@ KEY_SET_KEPT_S: Final = 1.0
 
 
 class ReceiptDesk:
-    """Makes receipts for one event loop; false where no key is set. `read(find, …)` reads the database in a thread."""
+    """Makes receipts for one event loop, where a key is set. `read(find, …)` reads the database in a thread."""
 
     def __init__(self, receipts: Receipts, readers: Readers, read: Callable[..., Awaitable[Any]]) -> None:
+        self.is_on: Final = bool(receipts)
         self._receipts = receipts
         self._readers = readers
         self._read = read
@@ -42,17 +43,14 @@ class ReceiptDesk:
         self._key_set: bytes = b""
         self._key_set_until = 0.0  # monotonic
 
-    def __bool__(self) -> bool:
-        return bool(self._receipts)
-
     async def start(self) -> None:
         """List the keys of this process, so that the first receipt can be verified at once."""
-        if self._receipts:
+        if self.is_on:
             await self._is_ready(None)
 
     async def of_answer(self, answer: Acceptance) -> str | None:
         """The receipt of what the door has answered, which is no conflict; None where there is none."""
-        if not self._receipts:
+        if not self.is_on:
             return None
         state = state_of(answer)
         if state is None:
@@ -64,7 +62,7 @@ class ReceiptDesk:
 
     async def of_state(self, state: SessionState) -> str | None:
         """The receipt of a request in this state; None where no key is set, or it cannot be made now."""
-        if not self._receipts:
+        if not self.is_on:
             return None
         if self._receipts.knows(state.seed_epoch) or await self._is_ready(state.seed_epoch):
             return self._receipts.sign(state)

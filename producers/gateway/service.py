@@ -212,7 +212,7 @@ class Gateway:
         A receipt is of the database's row, and so is the result beside it: what Redis has may be another one.
         """
         body, state = await self.result(session_id, holder, wait_s)
-        if not self.receipts:
+        if not self.receipts.is_on:
             return body, state, None
         if state is None or (body is not None and state.result is None):
             try:

@@ -102,7 +102,7 @@ async def make_draw(gateway: Gateway, scope: Any, receive: Any) -> Whole:
     ]
     if not answer.is_new:
         headers.append((b"idempotency-replayed", b"true"))
-    if gateway.receipts and (receipt := await gateway.receipts.of_answer(answer)) is not None:
+    if gateway.receipts.is_on and (receipt := await gateway.receipts.of_answer(answer)) is not None:
         headers.append((RECEIPT.lower().encode(), receipt.encode()))
     return Whole(202, headers, body)
 

@@ -27,7 +27,7 @@ KEY_SET_TYPE: Final = "application/jwk-set+json"
 )
 async def show_receipt(request: Request[Any, Any, Any], session_id: SessionId) -> Response[str]:
     gateway = gateway_of(request)
-    if not gateway.receipts:
+    if not gateway.receipts.is_on:
         raise ReceiptNotFound
     receipt = await gateway.receipts.of_state(await gateway.state(session_id, holder_of(request)))
     if receipt is None:
