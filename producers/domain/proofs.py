@@ -12,15 +12,15 @@
     receipts     {accepted, settled}: JWS, or null                               (receipts)
     keys         the JWK Set of the keys of receipts, as text; null without keys
     books        {checkpoint, key, blocks: [{text, proof}], leaves: [{transaction_id, block, index, proof}]}; null
-                 before a row is sealed. `proof` is a Merkle inclusion proof (RFC 6962) of hex hashes: of a row's leaf in its
-                 block, of a block in the tree whose root the checkpoint signs; empty where no checkpoint has the block
+                 before a row is sealed. `proof` is a Merkle inclusion proof (RFC 6962) of hex hashes: of a row's leaf
+                 in its block, of a block in the tree whose root the checkpoint signs (empty where it does not have it)
 
 A proof of one draw at one state has always the same bytes. What went into the draw beside these (tier, counters, prizes
 that were gone) stands in the notes of the first row (campaigns.record). Hashes are 64 hex digits, numbers within rows
 and books are decimal text, times are UTC as in 2026-11-27T16:00:00.000000Z.
 
-`producers/verifiers/` has two programs that verify proofs; neither imports anything of tombola. They refuse a proof with
-a field that they do not know: another field is another `v`.
+`producers/verifiers/` has two programs that verify proofs; neither imports anything of tombola. They refuse a proof
+with a field that they do not know: another field is another `v`.
 """
 
 from __future__ import annotations
