@@ -227,7 +227,7 @@ def _(it: Fields) -> None:
 
 # -- the odds
 forgeries.one_field(
-    "the odds' text was changed", "odds", "odds.text", lambda it: it.replace('"weight":1,', '"weight":2,')
+    "the odds' text was changed", "odds", "odds.text", lambda it: it.replace('"weight":1}', '"weight":2}')
 )
 forgeries.one_field("the odds have another hash", "odds", "odds.hash", hex_flipped)
 

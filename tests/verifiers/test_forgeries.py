@@ -21,6 +21,9 @@ def made(forgery: Forgery) -> tuple[str, Report]:
     fields = copy.deepcopy(bases()[forgery.base])
     trust = forgery.trust(copy.deepcopy(fields))
     text = forgery.change(fields)
+    assert text is not None or trust or json.dumps(fields) != json.dumps(bases()[forgery.base]), (
+        f"nothing was forged: {forgery.name}"
+    )
     return json.dumps(fields) if text is None else text, trust
 
 
