@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -140,12 +140,19 @@ def row_of(values: Mapping[str, Any]) -> ProofRow:
     return ProofRow(**{name: _text(name, values[name]) for name in leaves.FIELDS})
 
 
-def epoch_of(
-    name: EpochName, commitment: str, times: Sequence[datetime | None], secret: bytes | None, anchor: bytes
-) -> ProofEpoch:
-    """A seed epoch; `times` are when it opens and closes, and when it was revealed."""
-    shown = [None if it is None else time_shown(it) for it in times]
-    return ProofEpoch(str(name), commitment, *shown, None if secret is None else secret.hex(), anchor.hex())
+class Times(NamedTuple):
+    """When an epoch opens and closes, and when its secret was revealed."""
+
+    opens_at: datetime | None
+    closes_at: datetime | None
+    revealed_at: datetime | None
+
+
+def epoch_of(name: EpochName, commitment: str, times: Times, secret: bytes | None, anchor: bytes) -> ProofEpoch:
+    """A seed epoch as proofs show it."""
+    opens, closes, revealed = (None if it is None else time_shown(it) for it in times)
+    shown = None if secret is None else secret.hex()
+    return ProofEpoch(str(name), commitment, opens, closes, revealed, shown, anchor.hex())
 
 
 def leaf_in_block(row: ProofRow, block: int, all_leaves: Sequence[bytes]) -> ProofLeaf:

@@ -455,8 +455,9 @@ class Proof {
 
   /** The row of the charge, the first one. */
   charge() {
-    must(['completed', 'accepted', 'dead'].includes(this.status), 'This draw was rejected.');
-    if (this.status !== 'completed') throw new NotYet('The draw has not been settled: there is no result yet.');
+    if (!['completed', 'rejected'].includes(this.status)) {
+      throw new NotYet('The draw has not been settled: there is no result yet.');
+    }
     must(this.rows.length, 'A settled draw has a charge in the ledger, and this one has no row.');
     return this.rows[0];
   }
@@ -694,7 +695,7 @@ async function prizesAreDrawn(p) {
 async function nonceWentIn(p) {
   for (const kind of ['accepted', 'settled']) p.said(kind); // throws for a receipt with another nonce
   await prizesAreDrawn(p);
-  return `The draw was made with the random word of your browser, ${p.nonce}: nobody else could choose it.`;
+  return `The random word ${p.nonce} went in. Where your browser made it, no request key was chosen for its outcome.`;
 }
 
 /** The rows that the draw must have written: key, type, asset, amount, notes, whether on the account that pays. */

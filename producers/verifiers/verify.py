@@ -27,8 +27,10 @@ from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 try:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    CHECKS_SIGNATURES = True
 except ImportError:
-    Ed25519PublicKey = None
+    CHECKS_SIGNATURES = False
 
 PROVEN, NOT_YET, FALSE = "proven", "not provable yet", "false"
 UNCHECKED = "The signature was not checked: this program cannot check Ed25519 here. "
@@ -49,6 +51,13 @@ class NoProof(Exception):
 def must(condition: object, words: str) -> None:
     if not condition:
         raise Wrong(words)
+
+
+def matched(form: str, text: Optional[str], words: str) -> "re.Match[str]":
+    found = re.fullmatch(form, text or "")
+    if found is None:
+        raise Wrong(words)
+    return found
 
 
 # ---- the form of a proof ---------------------------------------------------------------------------------------------
@@ -210,7 +219,7 @@ def listed(texts: Iterable[str]) -> str:
 
 def is_signed(raw_key: bytes, signature: bytes, message: bytes) -> bool:
     """Whether the Ed25519 signature is right; raises NotYet where it cannot be checked here."""
-    if Ed25519PublicKey is None:
+    if not CHECKS_SIGNATURES:
         raise NotYet(UNCHECKED + "Install the Python package cryptography, or use the page verify.html.")
     try:
         Ed25519PublicKey.from_public_bytes(raw_key).verify(signature, message)
@@ -247,9 +256,17 @@ def is_included(leaf: bytes, index: int, size: int, proof: List[bytes], root: by
 class Odds:
     """The odds that a text says: of the built-in campaign, or a manifest in its canonical form."""
 
+    name: str
+    asset: str
+    cost: Dict[int, str]
+    prizes: List[Any]
+
     def __init__(self, text: str, odds_hash: str) -> None:
         self.hash = odds_hash
-        self.tiers, self.guarantees, self.has_counters, self.limits = {}, [], False, {}
+        self.tiers: Dict[str, List[int]] = {}
+        self.guarantees: List[Any] = []
+        self.limits: Dict[str, Any] = {}
+        self.has_counters = False
         self.is_manifest = text.startswith("{")
         if self.is_manifest:
             self._read_manifest(text)
@@ -382,6 +399,7 @@ DRAW_NOTES = (
     f"odds=({HASH}) seed=({EPOCH}|[0-9a-f]{{16}}) prizes=([^ ]+)(?: tier=([^ ]+))?(?: pulls=({COUNT}))?"
     f"(?: since=({COUNT}(?:,{COUNT})*))?(?: gone=([^ ]+))?"
 )
+GRANT_NOTES = f"odds={HASH} prize=[^ ]+ pull=([1-9][0-9]{{0,2}})(?: code=([!-~]+))?(?: notify=([^ ]+))?"
 PLAIN_NOTES = f"odds=({HASH}) seed=({EPOCH}|[0-9a-f]{{16}})"
 REFUND_NOTES = "policy=(refuse|charge_only|write_off)(?: off=([^ ]+))?(?: reason=[\\s\\S]*)?"
 ENTRIES = {"reward": "lottery_reward", "item": "lottery_item", "coupon": "lottery_coupon", "notice": "lottery_notice"}
@@ -460,8 +478,7 @@ class Proof:
 
     def charge(self) -> Any:
         """The row of the charge, the first one."""
-        must(self.status in ("completed", "accepted", "dead"), "This draw was rejected.")
-        if self.status != "completed":
+        if self.status not in ("completed", "rejected"):
             raise NotYet("The draw has not been settled: there is no result yet.")
         must(self.rows, "A settled draw has a charge in the ledger, and this one has no row.")
         return self.rows[0]
@@ -469,11 +486,10 @@ class Proof:
     def noted(self, odds: Odds) -> Any:
         """What the charge's notes record; raises Wrong for notes that no draw by these odds has written."""
         form = DRAW_NOTES if odds.is_manifest else PLAIN_NOTES
-        found = re.fullmatch(form, self.charge()["notes"] or "")
-        must(found is not None, "The notes of the charge cannot be read.")
+        found = matched(form, self.charge()["notes"], "The notes of the charge cannot be read.")
         if not odds.is_manifest:
             return {"seed": found[2], "prizes": [], "tier": "", "pulls": None, "since": [], "gone": []}
-        noted = {
+        noted: Dict[str, Any] = {
             "seed": found[2],
             "prizes": found[3].split(","),
             "tier": found[4] or "",
@@ -495,10 +511,10 @@ class Proof:
         name = RECEIPT_NAMES[kind]
         _, payload, _ = (unpacked(it) for it in jws.split("."))
         try:
-            said = read_json((payload or b"").decode())
+            text = (payload or b"").decode()
+            said = read_json(text)
             own = [said[it] for it in ("odds_hash", "seed_epoch", "commitment", "accepted_at")]
             more = [said[it] for it in ("result_sha256", "settled_at")] if kind == "settled" else []
-            text = payload.decode()
         except (ValueError, KeyError, TypeError):
             raise Wrong(f"Not readable: {name}.") from None
         fields = {
@@ -510,8 +526,8 @@ class Proof:
         if more:
             fields.update(result_sha256=more[0], settled_at=more[1])
         must(text == written(fields), f"Not about this request: {name}.")
-        forms = ((HASH, own[0]), (EPOCH, own[1]), (HASH, own[2]), (MOMENT, own[3]))
-        forms += ((HASH, more[0]), (MOMENT, more[1])) if more else ()
+        forms = [(HASH, own[0]), (EPOCH, own[1]), (HASH, own[2]), (MOMENT, own[3])]
+        forms += [(HASH, more[0]), (MOMENT, more[1])] if more else []
         must(
             all(it is None or (isinstance(it, str) and re.fullmatch(form, it)) for form, it in forms)
             and (own[1] is None) == (own[2] is None)
@@ -524,11 +540,9 @@ class Proof:
     def signed(self, jws: str, at: str, name: str) -> None:
         """Raise Wrong unless one of the published keys has signed this receipt; `at` is the moment that it says."""
         head, _, signature = (unpacked(it) for it in jws.split("."))
-        found = re.fullmatch(HEADER, (head or b"").decode("latin-1"))
-        must(found is not None, f"Not readable: {name}.")
-        key = self.keys.get(found[1])
-        must(key is not None, f"Signed by a key that is not among the published ones: {name}.")
-        raw, end = key
+        found = matched(HEADER, (head or b"").decode("latin-1"), f"Not readable: {name}.")
+        must(found[1] in self.keys, f"Signed by a key that is not among the published ones: {name}.")
+        raw, end = self.keys[found[1]]
         must(end is None or at < end, f"Dated after the end of the key that signed it: {name}.")
         message = jws.rpartition(".")[0].encode()
         must(is_signed(raw, signature or b"", message), f"The signature is not right: {name}.")
@@ -703,7 +717,7 @@ def nonce_went_in(p: Proof) -> str:
     for kind in ("accepted", "settled"):
         p.said(kind)  # raises for a receipt with another nonce
     prizes_are_drawn(p)
-    return f"The draw was made with the random word of your browser, {p.nonce}: nobody else could choose it."
+    return f"The random word {p.nonce} went in. Where your browser made it, no request key was chosen for its outcome."
 
 
 def expected_rows(p: Proof) -> List[Any]:
@@ -739,9 +753,9 @@ def _granted(p: Proof, odds: Odds, pull: int, code: str, grant: Any, seen: Any) 
     entry = f"{kind}_{pull}_{number}" if number > 1 else kind if (p.pulls or 1) == 1 else f"{kind}_{pull}"
     key, notes = f"{p.key}:{entry}", f"odds={odds.hash} prize={code} pull={pull}"
     if grant.get("codes"):
-        row = next((it for it in p.rows if it["idempotency_key"] == key), None)
-        found = re.fullmatch(re.escape(notes) + " code=([!-~]{1,100})", row["notes"] or "") if row else None
-        must(found is not None, f"The prize {code} hands out a code, and the ledger has none.")
+        told = next((it["notes"] for it in p.rows if it["idempotency_key"] == key), "")
+        words = f"The prize {code} hands out a code, and the ledger has none."
+        found = matched(re.escape(notes) + " code=([!-~]{1,100})", told, words)
         notes = f"{notes} code={found[1]}"
     if notify:
         return key, ENTRIES[kind], odds.asset, "0.00", f"{notes} notify={notify}", True
@@ -750,7 +764,9 @@ def _granted(p: Proof, odds: Odds, pull: int, code: str, grant: Any, seen: Any) 
 
 def check_rows(p: Proof, found: List[Any], expected: List[Any], session: str) -> None:
     """Raise Wrong unless the rows are the expected ones, each in order, and the balances continue."""
-    account_of, balance_of, last = {}, {}, 0
+    account_of: Dict[str, str] = {}
+    balance_of: Dict[str, int] = {}
+    last = 0
     for row, (key, business_type, asset, amount, notes, is_payer) in zip(found, expected):
         wanted = (key, business_type, asset, amount, notes)
         names = ("idempotency_key", "business_type", "asset_code", "delta_amount", "notes")
@@ -810,11 +826,8 @@ def expected_result(p: Proof) -> str:
         must(odds.is_manifest, "The built-in campaign sells single draws.")
         prizes = [{"pull": pull, "code": it, "grants": []} for pull, it in enumerate(p.noted(odds)["prizes"], 1)]
         for row in p.rows[1:]:
-            found = re.fullmatch(
-                f"odds={HASH} prize=[^ ]+ pull=([1-9][0-9]{{0,2}})(?: code=([!-~]+))?(?: notify=([^ ]+))?",
-                row["notes"] or "",
-            )
-            must(found is not None and int(found[1]) <= len(prizes), "The notes of a prize cannot be read.")
+            found = matched(GRANT_NOTES, row["notes"], "The notes of a prize cannot be read.")
+            must(int(found[1]) <= len(prizes), "The notes of a prize cannot be read.")
             prizes[int(found[1]) - 1]["grants"].append(
                 {
                     "asset_code": "" if found[3] else row["asset_code"], "amount": row["delta_amount"],
@@ -846,7 +859,7 @@ def rejection_is_right(p: Proof) -> str:
         odds, pulls = p.odds(), p.pulls or 1
         must(pulls in odds.cost, f"These odds do not sell {counted(pulls, 'pull')} at once.")
         if reason == "INSUFFICIENT_BALANCE":
-            must(cents(balance) < cents(odds.cost[pulls]), f"The balance {balance} is enough for the price.")
+            must(cents(balance or "") < cents(odds.cost[pulls]), f"The balance {balance} is enough for the price.")
         if reason == "LIMIT_REACHED":
             must({"per_day", "per_account"} & odds.limits.keys(), "These odds have no limit.")
         if reason == "NOT_ELIGIBLE":
@@ -933,8 +946,7 @@ def blocks_are_signed(p: Proof, books: Any, used: Set[str], blocks: Any) -> str:
     note = books["checkpoint"]
     if note is None:
         raise NotYet("The ledger rows are sealed, and no signed checkpoint covers them yet.")
-    found = re.fullmatch(NOTE, note)
-    must(found is not None, "The checkpoint cannot be read.")
+    found = matched(NOTE, note, "The checkpoint cannot be read.")
     origin, size, root = found[1], int(found[2]), standard_base64(found[3])
     must(root, "The checkpoint cannot be read.")
     numbers = sorted(int(it) for it in used)
@@ -979,8 +991,7 @@ def standard_base64(text: str) -> bytes:
 def refund_is_right(p: Proof) -> str:
     must(p.status == "completed", "A draw that was not settled has a refund.")
     odds, first = p.odds(), p.refund[0]
-    found = re.fullmatch(REFUND_NOTES, first["notes"] or "")
-    must(found is not None, "The notes of the refund cannot be read.")
+    found = matched(REFUND_NOTES, first["notes"], "The notes of the refund cannot be read.")
     policy, off = found[1], {}
     for word in (found[2] or "").split(",") if found[2] else []:
         entry, _, amount = word.partition(":")
@@ -1105,12 +1116,11 @@ def verify(text: str, trust: Any = None) -> Any:
 
 def keys_of(text: str) -> Dict[str, Tuple[bytes, Optional[str]]]:
     """The keys of a JWK Set (RFC 8037) and their ends, by their ids. Raises NoProof for other text."""
-    keys = {}
+    keys: Dict[str, Tuple[bytes, Optional[str]]] = {}
     try:
         for it in read_json(text)["keys"]:
-            raw, end = unpacked(it["x"]), it.get("exp")
-            is_right = it["kty"] == "OKP" and it["crv"] == "Ed25519" and raw is not None and len(raw) == 32
-            if not is_right or sha256(raw).hex()[:16] != it["kid"]:
+            raw, end = unpacked(it["x"]) or b"", it.get("exp")
+            if it["kty"] != "OKP" or it["crv"] != "Ed25519" or len(raw) != 32 or sha256(raw).hex()[:16] != it["kid"]:
                 raise ValueError("not the key that its id says")
             if end is not None and (type(end) is not int or not 0 <= end < 2**37):
                 raise ValueError("not a time")

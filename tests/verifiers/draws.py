@@ -35,6 +35,7 @@ from tombola.producers.domain.proofs import (
     ProofOdds,
     ProofReceipts,
     ProofRow,
+    Times,
     epoch_of,
     hexes,
     leaf_in_block,
@@ -137,7 +138,7 @@ class Epoch:
 
     def shown(self) -> ProofEpoch:
         opens = START + self.name.epoch * DAY
-        times = (opens, opens + DAY, opens + 2 * DAY if self.is_revealed else None)
+        times = Times(opens, opens + DAY, opens + 2 * DAY if self.is_revealed else None)
         anchor = hashlib.sha256(self.secret).digest() if self.name.is_before_epochs else ANCHOR
         return epoch_of(self.name, self.commitment, times, self.secret if self.is_revealed else None, anchor)
 

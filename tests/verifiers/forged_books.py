@@ -10,7 +10,6 @@ import copy
 from decimal import Decimal
 from typing import Final
 
-from tests.verifiers import draws
 from tests.verifiers.draws import BOOKS_KEY
 from tests.verifiers.forging import (
     NO_PROOF,
@@ -25,6 +24,7 @@ from tests.verifiers.forging import (
     sign_anew,
 )
 from tombola.producers.domain import operations
+from tombola.producers.domain.books.checkpoints import PrivateKey
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.operations import draw
 from tombola.producers.domain.operations.operation import Rejection
@@ -276,7 +276,7 @@ forgeries.one_field("the key of the books is no key", "sealed", "books.key", "he
 
 @forgeries.add(
     "the books are sealed with a key that was not published", "sealed",
-    trust=lambda _: {"books_key": draws.checkpoints.PrivateKey(BOOKS_KEY.name, bytes(32)).public.text},
+    trust=lambda _: {"books_key": PrivateKey(BOOKS_KEY.name, bytes(32)).public.text},
 )  # fmt: skip
 def _(it: Fields) -> None:
     return None

@@ -96,9 +96,17 @@ def tell_anew(it: Fields) -> None:
 
 
 def _posting(row: Fields) -> Posting:
-    amounts = (Decimal(row[name]) for name in ("delta_amount", "balance_before", "balance_after"))
-    names = ("lottery_session_id", "idempotency_key", "business_type", "asset_code")
-    return Posting(int(row["account_id"]), *(row[name] for name in names), *amounts, row["notes"])
+    return Posting(
+        int(row["account_id"]),
+        row["lottery_session_id"],
+        row["idempotency_key"],
+        row["business_type"],
+        row["asset_code"],
+        Decimal(row["delta_amount"]),
+        Decimal(row["balance_before"]),
+        Decimal(row["balance_after"]),
+        row["notes"],
+    )
 
 
 def cover_up(it: Fields) -> None:

@@ -42,7 +42,7 @@ def test_every_forgery_is_refused_by_both(tmp_path: Path) -> None:
     asked = [made(it) for it in FORGERIES]
     by_js = in_node(tmp_path, asked)
     plain = iter(in_python(tmp_path, [text for text, trust in asked if not trust]))
-    wrong = []
+    wrong: list[tuple[object, ...]] = []
     for forgery, (text, trust), js in zip(FORGERIES, asked, by_js, strict=True):
         report = in_python(tmp_path, [text], *options_of(tmp_path, trust))[0] if trust else next(plain)
         false = {it["claim"] for it in report["claims"] if it["verdict"] == "false"} or {report["verdict"]}

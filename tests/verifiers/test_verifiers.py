@@ -187,7 +187,7 @@ def test_what_a_proof_cannot_show_is_said(tmp_path: Path) -> None:
     assert "randomness" not in with_nonce
     assert "Keys and anchor" in with_nonce
     assert "how often you had drawn before" in limits(proofs_of("tier", 1)[0])
-    assert "not there any more is the operator's record: phone" in limits(proofs_of("sold out", 2)[1])
+    assert "not there any more is the operator's record: cup, phone" in limits(proofs_of("sold out", 2)[1])
     assert "The reason is the operator's record" in limits(proofs_of("rejected", 1)[0])
 
 
