@@ -61,6 +61,9 @@ class Proofs:
         request = state.request
         if not isinstance(request, DrawRequest):
             raise ProofNotFound
+        receipts = self._signed(
+            state
+        )  # before anything is read: to list a new key is a write, in a transaction of its own
         rows, refund = _rows(connection, request, state.status)
         return Proof(
             request=request.encode().decode(),
@@ -71,7 +74,7 @@ class Proofs:
             rows=rows,
             refund=refund,
             result=None if state.result is None else state.result.decode(),
-            receipts=self._signed(state),
+            receipts=receipts,
             keys=jwk_set(list_keys(connection)).decode(),
             books=self._books(connection, [*rows, *refund]),
         )

@@ -32,8 +32,9 @@ def proof(
         raise SessionNotFound(f"no request has the lottery session {session}")
     with engine.connect().execution_options(read_only=True) as connection:
         state = requests.state_of_session(connection, session)
-        if state is None:
-            raise SessionNotFound(f"no request has the lottery session {session}")
+    if state is None:
+        raise SessionNotFound(f"no request has the lottery session {session}")
+    with engine.connect().execution_options(read_only=True) as connection:
         body = proofs.of(connection, state).encode()
     if file is None:
         typer.echo(body)
