@@ -13,9 +13,9 @@ from litestar.response import Stream
 
 PIECE_BYTES: Final = 32 * 1024
 MEDIA_TYPES: Final = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
     ".svg": "image/svg+xml",
 }
 HEADERS: Final = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}

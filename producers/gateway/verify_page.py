@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 VERIFIERS: Final = Path(__file__).parents[1] / "verifiers"
-PROGRAMS: Final = {"verify.py": "text/x-python; charset=utf-8", "verify.js": "text/javascript; charset=utf-8"}
+PROGRAMS: Final = {"verify.py": "text/x-python", "verify.js": "text/javascript"}
 
 
 @cache

@@ -123,7 +123,7 @@ def test_unknown_sessions_and_movements_have_no_proof(asked: Gateway, account: i
 
 
 def test_only_the_caller_of_a_draw_gets_its_proof(house: House, account: int) -> None:
-    own, other = api_keys.create(house.engine, "shop"), api_keys.create(house.engine, "other")
+    own, other = (api_keys.add(house.engine, caller) for caller in ("shop", "other"))
     with gateway(house, TOMBOLA_GATEWAY_AUTH="api-key", **KEYS) as asked:
         made = asked.draw({"account_id": account}, "owned", Authorization=f"Bearer {own}")
         assert made.status_code == 202, made.text
