@@ -92,7 +92,7 @@ def epoch_of(engine: Engine, seed_epoch: int | None) -> EpochShown | None:
 
 
 def state_of(answer: Acceptance) -> SessionState | None:
-    """The state of the request that an answer of the door is about; None where only the row has it, as it is archived.
+    """The state of the request that an answer of the door is about; None where only the ledger has its result.
 
     A conflict has none.
     """
@@ -104,7 +104,7 @@ def state_of(answer: Acceptance) -> SessionState | None:
         record.caller,
         record.status,
         record.reason,
-        None if record.result is None else record.result.encode(),
+        record.result,
         record.settled_at,
         record.accepted_at,
         record.odds_hash,

@@ -103,8 +103,8 @@ class Outcome(NamedTuple):
 
 def receipt_of(request: Request, facts: Facts, outcome: Outcome | None) -> Receipt:
     """The receipt of a request: a SettledReceipt with an `outcome`, else of its acceptance."""
-    is_draw = isinstance(request, DrawRequest)
-    campaign = request.campaign if is_draw else None
+    draw = request if isinstance(request, DrawRequest) else None
+    campaign = None if draw is None else draw.campaign
     built_in = CAMPAIGNS.get(campaign or "")
     said: dict[str, Any] = {
         "request_key": request.request_key,
@@ -112,11 +112,11 @@ def receipt_of(request: Request, facts: Facts, outcome: Outcome | None) -> Recei
         "account_id": request.account_id,
         "kind": request.kind,
         "campaign": campaign,
-        "pulls": request.pulls if is_draw else None,
+        "pulls": None if draw is None else draw.pulls,
         "odds_hash": built_in.odds_hash if built_in else facts.odds_hash,
         "seed_epoch": facts.epoch and facts.epoch.name,
         "commitment": facts.epoch and facts.epoch.commitment,
-        "client_nonce": getattr(request, "client_nonce", "") or None,
+        "client_nonce": (draw and draw.client_nonce) or None,
         "accepted_at": facts.accepted_at and time_shown(facts.accepted_at),
     }
     if outcome is None:

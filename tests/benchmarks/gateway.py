@@ -127,7 +127,7 @@ def _served(lab: Lab, command: list[str], more: Mapping[str, str] = NO_MORE) -> 
         process = subprocess.Popen(
             [*command, str(port)],
             cwd=ROOT,
-            env=os.environ | lab.environment(lab.redis.url) | unlimited | more,
+            env=os.environ | lab.environment(lab.redis.url) | unlimited | dict(more),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, insert, text, update
 
 from tests import processes
+from tests.kept_results import keep_results
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.storage import requests
@@ -115,6 +116,7 @@ def test_what_is_archived_is_told_all_the_same(house: processes.House) -> None:
     (account_id,) = house.accounts(1)
     settled(house, DrawRequest(account_id=account_id, request_key="key_1"))
     before = tell(house, "key_1")
+    keep_results(house.engine)
     with house.engine.begin() as connection:
         assert requests.archive(connection, utc_now() + timedelta(days=1), rows_max=10) == 1
     after = tell(house, "key_1")

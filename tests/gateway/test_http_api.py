@@ -29,6 +29,7 @@ from sqlalchemy import create_engine, text
 from tests import processes, servers
 from tests.books import assert_books, table
 from tests.gateways import OPEN_TO_ALL, TIMEOUT_S, Gateway, gateway, settle
+from tests.kept_results import keep_results
 from tests.processes import House, draws, wait_for
 from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.causes import dead_because
@@ -579,6 +580,7 @@ def test_what_redis_holds_wrongly_is_not_handed_out(open_gateway: Gateway, house
         assert open_gateway.show("w-1").content == result
         client.flushdb()
         assert open_gateway.show("w-other").content == others
+    keep_results(house.engine)
     archive_once(house.engine, older_than_s=0)
     assert open_gateway.show("w-1").content == result
 
@@ -603,6 +605,7 @@ def test_a_wait_finds_what_redis_has_forgotten(open_gateway: Gateway, house: Hou
     (result,) = settle(house, DrawRequest(account_id=account, request_key="w-5"), store=False)
     started = time.monotonic()
     assert open_gateway.show("w-5", 60).content == result
+    keep_results(house.engine)
     archive_once(house.engine, older_than_s=0)
     assert open_gateway.show("w-5", 60).content == result
     time_out_once(house.engine, timeout_s=0)

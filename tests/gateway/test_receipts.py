@@ -26,6 +26,7 @@ from tombola.producers.domain.receipts import Receipt, SettledReceipt, parse, ve
 from tombola.producers.results import KEY_PREFIX, StoredResult
 from tombola.producers.settings import Settings
 from tombola.producers.storage import api_keys
+from tombola.producers.storage.campaigns import CampaignState
 from tombola.producers.storage.clock import utc_now
 from tombola.worker import cli
 from tombola.worker.relay.given_up import time_out_once
@@ -171,7 +172,7 @@ def test_rejected_dead_and_by_the_broker_alone(one: Gateway, two: Gateway, house
 
 
 def test_pulls_of_a_campaign_are_bound_to_its_odds(one: Gateway, house: House, account: int) -> None:
-    odds = published(house.engine, GARDEN, "open")
+    odds = published(house.engine, GARDEN, CampaignState.OPEN)
     ask = {"account_id": account, "campaign": "garden", "pulls": 10}
 
     def accepted() -> bool:
@@ -274,10 +275,9 @@ def test_what_redis_says_is_never_signed(one: Gateway, house: House, account: in
 
 
 def test_a_caller_sees_receipts_of_its_own_draws_alone(house: House, one: Gateway, account: int) -> None:
-    mine, yours, drawing = (
-        {"Authorization": f"Bearer {api_keys.add(house.engine, caller, **more)}"}
-        for caller, more in (("mine", {}), ("yours", {}), ("mine", {"scopes": ["draw"]}))
-    )
+    made = [api_keys.add(house.engine, caller) for caller in ("mine", "yours")]
+    made.append(api_keys.add(house.engine, "mine", scopes=["draw"]))
+    mine, yours, drawing = ({"Authorization": f"Bearer {it}"} for it in made)
     with gateway(house, **SIGNING | {"TOMBOLA_GATEWAY_AUTH": "api-key"}) as closed:
         signed = closed.draw({"account_id": account}, "own-1", **mine).headers[RECEIPT]
         assert receipt_at(closed, "own-1", **mine).text == signed

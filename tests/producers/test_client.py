@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import tombola.producers.client
 from tests import servers
 from tests.books import table
+from tests.kept_results import keep_results
 from tests.processes import House, draws
 from tombola.producers import (
     ConfigurationError,
@@ -253,6 +254,8 @@ def test_a_repeat_needs_no_result_store(house: House) -> None:
         with DrawClient.from_settings(settings) as client:
             for _ in range(2):
                 assert client.enqueue(request).result == parse_result(first)
+            keep_results(house.engine)
+            assert client.enqueue(request).result == parse_result(first)
             assert archive_once(house.engine, older_than_s=-3600) == 1
             assert client.enqueue(request).result == parse_result(first)
         with DrawClient.from_settings(settings) as client:
@@ -266,6 +269,7 @@ def test_what_is_archived_is_told_again(house: House, client: DrawClient, broker
     mine = [DrawRequest(account_id=account_id), DrawRequest(account_id=4711)]
     client.enqueue_many(mine)
     first = [parse_result(body) for body in settle(house, *mine)]
+    keep_results(house.engine)
     assert archive_once(house.engine, older_than_s=-3600) == 2
     with Redis.from_url(house.env["TOMBOLA_RESULT_URL"]) as redis:
         redis.delete(*[KEY_PREFIX + request.lottery_session_id for request in mine])

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
+from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.receipts import keys_in
 from tombola.producers.settings import Settings
 from tombola.producers.storage.receipt_keys import list_keys
-from tombola.worker.doctor.checks import Facts, Verdict, ok, warn
+from tombola.worker.doctor.checks import Facts, Verdict, fail, ok, warn
 
 
 def look_at_receipt_keys(connection: Connection, settings: Settings, _found: Facts) -> Verdict:
     """Warns where no key signs, where a key here is not listed or has ended, and where another key signs elsewhere."""
-    mine, listed = keys_in(settings), {it.kid: it for it in list_keys(connection)}
+    try:
+        mine = keys_in(settings)
+    except ConfigurationError as error:
+        return fail(str(error), "mend the setting: a gateway does not start with it")
+    listed = {it.kid: it for it in list_keys(connection)}
     elsewhere = [it for it in listed.values() if it.valid_until is None and it.kid not in {key.kid for key in mine}]
     if not mine:
         if elsewhere:

@@ -10,7 +10,6 @@ which prizes were unavailable. All of it is recorded with the draw, so anybody w
 
 from __future__ import annotations
 
-import hmac
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -18,6 +17,7 @@ from typing import Final, NamedTuple
 
 from tombola.producers.domain.campaigns.odds import Odds, Prize, length_prefixed
 from tombola.producers.domain.keys import SESSION_ID_LENGTH_MAX
+from tombola.producers.domain.macs import hmac_sha256
 
 _FIRST: Final = b"prize"
 _OF_GUARANTEE: Final = b"guarantee"
@@ -39,7 +39,7 @@ def plain_prize(seed: bytes, odds: Odds, account_id: int, request_key: str, clie
             *(_LENGTHS[len(client_nonce)], client_nonce, _FIRST_OF_ONE),
         )
     )
-    value = int.from_bytes(hmac.digest(seed, message, "sha256")[:8], "big")
+    value = int.from_bytes(hmac_sha256(seed, message)[:8], "big")
     if value >= 2**64 - 2**64 % total:  # hardly ever: asked for again
         return Drawing(seed, odds, account_id, request_key, client_nonce).pull(1, "", ()).prize
     return odds.prizes[bisect_right(sums, value % total)]
@@ -141,7 +141,7 @@ class Drawing:
         limit = (2**64 // tickets) * tickets
         counter = 0
         while True:
-            digest = hmac.digest(self._seed, self._prefix + _suffix(pull, question, counter), "sha256")
+            digest = hmac_sha256(self._seed, self._prefix + _suffix(pull, question, counter))
             value = int.from_bytes(digest[:8], "big")
             if value < limit:
                 return value % tickets
