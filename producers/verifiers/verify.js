@@ -55,7 +55,7 @@ const ROW = fields({
   created_at: ROW_TIME, updated_at: ROW_TIME, business_id: KEY, lottery_session_id: KEY, idempotency_key: NAME,
   business_type: NAME, asset_code: NAME, notes: orNull(TEXT),
 });
-const BOOKS = fields({
+const SEALED = fields({
   checkpoint: orNull(TEXT), key: orNull(TEXT), blocks: [fields({ text: TEXT, proof: [HASH] })],
   leaves: [fields({ transaction_id: ID, block: ID, index: '0|[1-9][0-9]{0,8}', proof: [HASH] })],
 });
@@ -67,7 +67,7 @@ const FORM = fields({
   v: NUMBER, request: TEXT, fingerprint: HASH, status: 'accepted|completed|rejected|dead',
   odds: orNull(fields({ hash: HASH, text: TEXT })), epoch: orNull(SEED_EPOCH), rows: [ROW], refund: [ROW],
   result: orNull(TEXT), receipts: fields({ accepted: orNull(JWS), settled: orNull(JWS) }), keys: orNull(TEXT),
-  books: orNull(BOOKS),
+  books: orNull(SEALED),
 });
 const PRIZE = fields({
   code: CODE, weight: NUMBER, '?title': TEXT, '?stock': NUMBER, '?per_account': NUMBER, '?value': AMOUNT,

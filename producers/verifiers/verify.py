@@ -83,7 +83,7 @@ ROW = {
     "lottery_session_id": KEY, "idempotency_key": NAME, "business_type": NAME, "asset_code": NAME,
     "notes": (TEXT, None),
 }  # fmt: skip
-BOOKS = {
+SEALED = {
     "checkpoint": (TEXT, None), "key": (TEXT, None), "blocks": [{"text": TEXT, "proof": [HASH]}],
     "leaves": [{"transaction_id": ID, "block": ID, "index": "0|[1-9][0-9]{0,8}", "proof": [HASH]}],
 }  # fmt: skip
@@ -105,7 +105,7 @@ FORM = {
     "result": (TEXT, None),
     "receipts": {"accepted": (JWS, None), "settled": (JWS, None)},
     "keys": (TEXT, None),
-    "books": (BOOKS, None),
+    "books": (SEALED, None),
 }  # fmt: skip
 
 
