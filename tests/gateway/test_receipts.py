@@ -16,6 +16,7 @@ from tests import servers
 from tests.gateway.campaigns import GARDEN, SEEN_WITHIN_S, published
 from tests.gateway.test_http_api import events, problem
 from tests.gateways import OPEN_TO_ALL, Gateway, gateway, settle
+from tests.kept_results import keep_results
 from tests.processes import House, wait_for
 from tombola.producers.client import DrawClient
 from tombola.producers.domain.contract import DrawRequest
@@ -129,6 +130,8 @@ def test_a_draw_that_has_settled_has_a_receipt_of_its_result(
     assert everywhere() == {signed}
     assert settle(house, asked) == [result]  # delivered again
     assert everywhere() == {signed}
+    keep_results(house.engine, "settled-1")  # as older releases did
+    assert everywhere() == {signed}
     assert archive_once(house.engine, older_than_s=-60.0)
     assert everywhere() == {signed}
     with gateway(house, **SIGNING) as third:  # which knows it from the archived row alone
@@ -152,6 +155,8 @@ def test_rejected_dead_and_by_the_broker_alone(one: Gateway, two: Gateway, house
     said = read(one, receipt_at(one, "rejected-1").text)
     assert isinstance(said, SettledReceipt)
     assert said.result_sha256 == hashlib.sha256(result).hexdigest()
+    keep_results(house.engine, "rejected-1")
+    assert read(one, receipt_at(two, "rejected-1").text) == said
     assert archive_once(house.engine, older_than_s=-60.0)
     assert read(one, receipt_at(two, "rejected-1").text) == said
 
