@@ -8,8 +8,9 @@ Everything is read from the database, nothing from the result store.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
@@ -28,20 +29,23 @@ from tombola.producers.domain.proofs import (
     ProofOdds,
     ProofReceipts,
     ProofRow,
+    Times,
+    epoch_of,
     hexes,
     leaf_in_block,
     row_of,
 )
 from tombola.producers.domain.receipt_keys import jwk_set
+from tombola.producers.domain.seeds import parse_epoch_name
 from tombola.producers.receipts import Receipts
 from tombola.producers.settings import Settings
-from tombola.producers.storage import books, ledger
+from tombola.producers.storage import books, ledger, seeds
 from tombola.producers.storage.ledger_leaves import Range, read_leaves
 from tombola.producers.storage.receipt_keys import list_keys
 from tombola.producers.storage.requests import SessionState
 from tombola.producers.storage.schema import campaign_versions as versions
 
-CHARGE = 0  # the charge is the first row of a draw
+CHARGE: Final = 0  # the charge is the first row of a draw
 
 
 class Proofs:
@@ -70,7 +74,7 @@ class Proofs:
             fingerprint=request.fingerprint(),
             status=state.status,
             odds=_odds(connection, request, state, rows),
-            epoch=_epoch(connection, state),
+            epoch=_epoch(connection, state, rows),
             rows=rows,
             refund=refund,
             result=None if state.result is None else state.result.decode(),
@@ -152,6 +156,18 @@ def _odds(
     return None if text is None else ProofOdds(odds_hash, text)
 
 
-def _epoch(connection: Connection, state: SessionState) -> ProofEpoch | None:
-    """The seed epoch that the draw is bound to."""
-    return None
+def _epoch(connection: Connection, state: SessionState, rows: Sequence[ProofRow]) -> ProofEpoch | None:
+    """The seed epoch that the ledger names, else the one that the request is bound to."""
+    named = _IS_NAMED(rows[CHARGE].notes or "") if rows else None
+    id = state.seed_epoch
+    if named is not None:
+        id = seeds.id_of(parse_epoch_name(named[1])) if "." in named[1] else seeds.BEFORE_EPOCHS_ID
+    epoch = None if id is None else seeds.by_id(connection, id)
+    chain = None if epoch is None else seeds.find_chain(connection, epoch.name.chain)
+    if epoch is None or chain is None:
+        return None
+    times = Times(epoch.opens_at, epoch.closes_at, epoch.revealed_at)
+    return epoch_of(epoch.name, epoch.commitment, times, epoch.revealed, chain.anchor)
+
+
+_IS_NAMED: Final = re.compile(r"odds=[0-9a-f]{64} seed=([0-9a-f]{16}|[0-9]+\.[0-9]+)(?: .*)?").fullmatch

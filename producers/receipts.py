@@ -22,7 +22,7 @@ from tombola.producers.domain.errors import ConfigurationError, InvalidRequest, 
 from tombola.producers.domain.receipt_keys import SigningKey, signing_keys
 from tombola.producers.domain.receipts import EpochShown, Facts, Outcome, Signer, receipt_of
 from tombola.producers.settings import Settings
-from tombola.producers.storage import receipt_keys
+from tombola.producers.storage import receipt_keys, seeds
 from tombola.producers.storage.faults import explain
 from tombola.producers.storage.requests import Acceptance, SessionState
 
@@ -34,7 +34,9 @@ class Receipts:
         self._engine = engine
         self._keys = tuple(keys)
         self._signer: Signer | None = None
-        self._epochs: dict[int | None, EpochShown | None] = {None: None}  # by id; an epoch never changes
+        self._epochs: dict[int | None, EpochShown | None] = {
+            None: None
+        }  # by number; neither name nor commitment changes
 
     @classmethod
     def from_settings(cls, settings: Settings, engine: Engine) -> Self:
@@ -87,8 +89,12 @@ def keys_in(settings: Settings) -> tuple[SigningKey, ...]:
 
 
 def epoch_of(engine: Engine, seed_epoch: int | None) -> EpochShown | None:
-    """The seed epoch with that id; None without one."""
-    return None
+    """The seed epoch with that number as receipts show it; None without one. Raises SQLAlchemy's errors."""
+    if seed_epoch is None:
+        return None
+    with engine.connect().execution_options(read_only=True) as connection:
+        found = seeds.by_id(connection, seed_epoch)
+    return None if found is None else EpochShown(str(found.name), found.commitment)
 
 
 def state_of(answer: Acceptance) -> SessionState | None:
@@ -108,4 +114,5 @@ def state_of(answer: Acceptance) -> SessionState | None:
         record.settled_at,
         record.accepted_at,
         record.odds_hash,
+        record.seed_epoch,
     )

@@ -1,9 +1,7 @@
-"""Verifiable draws: the keys of receipts.
+"""Seeds: chains of seed epochs, the epoch that a draw is bound to, the keys of receipts: an expansion, as 0005.
 
-An expansion, as 0006.
-
-The previous release runs beside this schema: it neither reads nor writes the new table. Column types are spelled out
-here: this revision must build the same tables for ever.
+The previous release runs beside this schema: the new column is nullable, and a draw without an epoch binds when it
+settles. Column types are spelled out here: this revision must build the same tables for ever.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ depends_on = None
 
 TABLE_OPTIONS: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 TIME = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+REQUESTS = "api_idempotency_requests"
 
 
 def key(length: int) -> sa.types.TypeEngine[str]:
@@ -32,8 +31,47 @@ def key(length: int) -> sa.types.TypeEngine[str]:
     )
 
 
+def _request_column() -> sa.Column[Any]:
+    comment = "the epoch that a draw is bound to; null: it binds when it settles"
+    return sa.Column("seed_epoch", sa.Integer(), nullable=True, comment=comment)
+
+
 def upgrade() -> None:
+    repeatable.add_column(REQUESTS, _request_column())
+    _create_epochs()
     _create_receipt_keys()
+
+
+def _create_epochs() -> None:
+    repeatable.create_table(
+        "seed_chains",
+        sa.Column(
+            "chain", sa.Integer(), autoincrement=False, nullable=False, comment="from 1; 0: draws of before the epochs"
+        ),
+        sa.Column("anchor", key(64), nullable=False, comment="what all secrets of the chain hash down to"),
+        sa.Column("epochs", sa.Integer(), nullable=False, comment="how many"),
+        sa.Column("seed_id", key(16), nullable=False, comment="of its master seed: the beginning of its SHA-256"),
+        sa.Column("begun_at", TIME, nullable=False, comment="when its first epoch opens"),
+        sa.PrimaryKeyConstraint("chain", name=op.f("pk_seed_chains")),
+        **TABLE_OPTIONS,
+    )
+    repeatable.create_index("uk_seed_anchor", "seed_chains", ["anchor"], unique=True)
+    repeatable.create_table(
+        "seed_epochs",
+        sa.Column(
+            "id", sa.Integer(), autoincrement=False, nullable=False, comment="10,000 for each chain, and the epoch"
+        ),
+        sa.Column("chain", sa.Integer(), nullable=False),
+        sa.Column("epoch", sa.Integer(), nullable=False, comment="within its chain, from 1"),
+        sa.Column("opens_at", TIME, nullable=False, comment="draws bind to it from here on"),
+        sa.Column("closes_at", TIME, nullable=True, comment="and up to here; as opens_at: its chain ended before"),
+        sa.Column("commitment", key(64), nullable=False, comment="a hash of its secret, known before it opens"),
+        sa.Column("revealed", key(64), nullable=True, comment="its secret, once no draw can be bound to it any more"),
+        sa.Column("revealed_at", TIME, nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_seed_epochs")),
+        **TABLE_OPTIONS,
+    )
+    repeatable.create_index("idx_seed_epoch_opens", "seed_epochs", ["opens_at"])
 
 
 def _create_receipt_keys() -> None:
@@ -51,9 +89,20 @@ def _create_receipt_keys() -> None:
 
 
 def downgrade() -> None:
+    if not op.get_context().as_sql and repeatable.has_table("seed_epochs"):
+        _refuse_to_forget_epochs(op.get_bind())
     if not op.get_context().as_sql and repeatable.has_table("receipt_keys"):
         _refuse_to_forget_keys(op.get_bind())
     repeatable.drop_table("receipt_keys")
+    repeatable.drop_table("seed_epochs")
+    repeatable.drop_table("seed_chains")
+    repeatable.drop_column(REQUESTS, _request_column().name)
+
+
+def _refuse_to_forget_epochs(connection: sa.Connection) -> None:
+    """Ledger rows name the epochs that they were drawn in: without their secrets nobody can verify these draws."""
+    if connection.execute(sa.text("SELECT 1 FROM seed_chains LIMIT 1")).first():
+        raise CommandError("draws are bound to seed epochs: without these the draws cannot be verified")
 
 
 def _refuse_to_forget_keys(connection: sa.Connection) -> None:

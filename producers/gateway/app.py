@@ -15,6 +15,7 @@ GET  /v1/accounts/{id}                  an account
 GET  /v1/campaigns  /v1/campaigns/{name}  campaigns and their odds, without an API key
 GET  /v1/odds/{hash}                    a version's canonical bytes, without an API key
 GET  /v1/checkpoints/latest             the signed head of the sealed books, without an API key
+GET  /v1/seeds                          seed epochs: commitments, revealed secrets, without an API key
 GET  /.well-known/tombola-keys.json     the public keys of receipts, without an API key
 GET  /healthz /readyz /docs /docs/errors /openapi.json
 """
@@ -45,11 +46,19 @@ from tombola.producers.gateway.routes import (
     page,
     proofs,
     receipts,
+    seeds,
 )
 from tombola.producers.gateway.service import Gateway
 from tombola.producers.settings import Settings
 
-_PLAIN: Final = (*accounts.ROUTES, *campaigns.ROUTES, *checkpoints.ROUTES, *receipts.ROUTES, *health.ROUTES)
+_PLAIN: Final = (
+    *accounts.ROUTES,
+    *campaigns.ROUTES,
+    *checkpoints.ROUTES,
+    *seeds.ROUTES,
+    *receipts.ROUTES,
+    *health.ROUTES,
+)
 ROUTES: Final = (*draws.ROUTES, *proofs.ROUTES, *movements.ROUTES, *holds.ROUTES, *_PLAIN)
 DESCRIBED: Final = (*draws.DESCRIBED, *proofs.DESCRIBED, *movements.DESCRIBED, *holds.DESCRIBED, *_PLAIN)
 

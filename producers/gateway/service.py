@@ -25,6 +25,7 @@ from tombola.producers.gateway.readers import Readers
 from tombola.producers.gateway.readiness import ReadinessChecks
 from tombola.producers.gateway.receipts import ReceiptDesk
 from tombola.producers.gateway.results import Results
+from tombola.producers.gateway.seed_answers import SeedAnswers
 from tombola.producers.gateway.termination import on_termination
 from tombola.producers.obstacles import find_obstacle
 from tombola.producers.openings import Opened, Opening, open_account
@@ -56,6 +57,7 @@ class Gateway:
         self._openers = Readers("open")  # apart: an opening writes, and may wait for a lock
         self.admission = Admission(settings, self.engine, self.readers)
         self.campaigns = CampaignAnswers(self.entry.campaigns, self.readers)
+        self.seeds = SeedAnswers(self.read)
         receipts = Receipts.from_settings(settings, self.engine)
         self.receipts = ReceiptDesk(receipts, self.readers, self.read)
         self.proofs = Proofs(receipts, books_key_of(settings))

@@ -109,6 +109,7 @@ api_idempotency_requests = Table(
     Column("odds_hash", Key(64), comment="the version that was live at acceptance; null: default"),
     Column("kind", Key(16), comment="what is asked for; null: a draw of contract v1"),
     Column("terms", Key(255), comment="JSON: the fields of that kind"),
+    Column("seed_epoch", Integer, comment="the epoch that a draw is bound to; null: it binds when it settles"),
     PrimaryKeyConstraint("request_key"),
     # A session belongs to one draw; otherwise its result would change when a second draw settles.
     UniqueConstraint("lottery_session_id", name="uk_request_lottery_session_id"),
@@ -338,6 +339,38 @@ account_lists = Table(
     Column("name", Key(64), nullable=False),
     Column("account_id", BigInteger, nullable=False),
     PrimaryKeyConstraint("name", "account_id"),
+    **TABLE_OPTIONS,
+)
+
+# ---- seeds -----------------------------------------------------------------------------------------------------------
+
+# Rows are only added: the anchor is published, and later secrets are checked against it.
+seed_chains = Table(
+    "seed_chains",
+    metadata,
+    Column("chain", Integer, nullable=False, autoincrement=False, comment="from 1; 0: draws of before the epochs"),
+    Column("anchor", Key(64), nullable=False, comment="what all secrets of the chain hash down to"),
+    Column("epochs", Integer, nullable=False, comment="how many"),
+    Column("seed_id", Key(16), nullable=False, comment="of its master seed: the beginning of its SHA-256"),
+    Column("begun_at", UtcTime, nullable=False, comment="when its first epoch opens"),
+    PrimaryKeyConstraint("chain"),
+    Index("uk_seed_anchor", "anchor", unique=True),
+    **TABLE_OPTIONS,
+)
+
+seed_epochs = Table(
+    "seed_epochs",
+    metadata,
+    Column("id", Integer, nullable=False, autoincrement=False, comment="10,000 for each chain, and the epoch"),
+    Column("chain", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False, comment="within its chain, from 1"),
+    Column("opens_at", UtcTime, nullable=False, comment="draws bind to it from here on"),
+    Column("closes_at", UtcTime, comment="and up to here; as opens_at: its chain ended before"),
+    Column("commitment", Key(64), nullable=False, comment="a hash of its secret, known before it opens"),
+    Column("revealed", Key(64), comment="its secret, once no draw can be bound to it any more"),
+    Column("revealed_at", UtcTime),
+    PrimaryKeyConstraint("id"),
+    Index("idx_seed_epoch_opens", "opens_at"),
     **TABLE_OPTIONS,
 )
 

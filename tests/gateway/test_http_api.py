@@ -486,6 +486,7 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         "/v1/campaigns/{name}",
         "/v1/odds/{odds_hash}",
         "/v1/checkpoints/latest",
+        "/v1/seeds",
         "/healthz",
         "/readyz",
     }
@@ -494,7 +495,7 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         *("makeDraw", "makeDraws", "getDraw", "watchDraw", "listTransactions", "refundDraw"),
         *("listAccounts", "getAccount", "listAccountTransactions", "getStatement"),
         *("openAccount", "recharge", "transfer", "adjust", "getMovement", "hold", "getHold", "postHold", "voidHold"),
-        *("listCampaigns", "getCampaign", "getOdds", "getCheckpoint", "getHealth", "getReadiness"),
+        *("listCampaigns", "getCampaign", "getOdds", "getCheckpoint", "listSeeds", "getHealth", "getReadiness"),
     }
 
 

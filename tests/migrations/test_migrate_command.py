@@ -59,8 +59,7 @@ def test_it_goes_to_the_newest_revision_and_says_each(engine: Engine) -> None:
 
     migrations.downgrade(engine, "0002")
     found = status(code=1)
-    pending = [it["revision"] for it in found["pending"]]  # type: ignore[attr-defined]
-    assert pending == ["0003", "0004", "0005", "0006", "0007"]
+    assert [it["revision"] for it in found["pending"]] == ["0003", "0004", "0005", "0006", "0007"]  # type: ignore[attr-defined]
     assert migrate("status", code=1).output.splitlines()[:2] == ["revision  0002", "newest    0007"]
     assert "pending   0003: Dead letters that can be replayed" in migrate("status", code=1).output
 

@@ -23,6 +23,7 @@ from tombola.producers.domain.campaigns.pulls import NEW, Pulled, Standing, plai
 from tombola.producers.domain.campaigns.scene import Bound
 from tombola.producers.domain.campaigns.settling import drawing_of
 from tombola.producers.domain.contract import DrawRequest, Request
+from tombola.producers.domain.draw import NO_SEEDS, DrawKey, Seeds
 from tombola.producers.domain.operations.operation import LockedAccount, Needs, Play
 from tombola.producers.storage.faults import RowsChanged
 from tombola.producers.storage.requests import RequestRecord
@@ -41,6 +42,7 @@ class BatchScene:
 
     def __init__(self, desk: Desk, now: datetime, *, is_locking: bool = True) -> None:
         self._desk = desk
+        self._seeds = NO_SEEDS
         self._now = now
         self._is_locking = is_locking
         self._bounds: dict[str, Bound] = {}
@@ -92,13 +94,19 @@ class BatchScene:
     # ---- under the locks ----
 
     def read(
-        self, draws: Sequence[Request], accounts: Mapping[int, LockedAccount], known: Mapping[str, RequestRecord]
+        self,
+        draws: Sequence[Request],
+        accounts: Mapping[int, LockedAccount],
+        known: Mapping[str, RequestRecord],
+        seeds: Seeds = NO_SEEDS,
     ) -> None:
         """Read what `draws` depend on. `accounts` are locked; `known` are the draws' own rows, with their odds.
+        `seeds` are what they are drawn under.
 
         Raises RowsChanged when a draw is bound to a version whose prizes go to accounts that are not locked.
         """
         self._accounts = accounts
+        self._seeds = seeds
         fresh = [
             (draw, bound)
             for draw in draws
@@ -155,8 +163,7 @@ class BatchScene:
 
     def _reserve(self, fresh: Sequence[tuple[DrawRequest, Bound]]) -> None:
         """Lock the stock that these draws want if all of them draw, and if there is enough for all."""
-        seed = self._desk.seed
-        if seed is None:
+        if self._desk.seed is None:
             return
         wanted: Counter[PrizeName] = Counter()
         standings: dict[str, Standing] = {}
@@ -164,17 +171,19 @@ class BatchScene:
             pulls = draw.pulls or 1
             if not odds.has_stock or not is_open or pulls not in odds.cost:
                 continue
+            key = self.draw_key(draw.request_key, odds.name)
+            assert key is not None
             if pulls == 1 and not odds.has_counters:
                 nonce = draw.client_nonce.encode()
-                pulled = plainly_pulled(plain_prize(seed, odds, draw.account_id, draw.request_key, nonce))
+                pulled = plainly_pulled(plain_prize(key.key, odds, draw.account_id, draw.request_key, nonce))
                 self._foreseen[draw.request_key] = (draw, NEW, pulled)
                 for code in pulled.taken:
                     wanted[PrizeName(odds.name, code)] += 1
                 continue
-            key = _standing_key(draw.account_id, odds.name) if odds.has_counters else ""
-            standing = (standings.get(key) or self._standings.get(key, NEW)) if key else NEW
-            pulled = pull_all(odds, drawing_of(draw, odds, seed), pulls, standing, moment, lambda _code: _ENOUGH)
-            standings[key] = pulled.after
+            name = _standing_key(draw.account_id, odds.name) if odds.has_counters else ""
+            standing = (standings.get(name) or self._standings.get(name, NEW)) if name else NEW
+            pulled = pull_all(odds, drawing_of(draw, odds, key.key), pulls, standing, moment, lambda _code: _ENOUGH)
+            standings[name] = pulled.after
             self._foreseen[draw.request_key] = (draw, standing, pulled)
             for code, units in pulled.taken.items():
                 wanted[PrizeName(odds.name, code)] += units
@@ -183,9 +192,9 @@ class BatchScene:
 
     # ---- for decisions (producers.domain.campaigns.scene) ----
 
-    @property
-    def seed(self) -> bytes | None:
-        return self._desk.seed
+    def draw_key(self, request_key: str, campaign: str) -> DrawKey | None:
+        seed = self._seeds.others.get(request_key, self._seeds.of_now)
+        return self._desk.master_key if seed is None else seed.key_of(campaign)
 
     def bound(self, request_key: str, campaign: str) -> Bound | None:
         found = self._bounds.get(request_key)

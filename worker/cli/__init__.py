@@ -80,6 +80,12 @@ def _campaigns() -> typer.Typer:
     return campaigns.app
 
 
+def _seeds() -> typer.Typer:
+    from tombola.worker.cli import seeds
+
+    return seeds.app
+
+
 def _webhooks() -> typer.Typer:
     from tombola.worker.cli import webhooks
 
@@ -125,6 +131,7 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "gateway": _processes,
     "account": _books,
     "campaign": _campaigns,
+    "seed": _seeds,
     "webhook": _webhooks,
     "fulfilment": _webhooks,
     "dead-letters": _dead_letters,

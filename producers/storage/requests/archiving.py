@@ -25,7 +25,7 @@ class SessionState(NamedTuple):
     """The state of one session's request: `result` are the first result's bytes, None before the request settles.
 
     `accepted_at` is None where the request came by the broker alone, `odds_hash` for the built-in campaign, and
-    `seed_epoch` (the id of its epoch) where a draw was not bound before it settled.
+    `seed_epoch` (the number of its epoch) where a draw was not bound before it settled.
     """
 
     request: Request
@@ -68,9 +68,8 @@ def _state(connection: Connection, row: Any, found: Mapping[str, Sequence[Postin
         body = operations.operation_of(request).result(request, own)
     elif body is None and row.status == Status.REJECTED:
         body = operations.operation_of(request).result(request, Rejection(row.reason, row.balance_told))
-    return SessionState(
-        request, row.caller, row.status, row.reason, body, row.settled_at, row.accepted_at, row.odds_hash
-    )
+    outcome = (row.status, row.reason, body, row.settled_at)
+    return SessionState(request, row.caller, *outcome, row.accepted_at, row.odds_hash, row.seed_epoch)
 
 
 def states_of_sessions(connection: Connection, lottery_session_ids: Sequence[str]) -> dict[str, SessionState]:
