@@ -17,9 +17,9 @@ from tests.benchmarks.lab import BenchmarkFailed, Lab, Say, Sizes, make_draws
 from tests.benchmarks.report import Finding, at_least, at_most
 from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.ledger_leaves import ROWS_MAX
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.books import head as heads
-from tombola.worker.books.rows import ROWS_MAX
 from tombola.worker.books.sealer import EVERY_S
 from tombola.worker.books.sealing import seal, seal_once
 from tombola.worker.books.verification import check_blocks
