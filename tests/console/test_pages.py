@@ -40,7 +40,7 @@ OPERATOR, VIEWER = "ann", "val"
 PAGES = (
     *("/", "/dead-letters", "/dead-letters/groups", "/replays", "/story", "/actions", "/users", "/campaigns"),
     "/campaigns/new",
-    *("/webhooks", "/fulfilments", "/fulfilments?state=dead", "/books"),
+    *("/webhooks", "/fulfilments", "/fulfilments?state=dead", "/books", "/conformity", "/conformity/default"),
     *("/accounts", "/accounts?user=7"),
     *("/dead-letters?state=all&cause=unparsable&newer=1h", "/story?q=nobody", "/story?q=7"),
 )
