@@ -214,8 +214,8 @@ def _furthest(name: str, what: str, groups: Mapping[str, Sums]) -> Question:
     average = Sums(*(value / count for value in map(sum, zip(*tests.values(), strict=True))))  # type: ignore[arg-type]
 
     def detects(level: float) -> str:
-        of = f" in a {name} of average size" if count > 1 else ""
-        return _detected(average, level / count) + of
+        of = f", in one {name} of average size" if count > 1 else ""
+        return f"{_detected(average, level / count)} wins{of}"
 
     return Question(name, what, min(1.0, count * p_values[worst]), count, f"{worst}: {_said(tests[worst])}", detects)
 
@@ -302,7 +302,7 @@ def _distance(level: float) -> float:
 
 def _detected(sums: Sums, level: float) -> str:
     more = _distance(level) * math.sqrt(sums.variance)
-    return f"{more:,.1f} wins more or fewer than {sums.expected:,.1f}"
+    return f"{more:,.1f} more or fewer than {sums.expected:,.1f}"
 
 
 def _noncentrality(degrees: int, level: float) -> float:
