@@ -32,7 +32,10 @@ DOES: Final[Mapping[Role, str]] = {
     "migrator": "tombola migrate and tombola legacy: changes tables",
 }
 # Tables whose rows are only added. The doctor warns of users who may change or delete rows of these tables.
-APPEND_ONLY: Final = ("asset_transactions", "operator_actions", "books_blocks", "books_house")
+APPEND_ONLY: Final = (
+    *("asset_transactions", "operator_actions", "books_blocks", "books_house"),
+    *("conformity_parts", "conformity_counts", "conformity_accounts"),
+)
 
 Grants = Mapping[Role, str]
 
