@@ -40,6 +40,7 @@ from tombola.worker.conformity.tally import Tally
 log = logging.getLogger(__name__)
 
 ROWS_MAX: Final = 50_000  # ledger rows of a part, and the rest of its last block
+SQLITE_ROWS_MAX: Final = 4096  # one writer at a time: while a part is counted, draws wait
 BLOCKS_AT_ONCE: Final = 100
 ROWS_INSERTED_MAX: Final = 1_000
 REWARD: Final = BUSINESS_TYPES["reward"]
@@ -123,8 +124,9 @@ def next_part(connection: Connection, *, past_days: bool = False) -> Part | None
     if past_days:
         midnight: datetime = clock.now(connection).replace(hour=0, minute=0, second=0, microsecond=0)
         some = [it for it in some if it.sealed_at < midnight]
+    rows_max = min(ROWS_MAX, SQLITE_ROWS_MAX) if connection.dialect.name == "sqlite" else ROWS_MAX
     taken: list[Sealed] = []
-    while some and sum(it.block.row_count for it in taken) < ROWS_MAX:
+    while some and sum(it.block.row_count for it in taken) < rows_max:
         taken.append(some.pop(0))
     if not taken:
         return None
