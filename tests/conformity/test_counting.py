@@ -103,7 +103,7 @@ def test_every_draw_is_counted_once(shop: Shop, monkeypatch: pytest.MonkeyPatch)
     assert counting.count(shop.engine) == 30 + 12
     assert counting.count(shop.engine) == 0
     parts = sorted(rows_of(shop.engine, conformity_parts))
-    assert len(parts) > 2
+    assert len(parts) > 1
     assert sum(it.draws for it in parts) == 42
     assert [it.unreadable for it in parts] == [0] * len(parts)
     assert [it.first_block for it in parts] == [1, *(it.block + 1 for it in parts[:-1])]

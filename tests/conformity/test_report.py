@@ -164,10 +164,10 @@ def with_insider(seed: int, *, draws: int, accounts: int, insider_accounts: int,
     honest = random.multinomial(draws - chosen, numpy.full(accounts * HOURS, 1 / (accounts * HOURS)))
     wins = random.binomial(honest, 0.3)
     for place in numpy.flatnonzero(honest):
-        account, hour = 1 + place // HOURS, BEGIN.replace(hour=int(place % HOURS))
+        account, hour = 1 + int(place) // HOURS, BEGIN.replace(hour=int(place) % HOURS)
         for code, times in (("5.00", int(wins[place])), ("0.00", int(honest[place] - wins[place]))):
             if times:
-                tally.add(int(account), hour, CALLERS[account % 3], Pull(state, code), times)
+                tally.add(account, hour, CALLERS[account % 3], Pull(state, code), times)
     for number in range(chosen):
         account = accounts + 1 + number % insider_accounts
         tally.add(account, BEGIN.replace(hour=int(random.integers(HOURS))), CALLERS[account % 3], Pull(state, "5.00"))

@@ -61,7 +61,8 @@ class Compared:
 
         States with equal chances are one state.
         """
-        odds, said = self.odds, {}
+        odds = self.odds
+        said: dict[int, str] = {}
         for number, code in notes.gone:
             said.setdefault(number, code)
         if notes.tier not in self._tiers or len(notes.since_hit) != len(odds.guarantees) or not notes.prizes:
@@ -103,7 +104,8 @@ def winning(odds: Odds) -> frozenset[str]:
 
     Empty where there is one prize, or none hands out anything.
     """
-    total, share, found = sum(odds.weights), 0.0, []
+    total, share = sum(odds.weights), 0.0
+    found: list[str] = []
     ranked = sorted((it for it in odds.prizes if it.grants and it.weight), key=lambda it: (it.weight, it.code))
     for prize in ranked:
         share += prize.weight / total

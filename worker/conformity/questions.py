@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from tombola.worker.conformity.chances import Compared, Pull
+from tombola.worker.conformity.chances import Compared, Pull, State
 from tombola.worker.conformity.tails import (
     Sums,
+    Trials,
     at_least,
     g_test,
     normal_quantile,
@@ -115,21 +116,20 @@ def examine(drawn: Drawn) -> Examined:
 
 
 def _prizes(compared: Compared, by_pull: Mapping[Pull, int]) -> list[Prize]:
-    pulls_in: Counter[object] = Counter()
+    pulls_in: Counter[State] = Counter()
     drawn: Counter[str] = Counter()
     for pull, count in by_pull.items():
         pulls_in[pull.state] += count
         drawn[pull.drawn] += count
-    expected: dict[str, list[float]] = {code: [] for code in compared.odds.by_code}
-    variance: dict[str, list[float]] = {code: [] for code in compared.odds.by_code}
-    for state, count in pulls_in.items():
-        for code, chance in compared.chances(state).by_code.items():
-            expected[code].append(count * chance)
-            variance[code].append(count * chance * (1 - chance))
-    pulls, found = pulls_in.total(), []
+    found = []
     for code in compared.odds.by_code:
-        sums = Sums(pulls, drawn[code], math.fsum(expected[code]), math.fsum(variance[code]))
-        found.append(Prize(code, sums, other_wins(sums), code in compared.wins))
+        trials: Counter[float] = Counter()
+        for state, count in pulls_in.items():
+            trials[compared.chances(state).by_code[code]] += count
+        certain = trials[1.0]
+        left = Sums.of(drawn[code] - certain, _open(trials))  # to chance
+        sums = Sums(sum(pulls_in.values()), drawn[code], left.expected + certain, left.variance)
+        found.append(Prize(code, sums, other_wins(left), code in compared.wins))
     return found
 
 
@@ -192,16 +192,18 @@ def _groups(drawn: Drawn, key_of: Callable[[Cell], str]) -> dict[str, Sums]:
 
 def _wins(compared: Compared, by_pull: Mapping[Pull, int]) -> Sums:
     """The wins of pulls that leave one to chance: not of those where a guarantee is due that has only wins."""
-    pulls = wins = 0
-    expected, variance = [], []
+    wins, trials = 0, Counter[float]()
     for pull, count in by_pull.items():
         chance = compared.chances(pull.state).win
         if 0 < chance < 1:
-            pulls += count
             wins += count * (pull.drawn in compared.wins)
-            expected.append(count * chance)
-            variance.append(count * chance * (1 - chance))
-    return Sums(pulls, wins, math.fsum(expected), math.fsum(variance))
+            trials[chance] += count
+    return Sums.of(wins, _open(trials))
+
+
+def _open(trials: Mapping[float, int]) -> list[Trials]:
+    """Pulls by their chances, without those that leave nothing to chance."""
+    return [Trials(count, chance) for chance, count in sorted(trials.items()) if 0 < chance < 1]
 
 
 def _furthest(name: str, what: str, groups: Mapping[str, Sums]) -> Question:
@@ -211,7 +213,10 @@ def _furthest(name: str, what: str, groups: Mapping[str, Sums]) -> Question:
     p_values = {key: other_wins(sums) for key, sums in tests.items()}
     worst = min(p_values, key=p_values.__getitem__)
     count = len(tests)
-    average = Sums(*(value / count for value in map(sum, zip(*tests.values(), strict=True))))  # type: ignore[arg-type]
+    average = Sums(
+        expected=math.fsum(it.expected for it in tests.values()) / count,
+        variance=math.fsum(it.variance for it in tests.values()) / count,
+    )
 
     def detects(level: float) -> str:
         of = f", in one {name} of average size" if count > 1 else ""

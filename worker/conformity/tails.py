@@ -6,13 +6,15 @@ Each is exact up to rounding where it says so. No library of the worker has them
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 from typing import Final, NamedTuple
 
 _STANDARD: Final = NormalDist()
 _TINY: Final = 1e-300
 _STEPS_MAX: Final = 200_000  # of a continued fraction, which needs some sqrt(pulls)
+_SADDLE_MAX: Final = 60.0
+_SADDLE_STEPS_MAX: Final = 200
 _TRIALS_MAX: Final = 1e9  # of a matched binomial: beyond them it is a Poisson distribution to five digits
 
 
@@ -96,13 +98,36 @@ def at_most(count: int, trials: float, chance: float) -> float:
     return 1.0 if count >= trials else beta_share(1 - chance, trials - count, count + 1)
 
 
+class Trials(NamedTuple):
+    """So many pulls with the same chance of a win, neither 0 nor 1."""
+
+    pulls: int
+    chance: float
+
+
 class Sums(NamedTuple):
-    """Wins among `pulls` pulls: `wins` came, `expected` is the sum of their chances p, `variance` that of p(1 - p)."""
+    """Wins among `pulls` pulls: `wins` came, `expected` is the sum of their chances p, `variance` that of p(1 - p).
+
+    `trials` are the pulls by their chances, where that is known; else empty.
+    """
 
     pulls: int = 0
     wins: int = 0
     expected: float = 0.0
     variance: float = 0.0
+    trials: tuple[Trials, ...] = ()
+
+    @classmethod
+    def of(cls, wins: int, trials: Iterable[Trials]) -> Sums:
+        """So many wins among these pulls."""
+        of = tuple(trials)
+        return cls(
+            sum(it.pulls for it in of),
+            wins,
+            math.fsum(it.pulls * it.chance for it in of),
+            math.fsum(it.pulls * it.chance * (1 - it.chance) for it in of),
+            of,
+        )
 
     @property
     def excess(self) -> float:
@@ -116,17 +141,25 @@ class Sums(NamedTuple):
 
     def plus(self, other: Sums) -> Sums:
         """Both together."""
-        return Sums(*(mine + its for mine, its in zip(self, other, strict=True)))
+        return Sums(
+            self.pulls + other.pulls,
+            self.wins + other.wins,
+            self.expected + other.expected,
+            self.variance + other.variance,
+        )
 
 
 def more_wins(found: Sums) -> float:
     """The probability of as many wins or more: exact where all chances are equal.
 
-    Otherwise that of the binomial distribution with the same mean and variance. Beyond its end it is that of as many
-    trials as pulls, which is an upper bound (Hoeffding 1956, Annals of Mathematical Statistics 27).
+    Of unequal chances it is the saddlepoint approximation, which is off by a few per cent. Where only their sums are
+    known, it is the tail of the binomial distribution with the same mean and variance, and beyond its end that of as
+    many trials as pulls, which is an upper bound (Hoeffding 1956, Annals of Mathematical Statistics 27).
     """
     if found.variance <= 0:
         return float(found.excess < 0.5)
+    if len(found.trials) > 1:
+        return _saddle(found.trials, found.wins)
     trials, chance = _matched(found)
     if found.wins > trials:
         return at_least(found.wins, found.pulls, found.expected / found.pulls)
@@ -137,6 +170,8 @@ def fewer_wins(found: Sums) -> float:
     """The probability of as many wins or fewer, as `more_wins`."""
     if found.variance <= 0:
         return float(found.excess > -0.5)
+    if len(found.trials) > 1:  # the losses, seen from the other side
+        return _saddle([Trials(it.pulls, 1 - it.chance) for it in found.trials], found.pulls - found.wins)
     trials, chance = _matched(found)
     return at_most(found.wins, trials, chance)
 
@@ -153,6 +188,34 @@ def _matched(found: Sums) -> tuple[float, float]:
     if abs(trials - found.pulls) < 1e-6 * found.pulls:  # all chances are equal, but for rounding
         trials = found.pulls
     return trials, found.expected / trials
+
+
+def _saddle(trials: Sequence[Trials], count: int) -> float:
+    """P(X >= count) for a sum of trials with unequal chances (Poisson binomial), by the saddlepoint approximation.
+
+    Lugannani and Rice (1980, Advances in Applied Probability 12), with the continuity correction for whole numbers.
+    """
+    if count <= 0:
+        return 1.0
+    target, low, high, t = count - 0.5, -_SADDLE_MAX, _SADDLE_MAX, 0.0
+    for _ in range(_SADDLE_STEPS_MAX):
+        factor, mean, variance = math.exp(t), 0.0, 0.0
+        for it in trials:
+            tilted = it.chance * factor / (1 - it.chance + it.chance * factor)
+            mean += it.pulls * tilted
+            variance += it.pulls * tilted * (1 - tilted)
+        if abs(mean - target) <= 1e-9 * target:
+            break
+        low, high = (low, t) if mean > target else (t, high)
+        t = t - (mean - target) / variance if variance > 0 else high
+        t = t if low < t < high else (low + high) / 2
+    if abs(t) < 1e-4:  # next to the mean
+        return 0.5
+    cumulant = math.fsum(it.pulls * math.log1p(it.chance * math.expm1(t)) for it in trials)
+    w = math.copysign(math.sqrt(max(1e-12, 2 * (t * target - cumulant))), t)
+    u = 2 * math.sinh(t / 2) * math.sqrt(variance)
+    density = math.exp(-w * w / 2) / math.sqrt(2 * math.pi)
+    return min(1.0, max(0.0, normal_tail(w) + density * (1 / u - 1 / w)))
 
 
 class GTest(NamedTuple):

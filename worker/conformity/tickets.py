@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Final, NamedTuple, cast
 
@@ -18,6 +19,7 @@ import msgspec
 
 from tombola.producers.domain.campaigns.drawing import Drawing
 from tombola.producers.domain.campaigns.odds import Odds
+from tombola.producers.domain.campaigns.odds import Prize as CampaignPrize
 from tombola.producers.domain.campaigns.record import read_draw_notes
 from tombola.producers.domain.draw import CAMPAIGNS, Campaign, Prize, Wheel
 from tombola.producers.domain.errors import InvalidRequest
@@ -76,10 +78,11 @@ def tickets_of(charges: Iterable[Charge], odds: Odds, key_of: KeyOf) -> Tickets:
     found, watch = Tickets(), _Watch(odds, key_of)
     for charge in charges:
         found.draws += 1
+        drawn: tuple[list[tuple[int, int]], bool] | None
         try:
             drawn = watch.drawn(charge)
-        except (InvalidRequest, KeyError, ValueError):
-            drawn = (), False
+        except (InvalidRequest, KeyError, ValueError):  # notes that no draw has written
+            drawn = [], False
         if drawn is None:
             found.unknown += 1
             continue
@@ -113,7 +116,7 @@ class _Watch:
         counters, is_as_noted = notes.since_hit, True
         for number, code in enumerate(notes.prizes, start=1):
             gone = {missing for at, missing in notes.gone if at == number}
-            prize, _, counters = drawing.pull(number, notes.tier, counters, lambda it, gone=gone: it.code not in gone)
+            prize, _, counters = drawing.pull(number, notes.tier, counters, partial(_is_there, gone))
             is_as_noted = is_as_noted and prize.code == code
         return drawing.tickets, is_as_noted
 
@@ -149,6 +152,10 @@ class _WatchedWheel(Wheel):
     def ticket_of(self, charge: Charge, nonce: bytes) -> list[tuple[int, int]]:
         self.draw(charge.account_id, charge.request_key, nonce)
         return [(cast(int, self._last), self.campaign.weight_sum)]  # type: ignore[attr-defined]
+
+
+def _is_there(gone: Set[str], prize: CampaignPrize) -> bool:
+    return prize.code not in gone
 
 
 def nonce_in(terms: str | None) -> bytes:
