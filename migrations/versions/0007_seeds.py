@@ -74,10 +74,13 @@ def _create_conformity() -> None:
         sa.Column("expected", sa.Double(), nullable=False, comment="the sum of the chances p of a win"),
         sa.Column("variance", sa.Double(), nullable=False, comment="the sum of p(1 - p)"),
         sa.Column(
-            "capital_low", sa.Double(), nullable=False, comment="ln of what 1 became that staked 5 % on each win"
+            "capital_low",
+            sa.Double(),
+            nullable=False,
+            comment="ln of what 1 became that staked 0.05 of itself on each win",
         ),
-        sa.Column("capital_middle", sa.Double(), nullable=False, comment="the same, 30 %"),
-        sa.Column("capital_high", sa.Double(), nullable=False, comment="the same, 90 %"),
+        sa.Column("capital_middle", sa.Double(), nullable=False, comment="the same, 0.3"),
+        sa.Column("capital_high", sa.Double(), nullable=False, comment="the same, 0.9"),
         sa.PrimaryKeyConstraint("odds_hash", "day", "account_id", "block", name=op.f("pk_conformity_accounts")),
         **TABLE_OPTIONS,
     )

@@ -526,9 +526,9 @@ conformity_accounts = Table(
     Column("wins", BigInteger, nullable=False),
     Column("expected", Double, nullable=False, comment="the sum of the chances p of a win"),
     Column("variance", Double, nullable=False, comment="the sum of p(1 - p)"),
-    Column("capital_low", Double, nullable=False, comment="ln of what 1 became that staked 5 % on each win"),
-    Column("capital_middle", Double, nullable=False, comment="the same, 30 %"),
-    Column("capital_high", Double, nullable=False, comment="the same, 90 %"),
+    Column("capital_low", Double, nullable=False, comment="ln of what 1 became that staked 0.05 of itself on each win"),
+    Column("capital_middle", Double, nullable=False, comment="the same, 0.3"),
+    Column("capital_high", Double, nullable=False, comment="the same, 0.9"),
     PrimaryKeyConstraint("odds_hash", "day", "account_id", "block"),
     **TABLE_OPTIONS,
 )
