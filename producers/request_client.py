@@ -86,8 +86,8 @@ class RequestClient:
         if answer.record is None or not answer.record.is_settled:
             return None
         if answer.record.result is not None:
-            return answer.record.result.encode()
-        state = self._entry.state_of(answer.request.lottery_session_id)  # archived
+            return answer.record.result
+        state = self._entry.state_of(answer.request.lottery_session_id)
         return None if state is None else state.result
 
     def _peek(self, answer: Acceptance) -> bytes | None:

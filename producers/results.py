@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -24,6 +25,7 @@ from tombola.producers.brokers.redis_clients import UnsupportedRedis, open_redis
 from tombola.producers.domain.causes import Status, dead_because
 from tombola.producers.domain.contract import DrawResult, Request, parse_result, parse_result_head
 from tombola.producers.domain.errors import ConfigurationError, DrawDead, DrawError, ResultNotReady, ServiceUnavailable
+from tombola.producers.domain.macs import hmac_sha256
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
 from tombola.producers.storage.chunks import chunks
@@ -89,10 +91,16 @@ class StoredResult(NamedTuple):
         """
         return b'{"status":"SUCCESS","result":%b,"traceback":null,"children":[],"date_done":"%b","task_id":"%b"%b}' % (
             self.body,
-            self.settled_at.isoformat(timespec="microseconds").encode(),
+            _date_done(self.settled_at),
             self.task_id.encode(),
             b',"mac":"%b"' % _mac(self.body, secret) if secret else b"",
         )
+
+
+@lru_cache(maxsize=64)
+def _date_done(moment: datetime) -> bytes:
+    """The same for all results of a batch."""
+    return moment.isoformat(timespec="microseconds").encode()
 
 
 def _dead_envelope(task_id: str, reason: str, died_at: datetime, secret: bytes) -> bytes:
@@ -106,7 +114,7 @@ def _dead_envelope(task_id: str, reason: str, died_at: datetime, secret: bytes) 
     seal = b',"mac":"%b"' % _mac(body + task_id.encode(), secret) if secret else b""
     return _DEAD_HEAD + b'"result":%b,"traceback":null,"children":[],"date_done":"%b","task_id":"%b"%b}' % (
         body,
-        died_at.isoformat(timespec="microseconds").encode(),
+        _date_done(died_at),
         task_id.encode(),
         seal,
     )
@@ -316,7 +324,7 @@ class _Envelope(msgspec.Struct):
 
 
 def _mac(body: bytes, secret: bytes) -> bytes:
-    return hmac.digest(secret, body, "sha256").hex().encode()
+    return hmac_sha256(secret, body).hex().encode()
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode

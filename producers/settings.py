@@ -111,7 +111,7 @@ class Settings(BaseSettings):
         description="webhooks may also lead to private addresses, and by http: for receivers inside of your network",
     )
     retention_days: Annotated[float, Field(ge=0, le=36_500)] = Field(
-        default=90.0, description="settled requests are archived after this long; 0 keeps them all"
+        default=90.0, description="result texts and delivered fulfilments are dropped after this long; 0 keeps all"
     )
     points_valid_days: Validities = Field(
         default=(),

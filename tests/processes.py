@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, func, select
 
+from tests.kept_results import results_of
 from tests.ledgers import migrated
 from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.contract import DrawRequest
@@ -176,10 +177,8 @@ class House:
         self.publish(*[draw.encode() for draw in draws])
 
     def results(self) -> dict[str, str]:
-        """All results in the database, by request key."""
-        with self.engine.connect().execution_options(read_only=True) as connection:
-            rows = connection.execute(select(requests.c.request_key, requests.c.result)).all()
-        return {row.request_key: row.result for row in rows}
+        """All results in the database, by request key; empty for requests that are not settled."""
+        return {key: (body or b"").decode() for key, body in results_of(self.engine).items()}
 
     def settled(self) -> int:
         with self.engine.connect().execution_options(read_only=True) as connection:

@@ -8,13 +8,14 @@ rejected and drawn again with a higher counter where they would favour some outc
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
+
+from tombola.producers.domain.macs import hmac_sha256
 
 DRAW_VERSION: Final = b"tombola-draw-1"
 NOTES_PREFIX: Final = "odds="  # begins the notes in each ledger row of a draw
@@ -107,10 +108,11 @@ class Wheel:
 
     def draw(self, account_id: int, request_key: str, client_nonce: bytes = b"") -> Prize:
         """The prize of this request: always the same one."""
-        message = self._prefix + _field(str(account_id).encode()) + _field(request_key.encode()) + _field(client_nonce)
+        nonce = _field(client_nonce) if client_nonce else _EMPTY
+        message = self._prefix + _field(b"%d" % account_id) + _field(request_key.encode()) + nonce
         counter = 0
         while True:
-            digest = hmac.digest(self.seed, message + _field(counter.to_bytes(8, "big")), "sha256")
+            digest = hmac_sha256(self.seed, message + (_field(counter.to_bytes(8, "big")) if counter else _FIRST))
             value = int.from_bytes(digest[:8], "big")
             if value < self._limit:
                 return self.pick(value % self.campaign.weight_sum)
@@ -161,3 +163,7 @@ def seed_of(wheels: Wheels) -> bytes | None:
 def _field(value: bytes) -> bytes:
     """`value` after its length, so that different lists of fields never make the same message."""
     return len(value).to_bytes(4, "big") + value
+
+
+_EMPTY: Final = _field(b"")
+_FIRST: Final = _field(bytes(8))  # the counter, which hardly ever gets further

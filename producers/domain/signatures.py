@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import NotSigned
+from tombola.producers.domain.macs import hmac_sha256
 
 SIGNATURE: Final = "signature"
 SIGNATURE_LENGTH: Final = 64
@@ -35,7 +36,7 @@ class Keyring(NamedTuple):
 
     def sign(self, canonical_body: bytes) -> str:
         """The signature of a body, 64 hex digits."""
-        return hmac.digest(self.secrets[0], canonical_body, "sha256").hex()
+        return hmac_sha256(self.secrets[0], canonical_body).hex()
 
     def check(self, request: Request, signature: Any) -> None:
         """Raise NotSigned unless one of the secrets has signed this request; `signature` is untrusted input."""
@@ -45,7 +46,7 @@ class Keyring(NamedTuple):
             raise NotSigned("this message is not signed: it has no `signature` beside its body")
         body = request.encode()
         for secret in self.secrets:
-            if hmac.compare_digest(hmac.digest(secret, body, "sha256").hex(), signature):
+            if hmac.compare_digest(hmac_sha256(secret, body).hex(), signature):
                 return
         raise NotSigned("the signature of this message is not by a secret of this deployment")
 

@@ -20,6 +20,7 @@ CONNECT_TIMEOUT_S: Final = 5
 PING_TIMEOUT_S: Final = 2
 # The longest time that readers stay with the old server after a failover behind one address; writers get an error.
 RECYCLE_S: Final = 60
+JOINED_BYTES_MAX: Final = 2**20  # of rows that come as one value (Transaction.select_joined)
 # The longest time that a frozen process keeps its locks: a running transaction of tombola never idles that long.
 IDLE_TRANSACTION_S: Final = 10
 
@@ -57,7 +58,8 @@ def open_engine(
             "read_timeout": CONNECT_TIMEOUT_S,
             "write_timeout": READ_TIMEOUT_S,
             "init_command": (
-                f"SET SESSION sql_mode='{SQL_MODE}', time_zone='+00:00', innodb_lock_wait_timeout={max(1, lock_wait_s)}"
+                f"SET SESSION sql_mode='{SQL_MODE}', time_zone='+00:00', group_concat_max_len={JOINED_BYTES_MAX}"
+                f", innodb_lock_wait_timeout={max(1, lock_wait_s)}"
                 # Only MariaDB reads this comment; it has idle_transaction_timeout, and accepts a lock wait of 0.
                 f" /*M!100300 , idle_transaction_timeout={IDLE_TRANSACTION_S}"
                 f", innodb_lock_wait_timeout={lock_wait_s} */"

@@ -110,6 +110,20 @@ def postings_of_request(connection: Connection, lottery_session_id: str, ledger_
     return postings if not own and any(it.business_type == CONSUME for it in postings) else own
 
 
+def postings_of_sessions(connection: Connection, lottery_session_ids: Sequence[str]) -> dict[str, list[Posting]]:
+    """The rows of these sessions by session and `transaction_id`, in one query; rows of old code may be missing."""
+    found: dict[str, list[Posting]] = {}
+    if lottery_session_ids:
+        rows = connection.execute(
+            select(transactions)
+            .where(transactions.c.lottery_session_id.in_(lottery_session_ids), text("idempotency_key IS NOT NULL"))
+            .order_by(transactions.c.transaction_id)
+        )
+        for row in rows.mappings():
+            found.setdefault(row["lottery_session_id"], []).append(posting_of(dict(row)))
+    return found
+
+
 def posting_of(row: Mapping[str, Any]) -> Posting:
     """The ledger row with these values, by column name."""
     return Posting(

@@ -94,6 +94,7 @@ api_idempotency_requests = Table(
     Column("fingerprint", Key(64), nullable=False, comment="SHA-256 of the canonical request"),
     Column("status", Key(16), nullable=False, comment="accepted, completed, rejected or dead"),
     Column("reason", String(50), comment="why it was rejected, or is dead"),
+    # Null: rebuilt from the ledger (ARCHITECTURE, The transaction). Older releases stored the first result here.
     Column("result", Body(), comment="the first result, byte for byte; archived: rebuilt from the ledger"),
     Column("created_at", UtcTime, nullable=False),
     Column("settled_at", UtcTime),
@@ -112,7 +113,7 @@ api_idempotency_requests = Table(
     PrimaryKeyConstraint("request_key"),
     # A session belongs to one draw; otherwise its result would change when a second draw settles.
     UniqueConstraint("lottery_session_id", name="uk_request_lottery_session_id"),
-    # The outbox for the relay, and settled requests by age for retention.
+    # The outbox for the relay, and settled requests by age for audits and retention.
     Index("idx_status_publish_at", "status", "publish_at"),
     CheckConstraint("status IN ('accepted', 'completed', 'rejected', 'dead')", name="status"),
     CheckConstraint("result IS NULL OR status IN ('completed', 'rejected')", name="result"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from tombola.producers.domain.money import CENT
 from tombola.producers.storage.faults import Fault, RowsChanged, fault_of, is_answered, is_lock_timeout, is_wrong_server
 
 Value = str | int | None
+RANGE_ROWS_MIN: Final = 8  # fewer are not worth a range of their own in a CASE
 NO_COPIES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -47,6 +49,8 @@ class Transaction:
         self._connection = connection
         self._cursor = connection.cursor()
         self.is_sqlite = is_sqlite
+        # An amount as this database stores it (see column_types.Money).
+        self.money: Callable[[Decimal], Value] = _hundredths if is_sqlite else str
 
     @classmethod
     def joining(cls, connection: Connection) -> Self:
@@ -68,6 +72,25 @@ class Transaction:
             self._cursor.execute(statement.replace("??", ",".join(self._literals(keys))))
         rows: Sequence[tuple[Any, ...]] = self._cursor.fetchall()
         return rows
+
+    def select_joined(
+        self, statement: str, keys: Sequence[Value], *, lock: bool = False, when_held: WhenHeld = WhenHeld.WAIT
+    ) -> list[list[str | None]] | None:
+        """As `select`, of a statement `SELECT {joined(…)} …`: the rows as their texts. None: ask with `select` instead.
+
+        All rows come as one value, since the driver takes longer for each row than the server does for all its work on
+        it. SQLite has no driver in between; any server cuts what is longer than `group_concat_max_len`, and warns.
+        """
+        if self.is_sqlite:
+            return None
+        ((text,),) = self.select(statement, keys, lock=lock, when_held=when_held)
+        if self._cursor.warning_count:
+            return None
+        rows: list[list[str | None]] = [] if text is None else [it.split(_UNIT) for it in text.split(_RECORD)]
+        width = statement.count(_UNIT) + 1
+        if any(len(row) != width for row in rows):  # a value holds a control character, as old code may write them
+            return None
+        return [[None if it == _NULL else it for it in row] for row in rows] if text and _NULL in text else rows
 
     @property
     def _is_mariadb(self) -> bool:
@@ -135,11 +158,10 @@ class Transaction:
             places = (*range(1, width + 1), *(columns.index(source) + 1 for source in copies.values()))
             self._cursor.executemany(f"{head}({','.join(f'?{place}' for place in places)})", rows)
             return
-        literals = self._literals([value for row in rows for value in row])
+        # By columns: values of one kind become literals without a look at each.
+        literals = zip(*[self._literals(values) for values in zip(*rows, strict=True)], strict=True)
         tail = "".join(f",{source}" for source in copies.values())
-        self._cursor.execute(
-            head + ",".join([f"({','.join(literals[i : i + width])}{tail})" for i in range(0, len(literals), width)])
-        )
+        self._cursor.execute(f"{head}({f'{tail}),('.join(map(','.join, literals))}{tail})")
 
     def update(
         self, table: str, key: str, columns: Sequence[str], rows: Sequence[Sequence[Value]], *, where: str = ""
@@ -157,8 +179,11 @@ class Transaction:
                 f"UPDATE {table} SET {assignments} WHERE {key}=?{condition}", [(*row[1:], row[0]) for row in rows]
             )
         else:
-            keys, *by_column = [self._literals(values) for values in zip(*rows, strict=True)]
-            cases = [f"{column}={_case(key, keys, values)}" for column, values in zip(columns, by_column, strict=True)]
+            are_numbers = type(rows[0][0]) is int
+            in_order = sorted(rows) if are_numbers else rows  # type: ignore[type-var]
+            keys, *by_column = [self._literals(values) for values in zip(*in_order, strict=True)]
+            case = _case_of_ranges if are_numbers else _case
+            cases = [f"{column}={case(key, keys, values)}" for column, values in zip(columns, by_column, strict=True)]
             self._cursor.execute(f"UPDATE {table} SET {','.join(cases)} WHERE {key} IN ({','.join(keys)}){condition}")
         if where and self._cursor.rowcount != len(rows):
             raise RowsChanged
@@ -185,19 +210,9 @@ class Transaction:
         if self._cursor.rowcount != len(rows):
             raise RowsChanged
 
-    def money(self, amount: Decimal) -> Value:
-        """`amount` as this database stores it (see column_types.Money)."""
-        return int(amount.scaleb(2)) if self.is_sqlite else str(amount)
-
-    def moment(self, stored: Any) -> datetime:
-        """A stored UTC time as an aware datetime."""
-        naive = datetime.fromisoformat(stored) if self.is_sqlite else stored
-        moment: datetime = naive.replace(tzinfo=UTC)
-        return moment
-
     def amount(self, stored: Any) -> Decimal:
         """A stored amount as a Decimal with two decimals."""
-        return Decimal(stored).scaleb(-2) if self.is_sqlite else stored.quantize(CENT)
+        return Decimal(stored).scaleb(-2) if self.is_sqlite else Decimal(stored).quantize(CENT)
 
     def _literals(self, values: Sequence[Value]) -> list[str]:
         """`values` as SQL literals, right in every sql_mode.
@@ -209,21 +224,37 @@ class Transaction:
         once, joined by a control character that no value may hold: the driver's own escaping, a call and a table
         look-up for each character, takes longer than all other Python of a draw.
         """
-        texts = ["" if value is None else str(value) for value in values]
-        joined = _UNIT.join(texts).replace("'", "''")
+        kinds = set(map(type, values))
+        if kinds == {int}:
+            return list(map(str, values))
+        if type(None) in kinds or int in kinds:
+            texts = iter(self._texts([str(value) for value in values if value is not None and type(value) is not int]))
+            return ["NULL" if it is None else str(it) if type(it) is int else next(texts) for it in values]
+        return self._texts(values)  # type: ignore[arg-type]
+
+    def _texts(self, values: Sequence[str]) -> list[str]:
+        """`_literals` of texts."""
+        joined = _UNIT.join(values).replace("'", "''")
         status = getattr(self._connection, "server_status", 0)  # the driver keeps it from the last answer
         if not status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES:
             joined = joined.replace("\\", "\\\\")
-        escaped = joined.split(_UNIT)
-        if len(escaped) != len(texts):
+        quoted = joined.replace(_UNIT, f"'{_UNIT}'")
+        texts = f"'{quoted}'".split(_UNIT) if values else []
+        if len(texts) != len(values):
             raise ValueError("a value holds the control character U+001F")
-        return [
-            "NULL" if value is None else text if type(value) is int else f"'{text}'" if text else NO_TEXT
-            for value, text in zip(values, escaped, strict=True)
-        ]
+        return [NO_TEXT if it == "''" else it for it in texts] if "" in values else texts
+
+
+def joined(*columns: str, nullable: Sequence[str] = (), order_by: str = "") -> str:
+    """What a statement for `Transaction.select_joined` selects: `columns`, then those that may be null."""
+    values = f", '{_UNIT}', ".join([*columns, *[f"COALESCE({column}, '{_NULL}')" for column in nullable]])
+    order = f" ORDER BY {order_by}" if order_by else ""
+    return f"GROUP_CONCAT({values}{order} SEPARATOR '{_RECORD}')"
 
 
 _UNIT: Final = "\x1f"
+_RECORD: Final = "\x1e"
+_NULL: Final = "\x1a"
 NO_TEXT: Final = "X''"
 
 
@@ -231,6 +262,17 @@ def _case(key: str, keys: Sequence[str], values: Sequence[str]) -> str:
     if values.count(values[0]) == len(values):
         return values[0]
     return f"CASE {key} {' '.join([f'WHEN {k} THEN {v}' for k, v in zip(keys, values, strict=True)])} END"
+
+
+def _case_of_ranges(key: str, keys: Sequence[str], values: Sequence[str]) -> str:
+    """`_case` of numbers in ascending order, in two steps: the server compares a row with one WHEN after the other."""
+    size = math.isqrt(len(keys)) + 1
+    if size <= RANGE_ROWS_MIN or values.count(values[0]) == len(values):
+        return _case(key, keys, values)
+    starts = range(0, len(keys), size)
+    ranges = [_case(key, keys[it : it + size], values[it : it + size]) for it in starts]
+    whens = [f"WHEN {key}<{keys[start]} THEN {it}" for start, it in zip(starts[1:], ranges, strict=False)]
+    return f"CASE {' '.join(whens)} ELSE {ranges[-1]} END"
 
 
 @contextmanager
@@ -319,6 +361,10 @@ def again_after_conflicts(engine: Engine, act: Callable[[Connection], T], *, tri
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
+
+
+def _hundredths(amount: Decimal) -> int:
+    return int(amount.scaleb(2))
 
 
 def time_text(moment: datetime) -> str:

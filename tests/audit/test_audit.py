@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, delete, insert, select, text
 
 from tests.audits import EMPTY_STORE, audited
 from tests.consoles import PASSWORD, quick_hashes
+from tests.kept_results import keep_results
 from tests.ledgers import migrated, recharge
 from tests.processes import SEED
 from tombola.producers.domain.causes import DeadReason
@@ -68,8 +69,9 @@ def books(engine: Engine) -> Engine:
     accounts.add(engine, user_id=3)
     recharge(engine, rich.account_id, Decimal(5), by="ann")
     draws = [DrawRequest(account_id=rich.account_id, request_key=f"d{number:02}") for number in range(DRAWS)]
-    no = DrawRequest(account_id=broke.account_id, request_key="no")
-    tries.settle(engine, [*draws, no], Rules(WHEELS, tries_max=3))
+    told_no = [DrawRequest(account_id=broke.account_id, request_key=key) for key in ("no", "neither")]
+    tries.settle(engine, [*draws, *told_no], Rules(WHEELS, tries_max=3))
+    keep_results(engine, "d09", "d10", "d11", "neither")  # as an older release did
     late = [Submission(DrawRequest(account_id=rich.account_id, request_key=key)) for key in ("waits", "dead")]
     with transaction(engine) as open_transaction:
         requests.accept(open_transaction, late, utc_now(), publish_at=utc_now(), is_published=True)
@@ -78,7 +80,7 @@ def books(engine: Engine) -> Engine:
     report = examine(engine)
     assert report.violations == []
     assert report.states == dict.fromkeys(INVARIANTS, "holds")
-    assert (report.accounts, report.requests, report.is_clean) == (3, DRAWS + 3, True)
+    assert (report.accounts, report.requests, report.is_clean) == (3, DRAWS + 4, True)
     return engine
 
 
@@ -197,9 +199,17 @@ BROKEN: dict[str, tuple[list[str], dict[str, str]]] = {
         [f"UPDATE {REQUESTS} SET result = 'rubbish' WHERE request_key = 'd09'"],
         {"I10": "request d09: its kept result is not what the ledger says"},
     ),
-    "a rejection's result is gone": (
-        [f"UPDATE {REQUESTS} SET result = NULL WHERE request_key = 'no'"],
-        {"I10": "request no"},
+    "a result that this release rebuilds says something else": (
+        [f"UPDATE {REQUESTS} SET result = '{{}}' WHERE request_key = 'd20'"],
+        {"I10": "request d20: its kept result is not what the ledger says"},
+    ),
+    "a rejection's reason is gone": (
+        [f"UPDATE {REQUESTS} SET reason = NULL WHERE request_key = 'no'"],
+        {"I10": "request no: is rejected, its result says completed"},
+    ),
+    "a kept rejection has another reason": (
+        [f"UPDATE {REQUESTS} SET reason = 'ACCOUNT_NOT_FOUND' WHERE request_key = 'neither'"],
+        {"I10": "request neither: is rejected ACCOUNT_NOT_FOUND, its result says rejected INSUFFICIENT_BALANCE"},
     ),
     "a request is another one's": (
         [f"UPDATE {REQUESTS} SET campaign = 'other' WHERE request_key = 'd10'"],

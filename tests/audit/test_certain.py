@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, text
 
 from tests.campaigns.shops import WHEELS
+from tests.kept_results import keep_results
 from tests.ledgers import migrated
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import blind_wheels
@@ -37,7 +38,7 @@ COLUMNS = {
     ),
     "api_idempotency_requests": (
         *("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "status", "reason", "result"),
-        *("publish_at", "kind", "terms"),
+        *("kind", "terms"),
     ),
 }
 ODD: list[Any] = [
@@ -59,6 +60,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     accounts = [open_account(made, user_id=user, balance=Decimal(100)) for user in (1, 2)]
     draws = [DrawRequest(account_id=accounts[it % 2], request_key=f"d{it:02}") for it in range(DRAWS)]
     tries.settle(made, draws, Rules(WHEELS, tries_max=3))
+    keep_results(made, *[it.request_key for it in draws[:5]])  # as an older release did
     yield made
     made.dispose()
 
@@ -80,7 +82,7 @@ def test_plain_draws_are_certain(engine: Engine) -> None:
     with engine.connect() as connection:
         everyone = {f"d{it:02}" for it in range(DRAWS)}
         assert judged(connection, engine) == (everyone, set())
-        assert archive(connection, utc_now() + timedelta(seconds=1), rows_max=5) == 5
+        assert archive(connection, utc_now() + timedelta(seconds=1), rows_max=50) == 5
         assert judged(connection, engine) == (everyone, set())
         connection.rollback()
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from tests import poison as corpus
-from tests.benchmarks.lab import ACCOUNTS, WHEELS, BenchmarkFailed, Contestant, Lab, Say, Sizes, make_draws
+from tests.benchmarks.lab import ACCOUNTS, BenchmarkFailed, Contestant, Lab, Say, Sizes, make_draws
 from tests.benchmarks.report import Finding, at_least, at_most
 from tombola.producers import DrawRequest
 from tombola.producers.brokers.registry import open_broker
@@ -136,7 +136,7 @@ def full_replay(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
         if not findings:
             findings = _looks(lab, say)
             begin = time.perf_counter()
-            said = forecast(lab.engine, Selection(), WHEELS)
+            said = forecast(lab.engine, Selection())
             findings.append(Finding("replay", "forecast", count / (time.perf_counter() - begin), "draws/s"))
             if said.counts["would charge"] != count:
                 raise BenchmarkFailed(f"the forecast says {said.counts}")

@@ -44,7 +44,8 @@ LEDGER_TABLES: Final = (
     *("asset_transactions", "api_idempotency_requests", "dead_letters", "operator_actions", "fulfilments"),
     *("campaigns", "campaign_versions", "campaign_accounts", "campaign_stock", "campaign_stock_changes"),
     *("replays", "account_holds", "books_blocks", "books_head", "books_house", "books_snapshots"),
-    *("audit_marks", "audited_accounts", "conformity_parts", "conformity_counts", "conformity_accounts"),
+    *("audit_marks", "audited_accounts", "webhooks"),
+    *("conformity_parts", "conformity_counts", "conformity_accounts"),
 )
 BALANCE: Final = 1_000_000
 SEED: Final = "5eed" * 16

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from sqlalchemy import text
-
 from tests.benchmarks.lab import ROOT, STOP_S_MAX, Lab, Say, Sizes, make_draws
 from tests.benchmarks.report import Finding, at_least
 from tests.fulfilments.books import add_webhook
@@ -62,8 +60,6 @@ def _answered(lab: Lab, count: int, answer: Callable[[object], Answer]) -> float
 def _rate(lab: Lab, count: int, url: str) -> float:
     """The rate of draws from a full queue while a relay delivers; with an empty `url` there is no webhook."""
     lab.clear()
-    with lab.engine.begin() as connection:
-        connection.execute(text("TRUNCATE webhooks"))
     if url:
         add_webhook(lab.engine, "shop", url, "draw.settled")
     contestant, draws = lab.stream(), make_draws(count)

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from tests.campaigns.shops import BY, LOCK_WAIT_S, WHEELS, Shop, open_shop
+from tests.kept_results import keep_results
 from tombola.producers.domain.causes import Cause, Status
 from tombola.producers.domain.contract import DrawRequest, DrawResult, PullsResult
 from tombola.producers.domain.errors import (
@@ -188,6 +189,7 @@ def test_a_repeat_gets_the_first_bytes_also_from_the_ledger_alone(shop: Shop) ->
     again = [it for it in shop.settle(*draws, poor) if isinstance(it, Settled)]
     assert {it.request.request_key: it.result for it in again} == first
     assert all(it.is_repeat for it in again)
+    keep_results(shop.engine)
     with shop.engine.begin() as connection:
         assert requests.archive(connection, datetime.now(UTC) + timedelta(days=1), rows_max=100) == 5
     archived = [it for it in shop.settle(*draws, poor) if isinstance(it, Settled)]

@@ -157,7 +157,7 @@ def test_a_hundred_thousand_are_listed_grouped_foretold_and_replayed(house: Hous
         "unknown campaign": MANY * 6 // 10, "failed alone": MANY * 3 // 10, "too many deliveries": MANY // 10,
     }  # fmt: skip
     assert sorted(it.count for it in found if it.cause == "failed alone") == [MANY // 10] * 3
-    assert forecast(house.engine, Selection(), house.wheels).counts == {WOULD_CHARGE: MANY}
+    assert forecast(house.engine, Selection()).counts == {WOULD_CHARGE: MANY}
     with (
         processes.worker(house.env),
         closing(open_broker(house.env["TOMBOLA_BROKER_URL"], publish_timeout_s=30)) as broker,

@@ -17,6 +17,7 @@ from sqlalchemy import select
 
 from tests.campaigns.shops import LOCK_WAIT_S, SEED, WHEELS, Shop, open_shop
 from tests.campaigns.test_settling import ONE
+from tests.kept_results import results_of
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import DrawRequest, PullsResult, parse_result
 from tombola.producers.domain.errors import DrawError
@@ -70,9 +71,7 @@ def open_draws(url: str) -> list[DrawRequest]:
 
 def units_of(shop: Shop) -> Sequence[str]:
     """The prizes of all settled draws."""
-    with shop.engine.connect().execution_options(read_only=True) as connection:
-        texts = connection.execute(select(requests.c.result).where(requests.c.result.is_not(None))).scalars().all()
-    results = [parse_result(text.encode()) for text in texts]
+    results = [parse_result(body) for body in results_of(shop.engine).values() if body is not None]
     return [prize.code for it in results if isinstance(it, PullsResult) for prize in it.prizes]
 
 

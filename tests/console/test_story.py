@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, insert, text, update
 
 from tests import processes
+from tests.kept_results import keep_results
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.storage import requests
@@ -91,6 +92,15 @@ def test_a_draw_that_went_through(house: processes.House) -> None:
     assert all(before.at <= after.at for before, after in pairwise(told.events))
 
 
+def test_a_draw_shows_its_pulls_and_its_nonce(house: processes.House) -> None:
+    accepted(house, DrawRequest(account_id=1, request_key="plain"))
+    accepted(house, DrawRequest(account_id=1, request_key="nonce", client_nonce="nonce-of-a-browser_0"))
+    accepted(house, DrawRequest(account_id=1, request_key="pulls", campaign="winter", pulls=10))
+    assert tell(house, "plain").fields == ()
+    assert tell(house, "nonce").fields == [("client_nonce", "nonce-of-a-browser_0")]
+    assert tell(house, "pulls").fields == [("pulls", 10)]
+
+
 def test_a_draw_that_was_told_no(house: processes.House) -> None:
     draw = DrawRequest(account_id=404, request_key="key_1")
     settled(house, draw)
@@ -106,6 +116,7 @@ def test_what_is_archived_is_told_all_the_same(house: processes.House) -> None:
     (account_id,) = house.accounts(1)
     settled(house, DrawRequest(account_id=account_id, request_key="key_1"))
     before = tell(house, "key_1")
+    keep_results(house.engine)
     with house.engine.begin() as connection:
         assert requests.archive(connection, utc_now() + timedelta(days=1), rows_max=10) == 1
     after = tell(house, "key_1")

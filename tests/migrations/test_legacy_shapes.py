@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from tests import legacy
+from tests.kept_results import keep_results
 from tests.migrations.command import tombola
 from tombola import migrations
 from tombola.migrations.legacy import (
@@ -319,6 +320,7 @@ def test_a_draw_is_known_by_its_session_and_its_charge_whatever_its_keys(url: st
         assert isinstance(intruder, Refused)
         first = ask(engine, session_id)
         assert isinstance(first, Settled)
+        keep_results(engine)
         with engine.begin() as archiving:
             assert archive(archiving, utc_now() + timedelta(days=1), rows_max=10) == 1
         with engine.connect() as reading:

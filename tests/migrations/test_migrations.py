@@ -341,7 +341,7 @@ def test_a_key_too_long_for_its_column_is_refused_not_cut(mariadb_url: str) -> N
         ("completed", "{}", True),
         ("rejected", "{}", True),
         ("accepted", "{}", False),
-        ("completed", None, True),  # archived
+        ("completed", None, True),  # rebuilt
         ("dead", None, True),
         ("dead", "{}", False),
         ("unheard", None, False),

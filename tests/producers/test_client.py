@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import tombola.producers.client
 from tests import servers
 from tests.books import table
+from tests.kept_results import keep_results
 from tests.processes import House, draws
 from tombola.producers import (
     ConfigurationError,
@@ -140,6 +141,23 @@ def test_a_known_repeat_gets_the_first_result_and_is_not_sent_again(
     assert queued(broker_url, 1) == [request]
 
 
+def test_the_same_key_with_another_nonce_is_refused(client: DrawClient, house: House) -> None:
+    (account_id,) = house.accounts(1)
+    first = DrawRequest(account_id=account_id, request_key="k", client_nonce="nonce-of-a-browser_0")
+    assert client.enqueue(first) == client.enqueue(first) == Ticket("k", "k")
+    others = [DrawRequest(account_id=account_id, request_key="k", client_nonce=it) for it in ("", "n" * 16)]
+    for other in others:
+        with pytest.raises(IdempotencyKeyReused):
+            client.enqueue(other)
+    with pytest.raises(IdempotencyKeyReused):
+        client.enqueue_many([first, *others])
+    (result,) = settle(house, first)
+    repeat = client.enqueue(first)
+    assert repeat.result is not None
+    assert (repeat.result.encode(), repeat.reason) == (result, "DUPLICATE_REQUEST_IDEMPOTENT")
+    assert house.violations() == []
+
+
 def test_a_key_with_another_request_behind_it_is_refused(house: House, client: DrawClient) -> None:
     mine, other = house.accounts(2)
     request = DrawRequest(account_id=mine)
@@ -236,6 +254,8 @@ def test_a_repeat_needs_no_result_store(house: House) -> None:
         with DrawClient.from_settings(settings) as client:
             for _ in range(2):
                 assert client.enqueue(request).result == parse_result(first)
+            keep_results(house.engine)
+            assert client.enqueue(request).result == parse_result(first)
             assert archive_once(house.engine, older_than_s=-3600) == 1
             assert client.enqueue(request).result == parse_result(first)
         with DrawClient.from_settings(settings) as client:
@@ -249,6 +269,7 @@ def test_what_is_archived_is_told_again(house: House, client: DrawClient, broker
     mine = [DrawRequest(account_id=account_id), DrawRequest(account_id=4711)]
     client.enqueue_many(mine)
     first = [parse_result(body) for body in settle(house, *mine)]
+    keep_results(house.engine)
     assert archive_once(house.engine, older_than_s=-3600) == 2
     with Redis.from_url(house.env["TOMBOLA_RESULT_URL"]) as redis:
         redis.delete(*[KEY_PREFIX + request.lottery_session_id for request in mine])

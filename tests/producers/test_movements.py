@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 
 from tests.books import table
+from tests.kept_results import keep_results
 from tests.processes import House
 from tombola.producers import (
     AccountNotFound,
@@ -141,6 +142,7 @@ def test_each_movement_is_a_method(house: House, client: DrawClient, rich: int, 
     assert client.void("h2", key="v", reason="no trade").result == told["v"]
     again = client.open_account(3, amount="9.50", key="o", reference="welcome")
     assert (again.account_id, again.is_new, again.recharge) == (opened.account_id, False, ("o", "o", told["o"]))
+    keep_results(house.engine)
     assert archive_once(house.engine, older_than_s=-3600) == 10
     assert client.post("h1", amount="10", to=poor, key="p", reference="trade").result == told["p"]
     assert house.violations() == []

@@ -81,8 +81,8 @@ class Desk:
                 break
         consumer.deliveries.close()
 
-    def forecast(self, selection: Selection = ALL, wheels: Any = 0) -> Forecast:
-        return forecast(self.engine, selection, self.house.wheels if wheels == 0 else wheels)
+    def forecast(self, selection: Selection = ALL) -> Forecast:
+        return forecast(self.engine, selection)
 
     def replay(self, selection: Selection = ALL, **options: Any) -> Replay:
         replay_id = replay.begin(self.engine, selection, Options(**options), operator=WHO, reason=WHY)
@@ -138,12 +138,39 @@ def test_what_a_bad_deploy_parked_is_foretold_and_settles_once(house: House, des
     ]
 
 
+def test_a_replay_keeps_the_nonce_of_a_draw(house: House, desk: Desk) -> None:
+    (account_id,) = house.accounts(1)
+    asked = [
+        DrawRequest(account_id=account_id, request_key=f"k{number:02}", client_nonce=f"nonce-{number:010}")
+        for number in range(40)
+    ]
+    desk.park_by_worker(*[draw.encode() for draw in asked], wheels={})
+    assert {it.body for it in desk.letters()} == {it.encode() for it in asked}
+    other = DrawRequest(account_id=account_id, request_key="k00", client_nonce="nonce-of-another")
+    desk.work()
+    done = desk.replay()
+    assert (done.status, done.settled, done.parked_again, done.refused) == ("done", 40, 0, 0)
+    with house.engine.connect().execution_options(read_only=True) as connection:
+        found = {row.request_key: row for row in connection.execute(select(requests))}
+    assert {key: (row.terms, row.fingerprint) for key, row in found.items()} == {
+        it.request_key: (it.terms, it.fingerprint()) for it in asked
+    }
+    desk.rest()
+    desk.park_by_worker(other.encode())  # the key's request is settled: another nonce is a conflict
+    assert house.causes() == [Cause.FINGERPRINT_MISMATCH]
+    assert house.violations() == []  # which draws each of them again, by its nonce
+
+
 def test_a_forecast_comes_true_line_by_line(house: House, desk: Desk) -> None:
     rich, poor = house.accounts(2, balance=1)
     recharge(house.engine, rich, Decimal(5))
     stranger = 4711
+    # What a draw wins is in no forecast: where the first one wins nothing, the forecast comes true all the same.
+    losing = [
+        key for key in (f"poor_{number}" for number in range(40)) if not house.wheels["default"].draw(poor, key).amount
+    ][:12]
     asked = [
-        *[DrawRequest(account_id=poor, request_key=f"poor_{number}") for number in range(12)],
+        *[DrawRequest(account_id=poor, request_key=key) for key in losing],
         DrawRequest(account_id=stranger, request_key="nobody"),
         DrawRequest(account_id=rich, request_key="first"),
         DrawRequest(account_id=rich, request_key="elsewhere", campaign="winter"),
@@ -161,8 +188,7 @@ def test_a_forecast_comes_true_line_by_line(house: House, desk: Desk) -> None:
     assert said["elsewhere"][0] == "unknown campaign"
     assert said["known"][0] == "conflict"
     assert said[""][0] == "cannot be parsed"
-    poors = [said[f"poor_{number}"][0] for number in range(12)]
-    assert set(poors) == {"would charge", "would be rejected"}
+    assert [said[key][0] for key in losing] == ["would charge"] + ["would be rejected"] * 11
 
     desk.work()
     done = desk.replay()
@@ -177,12 +203,21 @@ def test_a_forecast_comes_true_line_by_line(house: House, desk: Desk) -> None:
     assert_books(house.engine)
 
 
-def test_a_forecast_without_the_seed_says_that_it_leaves_out_what_is_won(house: House, desk: Desk) -> None:
-    (poor,) = house.accounts(1, balance=2)
-    desk.park_by_worker(*[draw.encode() for draw in draws([poor], 5)], wheels={})
-    said = desk.forecast(wheels=None)
-    assert not said.is_exact
-    assert dict(said.counts) == {"would charge": 2, "would be rejected": 3}
+def test_a_forecast_does_not_know_what_a_draw_would_win(house: House, desk: Desk) -> None:
+    """Where it did, whether a later charge can be paid would give away who wins."""
+    wheel = house.wheels["default"]
+    lucky, unlucky = house.accounts(2, balance=1)
+    asked = []
+    for account_id, wins in ((lucky, True), (unlucky, False)):
+        first = next(it for it in map(str, range(1000)) if bool(wheel.draw(account_id, f"a_{it}").amount) is wins)
+        asked += [DrawRequest(account_id=account_id, request_key=key) for key in (f"a_{first}", f"then_{account_id}")]
+    desk.park_by_worker(*[draw.encode() for draw in asked], wheels={})
+    assert [line.outcome for line in desk.forecast().lines] == ["would charge", "would be rejected"] * 2
+    desk.work()
+    desk.replay()
+    with house.engine.connect().execution_options(read_only=True) as connection:
+        became = dict(connection.execute(select(requests.c.request_key, requests.c.status)).tuples().all())
+    assert [became[it.request_key] for it in asked] == ["completed", "completed", "completed", "rejected"]
 
 
 def test_a_forecast_writes_nothing(house: House, desk: Desk) -> None:

@@ -120,7 +120,7 @@ def statuses(house: House) -> dict[str, str]:
 
 
 def foretell(house: House, **vouching: Any) -> Forecast:
-    return forecast(house.engine, Selection(), house.wheels, vouching=Vouching.of(house.settings, **vouching))
+    return forecast(house.engine, Selection(), vouching=Vouching.of(house.settings, **vouching))
 
 
 def replay_all(house: House, **options: Any) -> replay.Replay:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from tests.campaigns.shops import Shop, open_shop
+from tests.kept_results import keep_results, results_of
 from tombola.producers.domain import operations
 from tombola.producers.domain.contract import (
     DrawRequest,
@@ -42,9 +43,11 @@ from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import (
     account_asset_balances,
     account_holds,
+    api_idempotency_requests,
     asset_transactions,
     campaign_stock,
 )
+from tombola.worker.relay.retention import archive_once
 from tombola.worker.settle.answers import Settled
 
 CAMPAIGN = """
@@ -365,6 +368,7 @@ def run(shop: Shop, steps: list[Any]) -> None:
     for account, balance in zip(accounts, balances, strict=True):
         model._add(account, Decimal(balance))
     sender = Sender(accounts)
+    first: dict[str, bytes] = {}
     for actions, repeats in steps:
         fresh = sender.requests(actions)
         shop.entry.accept([Submission(it) for it in fresh])
@@ -372,6 +376,7 @@ def run(shop: Shop, steps: list[Any]) -> None:
         batch = [*again, *fresh, *fresh[:2]]
         for request, answer in zip(batch, shop.settle(*batch), strict=True):
             assert isinstance(answer, Settled), answer
+            assert first.setdefault(request.request_key, answer.result) == answer.result
             result = parsed(request, answer.result)
             reason, left = model.settle(request, result)
             assert (result.reason, result.status) == (reason, "rejected" if reason else "completed"), request
@@ -380,6 +385,27 @@ def run(shop: Shop, steps: list[Any]) -> None:
             assert result.balance_after == told, request
         _books_balance(shop)
     _is_as_the_model_says(shop, model)
+    _results_are_derived(shop, sender.sent, first)
+
+
+def _results_are_derived(shop: Shop, sent: Sequence[Request], first: dict[str, bytes]) -> None:
+    """What is rebuilt from the rows equals the first answers to the byte, as do the texts of older releases."""
+    for is_kept in (False, True, False):
+        with shop.engine.connect().execution_options(read_only=True) as connection:
+            texts = connection.execute(select(api_idempotency_requests.c.result)).scalars().all()
+        assert [it is not None for it in texts] == [is_kept] * len(first)
+        assert results_of(shop.engine) == first
+        for answer in shop.settle(*sent):
+            assert isinstance(answer, Settled), answer
+            assert (answer.result, answer.is_repeat) == (first[answer.request.request_key], True)
+            state = shop.entry.state_of(answer.request.lottery_session_id)
+            assert state is not None
+            assert (state.request, state.result, state.settled_at) == (answer.request, answer.result, answer.settled_at)
+        assert shop.violations() == []
+        if is_kept:
+            assert archive_once(shop.engine, older_than_s=-3600, rows_max=len(first)) == len(first)
+        else:
+            keep_results(shop.engine)
 
 
 def _books_balance(shop: Shop) -> None:

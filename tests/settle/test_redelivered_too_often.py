@@ -1,11 +1,11 @@
 """A message that was delivered too often is handled alone; an outage meanwhile must not make a dead letter of it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from msgspec.structs import replace
 
 from tests.processes import House, draws
 from tombola.producers.domain.errors import ServiceUnavailable

@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import Engine, create_engine, text
 
 from tests.books import Row, assert_books, table
+from tests.kept_results import keep_results
 from tests.ledgers import migrated, recharge
 from tombola.producers.domain import keys
 from tombola.producers.domain.causes import DeadReason, Status
@@ -102,6 +103,8 @@ def rows(engine: Engine) -> dict[str, Row]:
 
 
 def archive_all(engine: Engine) -> int:
+    """Archive what older releases have settled: all that is."""
+    keep_results(engine)
     return archive_once(engine, older_than_s=-3600)
 
 
@@ -209,7 +212,7 @@ def test_one_batch_may_hold_everything(engine: Engine, entry: Entry) -> None:
     } | dict.fromkeys(renamed, Status.ACCEPTED)
     known_told = answers["told"].record
     assert known_told is not None
-    assert (known_told.result, known_told.settled_at) == (first.result.decode(), first.settled_at)
+    assert (known_told.result, known_told.settled_at) == (None, first.settled_at)
     found = rows(engine)
     given = {it.request_key for it in renamed.values()}
     assert set(found) == {"known", "told", "archived", "dead", "shops", "b-new", "a-new", *given}
@@ -569,8 +572,13 @@ def test_what_is_archived_is_told_in_the_same_bytes(engine: Engine, entry: Entry
     asked = [wins, loses, *(DrawRequest(account_id=it, request_key=f"account-{it}") for it in (poor, 4711))]
     entry.accept([Submission(draw, "shop") for draw in asked])
     first = [settled(engine, draw) for draw in asked]
-    told = [ask(engine, draw, "shop").record for draw in asked]
-    assert [(it.result, it.settled_at) for it in told if it] == [(it.result.decode(), it.settled_at) for it in first]
+    for is_kept in (False, True):
+        told = [ask(engine, draw, "shop").record for draw in asked]
+        kept = [(it.result if is_kept else None, it.settled_at) for it in first]
+        assert [(it.result, it.settled_at) for it in told if it] == kept
+        assert [state_of(entry, draw.lottery_session_id).result for draw in asked] == [it.result for it in first]
+        assert audit(engine, WHEELS).violations == []
+        keep_results(engine)
     store = ResultStore.open(redis_url, ttl_s=60, engine=engine)
     store.put([StoredResult(it.request.lottery_session_id, it.result, it.settled_at) for it in first])
     envelopes = store._client.mget([KEY_PREFIX + draw.lottery_session_id for draw in asked])
@@ -615,6 +623,7 @@ def test_only_what_settled_long_ago_is_archived_in_steps(engine: Engine, entry: 
                 ),
                 {"then": (utc_now() - timedelta(days=91)).strftime("%Y-%m-%d %H:%M:%S.%f"), "key": key},
             )
+    keep_results(engine)
     before = rows(engine)
     day_s = 86_400
     assert [archive_once(engine, older_than_s=90 * day_s, rows_max=4) for _ in range(3)] == [4, 2, 0]
@@ -665,6 +674,7 @@ class Expected:
     status: str
     reason: str | None = None
     result: bytes | None = None
+    is_kept: bool = False  # the result's text, by an older release
     is_archived: bool = False
     attempts: int = 1
 
@@ -784,12 +794,16 @@ class Requests(RuleBasedStateMachine):
                 assert answer.result == known.result
 
     @rule()
+    def keep(self) -> None:
+        keep_results(self.engine)
+        chosen = self._that_are(Status.COMPLETED, Status.REJECTED)
+        self._replace({key: it for key, it in chosen.items() if not it.is_archived}, is_kept=True)
+
+    @rule()
     def archive(self) -> None:
-        chosen = {
-            key: it for key, it in self._that_are(Status.COMPLETED, Status.REJECTED).items() if not it.is_archived
-        }
+        chosen = {key: it for key, it in self.expected.items() if it.is_kept}
         assert archive_once(self.engine, older_than_s=-2 * HOUR.total_seconds()) == len(chosen)
-        self._replace(chosen, is_archived=True)
+        self._replace(self._that_are(*{it.status for it in chosen.values()}), is_kept=False, is_archived=True)
 
     @rule(draw=draws_)
     def give_up(self, draw: DrawRequest) -> None:
@@ -844,12 +858,9 @@ class Requests(RuleBasedStateMachine):
     @invariant()
     def the_table_holds_what_is_expected(self) -> None:
         assert {
-            key: (row["status"], row["reason"], row["caller"], row["result"] is None, row["publish_attempts"])
+            key: (row["status"], row["reason"], row["caller"], row["result"] is not None, row["publish_attempts"])
             for key, row in rows(self.engine).items()
-        } == {
-            key: (it.status, it.reason, it.caller, it.result is None or it.is_archived, it.attempts)
-            for key, it in self.expected.items()
-        }
+        } == {key: (it.status, it.reason, it.caller, it.is_kept, it.attempts) for key, it in self.expected.items()}
 
     @invariant()
     def every_session_is_told_its_first_result(self) -> None:

@@ -19,6 +19,7 @@ from tests.audits import audited
 from tests.books import assert_books, table
 from tests.consoles import PASSWORD, Console, Visitor
 from tests.gateways import Gateway, gateway
+from tests.kept_results import keep_results
 from tests.processes import House, wait_for
 from tests.receivers import Receiver
 from tombola import migrations
@@ -381,6 +382,7 @@ def _housekeep(users: Users) -> None:
         states = {it["request_key"]: it["status"] for it in table(users.root.engine, "api_idempotency_requests")}
         assert states[f"late-{role}"] == "dead"
     entry.close()
+    keep_results(users.root.engine)
     engine = open_engine(users.settings("worker").need("database_url"))
     try:
         assert archive_once(engine, older_than_s=-3600) > 0  # as if an hour had passed

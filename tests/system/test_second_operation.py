@@ -19,6 +19,7 @@ import redis
 from sqlalchemy import text
 
 from tests.books import Shape, assert_books
+from tests.kept_results import keep_results
 from tests.processes import House
 from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain import operations
@@ -260,6 +261,8 @@ def test_it_settles_beside_draws_and_is_answered_for_ever(
     assert {it: results.wait_for_body(it, timeout_s=5) for it in first} == first
     assert found_by_gateway(house, "swap") == first["swap"]
     # What was archived, and forgotten by Redis, is rebuilt from its rows: to the byte, by whomever asks.
+    keep_results(house.engine)
+    assert violations(house) == []
     with house.engine.begin() as connection:
         assert requests.archive(connection, utc_now() + timedelta(days=1), rows_max=100) == len(first)
     client = redis.Redis.from_url(redis_url)
@@ -315,7 +318,7 @@ def test_it_is_foretold_and_replayed(house: House, ids: tuple[int, int, int]) ->
     parking.park(
         house.engine, [Parking(it, Cause.FAILED_ALONE, "why", it.request()) for it in deliveries], worker="host:1"
     )
-    said = forecast(house.engine, Selection(), house.wheels)
+    said = forecast(house.engine, Selection())
     assert [(it.request_key, it.outcome) for it in said.lines] == [
         ("swap", "would charge"),
         ("back", "would charge"),

@@ -23,10 +23,9 @@ LEDGER: Final = (
     *("transaction_id", "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code"),
     *("delta_amount", "balance_before", "balance_after", "notes"),
 )
-REQUEST: Final = ("request_key", "account_id", "campaign", "fingerprint", "result")  # an archived result is empty
+REQUEST: Final = ("request_key", "account_id", "campaign", "fingerprint", "result")  # empty where no text is kept
 # Where the values of a row stand in its line.
 TRANSACTION_ID, ACCOUNT_ID, SESSION, KEY, BUSINESS_TYPE, ASSET, DELTA, BEFORE, AFTER, NOTES = range(1, 11)
-RESULT: Final = -1  # of the request
 _FIELDS: Final = {"0": 1 + len(LEDGER), "1": 1 + len(LEDGER) + len(REQUEST)}
 _AMOUNTS: Final = ("delta_amount", "balance_before", "balance_after")
 
@@ -122,8 +121,7 @@ def _sql(*, is_sqlite: bool) -> tuple[str, str, str]:
     ]
     values.append("COALESCE(t.notes, '')")
     without = joined(["'0'", *values], is_sqlite=is_sqlite)
-    is_archived = "r.result IS NULL AND r.publish_at IS NULL"
-    result = f"CASE WHEN {is_archived} THEN '' ELSE COALESCE(NULLIF(r.result, ''), '?') END"
+    result = "CASE r.result WHEN '' THEN '?' ELSE COALESCE(r.result, '') END"
     # NULL where there is no request.
     request = joined(["''", *(f"r.{name}" for name in REQUEST[:-1]), result], is_sqlite=is_sqlite)
     row = joined(["(r.request_key IS NOT NULL)", *values], is_sqlite=is_sqlite)

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, select
 from tombola.producers.domain import operations
 from tombola.producers.domain.campaigns.pulls import CONSUME
 from tombola.producers.domain.campaigns.scene import Versions
+from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import Request, Row, parse_result_head
 from tombola.producers.domain.draw import Wheels
 from tombola.producers.domain.errors import DrawError
@@ -33,7 +34,6 @@ from tombola.worker.audit.lines import (
     BUSINESS_TYPE,
     KEY,
     NOTES,
-    RESULT,
     SESSION,
     TRANSACTION_ID,
     Line,
@@ -49,7 +49,7 @@ _REQUEST: Final = [
     stored(requests.c[name])
     for name in (
         *("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "status", "reason", "result"),
-        *("publish_at", "balance_told", "kind", "terms"),
+        *("balance_told", "kind", "terms"),
     )
 ]
 _LEDGER: Final = [
@@ -102,7 +102,7 @@ class Sessions:
             if not is_right(some):
                 doubtful.append(session_id)
         self._report.requests += len(sessions) - len(doubtful)
-        yield from self._results.compare({it[SESSION]: it[RESULT] for it in lines if it[0] == "1" and it[RESULT]})
+        yield from self._results.compare(connection, [it[SESSION] for it in lines if it[0] == "1"])
         doubtful += self._odd_sessions(connection, [id_of(line) for line in lines if is_odd(line)])
         yield from self.check(connection, doubtful, is_counting=is_counting)
         if holds:
@@ -137,7 +137,8 @@ class Sessions:
                 handed_out += session.codes()
             yield from _strangers(connection, elsewhere)
             yield from check_handed_out(connection, handed_out)
-            yield from self._results.compare({key: row.result for key, row in found.items() if row.result is not None})
+            settled = [it for it, row in found.items() if row.status in (Status.COMPLETED, Status.REJECTED)]
+            yield from self._results.compare(connection, settled)
 
     def _without_request(self, connection: Connection, session_id: str, rows: Sequence[Any]) -> Iterator[Violation]:
         """Rows that no request has written: openings and recharges from the shell, and what old code wrote."""
@@ -330,25 +331,23 @@ class _Session:
             yield f"its session holds foreign rows: {keys}"
 
     def _answered(self, asked: Request) -> Iterator[str]:
-        """I10: the kept result is what the ledger says, and belongs to this request."""
+        """I10: the result belongs to this request; a text that an older release kept is what the ledger says."""
         request = self.request
         if asked.fingerprint() != request.fingerprint:
             yield "its row does not match its fingerprint"
         if request.status in ("accepted", "dead"):
             return
         result = operations.operation_of(asked).result
-        rebuilt = None
         if self.written.is_completed:
             if not self.written.rows:
                 yield "its result cannot be rebuilt: the ledger has no rows of it"
                 return
             rebuilt = result(asked, self.written.rows).decode()
-        if request.result is None and request.publish_at is None:  # archived: rebuilt at each request for it
-            balance = None if request.balance_told is None else amount_of(self._connection, request.balance_told)
-            kept = rebuilt or result(asked, Rejection(request.reason, balance)).decode()
         else:
-            kept = request.result or ""
-        if rebuilt is not None and rebuilt != kept:
+            balance = None if request.balance_told is None else amount_of(self._connection, request.balance_told)
+            rebuilt = result(asked, Rejection(request.reason, balance)).decode()
+        kept = rebuilt if request.result is None else request.result
+        if self.written.is_completed and rebuilt != kept:
             yield "its kept result is not what the ledger says"
         try:
             said = parse_result_head(kept.encode())
@@ -356,7 +355,11 @@ class _Session:
             yield str(error)
             return
         if (said.status, said.reason) != (request.status, request.reason):
-            yield f"is {request.status}, its kept result says {said.status}"
+            yield f"is {_outcome(request)}, its result says {_outcome(said)}"
+
+
+def _outcome(told: Any) -> str:
+    return f"{told.status} {told.reason or ''}".strip()
 
 
 def _cannot_be_checked(error: Exception) -> str:

@@ -17,10 +17,11 @@ from typing import Final
 
 import msgspec
 
-from tombola.producers.domain.campaigns.drawing import Drawing, plain_prize
+from tombola.producers.domain.campaigns.drawing import plain_prize
 from tombola.producers.domain.campaigns.odds import Odds
 from tombola.producers.domain.campaigns.pulls import NEW, Pulled, Standing, plainly_pulled, pull_all
 from tombola.producers.domain.campaigns.scene import Bound
+from tombola.producers.domain.campaigns.settling import drawing_of
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.operations.operation import LockedAccount, Needs, Play
 from tombola.producers.storage.faults import RowsChanged
@@ -45,7 +46,7 @@ class BatchScene:
         self._bounds: dict[str, Bound] = {}
         self._versions: dict[tuple[str, str | None], tuple[Odds, bool] | None] = {}  # by campaign and odds hash
         self._asset_codes: dict[str, Set[str]] = {}  # by campaign
-        self._foreseen: dict[str, tuple[Standing, Pulled]] = {}  # by request key
+        self._foreseen: dict[str, tuple[DrawRequest, Standing, Pulled]] = {}  # by request key
         self._prize_accounts: dict[Pair, int] = {}
         self._accounts: Mapping[int, LockedAccount] = {}
         self._standings: dict[str, Standing] = {}
@@ -126,7 +127,9 @@ class BatchScene:
         version = self._versions[key]
         if version is None:
             return None
-        bound = self._bounds[draw.request_key] = Bound(version[0], moment, version[1])
+        bound = Bound(version[0], moment, version[1])
+        # The first one counts: a later request under the same key is another campaign's, and refused.
+        self._bounds.setdefault(draw.request_key, bound)
         return bound
 
     def _read_standings(self, fresh: Sequence[tuple[DrawRequest, Bound]]) -> None:
@@ -162,17 +165,17 @@ class BatchScene:
             if not odds.has_stock or not is_open or pulls not in odds.cost:
                 continue
             if pulls == 1 and not odds.has_counters:
-                pulled = plainly_pulled(plain_prize(seed, odds, draw.account_id, draw.request_key))
-                self._foreseen[draw.request_key] = (NEW, pulled)
+                nonce = draw.client_nonce.encode()
+                pulled = plainly_pulled(plain_prize(seed, odds, draw.account_id, draw.request_key, nonce))
+                self._foreseen[draw.request_key] = (draw, NEW, pulled)
                 for code in pulled.taken:
                     wanted[PrizeName(odds.name, code)] += 1
                 continue
             key = _standing_key(draw.account_id, odds.name) if odds.has_counters else ""
             standing = (standings.get(key) or self._standings.get(key, NEW)) if key else NEW
-            drawing = Drawing(seed, odds, draw.account_id, draw.request_key)
-            pulled = pull_all(odds, drawing, pulls, standing, moment, lambda _code: _ENOUGH)
+            pulled = pull_all(odds, drawing_of(draw, odds, seed), pulls, standing, moment, lambda _code: _ENOUGH)
             standings[key] = pulled.after
-            self._foreseen[draw.request_key] = (standing, pulled)
+            self._foreseen[draw.request_key] = (draw, standing, pulled)
             for code, units in pulled.taken.items():
                 wanted[PrizeName(odds.name, code)] += units
         if wanted:
@@ -185,16 +188,20 @@ class BatchScene:
         return self._desk.seed
 
     def bound(self, request_key: str, campaign: str) -> Bound | None:
-        return self._bounds.get(request_key)
+        found = self._bounds.get(request_key)
+        return found if found is None or found.odds.name == campaign else None
 
     def standing(self, account_id: int, campaign: str) -> Standing:
         return self._standings.get(_standing_key(account_id, campaign), NEW) if self._standings else NEW
 
-    def foreseen(self, request_key: str, standing: Standing) -> Pulled | None:
-        found = self._foreseen.get(request_key)
-        if found is None or (found[0] is not standing and found[0] != standing):
+    def foreseen(self, request: DrawRequest, standing: Standing) -> Pulled | None:
+        found = self._foreseen.get(request.request_key)
+        # Another request under the same key, which is refused, draws something else.
+        if found is None or (found[0] is not request and found[0] != request):
             return None
-        name, pulled = self._bounds[request_key].odds.name, found[1]
+        if found[1] is not standing and found[1] != standing:
+            return None
+        name, pulled = self._bounds[request.request_key].odds.name, found[2]
         for code, units in pulled.taken.items():
             if self.units(name, code) < units:
                 return None

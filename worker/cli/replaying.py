@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy import Engine
 
 from tombola.producers.brokers.registry import broker_of
-from tombola.producers.domain.draw import wheels
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.settings import Settings
 from tombola.worker.cli.base import (
@@ -37,7 +36,7 @@ from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.operators.actions import shell_operator
 from tombola.worker.replays import forecast as forecasts
 from tombola.worker.replays import replay as replays
-from tombola.worker.replays.forecast import OUTCOMES, REFUSALS, Forecast
+from tombola.worker.replays.forecast import OUTCOMES, REFUSALS, WOULD_CHARGE, Forecast
 from tombola.worker.replays.replay import Options, Replay
 from tombola.worker.replays.replayer import Replayer
 from tombola.worker.replays.vouching import Vouching
@@ -83,7 +82,6 @@ def show_forecast(
             "counts": forecast.counts,
             "reasons": forecast.reasons,
             "charged": forecast.charged,
-            "is_exact": forecast.is_exact,
         }
         print_json(msgspec.json.encode({**sums, "lines": [it._asdict() for it in forecast.lines]}))
         return
@@ -183,7 +181,6 @@ def _stopped_by_ctrl_c(replayer: Replayer) -> Iterator[None]:
 
 def _forecast(settings: Settings, engine: Engine, selection: Selection, options: Options, *, quiet: bool) -> Forecast:
     """The forecast for a replay with these options; shows a progress bar unless `quiet`."""
-    known = wheels(settings.seed_bytes) if settings.has("seed") else None
     limit = options.limit
     with engine.connect().execution_options(read_only=True) as connection:
         total = letters.count(connection, selection)
@@ -194,7 +191,7 @@ def _forecast(settings: Settings, engine: Engine, selection: Selection, options:
         def on_progress(done: int) -> None:
             progress.update(bar, completed=done)
 
-        return forecasts.forecast(engine, selection, known, limit=limit, vouching=vouching, on_progress=on_progress)
+        return forecasts.forecast(engine, selection, limit=limit, vouching=vouching, on_progress=on_progress)
 
 
 def _show_sums(forecast: Forecast) -> None:
@@ -218,8 +215,8 @@ def _show_sums(forecast: Forecast) -> None:
                     line = shown(f"{'':>9}    {number:,} × {reason}")
                     line.truncate(min(out.width, REASON_WIDTH_MAX), overflow="ellipsis")
                     out.print(line)
-    if not forecast.is_exact:
-        out.print("TOMBOLA_SEED is not set here: balances do not include prizes of these draws.")
+    if forecast.counts[WOULD_CHARGE]:
+        out.print("Prizes are not known before a draw settles: a charge that one would pay for is shown as rejected.")
     if forecast.total and all(outcome in REFUSALS for outcome in forecast.counts):
         out.print("None of the selected dead letters can be replayed as it is.")
 

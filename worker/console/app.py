@@ -19,7 +19,6 @@ from starlette_admin.base import BaseAdmin
 from starlette_admin.theme import DefaultTheme, TablerSettings
 
 from tombola.producers.brokers.redis_clients import open_redis
-from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.errors import (
     AccountNotFound,
     CampaignNotFound,
@@ -115,10 +114,9 @@ class Admin(BaseAdmin):
 def create_app(settings: Settings) -> Guard:
     """The console for `settings`; connects at the first request. Raises ConfigurationError without a database's URL."""
     engine = open_engine(settings.need("database_url"), lock_wait_s=settings.lock_wait_s)
-    wheels = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, settings.seed_bytes)} if settings.has("seed") else None
     client = open_redis(settings.need("result_url"), timeout_s=REDIS_TIMEOUT_S) if settings.has("result_url") else None
-    forecasts = ForecastRunner(engine, wheels, Vouching.of(settings))
-    services = Services(settings, engine, client, wheels, forecasts, ReplayRunner(settings, engine), SimulationRunner())
+    forecasts = ForecastRunner(engine, Vouching.of(settings))
+    services = Services(settings, engine, client, forecasts, ReplayRunner(settings, engine), SimulationRunner())
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:

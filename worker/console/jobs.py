@@ -10,7 +10,6 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,7 +19,6 @@ from cachetools import TTLCache
 from sqlalchemy import Engine
 
 from tombola.producers.brokers.registry import Broker, broker_of
-from tombola.producers.domain.draw import Wheel
 from tombola.producers.domain.errors import DrawError, ServiceUnavailable
 from tombola.producers.settings import Settings
 from tombola.producers.storage.clock import utc_now
@@ -39,15 +37,11 @@ STOP_TIMEOUT_S: Final = 8.0
 
 @dataclass
 class ForecastJob:
-    """A forecast under way or done; when it is done it has a `forecast` or an `error`.
-
-    `with_prizes`: prizes are part of the forecast. An account that can pay for a later draw shows that it has won.
-    """
+    """A forecast under way or done; when it is done it has a `forecast` or an `error`."""
 
     id: str
     selection: Selection
     limit: int | None
-    with_prizes: bool
     asked_at: datetime
     done: int = 0
     forecast: Forecast | None = None
@@ -61,27 +55,23 @@ class ForecastJob:
 class ForecastRunner:
     """Makes forecasts one after the other, in the order of the requests."""
 
-    def __init__(self, engine: Engine, wheels: Mapping[str, Wheel] | None, vouching: Vouching = NOTHING_ASKED) -> None:
+    def __init__(self, engine: Engine, vouching: Vouching = NOTHING_ASKED) -> None:
         self._engine = engine
-        self._wheels = wheels
         self._vouching = vouching
         self._jobs: TTLCache[str, ForecastJob] = TTLCache(FORECASTS_KEPT_MAX, FORECASTS_KEPT_S)
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(FORECASTS_AT_ONCE, "forecast")
 
-    def ask(self, selection: Selection, limit: int | None, *, with_prizes: bool) -> ForecastJob:
-        """Begin a forecast, or return the same one if it is under way. Raises ServiceUnavailable if too many are.
-
-        `with_prizes` is for operators only, who can replay: viewers must not know a prize before the draw settles.
-        """
+    def ask(self, selection: Selection, limit: int | None) -> ForecastJob:
+        """Begin a forecast, or return the same one if it is under way. Raises ServiceUnavailable if too many are."""
         with self._lock:
             under_way = [job for job in self._jobs.values() if not job.is_over]
             for job in under_way:
-                if (job.selection, job.limit, job.with_prizes) == (selection, limit, with_prizes):
+                if (job.selection, job.limit) == (selection, limit):
                     return job
             if len(under_way) >= FORECASTS_KEPT_MAX:
                 raise ServiceUnavailable("too many forecasts are under way: try again in a minute")
-            job = ForecastJob(secrets.token_hex(8), selection, limit, with_prizes, utc_now())
+            job = ForecastJob(secrets.token_hex(8), selection, limit, utc_now())
             self._jobs[job.id] = job
         self._threads.submit(self._run, job)
         return job
@@ -101,9 +91,8 @@ class ForecastRunner:
             job.done = done
 
         try:
-            wheels = self._wheels if job.with_prizes else None
             job.forecast = forecast(
-                self._engine, job.selection, wheels, limit=job.limit, vouching=self._vouching, on_progress=on_progress
+                self._engine, job.selection, limit=job.limit, vouching=self._vouching, on_progress=on_progress
             )
         except DrawError as error:
             job.error = str(error)

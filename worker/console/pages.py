@@ -18,7 +18,6 @@ from starlette_admin.routing import route
 from starlette_admin.views import CustomView
 
 from tombola.producers.domain.causes import LetterState
-from tombola.producers.domain.draw import Wheel
 from tombola.producers.domain.errors import IdempotencyKeyReused, InvalidRequest, MovementRejected
 from tombola.producers.settings import Settings
 from tombola.producers.storage.chunks import IN_LIST_MAX
@@ -47,7 +46,6 @@ class Services:
     settings: Settings
     engine: Engine
     redis: redis.Redis | None
-    wheels: Mapping[str, Wheel] | None
     forecasts: ForecastRunner
     replays: ReplayRunner
     simulations: SimulationRunner

@@ -17,7 +17,7 @@ from tombola.producers.domain.errors import DrawError, InvalidRequest
 from tombola.worker.console import shown
 from tombola.worker.console.jobs import ForecastJob
 from tombola.worker.console.pages import AGES, OPEN, Page, act, fields_of, integer, page, selection_of, url_of
-from tombola.worker.console.security.roles import must_act, operator_of
+from tombola.worker.console.security.roles import must_act
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters.letters import Selection
 from tombola.worker.operators import actions
@@ -47,10 +47,9 @@ class ReplaysPage(Page):
         query = request.query_params
         fields = fields_of(query)
         selection, limit = _only_open(selection_of(fields)), integer(query, "limit")
-        with_prizes = operator_of(request).can_act
         job = self.services.forecasts.find(query.get("job", ""))
-        if job is None or (job.selection, job.limit, job.with_prizes) != (selection, limit, with_prizes):
-            job = self.services.forecasts.ask(selection, limit, with_prizes=with_prizes)
+        if job is None or (job.selection, job.limit) != (selection, limit):
+            job = self.services.forecasts.ask(selection, limit)
             return RedirectResponse(url_of(f"{self.path}/new", fields, limit=limit, job=job.id), 303)
         count = await self.read(dead_letters.count, selection)
         is_hopeless = _is_hopeless(job)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from tombola.producers.brokers.registry import REDIS, kind_of
 from tombola.producers.domain.contract import BODY_BYTES_MAX, Request
@@ -19,8 +20,7 @@ HELD_BYTES_MAX: Final = 32 * 1024 * 1024  # of bodies in one fetch, before each 
 COUNT_MAX: Final = 2**31 - 1  # the maximum of a dead letter's column
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True):
     """One message in hand. `count` is the number of its deliveries, this one included.
 
     `headers` are the other fields of a Stream entry, or the application headers of an AMQP message. Of a body larger
@@ -31,7 +31,7 @@ class Delivery:
     body: bytes
     tag: bytes | int
     count: int = 1
-    headers: Mapping[str, Any] = field(default_factory=lambda: NO_HEADERS, hash=False)
+    headers: Mapping[str, Any] = NO_HEADERS
     whole: tuple[int, str] | None = None  # length and SHA-256 of the whole body, if `body` is only its beginning
     problem: str = ""
 

@@ -12,7 +12,7 @@ from tombola.producers.domain.operations.operation import Lifetime, Needs
 from tombola.producers.storage.faults import RowsChanged
 from tombola.producers.storage.ledger import Posting
 from tombola.producers.storage.transactions import Transaction
-from tombola.worker.ledger.post import POSTING_COLUMNS, read_posting
+from tombola.worker.ledger.post import of_sessions
 
 _NOTHING: Final = Lifetime(Decimal("0.00"), Decimal("0.00"))
 _PROOFS: Final = tuple(dict.fromkeys(next(iter(it.TYPES)) for it in OPERATIONS.values()))
@@ -43,11 +43,7 @@ def rows_of(transaction: Transaction, ledger_keys: Iterable[str]) -> dict[str, l
     )
     if not sessions:
         return wanted
-    for row in transaction.select(
-        f"SELECT {POSTING_COLUMNS} FROM asset_transactions WHERE lottery_session_id IN (??) ORDER BY transaction_id",
-        sorted(session_id for (session_id,) in sessions),
-    ):
-        posting = read_posting(transaction, row)
+    for posting in of_sessions(transaction, [session_id for (session_id,) in sessions]):
         if posting.ledger_key in wanted:
             wanted[posting.ledger_key].append(posting)
     return wanted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
@@ -11,7 +11,7 @@ from tombola.producers.domain import operations
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.operations.operation import LockedAccount
 from tombola.producers.storage.ledger import Posting
-from tombola.producers.storage.transactions import Transaction, WhenHeld, time_text
+from tombola.producers.storage.transactions import Transaction, WhenHeld, joined, time_text
 
 _COLUMNS: Final = (
     "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code",
@@ -28,8 +28,7 @@ def lock_accounts(
     Missing accounts are not in the result. Each lock may have to be waited for: after `wait_s_max` in all, the server
     ends the statement (errors 1969, 3024). `lock=False` reads only, for forecasts.
     """
-    query = transaction.within(wait_s_max, _ACCOUNTS) if lock else _ACCOUNTS
-    return _accounts(transaction, transaction.select(query, sorted(account_ids), lock=lock))
+    return _accounts(transaction, sorted(account_ids), lock=lock, wait_s_max=wait_s_max if lock else 0)
 
 
 def lock_free_accounts(
@@ -37,7 +36,7 @@ def lock_free_accounts(
 ) -> tuple[dict[int, LockedAccount], set[int]]:
     """Lock the accounts that no other transaction holds; the second part of the result are the ids of held accounts."""
     ids = sorted(account_ids)
-    free = _accounts(transaction, transaction.select(_ACCOUNTS, ids, lock=True, when_held=WhenHeld.SKIP))
+    free = _accounts(transaction, ids, lock=True, when_held=WhenHeld.SKIP)
     missing = [account_id for account_id in ids if account_id not in free]
     if not missing or transaction.is_sqlite:
         return free, set()
@@ -45,11 +44,27 @@ def lock_free_accounts(
 
 
 _ACCOUNTS: Final = "SELECT id, asset_code, balance FROM account_asset_balances WHERE id IN (??) ORDER BY id"
+# Along the primary key, as with ORDER BY: so the locks are taken in the order of the ids.
+_JOINED: Final = (
+    f"SELECT {joined('id', 'asset_code', 'balance')} FROM account_asset_balances FORCE INDEX (PRIMARY) WHERE id IN (??)"
+)
 
 
-def _accounts(transaction: Transaction, rows: Sequence[tuple[Any, ...]]) -> dict[int, LockedAccount]:
+def _accounts(
+    transaction: Transaction,
+    ids: Sequence[int],
+    *,
+    lock: bool,
+    when_held: WhenHeld = WhenHeld.WAIT,
+    wait_s_max: float = 0,
+) -> dict[int, LockedAccount]:
+    plain, one_value = (transaction.within(wait_s_max, it) if wait_s_max else it for it in (_ACCOUNTS, _JOINED))
+    rows: Sequence[Sequence[Any]] | None = transaction.select_joined(one_value, ids, lock=lock, when_held=when_held)
+    if rows is None:
+        rows = transaction.select(plain, ids, lock=lock, when_held=when_held)
     return {
-        account_id: LockedAccount(asset_code, transaction.amount(balance)) for account_id, asset_code, balance in rows
+        int(account_id): LockedAccount(asset_code, transaction.amount(balance))
+        for account_id, asset_code, balance in rows
     }
 
 
@@ -61,17 +76,29 @@ class Charged(NamedTuple):
     rows: list[Posting]
 
 
-POSTING_COLUMNS: Final = (
-    "account_id, lottery_session_id, idempotency_key, business_type, asset_code, delta_amount, balance_before, "
-    "balance_after, notes"
+_POSTING: Final = (
+    *("account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code"),
+    *("delta_amount", "balance_before", "balance_after"),
 )
+# In a legacy ledger a row of old code may have no key yet.
+_FOUND: Final = "FROM asset_transactions WHERE lottery_session_id IN (??) AND idempotency_key IS NOT NULL"
+_OF_SESSIONS: Final = f"SELECT {', '.join(_POSTING)}, notes {_FOUND} ORDER BY transaction_id"
+_OF_SESSIONS_JOINED: Final = f"SELECT {joined(*_POSTING, nullable=['notes'], order_by='transaction_id')} {_FOUND}"
+
+
+def of_sessions(transaction: Transaction, session_ids: Iterable[str]) -> Iterator[Posting]:
+    """The ledger rows of these sessions, in their order."""
+    asked = sorted(set(session_ids))
+    rows: Sequence[Sequence[Any]] | None = transaction.select_joined(_OF_SESSIONS_JOINED, asked)
+    for row in transaction.select(_OF_SESSIONS, asked) if rows is None else rows:
+        yield read_posting(transaction, row)
 
 
 def read_posting(transaction: Transaction, row: Sequence[Any]) -> Posting:
-    """The ledger row behind these values of POSTING_COLUMNS."""
+    """The ledger row behind these values of its columns, in the order of Posting's fields."""
     account_id, session_id, key, business_type, asset_code, *amounts, notes = row
     delta, before, after = map(transaction.amount, amounts)
-    return Posting(account_id, session_id, key, business_type, asset_code, delta, before, after, notes or "")
+    return Posting(int(account_id), session_id, key, business_type, asset_code, delta, before, after, notes or "")
 
 
 def charged(transaction: Transaction, requests: Sequence[Request]) -> dict[str, Charged]:
@@ -93,15 +120,25 @@ def charged(transaction: Transaction, requests: Sequence[Request]) -> dict[str, 
             continue  # what can happen once was done by another request: the operation decides what that means
         it = writers.setdefault((session_id, request.ledger_key), Charged(account_id, session_id, []))
         charged[request.request_key] = it
-    for row in transaction.select(
-        f"SELECT {POSTING_COLUMNS} FROM asset_transactions WHERE lottery_session_id IN (??) ORDER BY transaction_id",
-        sorted({session_id for _, _, session_id in found}),
-    ):
-        posting = read_posting(transaction, row)
+    for posting in of_sessions(transaction, (session_id for _, _, session_id in found)):
         writer = writers.get((posting.lottery_session_id, posting.ledger_key))
         if writer is not None:  # otherwise a row of that session under another request key
             writer.rows.append(posting)
     return charged
+
+
+def completed(transaction: Transaction, requests: Sequence[Request]) -> dict[str, Charged]:
+    """The ledger rows of these requests, which have completed, by request key: one statement."""
+    if not requests:
+        return {}
+    found: dict[str, list[Posting]] = {}
+    for posting in of_sessions(transaction, [it.lottery_session_id for it in requests]):
+        found.setdefault(posting.lottery_session_id, []).append(posting)
+    return {
+        it.request_key: Charged(it.account_id, it.lottery_session_id, own)
+        for it in requests
+        if (own := [row for row in found.get(it.lottery_session_id, ()) if row.ledger_key == it.ledger_key])
+    }
 
 
 def busy(transaction: Transaction, requests: Sequence[Request]) -> set[str]:

@@ -2,6 +2,9 @@
 
 The answers come from the transaction's own book, read without locks and never posted (worker.settle.rehearsal); so the
 forecast says what settling would do now. Draws and recharges that settle before the replay change its outcome.
+
+What a draw would win is not known to anybody before it settles, and so not to a forecast either: it never has the seed.
+It says what each draw costs, and shows a rejection where a prize would pay for the next charge.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from sqlalchemy import Engine
 
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import Request, parse_result_head
-from tombola.producers.domain.draw import Wheels, blind_wheels, seed_of
+from tombola.producers.domain.draw import blind_wheels
 from tombola.producers.domain.errors import DrawError, InvalidRequest
 from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.faults import Fault, explain, fault_of
@@ -76,16 +79,11 @@ class _Alike:
 
 @dataclass
 class Forecast:
-    """Sums, and lines for the first LINES_MAX dead letters. `charged` is by asset code.
-
-    The forecast is exact if the prizes could be drawn. Without the seed it leaves out prizes, and shows a rejection
-    where a prize would pay for the next charge.
-    """
+    """Sums, and lines for the first LINES_MAX dead letters. `charged` is by asset code; prizes are in no balance."""
 
     counts: Counter[str] = field(default_factory=Counter)
     charged: dict[str, Decimal] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
-    is_exact: bool = True
     _alike: dict[tuple[str, str], _Alike] = field(default_factory=dict)
 
     @property
@@ -121,7 +119,6 @@ class Forecast:
 def forecast(
     engine: Engine,
     selection: Selection,
-    wheels: Wheels | None,
     *,
     limit: int | None = None,
     vouching: Vouching = NOTHING_ASKED,
@@ -129,15 +126,13 @@ def forecast(
 ) -> Forecast:
     """What a replay of `selection`, up to `limit` dead letters in the order of their ids, would do now.
 
-    `wheels` are the campaigns under the seed, None where the seed is unknown; `vouching` says which messages need
-    vouching, by the settings. `on_progress` is called with the number of dead letters that are done.
+    `vouching` says which messages need vouching, by the settings. `on_progress` is called with the number of dead
+    letters that are done.
     Raises ServiceUnavailable or ConfigurationError when the database cannot be used.
     """
-    said = Forecast(is_exact=wheels is not None)
+    said = Forecast()
     try:
-        known = blind_wheels() if wheels is None else wheels
-        old_draws = OldDraws.of(engine, adopts=False)
-        rules = Rules(known, old_draws=old_draws, desk=Desk(engine, seed_of(known)))
+        rules = Rules(blind_wheels(), old_draws=OldDraws.of(engine, adopts=False), desk=Desk(engine, None))
         rehearsal = Rehearsal(rules)
         for letters in _in_order(engine, selection, limit):
             for line in _lines(engine, rehearsal, letters, vouching):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
+
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, Request
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):
     """The draw has an outcome, of this batch or of an earlier one. `result` holds the bytes of its first result."""
 
     request: Request

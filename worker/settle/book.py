@@ -78,10 +78,17 @@ class Book:
 
         The ledger's keys never expire: a request whose own row is gone is not charged again.
         """
-        self.charged = ledger.charged(open_transaction, [it for it in draws if self._needs_ledger(it.request_key)])
+        asking: list[Request] = []
+        completed: list[Request] = []
+        for it in draws:
+            known = self.known.get(it.request_key)
+            if known is None or known.status == Status.ACCEPTED:
+                asking.append(it)
+            elif known.status == Status.COMPLETED and known.result is None:
+                completed.append(it)
+        self.charged = ledger.charged(open_transaction, asking) | ledger.completed(open_transaction, completed)
         if self.rules.old_draws is not None:
-            asking = [it for it in draws if self._needs_ledger(it.request_key)]
-            met = self.rules.old_draws.meet(open_transaction, asking)
+            met = self.rules.old_draws.meet(open_transaction, [*asking, *completed])
             if met.owners:
                 self.owners = (self.owners or {}) | met.owners
                 self.charged |= met.charged
@@ -92,11 +99,6 @@ class Book:
         earlier.must_be_locked(found, needs)
         self.rows.update(found)
         self.lifetimes.update(earlier.lifetimes(open_transaction, needs))
-
-    def _needs_ledger(self, request_key: str) -> bool:
-        """Whether the request's own row leaves open if the ledger has charged it, or what its rows are."""
-        known = self.known.get(request_key)
-        return known is None or (known.result is None and known.status in (Status.ACCEPTED, Status.COMPLETED))
 
     def answer(self, draw: Request, fingerprint: str) -> Answer:
         """The answer for `draw`; a draw that settles now is in the rows to write."""
@@ -129,20 +131,19 @@ class Book:
         is_rejected = isinstance(outcome, Rejection)
         status = Status.REJECTED if is_rejected else Status.COMPLETED
         body = operation.result(draw, outcome)
-        text = body.decode()
         self.finished.append(
             RequestOutcome(
                 draw,
                 fingerprint,
                 status,
                 outcome.reason if isinstance(outcome, Rejection) else None,
-                text,
+                outcome.balance if isinstance(outcome, Rejection) else None,
                 is_accepted=known is not None,
                 deliveries=self.redelivered.get(draw.request_key, 1),
             )
         )
         # A key twice in one batch is the same case as a redelivery.
-        self.known[draw.request_key] = RequestRecord(fingerprint, "", status, text, self.now)
+        self.known[draw.request_key] = RequestRecord(fingerprint, "", status, body, self.now)
         return Settled(
             draw,
             body,
@@ -165,10 +166,10 @@ class Book:
         return self.owners.setdefault(draw.lottery_session_id, draw.request_key) == draw.request_key
 
     def _repeat(self, draw: Request, known: RequestRecord) -> Answer:
-        """The first result of a settled draw: as it was kept, or rebuilt if it has been archived."""
+        """The first result of a settled draw, rebuilt from what it wrote: equal to the byte."""
         assert known.settled_at is not None
         if known.result is not None:
-            return Settled(draw, known.result.encode(), known.settled_at, is_repeat=True)
+            return Settled(draw, known.result, known.settled_at, is_repeat=True)
         outcome: Outcome
         if known.status == Status.REJECTED:
             outcome = Rejection(known.reason or "", known.balance_told)

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from tombola.producers.domain.campaigns.odds import Odds
 from tombola.producers.domain.campaigns.pulls import Pulled, Standing
+from tombola.producers.domain.contract import DrawRequest
 
 
 class Bound(NamedTuple):
@@ -35,7 +36,7 @@ class Scene(Protocol):
     def standing(self, account_id: int, campaign: str) -> Standing:
         """What the account has done in the campaign."""
 
-    def foreseen(self, request_key: str, standing: Standing) -> Pulled | None:
+    def foreseen(self, request: DrawRequest, standing: Standing) -> Pulled | None:
         """The request's pulls as they were drawn from this standing, if all of their units are there; else None."""
 
     def is_listed(self, name: str, account_id: int) -> bool:

@@ -60,11 +60,16 @@ def decide(request: DrawRequest, locked: Locked) -> Play | Rejection | Refusal:
     if scene.seed is None:
         charge = Movement(request.account_id, CONSUME_TYPE, CONSUME, -odds.cost[pulls], "")
         return Play((charge,), odds.name)
-    pulled = scene.foreseen(request.request_key, standing)
+    pulled = scene.foreseen(request, standing)
     if pulled is None:
-        drawing = Drawing(scene.seed, odds, request.account_id, request.request_key)
+        drawing = drawing_of(request, odds, scene.seed)
         pulled = pull_all(odds, drawing, pulls, standing, bound.moment, lambda code: scene.units(odds.name, code))
     return _play(request, odds, standing, pulled, scene)
+
+
+def drawing_of(request: DrawRequest, odds: Odds, seed: bytes) -> Drawing:
+    """The pulls of this request by these odds."""
+    return Drawing(seed, odds, request.account_id, request.request_key, request.client_nonce.encode())
 
 
 def _why_rejected(request: DrawRequest, bound: Bound, scene: Scene, standing: Standing) -> str | None:
@@ -190,7 +195,7 @@ def expected_rows(request: DrawRequest, rows: Sequence[Row], odds: Odds, seed: b
     Raises InvalidRequest, ValueError or KeyError for notes that no draw by these odds has written.
     """
     notes = next(read_draw_notes(row.notes) for row in rows if row.business_type == CONSUME)
-    drawing = Drawing(seed, odds, request.account_id, request.request_key)
+    drawing = drawing_of(request, odds, seed)
     counters = notes.since_hit
     gone = notes.gone
     prizes: list[Prize] = []

@@ -77,7 +77,7 @@ def decide(request: DrawRequest, locked: Locked) -> Decision:
 
 def _movements(request: DrawRequest, wheel: Wheel) -> Sequence[Movement]:
     """The movements of a draw whose charge the account can pay."""
-    prize = wheel.draw(request.account_id, request.request_key)
+    prize = wheel.draw(request.account_id, request.request_key, request.client_nonce.encode())
     charge = Movement(request.account_id, CONSUME_TYPE, CONSUME, -wheel.campaign.cost, wheel.notes)
     if not prize.amount:
         return (charge,)

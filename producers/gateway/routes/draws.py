@@ -79,6 +79,7 @@ async def make_draw(gateway: Gateway, scope: Any, receive: Any) -> Whole:
         lottery_session_id=data.lottery_session_id or "",
         campaign=data.campaign,
         pulls=data.pulls,
+        client_nonce=data.client_nonce or "",
     )
     asked = _asked(draw, holder.caller)
     await gateway.must_be_within_bounds(holder, draw.account_id)
@@ -145,6 +146,7 @@ async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
                 lottery_session_id=it.lottery_session_id or "",
                 campaign=it.campaign,
                 pulls=it.pulls,
+                client_nonce=it.client_nonce or "",
             ),
             holder.caller,
         )

@@ -148,8 +148,8 @@ async def result_of(gateway: Gateway, answer: Acceptance) -> bytes | None:
     request = answer.request
     if answer.record.is_settled:
         if answer.record.result is not None:
-            return answer.record.result.encode()
-        state = await gateway.read(requests.state_of_session, request.lottery_session_id)  # archived
+            return answer.record.result
+        state = await gateway.read(requests.state_of_session, request.lottery_session_id)
         return None if state is None else state.result
     body = await gateway.results.peek(request.lottery_session_id)
     with suppress(DrawError):

@@ -1,14 +1,14 @@
 """The state of each request, in `api_idempotency_requests`: this package is the only writer of that table.
 
-                  ┌──► completed   the draw is charged, its first result is kept
+                  ┌──► completed   the draw is charged
     accepted ─────┼──► rejected    a final outcome without a charge
        ▲          └──► dead        given up, nothing was charged
        └──────────────── │         an operator's replay accepts the request again, under the same key
 
 Accepted is a promise: the row is the outbox as well, and the relay publishes the request until the row has another
 status. A request that reaches the worker without having been accepted gets its row when it settles. A settled request
-never changes; archiving drops only the result's text, which is rebuilt from the ledger, or from the rejection's few
-columns.
+never changes, and has one result for ever. Its text is not stored: it is rebuilt from the ledger, or from the few
+columns of a rejection. Archiving drops the texts that older releases stored.
 """
 
 from tombola.producers.storage.requests.accepting import (

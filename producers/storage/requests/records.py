@@ -11,7 +11,7 @@ from tombola.producers.domain import operations
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import Request
 from tombola.producers.storage.schema import api_idempotency_requests as table
-from tombola.producers.storage.transactions import Transaction
+from tombola.producers.storage.transactions import Transaction, joined
 
 # The columns that describe the request itself, in the order of `request_values`.
 REQUEST_COLUMNS: Final = ("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "created_at")
@@ -21,13 +21,15 @@ KIND_COLUMNS: Final = ("kind", "terms")
 DESCRIBED: Final = (
     table.c.request_key, table.c.lottery_session_id, table.c.account_id, table.c.campaign, table.c.kind, table.c.terms,
 )  # fmt: skip
-# As text: the driver takes longer to decode a time than all other columns of a row together.
-_ACCEPTED_AT: Final = "CAST(accepted_at AS CHAR)"
-_RECORD_COLUMNS: Final = f"fingerprint, caller, status, result, settled_at, reason, balance_told, {_ACCEPTED_AT}"
+_KNOWN: Final = ("request_key", "fingerprint", "caller", "status")
+# Times as text: the driver takes longer to decode a time than all other columns of a row together.
+_IF_KNOWN: Final = ("result", "CAST(settled_at AS CHAR)", "reason", "balance_told", "CAST(accepted_at AS CHAR)")
+_WITH_ODDS: Final = (*_IF_KNOWN, "odds_hash", "CAST(created_at AS CHAR)")
 
 
 class RequestRecord(NamedTuple):
-    """The row of a request; `result` is None before the request settles, and after its row is archived.
+    """The row of a request; `result` is None but for a request that an older release has settled, and that is not
+    archived: it is rebuilt from the ledger, or for a rejection from `reason` and `balance_told`.
 
     `accepted_at` is set for the batch that settles the request, and None in a locking read: a repeat is answered
     without it. `odds_hash` and `created_at` are set where they are asked for.
@@ -36,7 +38,7 @@ class RequestRecord(NamedTuple):
     fingerprint: str
     caller: str
     status: str
-    result: str | None = None
+    result: bytes | None = None
     settled_at: datetime | None = None
     reason: str | None = None
     balance_told: Decimal | None = None
@@ -56,26 +58,32 @@ def look_up(
 
     `with_odds`: also the version of its campaign that each is bound to, and since when.
     """
-    columns = f"{_RECORD_COLUMNS}, odds_hash, CAST(created_at AS CHAR)" if with_odds else _RECORD_COLUMNS
-    rows = transaction.select(
-        f"SELECT request_key, {columns} FROM {table.name} WHERE request_key IN (??)",
-        sorted(request_keys) if lock else request_keys,
-        lock=lock,
-    )
+    nullable = _WITH_ODDS if with_odds else _IF_KNOWN
+    found_by = f"FROM {table.name} WHERE request_key IN (??)"
+    rows: Sequence[Sequence[Any]] | None = None
+    if not lock:
+        rows = transaction.select_joined(f"SELECT {joined(*_KNOWN, nullable=nullable)} {found_by}", request_keys)
+    if rows is None:
+        keys = sorted(request_keys) if lock else request_keys
+        rows = transaction.select(f"SELECT {', '.join((*_KNOWN, *nullable))} {found_by}", keys, lock=lock)
     return {
         key: RequestRecord(
             fingerprint,
             caller,
             status,
-            result,
-            None if settled_at is None else transaction.moment(settled_at),
+            None if result is None else result.encode(),
+            None if settled_at is None else _moment(settled_at),
             reason,
             None if balance is None else transaction.amount(balance),
-            None if accepted_at is None or lock else datetime.fromisoformat(f"{accepted_at}+00:00"),
-            *((odds[0], datetime.fromisoformat(f"{odds[1]}+00:00")) if odds else ()),
+            None if accepted_at is None or lock else _moment(accepted_at),
+            *((odds[0], _moment(odds[1])) if odds else ()),
         )
         for key, fingerprint, caller, status, result, settled_at, reason, balance, accepted_at, *odds in rows
     }
+
+
+def _moment(utc: str) -> datetime:
+    return datetime.fromisoformat(f"{utc}+00:00")
 
 
 def request_values(request: Request, fingerprint: str, moment: str) -> tuple[str | int, ...]:

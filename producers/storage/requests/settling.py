@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from decimal import Decimal
+from typing import Final
 
+import msgspec
 from sqlalchemy import Connection, Engine, update
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -14,19 +16,25 @@ from tombola.producers.domain.contract import Request
 from tombola.producers.storage.faults import explain
 from tombola.producers.storage.requests.records import REQUEST_COLUMNS, kind_columns, kind_values, request_values
 from tombola.producers.storage.schema import api_idempotency_requests as table
-from tombola.producers.storage.transactions import Transaction, time_text
+from tombola.producers.storage.transactions import Transaction, Value, time_text
 
-_OUTCOME_COLUMNS: Final = ("status", "reason", "result", "settled_at", "deliveries", "settled_by")
+# Not the result: it is rebuilt from this row and the ledger rows, equal to the byte.
+_OUTCOME_COLUMNS: Final = ("status", "reason", "balance_told", "deliveries", "settled_by")
+# A request without a row gets one as it settles. `publish_at` is set, too: audits find settled rows along its index.
+_COPIES: Final = {"settled_at": "created_at", "publish_at": "created_at"}
 
 
-class RequestOutcome(NamedTuple):
-    """A request that settles now, and its outcome. `is_accepted` says that the request has a row already."""
+class RequestOutcome(msgspec.Struct, frozen=True):
+    """A request that settles now, and its outcome. `is_accepted` says that the request has a row already.
+
+    `balance_told` is the balance in the answer of a rejected request, which has no ledger rows.
+    """
 
     request: Request
     fingerprint: str
     status: Status
     reason: str | None
-    result: str
+    balance_told: Decimal | None
     is_accepted: bool
     deliveries: int = 1
 
@@ -43,35 +51,35 @@ def finish(
     kind = kind_columns(it.request for it in new)
     transaction.insert(
         table.name,
-        # `publish_at` is set for these rows, too: retention finds settled rows by it, along the index.
-        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, "publish_at", *kind),
+        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, *kind),
         [
             (
                 *request_values(it.request, it.fingerprint, moment),
-                it.status,
-                it.reason,
-                it.result,
-                moment,
-                it.deliveries,
-                settled_by,
-                moment,
+                *_outcome_values(transaction, it, settled_by),
                 *kind_values(it.request, kind),
             )
             for it in new
         ],
+        copies=_COPIES,
     )
     transaction.update(
         table.name,
         "request_key",
-        _OUTCOME_COLUMNS,
+        (*_OUTCOME_COLUMNS, "settled_at"),
         [
-            (it.request.request_key, it.status, it.reason, it.result, moment, it.deliveries, settled_by)
+            (it.request.request_key, *_outcome_values(transaction, it, settled_by), moment)
             for it in outcomes
             if it.is_accepted
         ],
         # The rows were read without a lock: a request that was given up meanwhile is dead and must not be charged.
         where=f"status = '{Status.ACCEPTED}'",
     )
+
+
+def _outcome_values(transaction: Transaction, it: RequestOutcome, settled_by: str | None) -> tuple[Value, ...]:
+    """The values of _OUTCOME_COLUMNS."""
+    told = None if it.balance_told is None else transaction.money(it.balance_told)
+    return it.status, it.reason, told, it.deliveries, settled_by
 
 
 def give_up(connection: Connection, request_key: str, fingerprint: str, reason: str) -> bool:

@@ -1,0 +1,104 @@
+"""What a draw costs the database: statements and bytes, which depend on no machine and which no noise hides.
+
+A bound that fails says that the path of each draw has got longer. Raise it only with a reason that is worth it.
+"""
+
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.ledgers import migrated
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import wheels
+from tombola.producers.entry import Entry
+from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.requests import Submission
+from tombola.worker.ledger.accounts import open_account
+from tombola.worker.settle import tries
+from tombola.worker.settle.answers import Settled
+from tombola.worker.settle.batch import Handling
+from tombola.worker.settle.rules import Rules
+
+WHEELS = wheels(bytes(range(32)))
+DRAWS = 400
+ACCOUNTS = 100
+BY = Handling("worker@host-4711")
+
+
+class Effort(NamedTuple):
+    """Of one batch: its round trips, and the bytes that a draw sends to the server and gets from it."""
+
+    round_trips: int
+    sent: float
+    received: float
+
+
+@pytest.fixture
+def engine(mariadb_url: str) -> Iterator[Engine]:
+    migrated(mariadb_url)
+    engine = open_engine(mariadb_url)
+    yield engine
+    engine.dispose()
+
+
+def effort_of(engine: Engine, act: Callable[[], object]) -> Effort:
+    """What `act` costs, on the only connection of the pool."""
+    before = _counted(engine)
+    act()
+    after = _counted(engine)
+    assert after["id"] == before["id"], "another connection was used"
+    trips, sent, received = (after[it] - before[it] for it in ("Questions", "Bytes_received", "Bytes_sent"))
+    return Effort(trips - 1, sent / DRAWS, received / DRAWS)  # without the look at the counters itself
+
+
+def _counted(engine: Engine) -> dict[str, int]:
+    proxy = engine.raw_connection()
+    connection: Any = proxy.driver_connection
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT 'id', CONNECTION_ID() UNION ALL SELECT VARIABLE_NAME, VARIABLE_VALUE "
+            "FROM information_schema.SESSION_STATUS "
+            "WHERE VARIABLE_NAME IN ('Questions', 'Bytes_received', 'Bytes_sent')"
+        )
+        counted = {name.capitalize() if name != "id" else name: int(value) for name, value in cursor.fetchall()}
+    connection.rollback()
+    proxy.close()
+    return counted
+
+
+def draws_of(engine: Engine) -> list[DrawRequest]:
+    accounts = [open_account(engine, user_id=user, balance=Decimal(1000)) for user in range(1, ACCOUNTS + 1)]
+    return [DrawRequest(account_id=accounts[it % ACCOUNTS]) for it in range(DRAWS)]
+
+
+def settle(engine: Engine, draws: list[DrawRequest]) -> None:
+    answers = tries.settle(engine, draws, Rules(WHEELS, tries_max=1), BY)
+    assert all(isinstance(it, Settled) for it in answers)
+
+
+def test_a_batch_of_new_draws(engine: Engine) -> None:
+    draws = draws_of(engine)
+    settle(engine, [DrawRequest(account_id=draws[0].account_id)])  # the clock is read, the connection is open
+    print(first := effort_of(engine, lambda: settle(engine, draws)))
+    print(again := effort_of(engine, lambda: settle(engine, draws)))
+    assert first.round_trips <= 9
+    assert first.sent <= 800
+    assert first.received <= 5
+    assert again.round_trips <= 8
+    assert again.sent <= 200
+    assert again.received <= 900
+
+
+def test_a_batch_of_accepted_draws(engine: Engine) -> None:
+    draws = draws_of(engine)
+    entry = Entry(engine, relay_after_s=60)
+    settle(engine, [DrawRequest(account_id=draws[0].account_id)])
+    entry.accept([Submission(it) for it in draws])
+    print(first := effort_of(engine, lambda: settle(engine, draws)))
+    assert first.round_trips <= 9
+    assert first.sent <= 800
+    assert first.received <= 200
+    entry.close()
