@@ -25,6 +25,7 @@ from tests.ledgers import migrated
 from tombola.producers.brokers.registry import open_broker
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel, Wheels
+from tombola.producers.domain.seeds import draw_key, secret_of
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import api_idempotency_requests as requests
@@ -155,6 +156,12 @@ class House:
         # As worker.celery's wheels_of. Importing that module would read TOMBOLA_* of this process's environment.
         self.wheels: Wheels = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, self.settings.seed_bytes)}
         self.engine: Engine = open_engine(self.settings.need("database_url"))
+
+    @property
+    def first_wheel(self) -> Wheel:
+        """The wheel of the first day's draws by real workers, which begin a chain of seed epochs at their start."""
+        secret = secret_of(self.settings.seed_bytes, 1)
+        return Wheel(DEFAULT_CAMPAIGN, draw_key(secret, DEFAULT_CAMPAIGN.name))
 
     def __enter__(self) -> "House":
         migrated(self.engine)

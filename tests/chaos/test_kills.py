@@ -174,7 +174,7 @@ def test_a_hot_account_that_runs_dry(house: House) -> None:
     house.env |= {"TOMBOLA_BATCH_SIZE_MAX": "50", "TOMBOLA_CLAIM_AFTER_S": "10"}
     (account_id,) = house.accounts(1, balance=50)
     # Known in advance: draws do not roll fresh dice. Losing draws only, so that the balance lasts for 50 of them.
-    wheel = house.wheels["default"]
+    wheel = house.first_wheel
     queued = [draw for draw in draws([account_id], 1000) if not wheel.draw(account_id, draw.request_key).amount][:600]
     assert len(queued) == 600
     with ExitStack() as stack:

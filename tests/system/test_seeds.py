@@ -70,7 +70,7 @@ def test_beat_without_the_seed_asks_a_worker_that_has_it_to_reveal(
                 return epoch is not None and epoch.revealed is not None
 
             wait_for(is_revealed, within_s=30, what=worker.log)
-            assert "the secret of epoch 1.1 is public" in worker.log()
+            wait_for(lambda: "the secret of epoch 1.1 is public" in worker.log(), within_s=10, what=worker.log)
         beat = [*processes.CELERY[:-2], "beat", "--loglevel=INFO", f"--schedule={tmp_path}/beat"]
         with processes.worker(house.env | {"TOMBOLA_SEED": ""}, command=beat, until="beat: Starting") as started:
             assert started.is_alive

@@ -89,7 +89,8 @@ def reveal() -> None:
 
     Needs TOMBOLA_SEED. Exit code 1 if an epoch that is over stays secret.
     """
-    settings = settings_with("database_url", "seed")
+    settings = settings_with("database_url")
+    settings.need("seed")
     engine = engine_of(settings)
     revealed = reveal_due(engine, Masters(settings.seeds), after_s=settings.seed_reveal_after_s)
     for name in revealed:
@@ -109,7 +110,8 @@ def rotate(reason: ReasonOption, yes: YesOption = False) -> None:
 
     First set TOMBOLA_SEED=NEW,OLD for all workers, and restart them: a worker without the new seed cannot draw.
     """
-    settings = settings_with("database_url", "seed")
+    settings = settings_with("database_url")
+    settings.need("seed")
     why, masters = checked_reason(reason), Masters(settings.seeds)
     if not yes:
         confirm("Do all workers have the new seed, in front of the old one?")
