@@ -281,7 +281,7 @@ class Entry:
         known = (
             self._look_up(names)
             if connection is None
-            else requests.look_up(Transaction.joining(connection), list(names))
+            else requests.look_up(Transaction.joining(connection), list(names), with_odds=True)
         )
         return _as_known(submission, known)
 
@@ -289,7 +289,7 @@ class Entry:
         """The rows of these requests. Raises ServiceUnavailable, ConfigurationError or InternalError."""
         try:
             with transaction(self.engine, read_only=True) as reading:
-                return requests.look_up(reading, list(request_keys))
+                return requests.look_up(reading, list(request_keys), with_odds=True)
         except Exception as error:
             raise explain(error) from error
 
@@ -339,8 +339,8 @@ class Entry:
             for it, answer in zip(submissions, answers, strict=True):
                 # Where only the row or only the submission has a caller, other content may be accepted under this key.
                 if isinstance(answer, Acceptance) and (record := answer.record) and record.caller == it.caller:
-                    # Only a settled record is final; any other record may have changed when it is recalled.
-                    if not record.is_settled:
+                    # Only a settled record is final: a dead request may have been revived when it is recalled.
+                    if record.status == Status.DEAD:
                         record = record._replace(status=Status.ACCEPTED, reason=None)
                     is_renamed = answer.request is not it.request
                     fingerprint = it.request.fingerprint() if is_renamed else record.fingerprint

@@ -133,6 +133,11 @@ class Settings(BaseSettings):
     books_anchor_every_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
         default=300.0, description="how long after a checkpoint the next one is signed, if blocks were sealed"
     )
+    receipt_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="signs receipts of draws; make one with `tombola receipt-key make`. Several, with commas: the "
+        "newest first",
+    )
     gateway_auth: Literal["api-key", "none"] = Field(
         default="api-key", description="who may call the gateway: holders of an API key, or everybody who reaches it"
     )

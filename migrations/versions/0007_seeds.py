@@ -1,7 +1,9 @@
-"""Seeds: chains of seed epochs, and the epoch that a draw is bound to: an expansion, as 0005.
+"""Seeds: chains of seed epochs, the epoch that a draw is bound to, the keys of receipts, the counts of conformity: an
+expansion, as 0005.
 
-The previous release runs beside this schema: the new column is nullable, and a draw without an epoch binds when it
-settles. Column types are spelled out here: this revision must build the same tables for ever.
+The previous release runs beside this schema: the new column is nullable, a draw without an epoch binds when it settles,
+and no other release reads the new tables. Column types are spelled out here: this revision must build the same tables
+for ever.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ def _request_column() -> sa.Column[Any]:
 def upgrade() -> None:
     repeatable.add_column(REQUESTS, _request_column())
     _create_epochs()
+    _create_receipt_keys()
+    _create_conformity()
 
 
 def _create_epochs() -> None:
@@ -73,9 +77,82 @@ def _create_epochs() -> None:
     repeatable.create_index("idx_seed_epoch_opens", "seed_epochs", ["opens_at"])
 
 
+def _create_receipt_keys() -> None:
+    repeatable.create_table(
+        "receipt_keys",
+        sa.Column("kid", key(16), nullable=False, comment="SHA-256 of the public key, the first 16 hex digits"),
+        sa.Column("public_key", key(64), nullable=False, comment="Ed25519, 32 bytes in hex"),
+        sa.Column("valid_from", TIME, nullable=False, comment="when a process first had the key in its settings"),
+        sa.Column(
+            "valid_until", TIME, nullable=True, comment="when a process with a newer key had it no more; null: it signs"
+        ),
+        sa.PrimaryKeyConstraint("kid", name=op.f("pk_receipt_keys")),
+        **TABLE_OPTIONS,
+    )
+
+
+def _create_conformity() -> None:
+    repeatable.create_table(
+        "conformity_parts",
+        sa.Column("first_block", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("block", sa.BigInteger(), nullable=False, comment="the last block of the part"),
+        sa.Column("draws", sa.BigInteger(), nullable=False, comment="charges that were counted"),
+        sa.Column(
+            "unreadable", sa.BigInteger(), nullable=False, comment="charges whose notes say no draw by known odds"
+        ),
+        sa.Column("counted_at", TIME, nullable=False),
+        sa.PrimaryKeyConstraint("first_block", name=op.f("pk_conformity_parts")),
+        **TABLE_OPTIONS,
+    )
+    repeatable.create_table(
+        "conformity_counts",
+        sa.Column("odds_hash", key(64), nullable=False),
+        sa.Column("hour", TIME, nullable=False),
+        sa.Column("caller", key(64), nullable=False, comment="empty: no API key"),
+        sa.Column("tier", key(64), nullable=False, comment="empty: none"),
+        sa.Column(
+            "since_hit", key(64), nullable=False, comment="counters of guarantees, as far as chances depend on them"
+        ),
+        sa.Column("drawn", key(64), nullable=False, comment="the prize of the ticket, sold out or not"),
+        sa.Column("block", sa.BigInteger(), nullable=False, comment="the part"),
+        sa.Column("pulls", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint(
+            *("odds_hash", "hour", "caller", "tier", "since_hit", "drawn", "block"), name=op.f("pk_conformity_counts")
+        ),
+        **TABLE_OPTIONS,
+    )
+    repeatable.create_table(
+        "conformity_accounts",
+        sa.Column("odds_hash", key(64), nullable=False),
+        sa.Column("day", TIME, nullable=False),
+        sa.Column("account_id", sa.BigInteger(), nullable=False),
+        sa.Column("block", sa.BigInteger(), nullable=False, comment="the part"),
+        sa.Column("pulls", sa.BigInteger(), nullable=False),
+        sa.Column("wins", sa.BigInteger(), nullable=False),
+        sa.Column("expected", sa.Double(), nullable=False, comment="the sum of the chances p of a win"),
+        sa.Column("variance", sa.Double(), nullable=False, comment="the sum of p(1 - p)"),
+        sa.Column(
+            "capital_low",
+            sa.Double(),
+            nullable=False,
+            comment="ln of what 1 became that staked 0.05 of itself on each win",
+        ),
+        sa.Column("capital_middle", sa.Double(), nullable=False, comment="the same, 0.3"),
+        sa.Column("capital_high", sa.Double(), nullable=False, comment="the same, 0.9"),
+        sa.PrimaryKeyConstraint("odds_hash", "day", "account_id", "block", name=op.f("pk_conformity_accounts")),
+        **TABLE_OPTIONS,
+    )
+
+
 def downgrade() -> None:
     if not op.get_context().as_sql and repeatable.has_table("seed_epochs"):
         _refuse_to_forget_epochs(op.get_bind())
+    if not op.get_context().as_sql and repeatable.has_table("receipt_keys"):
+        _refuse_to_forget_keys(op.get_bind())
+    # The counts are made again from sealed blocks by the next upgrade.
+    for table in ("conformity_accounts", "conformity_counts", "conformity_parts"):
+        repeatable.drop_table(table)
+    repeatable.drop_table("receipt_keys")
     repeatable.drop_table("seed_epochs")
     repeatable.drop_table("seed_chains")
     repeatable.drop_column(REQUESTS, _request_column().name)
@@ -85,3 +162,9 @@ def _refuse_to_forget_epochs(connection: sa.Connection) -> None:
     """Ledger rows name the epochs that they were drawn in: without their secrets nobody can verify these draws."""
     if connection.execute(sa.text("SELECT 1 FROM seed_chains LIMIT 1")).first():
         raise CommandError("draws are bound to seed epochs: without these the draws cannot be verified")
+
+
+def _refuse_to_forget_keys(connection: sa.Connection) -> None:
+    """Players keep receipts: without the public keys of before nobody could verify them."""
+    if connection.execute(sa.text("SELECT 1 FROM receipt_keys LIMIT 1")).first():
+        raise CommandError("receipts were signed: without receipt_keys nobody can verify them")

@@ -79,12 +79,13 @@ class DrawTicket(msgspec.Struct, frozen=True):
 
 
 class BatchAnswer(msgspec.Struct, frozen=True):
-    """The answer to one draw of a batch: a ticket or a problem."""
+    """The answer to one draw of a batch: a ticket, with a receipt where receipts are signed; or a problem."""
 
     status: int
     replayed: bool
     ticket: DrawTicket | None
     problem: Problem | None
+    receipt: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class BatchAnswers(msgspec.Struct, frozen=True):

@@ -38,6 +38,18 @@ def _sealed_books() -> typer.Typer:
     return sealed_books.app
 
 
+def _receipts() -> typer.Typer:
+    from tombola.worker.cli import receipts
+
+    return receipts.app
+
+
+def _proofs() -> typer.Typer:
+    from tombola.worker.cli import proofs
+
+    return proofs.app
+
+
 def _dead_letters() -> typer.Typer:
     from tombola.worker.cli import dead_letters
 
@@ -110,6 +122,8 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "enqueue": _draws,
     "result": _draws,
     "transactions": _draws,
+    "receipt": _receipts,
+    "proof": _proofs,
     "draw": _refunds,
     "audit": _books,
     "books": _sealed_books,
@@ -124,6 +138,7 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "console": _processes,
     "doctor": _doctor,
     "api-key": _access,
+    "receipt-key": _receipts,
     "user": _users,
     "grants": _grants,
     "migrate": _migrate,

@@ -86,7 +86,8 @@ def accept(
     # at a time, so reading first is safe there, and SQLite would not undo an insert of many rows as a whole.
     is_careful = transaction.is_sqlite
     for _ in range(TAKEN_TRIES_MAX):
-        records = look_up(transaction, [it.request.request_key for it in submissions], lock=True) if is_careful else {}
+        keys_asked = [it.request.request_key for it in submissions]
+        records = look_up(transaction, keys_asked, lock=True, with_odds=True) if is_careful else {}
         fresh = [number for number, it in enumerate(submissions) if it.request.request_key not in records]
         clashes = _taken_sessions(transaction, submissions, fresh) if is_careful else {}
         new: dict[str, tuple[Submission, str]] = {}
@@ -107,6 +108,8 @@ def accept(
                 it.caller,
                 Status.ACCEPTED,
                 accepted_at=now,
+                created_at=now,
+                odds_hash=it.odds_hash,
                 seed_epoch=seed_epoch if isinstance(it.request, DrawRequest) else None,
             )
             for key, (it, fingerprint) in new.items()

@@ -34,9 +34,8 @@ class RequestRecord(NamedTuple):
     """The row of a request; `result` is None but for a request that an older release has settled, and that is not
     archived: it is rebuilt from the ledger, or for a rejection from `reason` and `balance_told`.
 
-    `accepted_at` is set for the batch that settles the request, and None in a locking read: a repeat is answered
-    without it. `seed_epoch` is the number of the epoch that a draw is bound to, None before it binds. `odds_hash` and
-    `created_at` are set where they are asked for.
+    `seed_epoch` is the number of the epoch that a draw is bound to, None before it binds. `odds_hash` and `created_at`
+    are set where they are asked for.
     """
 
     fingerprint: str
@@ -80,7 +79,7 @@ def look_up(
             None if settled_at is None else _moment(settled_at),
             reason,
             None if balance is None else transaction.amount(balance),
-            None if accepted_at is None or lock else _moment(accepted_at),
+            None if accepted_at is None else _moment(accepted_at),
             None if epoch is None else int(epoch),
             *((odds[0], _moment(odds[1])) if odds else ()),
         )
