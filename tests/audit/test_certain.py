@@ -46,7 +46,8 @@ COLUMNS = {
 ODD: list[Any] = [
     *(None, "", "x", "%", "%(key)s", "1", " 1", "default", "draw", "completed", "rejected", "lottery_consume"),
     *("lottery_reward", "POINT", "d01", "d01:consume", "d01:reward", "d01\x1f1\x1fdefault", "\x1e", "d01\x1e0"),
-    *(0, 1, 2, -100, 500, 501, 100.5, "[1]"),
+    *(0, 1, 2, -100, 500, 501, 100.5, "[1]", '["default",10]', '["default",null,"nonce-0000000001"]'),
+    *('["default",null,""]', '["default",10,"nonce-0000000001"]', '["other",null,"nonce-0000000002"]'),
 ]
 FORGERY = st.tuples(
     st.sampled_from([(table, column) for table, columns in COLUMNS.items() for column in columns]),
@@ -60,7 +61,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     made = open_engine(f"sqlite:///{tmp_path_factory.mktemp('certain')}/ledger.db")
     migrated(made)
     accounts = [open_account(made, user_id=user, balance=Decimal(100)) for user in (1, 2)]
-    draws = [DrawRequest(account_id=accounts[it % 2], request_key=f"d{it:02}") for it in range(DRAWS)]
+    nonces = ["", *(f"nonce-{number:010}" for number in range(1, DRAWS))]
+    draws = [
+        DrawRequest(account_id=accounts[it % 2], request_key=f"d{it:02}", client_nonce=nonces[it * (it % 3 > 0)])
+        for it in range(DRAWS)
+    ]
     tries.settle(made, draws, Rules(WHEELS, tries_max=3))
     keep_results(made, *[it.request_key for it in draws[:5]])  # as an older release did
     yield made

@@ -174,15 +174,15 @@ class Deployment:
 
 
 @contextmanager
-def deployed(folder: Path) -> Iterator[Deployment]:
-    """A deployment whose audit finds nothing at its end."""
+def deployed(folder: Path, **env: str) -> Iterator[Deployment]:
+    """A deployment whose audit finds nothing at its end; `env` is the gateway's."""
     with (
         servers.redis(private=True) as redis,
         processes.House(f"sqlite:///{folder}/ledger.db", redis.url, redis.url) as house,
         processes.worker(house.env) as worker,
     ):
         page_env = {"TOMBOLA_GATEWAY_AUTH": "none", "TOMBOLA_GATEWAY_PAGE": "true"}
-        gateway = Gateway(house.env | page_env, folder, servers._free_port())
+        gateway = Gateway(house.env | page_env | env, folder, servers._free_port())
         gateway.start()
         try:
             yield Deployment(house, worker, gateway)

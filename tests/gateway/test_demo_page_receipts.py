@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -19,38 +20,35 @@ from tests.gateway.test_demo_page import (
     browsing,  # noqa: F401
     deployed,
 )
+from tombola.producers.domain.receipt_keys import SigningKey, read_jwk_set
+from tombola.producers.domain.receipts import Receipt, SettledReceipt, verify
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(servers.INSTALL_TIMEOUT_S + 180)]
-
-DRAWS = "**/v1/draws**"
 
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployed(tmp_path_factory.mktemp("receipts")) as deployment:
+    """One whose gateway signs receipts."""
+    key = SigningKey.make().text
+    with deployed(tmp_path_factory.mktemp("receipts"), TOMBOLA_RECEIPT_KEY=key) as deployment:
         yield deployment
 
 
 @pytest.fixture
 def tab(browsing: Browsing) -> Tab:  # noqa: F811
-    """A tab whose gateway sends receipts."""
-    browsing.context.route(DRAWS, _with_receipt)
     return browsing.tab()
 
 
-def _with_receipt(route: Route) -> None:
-    answer = route.fetch()
-    if not answer.ok:
-        route.fulfill(response=answer)
-        return
-    kind = "settled" if answer.status == 200 else "accepted"
-    headers = answer.headers | {"Tombola-Receipt": receipt(kind, answer.json()["lottery_session_id"])}
-    route.fulfill(response=answer, headers=headers)
+def verified(deployment: Deployment, receipts: list[str]) -> list[Receipt]:
+    """What these receipts say, which the gateway's published keys verify."""
+    with urllib.request.urlopen(f"{deployment.gateway.url}.well-known/tombola-keys.json", timeout=10) as answer:
+        keys = read_jwk_set(answer.read())
+    return [verify(it, keys) for it in receipts]
 
 
-def receipt(kind: str, session: str) -> str:
+def unsigned(session: str) -> str:
     """Text of the form of a receipt: the page verifies nothing."""
-    said = json.dumps({"receipt": kind, "v": 1, "lottery_session_id": session}).encode()
+    said = json.dumps({"receipt": "accepted", "v": 1, "lottery_session_id": session}).encode()
     parts = (b'{"alg":"EdDSA","typ":"tombola-receipt+jws"}', said, b"\xfb\xff" * 32)
     return ".".join(base64.urlsafe_b64encode(it).decode().rstrip("=") for it in parts)
 
@@ -75,10 +73,15 @@ def test_the_receipts_of_a_draw_are_kept_with_it(deployment: Deployment, tab: Ta
     tab.click()
     tab.finished()
     assert_one_charge(deployment, tab)
-    (key,) = tab.keys
-    both = [receipt("accepted", key), receipt("settled", key)]
-    assert kept(tab) == {key: both}
+    ((key, body),) = set(tab.posts)
+    both = kept(tab)[key]
+    accepted, settled = verified(deployment, both)
+    assert (type(accepted), type(settled)) == (Receipt, SettledReceipt)
+    for it in (accepted, settled):
+        assert (it.request_key, it.account_id) == (key, tab.account)
+        assert it.client_nonce == json.loads(body)["client_nonce"]
     tab.page.reload()
+    assert kept(tab) == {key: both}
     links = tab.page.locator("#draws li .receipt")
     expect(links).to_have_text(["receipt: accepted", "receipt: settled"])
     assert [file_behind(tab, it) for it in links.all()] == [
@@ -96,14 +99,15 @@ def test_a_promise_is_kept_before_the_result_comes(deployment: Deployment, tab: 
         tab.click()
         tab.says("Accepted")
         (key,) = tab.keys
-        assert kept(tab) == {key: [receipt("accepted", key)]}
+        (promise,) = kept(tab)[key]
+        assert [type(it) for it in verified(deployment, [promise])] == [Receipt]
         tab.page.reload()
         tab.says("Accepted")
-        assert kept(tab) == {key: [receipt("accepted", key)]}
-        every = tab.page.locator("#receipts a")
-        assert file_behind(tab, every) == ("receipts.jws", f"{receipt('accepted', key)}\n")
+        assert kept(tab) == {key: [promise]}
+        assert file_behind(tab, tab.page.locator("#receipts a")) == ("receipts.jws", f"{promise}\n")
     tab.finished()
-    assert kept(tab) == {key: [receipt("accepted", key), receipt("settled", key)]}
+    assert kept(tab)[key][0] == promise
+    assert [type(it) for it in verified(deployment, kept(tab)[key])] == [Receipt, SettledReceipt]
 
 
 def test_a_receipt_that_cannot_be_kept_does_not_stop_the_draw(
@@ -144,11 +148,17 @@ def test_the_oldest_receipts_make_room(browsing: Browsing) -> None:  # noqa: F81
         receipts.forEach((it) => keepReceipt(it));
         return allReceipts();
     }"""
-    sent = [receipt("accepted", f"session-{number}") for number in range(205)]
+    sent = [unsigned(f"session-{number}") for number in range(205)]
     assert tab.page.evaluate(script, sent) == sent[:4:-1]
 
 
-def test_without_receipts_there_is_nothing_to_download(browsing: Browsing) -> None:  # noqa: F811
+def test_without_receipts_there_is_nothing_to_save(browsing: Browsing) -> None:  # noqa: F811
+    def without(route: Route) -> None:
+        answer = route.fetch()
+        headers = {name: value for name, value in answer.headers.items() if name != "tombola-receipt"}
+        route.fulfill(response=answer, headers=headers)
+
+    browsing.context.route("**/v1/draws**", without)
     tab = browsing.tab()
     tab.click()
     tab.finished()

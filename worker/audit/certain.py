@@ -1,7 +1,8 @@
 """Draws that are certainly right: decided on the lines of the ledger alone, since nearly all draws are.
 
 This says less than `check` of the operation (producers.domain.operations.draw), never anything else: what is not
-certain is read again in full, and checked there. Only plain draws of the built-in campaign can be certain.
+certain is read again in full, and checked there. Only plain draws of the built-in campaign can be certain, with a
+client nonce or without.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from tombola.producers.domain import operations
 from tombola.producers.domain.contract import DrawRequest, DrawResult, LedgerRow
 from tombola.producers.domain.draw import BlindWheel, Wheel, Wheels
 from tombola.producers.domain.errors import DrawError
@@ -46,21 +48,23 @@ class CertainDraws:
         if charge[0] != "1":
             return False
         (_, _, account, session, charge_key, business_type, asset, delta, before, after, notes,
-         key, asked_account, campaign, fingerprint, bound_to, accepted_at, drawn_at, kept) = charge  # fmt: skip
+         key, asked_account, campaign, fingerprint, terms, bound_to, accepted_at, drawn_at, kept) = charge  # fmt: skip
         plan = self._plan(campaign, notes)
         if plan is None or plan.window.why_not(bound_to, accepted_at, drawn_at):
             return False
         if account != asked_account or (business_type, asset, delta, notes) != plan.charge:
             return False
         try:
-            request = DrawRequest(
-                account_id=int(account), request_key=key, lottery_session_id=session, campaign=campaign
-            )
+            kind = DrawRequest.kind if terms else None
+            request = operations.restore(key, session, int(account), campaign, kind, terms)
         except (DrawError, ValueError):
+            return False
+        # Its own terms name the campaign as well, and may name pulls, which the built-in campaign does not sell.
+        if not isinstance(request, DrawRequest) or request.campaign != campaign or request.pulls is not None:
             return False
         if request.fingerprint() != fingerprint or charge_key != f"{key}:{CONSUME_TYPE}":
             return False
-        prize = plan.wheel.draw(request.account_id, key).amount
+        prize = plan.wheel.draw(request.account_id, key, request.client_nonce.encode()).amount
         said = {"key": key, "session": session, "account": account, "before": before, "after": after}
         if prize:
             amount = str(prize)

@@ -1,8 +1,8 @@
 """The ledger as lines of text: one value a row, since the driver takes longer for ten columns than the check does.
 
 A line begins with 1 if it has the values of its request behind those of its row, else with 0: charges have them whose
-request is a completed draw of contract v1. A row with a value that is missing, or that holds the separator, makes no
-line: it is odd, its line is its id alone, and `read_odd` reads it as it is stored.
+request is a completed draw. A row with a value that is missing, or that holds the separator, makes no line: it is odd,
+its line is its id alone, and `read_odd` reads it as it is stored.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sqlalchemy import Connection, select
 
 from tombola.producers.domain.campaigns.pulls import CONSUME
 from tombola.producers.domain.causes import Status
+from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.audit.stored import raw_rows, stored, texts
@@ -23,10 +24,11 @@ LEDGER: Final = (
     *("transaction_id", "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code"),
     *("delta_amount", "balance_before", "balance_after", "notes"),
 )
-# The epoch that the request is bound to (empty: none), when it was accepted, and when it was drawn; the result is empty
-# where no text is kept.
+# Terms are empty for a draw of contract v1. The epoch that the request is bound to (empty: none), when it was accepted,
+# and when it was drawn; the result is empty where no text is kept.
 REQUEST: Final = (
-    *("request_key", "account_id", "campaign", "fingerprint", "seed_epoch", "accepted_at", "drawn_at", "result"),
+    *("request_key", "account_id", "campaign", "fingerprint", "terms"),
+    *("seed_epoch", "accepted_at", "drawn_at", "result"),
 )
 # Where the values of a row stand in its line.
 TRANSACTION_ID, ACCOUNT_ID, SESSION, KEY, BUSINESS_TYPE, ASSET, DELTA, BEFORE, AFTER, NOTES = range(1, 11)
@@ -127,7 +129,8 @@ def _sql(*, is_sqlite: bool) -> tuple[str, str, str]:
     without = joined(["'0'", *values], is_sqlite=is_sqlite)
     result = "CASE r.result WHEN '' THEN '?' ELSE COALESCE(r.result, '') END"
     # NULL where there is no request.
-    bound = ["COALESCE(r.seed_epoch, '')", "COALESCE(r.accepted_at, r.created_at)", "t.created_at"]
+    terms = "CASE WHEN r.kind IS NULL THEN '' ELSE COALESCE(NULLIF(r.terms, ''), '?') END"
+    bound = [terms, "COALESCE(r.seed_epoch, '')", "COALESCE(r.accepted_at, r.created_at)", "t.created_at"]
     request = joined(["''", *(f"r.{name}" for name in REQUEST[:4]), *bound, result], is_sqlite=is_sqlite)
     row = joined(["(r.request_key IS NOT NULL)", *values], is_sqlite=is_sqlite)
     line = f"{row} || COALESCE({request}, '')" if is_sqlite else f"CONCAT({row}, COALESCE({request}, ''))"
@@ -135,7 +138,8 @@ def _sql(*, is_sqlite: bool) -> tuple[str, str, str]:
     rows = (
         "FROM asset_transactions t LEFT JOIN api_idempotency_requests r ON r.lottery_session_id = "
         f"CASE WHEN t.business_type = '{CONSUME}' THEN t.lottery_session_id END "
-        f"AND r.kind IS NULL AND r.reason IS NULL AND r.status = '{Status.COMPLETED}'"
+        f"AND (r.kind IS NULL OR r.kind = '{DrawRequest.kind}') "
+        f"AND r.reason IS NULL AND r.status = '{Status.COMPLETED}'"
     )
     lone = "CAST(t.transaction_id AS CHAR)"
     return f"COALESCE({line}, {lone})", rows, f"COALESCE({without}, {lone})"
