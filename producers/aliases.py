@@ -55,11 +55,14 @@ def accept_under_own_names(
     *,
     publish_at: datetime,
     is_published: bool,
+    seed_epoch: int | None = None,
 ) -> list[Acceptance]:
     """`requests.accept`, with an alias for every name that another caller holds."""
 
     def accept(some: Sequence[Submission]) -> list[Acceptance]:
-        return requests.accept(transaction, some, now, publish_at=publish_at, is_published=is_published)
+        return requests.accept(
+            transaction, some, now, publish_at=publish_at, is_published=is_published, seed_epoch=seed_epoch
+        )
 
     answers = accept(submissions)
     names: dict[int, Name] = {}

@@ -18,9 +18,12 @@ from tombola.producers.domain.errors import (
     InternalError,
     InvalidKey,
     PullsNotSold,
+    ReceiptNotFound,
     RequestBusy,
+    SessionNotFound,
     UnknownCampaign,
 )
+from tombola.producers.domain.keys import check_session_id
 from tombola.producers.movements import MovementClient
 from tombola.producers.storage.chunks import IN_LIST_MAX
 from tombola.producers.storage.requests import Acceptance, Submission
@@ -42,7 +45,7 @@ NAMED: Final[dict[type[DrawError], str]] = {
 
 
 class Ticket(NamedTuple):
-    """The receipt of an accepted draw, which finds the result. A repeat that has settled has a `result`."""
+    """What finds the result of an accepted draw. A repeat that has settled has a `result`."""
 
     request_key: str
     lottery_session_id: str
@@ -130,6 +133,21 @@ class DrawClient(MovementClient):
     def wait(self, lottery_session_id: str, *, timeout_s: float = 2.0) -> DrawResult:
         """Wait for the result. Raises DrawDead once the draw is dead, ResultNotReady after `timeout_s`."""
         return self._store().wait(lottery_session_id, timeout_s=timeout_s)
+
+    def receipt(self, lottery_session_id: str) -> str:
+        """The signed receipt of a session: of its acceptance, and once it has settled of its result.
+
+        A JWS in compact form, which producers.domain.receipts.verify reads. It is made of the database's row, and has
+        equal bytes whenever it is made. Raises SessionNotFound for an unknown session and for one of another caller,
+        ReceiptNotFound where TOMBOLA_RECEIPT_KEY is not set, ServiceUnavailable when the database does not answer.
+        """
+        if not self._receipts:
+            raise ReceiptNotFound
+        state = self._entry.state_of(check_session_id(lottery_session_id))
+        if state is None or (self._caller and state.caller != self._caller):
+            raise SessionNotFound
+        self._receipts.learn(state.seed_epoch)
+        return self._receipts.sign(state)
 
     def _first_result(self, answer: Acceptance) -> DrawResult | None:
         """The first result, for the ticket of a repeat; None before the draw has settled."""

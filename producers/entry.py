@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from cachetools import LRUCache
@@ -34,6 +34,7 @@ from tombola.producers.storage.campaigns import Campaigns
 from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
 from tombola.producers.storage.faults import Fault, explain, fault_of, is_lock_timeout
 from tombola.producers.storage.requests import Acceptance, Clash, RequestRecord, SessionState, Submission
+from tombola.producers.storage.seeds import Epochs
 from tombola.producers.storage.transactions import Transaction, conflict_pause_s, statement, transaction
 from tombola.producers.telemetry.fields import about
 
@@ -67,6 +68,7 @@ class Entry:
     def __init__(self, engine: Engine, *, relay_after_s: float) -> None:
         self.engine = engine
         self.campaigns = Campaigns(engine)
+        self.epochs = Epochs(engine)
         url = engine.url.render_as_string(hide_password=False)
         # SQLite inserts many rows one by one, and needs a transaction to make them atomic.
         self._lean = (
@@ -219,11 +221,22 @@ class Entry:
         self, unit: AbstractContextManager[Transaction], part: Sequence[Numbered]
     ) -> dict[int, EntryAnswer]:
         now = clock.now(self.engine)
+        seed_epoch = self._seed_epoch(now)
         with unit as open_transaction:
             answers = accept_under_own_names(
-                open_transaction, [it for _, it in part], now, publish_at=now + self._relay_after, is_published=True
+                open_transaction,
+                [it for _, it in part],
+                now,
+                publish_at=now + self._relay_after,
+                is_published=True,
+                seed_epoch=seed_epoch,
             )
         return {number: answer for (number, _), answer in zip(part, answers, strict=True)}
+
+    def _seed_epoch(self, now: datetime) -> int | None:
+        """The epoch that draws of `now` bind to; None where none is open: these draws bind when they settle."""
+        epoch = self.epochs.at(now)
+        return None if epoch is None else epoch.id
 
     def _accept_refused(
         self, part: Sequence[Numbered], error: Exception, bisect_until: float
@@ -269,7 +282,7 @@ class Entry:
         known = (
             self._look_up(names)
             if connection is None
-            else requests.look_up(Transaction.joining(connection), list(names))
+            else requests.look_up(Transaction.joining(connection), list(names), with_odds=True)
         )
         return _as_known(submission, known)
 
@@ -277,7 +290,7 @@ class Entry:
         """The rows of these requests. Raises ServiceUnavailable, ConfigurationError or InternalError."""
         try:
             with transaction(self.engine, read_only=True) as reading:
-                return requests.look_up(reading, list(request_keys))
+                return requests.look_up(reading, list(request_keys), with_odds=True)
         except Exception as error:
             raise explain(error) from error
 
@@ -305,7 +318,9 @@ class Entry:
             return found
         publish_at = now + self._relay_after if is_published else now
         # Not remembered: the request is accepted only when the application commits.
-        (answer,) = accept_under_own_names(joined, [bound], now, publish_at=publish_at, is_published=is_published)
+        (answer,) = accept_under_own_names(
+            joined, [bound], now, publish_at=publish_at, is_published=is_published, seed_epoch=self._seed_epoch(now)
+        )
         return answer
 
     def state_of(self, lottery_session_id: str) -> SessionState | None:
@@ -338,9 +353,9 @@ class Entry:
             for it, answer in zip(submissions, answers, strict=True):
                 # Where only the row or only the submission has a caller, other content may be accepted under this key.
                 if isinstance(answer, Acceptance) and (record := answer.record) and record.caller == it.caller:
-                    # Only a settled record is final; any other record may have changed when it is recalled.
-                    if not record.is_settled:
-                        record = RequestRecord(record.fingerprint, record.caller, Status.ACCEPTED)
+                    # Only a settled record is final: a dead request may have been revived when it is recalled.
+                    if record.status == Status.DEAD:
+                        record = record._replace(status=Status.ACCEPTED, reason=None)
                     is_renamed = answer.request is not it.request
                     fingerprint = it.request.fingerprint() if is_renamed else record.fingerprint
                     remembered = _Remembered(fingerprint, answer.request, record, now)

@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 class MovementTicket(NamedTuple):
-    """The receipt of an accepted movement, which finds the result. A repeat that has settled has a `result`."""
+    """What finds the result of an accepted movement. A repeat that has settled has a `result`."""
 
     request_key: str
     lottery_session_id: str

@@ -12,6 +12,7 @@ from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import DrawError, PublishFailed
 from tombola.producers.domain.keys import check_caller
 from tombola.producers.entry import Entry
+from tombola.producers.receipts import Receipts
 from tombola.producers.results import LOOK_TIMEOUT_S, ResultStore
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
@@ -24,13 +25,22 @@ log = logging.getLogger(__name__)
 class RequestClient:
     """The connections of a client, and what requests of all kinds have in common. See DrawClient."""
 
-    def __init__(self, entry: Entry, broker: Broker, results: ResultStore | None = None, *, caller: str = "") -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        broker: Broker,
+        results: ResultStore | None = None,
+        *,
+        receipts: Receipts | None = None,
+        caller: str = "",
+    ) -> None:
         """Raises InvalidRequest for a `caller` that is not a valid name; empty means no caller."""
         if caller:
             check_caller(caller)
         self._entry = entry
         self._broker = broker
         self._results = results
+        self._receipts = receipts
         self._caller = caller
 
     @classmethod
@@ -47,7 +57,8 @@ class RequestClient:
         results = None
         if settings.has("result_url"):
             results = ResultStore.from_settings(settings, engine=engine, timeout_s=LOOK_TIMEOUT_S)
-        return cls(Entry(engine, relay_after_s=settings.relay_after_s), broker, results, caller=caller)
+        entry, receipts = Entry(engine, relay_after_s=settings.relay_after_s), Receipts.from_settings(settings, engine)
+        return cls(entry, broker, results, receipts=receipts, caller=caller)
 
     def close(self) -> None:
         """Close the connections."""

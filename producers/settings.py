@@ -62,7 +62,11 @@ class Settings(BaseSettings):
     )
     seed: SecretStr = Field(
         default=SecretStr(""),
-        description="the draws' secret seed, at least 32 hex digits; workers and audits need it",
+        description="the draws' secret seed, at least 32 hex digits; only workers need it. Several, with commas: "
+        "the first one begins the next chain of epochs, the draws of former chains still need theirs",
+    )
+    seed_reveal_after_s: Annotated[float, Field(ge=60, le=31_536_000)] = Field(
+        default=3600.0, description="the secret of an epoch is revealed this long after its end, if no draw of it waits"
     )
     batch_size_max: Annotated[int, Field(ge=1, le=IN_LIST_MAX)] = Field(
         default=800, description="draws fetched at once at most (above 900 MariaDB loses the lock order)"
@@ -128,6 +132,11 @@ class Settings(BaseSettings):
     )
     books_anchor_every_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
         default=300.0, description="how long after a checkpoint the next one is signed, if blocks were sealed"
+    )
+    receipt_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="signs receipts of draws; make one with `tombola receipt-key make`. Several, with commas: the "
+        "newest first",
     )
     gateway_auth: Literal["api-key", "none"] = Field(
         default="api-key", description="who may call the gateway: holders of an API key, or everybody who reaches it"
@@ -243,14 +252,14 @@ class Settings(BaseSettings):
         _check_scheme(value, RESULT_SCHEMES)
         return value
 
-    @field_validator("seed", "result_secret")
+    @field_validator("result_secret")
     @classmethod
     def _secret(cls, value: SecretStr) -> SecretStr:
         if text := value.get_secret_value():
             _check_secret(text)
         return value
 
-    @field_validator("message_secret")
+    @field_validator("seed", "message_secret")
     @classmethod
     def _secrets(cls, value: SecretStr) -> SecretStr:
         for text in value.get_secret_value().split(",") if value.get_secret_value() else ():
@@ -296,8 +305,14 @@ class Settings(BaseSettings):
 
     @property
     def seed_bytes(self) -> bytes:
-        """The seed; raises ConfigurationError when it is not set."""
-        return bytes.fromhex(self.need("seed"))
+        """The newest seed; raises ConfigurationError when none is set."""
+        self.need("seed")
+        return self.seeds[0]
+
+    @property
+    def seeds(self) -> tuple[bytes, ...]:
+        """All seeds, the newest first; none where this process knows none."""
+        return _secrets_in(self.seed)
 
     @property
     def result_secret_bytes(self) -> bytes:
@@ -307,8 +322,7 @@ class Settings(BaseSettings):
     @property
     def keyring(self) -> Keyring:
         """The secrets that sign messages; an empty keyring where messages are not signed."""
-        texts = self.message_secret.get_secret_value()
-        return Keyring(tuple(bytes.fromhex(text.strip()) for text in texts.split(",")) if texts else ())
+        return Keyring(_secrets_in(self.message_secret))
 
     def need(self, name: str) -> str:
         """The secret called `name` in the clear; raises ConfigurationError when it is not set."""
@@ -330,6 +344,11 @@ class Settings(BaseSettings):
 
 # The folder where embedded mode keeps its state. Not a setting: it says where settings are found.
 HOME_VARIABLE = "TOMBOLA_HOME"
+
+
+def _secrets_in(several: SecretStr) -> tuple[bytes, ...]:
+    texts = several.get_secret_value()
+    return tuple(bytes.fromhex(text.strip()) for text in texts.split(",")) if texts else ()
 
 
 def _check_secret(text: str) -> None:

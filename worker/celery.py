@@ -35,6 +35,8 @@ from tombola.worker.host import tasks
 from tombola.worker.host.hosting import ShopQueueStep, TaskConsumer
 from tombola.worker.host.task_queues import SHOP_QUEUE, TASK_QUEUE, TASKS, TaskAMQP
 from tombola.worker.ledger.old_rows import OldDraws
+from tombola.worker.seeds.chains import begin_first, check_seeds
+from tombola.worker.seeds.masters import Masters
 from tombola.worker.settle.consumer import DATABASE_TIMEOUT_S, Consumer
 
 log = logging.getLogger(__name__)
@@ -42,9 +44,11 @@ log = logging.getLogger(__name__)
 RELAY_EVERY_S: Final = 5.0
 ARCHIVE_EVERY_S: Final = 600.0
 EXPIRE_EVERY_S: Final = 300.0  # nothing to do but in the first minutes of a month
+REVEAL_EVERY_S: Final = 300.0
 SEAL_EVERY_S: Final = 1.0
 GARBAGE_LOOK_EVERY: Final = 50_000  # container objects
 AUDIT_AT_HOUR: Final = 2  # 02:30 UTC
+CONFORMITY_AT_HOUR: Final = 4  # 04:30 UTC, after the audits
 
 
 class Misconfigured(ConfigurationError, click.ClickException):
@@ -62,9 +66,8 @@ class DrawsApp(Celery):  # type: ignore[misc]
 
 
 def make_app(settings: Settings) -> DrawsApp:
-    """The Celery app for `settings`; raises ConfigurationError when a setting that workers need is missing."""
+    """The Celery app for `settings`; raises ConfigurationError when a setting that workers and beat need is missing."""
     settings.need("database_url")
-    settings.seed_bytes  # noqa: B018 - raises without a seed
     broker_url = settings.need("broker_url")
     is_redis = kind_of(broker_url) is REDIS
     app = DrawsApp("tombola")
@@ -102,10 +105,16 @@ def make_app(settings: Settings) -> DrawsApp:
                 "schedule": crontab(hour=AUDIT_AT_HOUR + 1, minute=30, day_of_week="sunday"),
                 "kwargs": {"everything": True},
             },
+            "conformity": {"task": "tombola.conformity", "schedule": crontab(hour=CONFORMITY_AT_HOUR, minute=30)},
             # A relay task that is still queued when the next one comes is dropped.
             "relay": {"task": "tombola.relay", "schedule": RELAY_EVERY_S, "options": {"expires": RELAY_EVERY_S}},
             "archive": {"task": "tombola.archive", "schedule": ARCHIVE_EVERY_S},
             "expire": {"task": "tombola.expire", "schedule": EXPIRE_EVERY_S, "options": {"expires": EXPIRE_EVERY_S}},
+            "reveal-seeds": {
+                "task": "tombola.reveal_seeds",
+                "schedule": REVEAL_EVERY_S,
+                "options": {"expires": REVEAL_EVERY_S},
+            },
             "seal": {"task": "tombola.seal", "schedule": SEAL_EVERY_S, "options": {"expires": SEAL_EVERY_S}},
         },
     )
@@ -128,7 +137,9 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
             read_timeout_s=DATABASE_TIMEOUT_S,
         )
         try:
+            self._settings.need("seed")
             check(self._settings, self._engine)
+            prepare_seeds(self._settings, self._engine)
         except DrawError as error:
             raise Misconfigured(str(error)) from None
         self._old_draws = OldDraws.of(self._engine)
@@ -157,6 +168,13 @@ class DrawsStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._pulse.stop()
 
     terminate = stop
+
+
+def prepare_seeds(settings: Settings, engine: Engine) -> None:
+    """Begin the first chain of seed epochs if there is none; raises ConfigurationError if this worker cannot draw."""
+    masters = Masters(settings.seeds)
+    begin_first(engine, masters)
+    check_seeds(engine, masters)
 
 
 def check(settings: Settings, engine: Engine) -> None:

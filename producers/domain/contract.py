@@ -1,9 +1,9 @@
 """The wire format: the fields of every request, and a draw's request and result, as JSON.
 
 `draw_request.v1.json` is the JSON Schema of v1: one pull. v2 adds `kind` and the fields of that kind, for a draw
-`pulls` (draw_request.v2.json); producers.domain.operations lists the kinds. A body is UTF-8 JSON of at most
-BODY_BYTES_MAX bytes. Unknown fields, other types (no float for an integer), other versions and keys outside their
-alphabet are refused. Encoding is canonical: equal requests have equal bytes.
+`pulls` and `client_nonce` (draw_request.v2.json); producers.domain.operations lists the kinds. A body is UTF-8 JSON of
+at most BODY_BYTES_MAX bytes. Unknown fields, other types (no float for an integer), other versions and keys outside
+their alphabet are refused. Encoding is canonical: equal requests have equal bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Final, Literal, Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from tombola.producers.domain import keys
 from tombola.producers.domain.errors import DrawError, InvalidRequest, UnknownVersion, Unparsable
@@ -27,6 +28,8 @@ BODY_BYTES_MAX: Final = 16 * 1024
 ACCOUNT_ID_MAX: Final = 2**63 - 1
 CAMPAIGN_DEFAULT: Final = "default"
 PULLS_MAX: Final = 100  # in one request
+CLIENT_NONCE_LENGTH_MIN: Final = 16
+CLIENT_NONCE_LENGTH_MAX: Final = 64
 
 # Why a draw was rejected, or that it was a repeat (ARCHITECTURE, One draw). A rejection is final.
 INSUFFICIENT_BALANCE: Final = "INSUFFICIENT_BALANCE"
@@ -34,6 +37,7 @@ ACCOUNT_NOT_FOUND: Final = "ACCOUNT_NOT_FOUND"
 DUPLICATE_REQUEST_IDEMPOTENT: Final = "DUPLICATE_REQUEST_IDEMPOTENT"
 
 _is_campaign = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
+_is_client_nonce = re.compile(r"[A-Za-z0-9_-]{16,64}").fullmatch
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,14 +100,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class DrawRequest(Request, frozen=True, kw_only=True):
     """One paid draw that a frontend requests; see Request for the other fields and the errors.
 
-    With `pulls` the request is of contract v2: so many pulls for one charge, and a PullsResult. None is contract v1, a
-    single pull and a DrawResult.
+    With `pulls` the request asks for so many pulls for one charge, and has a PullsResult; without, it asks for a single
+    pull, and has a DrawResult. `client_nonce` is random text of 16 to 64 characters A-Z a-z 0-9 _ and -, which the
+    player's browser makes before it sends anything. The outcome depends on it: who chooses the request key alone does
+    not choose the outcome. A request with neither of the two is of contract v1.
     """
 
     kind = "draw"
 
     campaign: str = CAMPAIGN_DEFAULT
     pulls: int | None = None
+    client_nonce: str = ""
 
     def __post_init__(self) -> None:
         Request.__post_init__(self)
@@ -111,16 +118,28 @@ class DrawRequest(Request, frozen=True, kw_only=True):
             raise InvalidRequest(f"campaign is 1 to 64 characters of A-Z a-z 0-9 . _ and -: {self.campaign!r:.80}")
         if self.pulls is not None and (type(self.pulls) is not int or not 1 <= self.pulls <= PULLS_MAX):
             raise InvalidRequest(f"pulls is an integer from 1 to {PULLS_MAX}, not {self.pulls!r:.40}")
+        if self.client_nonce and not _is_client_nonce(self.client_nonce):
+            raise InvalidRequest(
+                f"client_nonce is {CLIENT_NONCE_LENGTH_MIN} to {CLIENT_NONCE_LENGTH_MAX} characters of "
+                f"A-Z a-z 0-9 _ and -: {self.client_nonce!r:.80}"
+            )
 
     @property
     def terms(self) -> str | None:
-        return None if self.pulls is None else super().terms
+        if self.client_nonce:
+            return _encode((self.campaign, self.pulls, self.client_nonce)).decode()
+        # A request without a nonce has the terms that it had before there were nonces.
+        return None if self.pulls is None else _encode((self.campaign, self.pulls)).decode()
 
     def encode(self) -> bytes:
-        """The canonical body, of contract v1 without `pulls`: a v1 body is a draw in every future release."""
-        if self.pulls is not None:
-            return super().encode()
-        return _encode(_RequestV1(VERSION, self.request_key, self.lottery_session_id, self.account_id, self.campaign))
+        """The canonical body; a field that says nothing is absent. A v1 body is a draw in every future release."""
+        if self.pulls is None and not self.client_nonce:
+            return _encode(
+                _RequestV1(VERSION, self.request_key, self.lottery_session_id, self.account_id, self.campaign)
+            )
+        named = (self.account_id, self.request_key, self.lottery_session_id, self.campaign)
+        own = (UNSET if self.pulls is None else self.pulls, self.client_nonce or UNSET)
+        return _encode(_DrawV2(VERSION_WITH_KIND, "draw", *named, *own))
 
 
 class LedgerRow(msgspec.Struct, frozen=True):
@@ -260,8 +279,22 @@ class _RequestV1(msgspec.Struct, forbid_unknown_fields=True):
     campaign: str = CAMPAIGN_DEFAULT
 
 
+class _DrawV2(msgspec.Struct, forbid_unknown_fields=True):
+    """The canonical body of a draw of contract v2 on the wire."""
+
+    v: Literal[2]
+    kind: Literal["draw"]
+    account_id: int
+    request_key: Annotated[str, msgspec.Meta(min_length=1)]
+    lottery_session_id: str
+    campaign: str
+    pulls: int | UnsetType = UNSET
+    client_nonce: Annotated[str, msgspec.Meta(min_length=1)] | UnsetType = UNSET
+
+
 _encode = msgspec.json.Encoder().encode
 _decode_request = msgspec.json.Decoder(_RequestV1).decode
+_decode_draw_v2 = msgspec.json.Decoder(_DrawV2).decode
 _decode_result = msgspec.json.Decoder(DrawResult).decode
 _decode_pulls_result = msgspec.json.Decoder(PullsResult).decode
 _decode_movement_result = msgspec.json.Decoder(MovementResult).decode
@@ -294,6 +327,27 @@ def parse_request(body: bytes) -> DrawRequest:
         request_key=wire.request_key,
         lottery_session_id=wire.lottery_session_id,
         campaign=wire.campaign,
+    )
+
+
+def parse_draw_v2(body: bytes) -> DrawRequest | None:
+    """The draw of contract v2 in a canonical body; None for any other body, which producers.domain.operations reads.
+
+    One call for what most bodies of v2 are, as it is on the path of each. Raises InvalidRequest as parse_request does.
+    """
+    try:
+        wire = _decode_draw_v2(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if wire.pulls is UNSET and wire.client_nonce is UNSET:
+        return None
+    return DrawRequest(
+        account_id=wire.account_id,
+        request_key=wire.request_key,
+        lottery_session_id=wire.lottery_session_id,
+        campaign=wire.campaign,
+        pulls=None if wire.pulls is UNSET else wire.pulls,
+        client_nonce="" if wire.client_nonce is UNSET else wire.client_nonce,
     )
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from tombola.producers.domain.macs import hmac_sha256
+from tombola.producers.domain.seeds import EpochName, draw_key
 
 DRAW_VERSION: Final = b"tombola-draw-1"
 NOTES_PREFIX: Final = "odds="  # begins the notes in each ledger row of a draw
@@ -85,10 +86,14 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = MappingProxyType({it.name: it for it 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A campaign with its seed: draws prizes."""
+    """A campaign with the key that its draws are drawn under: draws prizes.
+
+    `seed_name` is what ledger notes call the key; by default the name of a master seed.
+    """
 
     campaign: Campaign
     seed: bytes = field(repr=False)
+    seed_name: str = ""
     notes: str = field(init=False)
     _prefix: bytes = field(init=False, repr=False)
     _limit: int = field(init=False, repr=False)
@@ -99,7 +104,8 @@ class Wheel:
         object.__setattr__(self, "_prefix", prefix)
         # Values from here on would favour the first outcomes: such a number is drawn again.
         object.__setattr__(self, "_limit", (2**64 // campaign.weight_sum) * campaign.weight_sum)
-        object.__setattr__(self, "notes", f"{NOTES_PREFIX}{campaign.odds_hash} seed={seed_id_of(self.seed)}")
+        seed_name = self.seed_name or seed_id_of(self.seed)
+        object.__setattr__(self, "notes", f"{NOTES_PREFIX}{campaign.odds_hash} seed={seed_name}")
 
     @property
     def commitment(self) -> str:
@@ -158,6 +164,65 @@ def seed_of(wheels: Wheels) -> bytes | None:
     """The seed of these wheels; None for blind ones."""
     wheel = wheels.get(DEFAULT_CAMPAIGN.name)
     return None if wheel is None or isinstance(wheel, BlindWheel) else wheel.seed
+
+
+class DrawKey(NamedTuple):
+    """The key that a draw is drawn under, and what ledger notes call it."""
+
+    key: bytes
+    seed_name: str
+
+
+class Seed:
+    """What draws are drawn under: the secret of an epoch, or a master seed, for draws of before the epochs.
+
+    `name` is what ledger notes call it: `1.17`, or the master seed's id. `wheels` are the campaigns of this release,
+    blind ones where the secret is not known (`is_known`).
+    """
+
+    __slots__ = ("_is_master", "_keys", "_secret", "is_known", "name", "wheels")
+
+    def __init__(self, name: str, secret: bytes | None, *, is_master: bool = False) -> None:
+        self.name = name
+        self.is_known = secret is not None
+        self._secret = secret or b""
+        self._is_master = is_master
+        self._keys: dict[str, DrawKey] = {}
+        self.wheels: Wheels = {
+            it: Wheel(campaign, self.key_of(it).key, name) if self.is_known else BlindWheel(campaign, b"", name)
+            for it, campaign in CAMPAIGNS.items()
+        }
+
+    @classmethod
+    def of_epoch(cls, name: EpochName, secret: bytes | None) -> Seed:
+        """The seed of an epoch; without its secret nothing can be drawn."""
+        return cls(str(name), secret)
+
+    @classmethod
+    def of_master(cls, master: bytes) -> Seed:
+        """The seed of draws of before the epochs: the same key for all campaigns."""
+        return cls(seed_id_of(master), master, is_master=True)
+
+    def key_of(self, campaign: str) -> DrawKey:
+        """The key of the draws of a campaign."""
+        found = self._keys.get(campaign)
+        if found is None:
+            key = self._secret if self._is_master else draw_key(self._secret, campaign)
+            found = self._keys[campaign] = DrawKey(key, self.name)
+        return found
+
+
+class Seeds(NamedTuple):
+    """The seeds of the draws of a batch: of those in `others`, by request key; and `of_now` of all other draws.
+
+    None: they are drawn by the wheels as they are.
+    """
+
+    of_now: Seed | None = None
+    others: Mapping[str, Seed] = MappingProxyType({})
+
+
+NO_SEEDS: Final = Seeds()
 
 
 def _field(value: bytes) -> bytes:

@@ -27,6 +27,9 @@
     ├── HoldExpired              the hold can be voided, and no longer be posted
     ├── CampaignNotFound         no such campaign (operators' commands)
     ├── CheckpointNotFound       no head of the books was signed
+    ├── ReceiptNotFound          no key signs receipts here
+    ├── ProofNotFound            this request has no proof
+    ├── InvalidReceipt           a text that is no receipt, or that no known key has signed
     ├── DeadLetterNotFound       no such dead letter (operators' commands)
     ├── ReplayNotFound           no such replay (operators' commands)
     ├── ResultNotReady           the session has no result yet
@@ -174,6 +177,18 @@ class CampaignNotFound(DrawError):
 
 class CheckpointNotFound(DrawError):
     """No checkpoint was signed yet."""
+
+
+class ReceiptNotFound(DrawError):
+    """There are no receipts here: no key signs them."""
+
+
+class ProofNotFound(DrawError):
+    """Only draws have proofs, and this session is none, or a draw that was made before tombola."""
+
+
+class InvalidReceipt(DrawError):
+    """This is not a receipt of this deployment."""
 
 
 class DeadLetterNotFound(DrawError):

@@ -1,7 +1,7 @@
-// Publishes one draw (contract v1) straight to the broker, the way a Node frontend can.
+// Publishes one draw straight to the broker, the way a Node frontend can: contract v1, or v2 with a client nonce.
 //
-//     TOMBOLA_BROKER_URL=redis://host:6379/0 node publish.mjs ACCOUNT_ID [REQUEST_KEY]
-//     TOMBOLA_BROKER_URL=amqp://user:password@host// node publish.mjs ACCOUNT_ID [REQUEST_KEY]
+//     TOMBOLA_BROKER_URL=redis://host:6379/0 node publish.mjs ACCOUNT_ID [REQUEST_KEY [CLIENT_NONCE]]
+//     TOMBOLA_BROKER_URL=amqp://user:password@host// node publish.mjs ACCOUNT_ID [REQUEST_KEY [CLIENT_NONCE]]
 //
 // Copy what is above the line "Command line". It opens a connection per draw, which is plain and slow: a server keeps
 // one open and publishes all its draws on it.
@@ -25,9 +25,10 @@ export function makeRequestKey() {
   return `lottery_req_${Date.now()}_${randomBytes(4).toString('hex')}_${String(sequence).padStart(3, '0')}`;
 }
 
-/** The body of `draw`: { request_key, account_id } and, if you like, { lottery_session_id, campaign }.
+/** The body of `draw`: { request_key, account_id } and, if you like, { lottery_session_id, campaign, client_nonce }.
+ *  The nonce is random text that the player's browser made with the key: the outcome depends on it.
  *  What the contract refuses is refused here, where the caller hears of it: a worker can only park it. */
-export function makeBody({ request_key, lottery_session_id, account_id, campaign }) {
+export function makeBody({ request_key, lottery_session_id, account_id, campaign, client_nonce }) {
   if (!/^[A-Za-z0-9._-]{1,64}$/.test(request_key)) {
     throw new Error('a request key is 1 to 64 characters of A-Z a-z 0-9 . _ and -');
   }
@@ -35,14 +36,14 @@ export function makeBody({ request_key, lottery_session_id, account_id, campaign
   if (!Number.isSafeInteger(account_id) || account_id < 1) {
     throw new Error(`an account id is an integer from 1 to ${Number.MAX_SAFE_INTEGER}`);
   }
-  // The canonical form, which is what a signature covers: no blanks, all five fields, in this order.
-  return JSON.stringify({
-    v: 1,
-    request_key,
-    lottery_session_id: lottery_session_id || request_key,
-    account_id,
-    campaign: campaign ?? 'default',
-  });
+  if (client_nonce != null && !/^[A-Za-z0-9_-]{16,64}$/.test(client_nonce)) {
+    throw new Error('a client nonce is 16 to 64 characters of A-Z a-z 0-9 _ and -');
+  }
+  const named = { request_key, lottery_session_id: lottery_session_id || request_key };
+  const odds = { campaign: campaign ?? 'default' };
+  // The canonical forms, which are what a signature covers: no blanks, all fields, in this order.
+  if (client_nonce == null) return JSON.stringify({ v: 1, ...named, account_id, ...odds });
+  return JSON.stringify({ v: 2, kind: 'draw', account_id, ...named, ...odds, client_nonce });
 }
 
 /** The signature of a canonical body under TOMBOLA_MESSAGE_SECRET (hex digits; of several, with commas, the first). */
@@ -112,15 +113,15 @@ async function publishConfirmed(connection, body, headers) {
 
 // Command line.
 
-async function main([accountId, requestKey = makeRequestKey(), ...rest]) {
+const USAGE = 'TOMBOLA_BROKER_URL=redis://... (or amqp://...) node publish.mjs ACCOUNT_ID [REQUEST_KEY [CLIENT_NONCE]]';
+
+async function main([accountId, request_key = makeRequestKey(), client_nonce = undefined, ...rest]) {
   const url = process.env.TOMBOLA_BROKER_URL;
-  if (!url || !accountId || rest.length) {
-    throw new Error('usage: TOMBOLA_BROKER_URL=redis://... (or amqp://...) node publish.mjs ACCOUNT_ID [REQUEST_KEY]');
-  }
-  const draw = { request_key: requestKey, account_id: /^[0-9]+$/.test(accountId) ? Number(accountId) : NaN };
+  if (!url || !accountId || rest.length) throw new Error(`usage: ${USAGE}`);
+  const draw = { request_key, account_id: /^[0-9]+$/.test(accountId) ? Number(accountId) : NaN, client_nonce };
   makeBody(draw); // a draw that cannot be is refused before its key is shown
   // First the key, then the draw: whoever dies in between can send the same again. A frontend saves it here.
-  console.log(requestKey);
+  console.log(request_key);
   await publish(url, draw, process.env.TOMBOLA_MESSAGE_SECRET);
   console.log('confirmed: the broker has the draw');
 }

@@ -1,10 +1,10 @@
 <?php
 
-// Publishes one draw (contract v1) straight to the broker, the way a PHP frontend can.
+// Publishes one draw straight to the broker, the way a PHP frontend can: contract v1, or v2 with a client nonce.
 //
-//     TOMBOLA_BROKER_URL=redis://host:6379/0 php publish.php ACCOUNT_ID [REQUEST_KEY]
-//     TOMBOLA_BROKER_URL=amqp://user:password@host// php publish.php ACCOUNT_ID [REQUEST_KEY]
-//     php publish.php --print ACCOUNT_ID [REQUEST_KEY]      shows the body and sends nothing
+//     TOMBOLA_BROKER_URL=redis://host:6379/0 php publish.php ACCOUNT_ID [REQUEST_KEY [CLIENT_NONCE]]
+//     TOMBOLA_BROKER_URL=amqp://user:password@host// php publish.php ACCOUNT_ID [REQUEST_KEY [CLIENT_NONCE]]
+//     php publish.php --print ACCOUNT_ID [REQUEST_KEY [CLIENT_NONCE]]      shows the body and sends nothing
 //
 // Copy what is above the line "Command line". It opens a connection per draw, which is plain and slow: a long-running
 // process keeps one open and publishes all its draws on it.
@@ -31,7 +31,8 @@ function makeRequestKey(): string
     return sprintf('lottery_req_%d_%s_%03d', microtime(true) * 1000, bin2hex(random_bytes(4)), $sequence);
 }
 
-/** The body of a draw. `$more` may hold lottery_session_id and campaign.
+/** The body of a draw. `$more` may hold lottery_session_id, campaign and client_nonce: random text that the player's
+ *  browser made with the key, on which the outcome depends.
  *  What the contract refuses is refused here, where the caller hears of it: a worker can only park it. */
 function makeBody(string $requestKey, int $accountId, array $more = []): string
 {
@@ -41,14 +42,17 @@ function makeBody(string $requestKey, int $accountId, array $more = []): string
     if ($accountId < 1) {
         throw new InvalidArgumentException('an account id is a positive integer');
     }
-    // The canonical form, which is what a signature covers: no blanks, all five fields, in this order.
-    $draw = [
-        'v' => 1,
-        'request_key' => $requestKey,
-        'lottery_session_id' => $more['lottery_session_id'] ?? $requestKey,
-        'account_id' => $accountId,
-        'campaign' => $more['campaign'] ?? 'default',
-    ];
+    $nonce = $more['client_nonce'] ?? null;
+    if ($nonce !== null && !preg_match('/^[A-Za-z0-9_-]{16,64}$/D', $nonce)) {
+        throw new InvalidArgumentException('a client nonce is 16 to 64 characters of A-Z a-z 0-9 _ and -');
+    }
+    $named = ['request_key' => $requestKey, 'lottery_session_id' => $more['lottery_session_id'] ?? $requestKey];
+    $account = ['account_id' => $accountId];
+    $campaign = ['campaign' => $more['campaign'] ?? 'default'];
+    // The canonical forms, which are what a signature covers: no blanks, all fields, in this order.
+    $draw = $nonce === null
+        ? ['v' => 1] + $named + $account + $campaign
+        : ['v' => 2, 'kind' => 'draw'] + $account + $named + $campaign + ['client_nonce' => $nonce];
     return json_encode($draw, JSON_THROW_ON_ERROR);
 }
 
@@ -158,14 +162,14 @@ function main(array $arguments): void
     }
     $url = (string) getenv('TOMBOLA_BROKER_URL');
     $count = count($arguments);
-    if ($count < 1 || $count > 2 || ($url === '' && !$printOnly)) {
+    if ($count < 1 || $count > 3 || ($url === '' && !$printOnly)) {
         throw new InvalidArgumentException(
-            'usage: TOMBOLA_BROKER_URL=redis://... (or amqp://...) php publish.php ACCOUNT_ID [REQUEST_KEY]'
+            'usage: TOMBOLA_BROKER_URL=redis://... (or amqp://...) php publish.php ACCOUNT_ID [REQUEST_KEY [CLIENT_NONCE]]'
         );
     }
     $accountId = filter_var($arguments[0], FILTER_VALIDATE_INT); // false for what does not fit 64 bits, too
     $requestKey = $arguments[1] ?? makeRequestKey();
-    $body = makeBody($requestKey, $accountId === false ? 0 : $accountId);
+    $body = makeBody($requestKey, $accountId === false ? 0 : $accountId, ['client_nonce' => $arguments[2] ?? null]);
     if ($printOnly) {
         echo $body, "\n";
         return;

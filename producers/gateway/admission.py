@@ -48,8 +48,8 @@ HELD_S: Final = 1.0
 HELD_MAX: Final = 1_000  # requests held at the same time
 COUNT_BACKLOG_EVERY_S: Final = 1.0
 JSON_TYPE: Final = b"application/json"
-# For players, who must see odds before they pay, and for witnesses of the books.
-OPEN: Final = ("/v1/campaigns", "/v1/odds/", "/v1/checkpoints/")
+# For players, who must see odds before they pay, for witnesses of the books, and for whoever verifies draws.
+OPEN: Final = ("/v1/campaigns", "/v1/odds/", "/v1/checkpoints/", "/v1/seeds")
 NOBODY: Final = Holder("", scopes=frozenset(KEY_SCOPES))
 
 

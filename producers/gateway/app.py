@@ -5,6 +5,8 @@ POST /v1/draws/batch                    up to 100 draws, an answer for each
 GET  /v1/draws/{session}                200 and the result, 202 before it settles, or 404; ?wait=S long polls
 GET  /v1/draws/{session}/events         the same as server-sent events
 GET  /v1/draws/{session}/transactions   the session's ledger rows
+GET  /v1/draws/{session}/receipt        the signed receipt of the draw
+GET  /v1/draws/{session}/proof          the proof of the draw; /verify checks it in a browser
 POST /v1/draws/{session}/refund         a movement: 202 and a ticket, 200 and the result for a settled repeat
 POST /v1/accounts/{id}/recharges  /adjustments  /holds  /v1/transfers  /v1/holds/{key}/post  /void   the same
 POST /v1/accounts                       open an account
@@ -13,6 +15,8 @@ GET  /v1/accounts/{id}                  an account
 GET  /v1/campaigns  /v1/campaigns/{name}  campaigns and their odds, without an API key
 GET  /v1/odds/{hash}                    a version's canonical bytes, without an API key
 GET  /v1/checkpoints/latest             the signed head of the sealed books, without an API key
+GET  /v1/seeds                          seed epochs: commitments, revealed secrets, without an API key
+GET  /.well-known/tombola-keys.json     the public keys of receipts, without an API key
 GET  /healthz /readyz /docs /docs/errors /openapi.json
 """
 
@@ -40,13 +44,23 @@ from tombola.producers.gateway.routes import (
     holds,
     movements,
     page,
+    proofs,
+    receipts,
+    seeds,
 )
 from tombola.producers.gateway.service import Gateway
 from tombola.producers.settings import Settings
 
-_PLAIN: Final = (*accounts.ROUTES, *campaigns.ROUTES, *checkpoints.ROUTES, *health.ROUTES)
-ROUTES: Final = (*draws.ROUTES, *movements.ROUTES, *holds.ROUTES, *_PLAIN)
-DESCRIBED: Final = (*draws.DESCRIBED, *movements.DESCRIBED, *holds.DESCRIBED, *_PLAIN)
+_PLAIN: Final = (
+    *accounts.ROUTES,
+    *campaigns.ROUTES,
+    *checkpoints.ROUTES,
+    *seeds.ROUTES,
+    *receipts.ROUTES,
+    *health.ROUTES,
+)
+ROUTES: Final = (*draws.ROUTES, *proofs.ROUTES, *movements.ROUTES, *holds.ROUTES, *_PLAIN)
+DESCRIBED: Final = (*draws.DESCRIBED, *proofs.DESCRIBED, *movements.DESCRIBED, *holds.DESCRIBED, *_PLAIN)
 
 
 def create_app(settings: Settings) -> Front:

@@ -12,7 +12,7 @@ from typing import Any, Final
 Header = tuple[bytes, bytes]
 
 ANY: Final = "*"
-_READABLE: Final = b"Idempotency-Key, Idempotency-Replayed, Location, Retry-After, WWW-Authenticate"
+_READABLE: Final = b"Idempotency-Key, Idempotency-Replayed, Location, Retry-After, Tombola-Receipt, WWW-Authenticate"
 _ASKS_METHOD: Final = b"access-control-request-method"
 _ASKS_HEADERS: Final = b"access-control-request-headers"
 _ALLOWS_HEADERS: Final = b"access-control-allow-headers"

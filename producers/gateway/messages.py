@@ -6,7 +6,14 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from tombola.producers.domain.contract import ACCOUNT_ID_MAX, CAMPAIGN_DEFAULT, PULLS_MAX, LedgerRow
+from tombola.producers.domain.contract import (
+    ACCOUNT_ID_MAX,
+    CAMPAIGN_DEFAULT,
+    CLIENT_NONCE_LENGTH_MAX,
+    CLIENT_NONCE_LENGTH_MIN,
+    PULLS_MAX,
+    LedgerRow,
+)
 from tombola.producers.storage.campaigns import CampaignState
 from tombola.producers.web.problems import Problem
 
@@ -24,6 +31,17 @@ Pulls = Annotated[
     ),
 ]
 
+ClientNonce = Annotated[
+    str,
+    msgspec.Meta(
+        pattern="^[A-Za-z0-9_-]+$",
+        min_length=CLIENT_NONCE_LENGTH_MIN,
+        max_length=CLIENT_NONCE_LENGTH_MAX,
+        description="Random text that the player's browser makes with the key, before it sends anything. The outcome "
+        "depends on it. The same key with another nonce is refused.",
+    ),
+]
+
 
 class NewDraw(msgspec.Struct, forbid_unknown_fields=True):
     """The body of POST /v1/draws; the draw's request key is the header `Idempotency-Key`."""
@@ -31,6 +49,7 @@ class NewDraw(msgspec.Struct, forbid_unknown_fields=True):
     account_id: AccountId
     campaign: KeyText = CAMPAIGN_DEFAULT
     pulls: Pulls | None = None
+    client_nonce: ClientNonce | None = None
     lottery_session_id: IdText | None = None
 
 
@@ -41,6 +60,7 @@ class NewDrawInBatch(msgspec.Struct, forbid_unknown_fields=True):
     request_key: KeyText | None = None
     campaign: KeyText = CAMPAIGN_DEFAULT
     pulls: Pulls | None = None
+    client_nonce: ClientNonce | None = None
     lottery_session_id: IdText | None = None
 
 
@@ -59,12 +79,13 @@ class DrawTicket(msgspec.Struct, frozen=True):
 
 
 class BatchAnswer(msgspec.Struct, frozen=True):
-    """The answer to one draw of a batch: a ticket or a problem."""
+    """The answer to one draw of a batch: a ticket, with a receipt where receipts are signed; or a problem."""
 
     status: int
     replayed: bool
     ticket: DrawTicket | None
     problem: Problem | None
+    receipt: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class BatchAnswers(msgspec.Struct, frozen=True):

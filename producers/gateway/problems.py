@@ -34,7 +34,9 @@ from tombola.producers.domain.errors import (
     NotAllowed,
     OutOfBounds,
     PrizeSpent,
+    ProofNotFound,
     PullsNotSold,
+    ReceiptNotFound,
     RequestBusy,
     ServiceUnavailable,
     SessionNotFound,
@@ -96,6 +98,10 @@ _KINDS: Final[dict[type[DrawError], Kind]] = {
     CheckpointNotFound: _kind(
         CheckpointNotFound, 404, "Ask again later: the operator signs checkpoints where `TOMBOLA_BOOKS_KEY` is set."
     ),
+    ReceiptNotFound: _kind(
+        ReceiptNotFound, 404, "Ask the operator, who signs receipts where `TOMBOLA_RECEIPT_KEY` is set."
+    ),
+    ProofNotFound: _kind(ProofNotFound, 404, "Ask for the proof of a draw; draws of before tombola have none."),
     CampaignPaused: _kind(CampaignPaused, 409, "Ask again, with a new key, when the campaign's `state` is `open`."),
     CampaignClosed: _kind(CampaignClosed, 409, "Choose another campaign: see `GET /v1/campaigns`."),
     CampaignNotOpen: _kind(CampaignNotOpen, 409, "Ask again, with a new key, when the campaign opens: see `detail`."),

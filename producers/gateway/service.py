@@ -16,17 +16,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.brokers.registry import broker_of
 from tombola.producers.domain.causes import Status
-from tombola.producers.domain.errors import DrawError, OutOfBounds, SessionNotFound
+from tombola.producers.domain.errors import DrawError, OutOfBounds, ServiceUnavailable, SessionNotFound
 from tombola.producers.entry import Entry
 from tombola.producers.gateway.admission import Admission
 from tombola.producers.gateway.campaign_answers import CampaignAnswers
 from tombola.producers.gateway.intake import Intake
 from tombola.producers.gateway.readers import Readers
 from tombola.producers.gateway.readiness import ReadinessChecks
+from tombola.producers.gateway.receipts import ReceiptDesk
 from tombola.producers.gateway.results import Results
+from tombola.producers.gateway.seed_answers import SeedAnswers
 from tombola.producers.gateway.termination import on_termination
 from tombola.producers.obstacles import find_obstacle
 from tombola.producers.openings import Opened, Opening, open_account
+from tombola.producers.proofs import Proofs, books_key_of
+from tombola.producers.receipts import Receipts
 from tombola.producers.settings import Settings
 from tombola.producers.storage import books, ledger, requests
 from tombola.producers.storage.api_keys import Holder
@@ -53,6 +57,10 @@ class Gateway:
         self._openers = Readers("open")  # apart: an opening writes, and may wait for a lock
         self.admission = Admission(settings, self.engine, self.readers)
         self.campaigns = CampaignAnswers(self.entry.campaigns, self.readers)
+        self.seeds = SeedAnswers(self.read)
+        receipts = Receipts.from_settings(settings, self.engine)
+        self.receipts = ReceiptDesk(receipts, self.readers, self.read)
+        self.proofs = Proofs(receipts, books_key_of(settings))
         self._owners: LRUCache[str, tuple[str, int]] = LRUCache(OWNERS_REMEMBERED_MAX)  # caller and account, by session
         self._users: LRUCache[int, int] = LRUCache(USERS_REMEMBERED_MAX)  # by account
         self._checkpoint: str | None = None
@@ -70,6 +78,7 @@ class Gateway:
         )
         self.readiness = ReadinessChecks(self.read, self.intake, self.results)
         self.results.start()
+        await self.receipts.start()
         watching = asyncio.create_task(self.admission.watch_backlog())
         try:
             # The server lets open requests finish before it ends the application: long polls must not hold it up.
@@ -199,6 +208,23 @@ class Gateway:
             state = await self.state(session_id, holder)
             body = state.result
         return body, state
+
+    async def result_and_receipt(
+        self, session_id: str, holder: Holder, wait_s: float
+    ) -> tuple[bytes | None, SessionState | None, str | None]:
+        """`result`, and the session's receipt; None where receipts are not signed, or this one cannot be now.
+
+        A receipt is of the database's row, and so is the result beside it: what Redis has may be another one.
+        """
+        body, state = await self.result(session_id, holder, wait_s)
+        if not self.receipts.is_on:
+            return body, state, None
+        if state is None or (body is not None and state.result is None):
+            try:
+                state = await self.state(session_id, holder)
+            except ServiceUnavailable:
+                return body, None, None  # Redis alone has a result
+        return state.result, state, await self.receipts.of_state(state)
 
 
 def gateway_of(request: Request[Any, Any, Any]) -> Gateway:

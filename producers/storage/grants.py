@@ -32,7 +32,10 @@ DOES: Final[Mapping[Role, str]] = {
     "migrator": "tombola migrate and tombola legacy: changes tables",
 }
 # Tables whose rows are only added. The doctor warns of users who may change or delete rows of these tables.
-APPEND_ONLY: Final = ("asset_transactions", "operator_actions", "books_blocks", "books_house")
+APPEND_ONLY: Final = (
+    *("asset_transactions", "operator_actions", "books_blocks", "books_house", "seed_chains"),
+    *("conformity_parts", "conformity_counts", "conformity_accounts"),
+)
 
 Grants = Mapping[Role, str]
 
@@ -45,7 +48,7 @@ _BALANCES_MOVED: Final = "SELECT, UPDATE (balance, updated_at)"
 _HELD: Final = "SELECT, INSERT, UPDATE (state, updated_at)"
 _OUTBOX: Final = "publish_attempts, publish_error, published_at, publish_at"
 _OUTCOME: Final = "result, settled_at, deliveries, settled_by, balance_told"
-_REPLAYED: Final = f"SELECT, INSERT, UPDATE (caller, accepted_at, status, reason, {_OUTCOME}, {_OUTBOX})"
+_REPLAYED: Final = f"SELECT, INSERT, UPDATE (caller, accepted_at, status, reason, seed_epoch, {_OUTCOME}, {_OUTBOX})"
 _KEYS_SHOWN: Final = "SELECT (key_id, caller, created_at, revoked_at, accounts, user_prefix, scopes, expires_at)"
 _LETTERS_MOVED: Final = "SELECT, INSERT, UPDATE (state, state_at, replay_id)"
 _CAMPAIGNS_CHANGED: Final = "SELECT, INSERT, UPDATE (live_hash, state, revision, updated_at)"
@@ -55,6 +58,9 @@ _SUBSCRIBED: Final = (
     "removed_at)"
 )
 _SEALED: Final = "SELECT, INSERT, UPDATE (seen, peaks, checkpoint, checkpoint_at, anchored_at)"
+_REVEALED: Final = "SELECT, INSERT, UPDATE (revealed, revealed_at)"
+_ROTATED: Final = "SELECT, INSERT, UPDATE (closes_at, revealed, revealed_at)"
+_LISTED: Final = "SELECT, INSERT, UPDATE (valid_until)"
 _DELIVERED: Final = "SELECT, UPDATE (webhook, state, attempts, next_at, error, ended_at)"
 
 
@@ -68,7 +74,7 @@ GRANTS: Final[Mapping[str, Grants]] = {
         "worker": APPEND, "gateway": READ, "relay": READ, "console": APPEND, "operator": APPEND, "auditor": READ,
     },
     "api_idempotency_requests": {
-        "worker": f"SELECT, INSERT, UPDATE (caller, accepted_at, status, reason, {_OUTCOME}, {_OUTBOX})",
+        "worker": _REPLAYED,
         "gateway": "SELECT, INSERT, UPDATE (caller)",
         "relay": f"SELECT, INSERT, UPDATE (status, reason, {_OUTBOX})",
         "console": _REPLAYED, "operator": _REPLAYED, "auditor": READ,
@@ -120,6 +126,12 @@ GRANTS: Final[Mapping[str, Grants]] = {
     "fulfilments": {
         "worker": ALL, "relay": _DELIVERED, "console": _DELIVERED, "operator": _DELIVERED, "auditor": READ,
     },
+    "seed_chains": {
+        "worker": APPEND, "gateway": READ, "console": READ, "operator": APPEND, "auditor": READ,
+    },
+    "seed_epochs": {
+        "worker": _REVEALED, "gateway": READ, "console": READ, "operator": _ROTATED, "auditor": READ,
+    },
     "account_holds": {
         "worker": _HELD, "gateway": READ, "relay": READ, "console": READ, "operator": _HELD, "auditor": READ,
     },
@@ -133,6 +145,10 @@ GRANTS: Final[Mapping[str, Grants]] = {
     "books_snapshots": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
     "audit_marks": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
     "audited_accounts": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
+    "receipt_keys": {"gateway": _LISTED, "console": READ, "operator": _LISTED, "auditor": READ},
+    "conformity_parts": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
+    "conformity_counts": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
+    "conformity_accounts": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
 }  # fmt: skip
 MIGRATOR: Final = (
     "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, CREATE VIEW, SHOW VIEW, TRIGGER, "

@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -109,6 +110,7 @@ api_idempotency_requests = Table(
     Column("odds_hash", Key(64), comment="the version that was live at acceptance; null: default"),
     Column("kind", Key(16), comment="what is asked for; null: a draw of contract v1"),
     Column("terms", Key(255), comment="JSON: the fields of that kind"),
+    Column("seed_epoch", Integer, comment="the epoch that a draw is bound to; null: it binds when it settles"),
     PrimaryKeyConstraint("request_key"),
     # A session belongs to one draw; otherwise its result would change when a second draw settles.
     UniqueConstraint("lottery_session_id", name="uk_request_lottery_session_id"),
@@ -341,6 +343,38 @@ account_lists = Table(
     **TABLE_OPTIONS,
 )
 
+# ---- seeds -----------------------------------------------------------------------------------------------------------
+
+# Rows are only added: the anchor is published, and later secrets are checked against it.
+seed_chains = Table(
+    "seed_chains",
+    metadata,
+    Column("chain", Integer, nullable=False, autoincrement=False, comment="from 1; 0: draws of before the epochs"),
+    Column("anchor", Key(64), nullable=False, comment="what all secrets of the chain hash down to"),
+    Column("epochs", Integer, nullable=False, comment="how many"),
+    Column("seed_id", Key(16), nullable=False, comment="of its master seed: the beginning of its SHA-256"),
+    Column("begun_at", UtcTime, nullable=False, comment="when its first epoch opens"),
+    PrimaryKeyConstraint("chain"),
+    Index("uk_seed_anchor", "anchor", unique=True),
+    **TABLE_OPTIONS,
+)
+
+seed_epochs = Table(
+    "seed_epochs",
+    metadata,
+    Column("id", Integer, nullable=False, autoincrement=False, comment="10,000 for each chain, and the epoch"),
+    Column("chain", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False, comment="within its chain, from 1"),
+    Column("opens_at", UtcTime, nullable=False, comment="draws bind to it from here on"),
+    Column("closes_at", UtcTime, comment="and up to here; as opens_at: its chain ended before"),
+    Column("commitment", Key(64), nullable=False, comment="a hash of its secret, known before it opens"),
+    Column("revealed", Key(64), comment="its secret, once no draw can be bound to it any more"),
+    Column("revealed_at", UtcTime),
+    PrimaryKeyConstraint("id"),
+    Index("idx_seed_epoch_opens", "opens_at"),
+    **TABLE_OPTIONS,
+)
+
 # ---- what happens outside --------------------------------------------------------------------------------------------
 
 webhooks = Table(
@@ -482,5 +516,67 @@ audited_accounts = Table(
     Column("band", BigInteger, nullable=False, autoincrement=False, comment="accounts with ids near each other"),
     Column("state", LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), nullable=False),
     PrimaryKeyConstraint("band"),
+    **TABLE_OPTIONS,
+)
+
+# ---- verifiable draws ------------------------------------------------------------------------------------------------
+
+# Rows are never deleted: whoever keeps a receipt finds its key.
+receipt_keys = Table(
+    "receipt_keys",
+    metadata,
+    Column("kid", Key(16), nullable=False, comment="SHA-256 of the public key, the first 16 hex digits"),
+    Column("public_key", Key(64), nullable=False, comment="Ed25519, 32 bytes in hex"),
+    Column("valid_from", UtcTime, nullable=False, comment="when a process first had the key in its settings"),
+    Column("valid_until", UtcTime, comment="when a process with a newer key had it no more; null: it signs"),
+    PrimaryKeyConstraint("kid"),
+    **TABLE_OPTIONS,
+)
+
+# ---- conformity ------------------------------------------------------------------------------------------------------
+
+# What draws came to: worker.conformity counts sealed blocks, one part of them after the other. Rows are only added.
+conformity_parts = Table(
+    "conformity_parts",
+    metadata,
+    Column("first_block", BigInteger, nullable=False, autoincrement=False),
+    Column("block", BigInteger, nullable=False, comment="the last block of the part"),
+    Column("draws", BigInteger, nullable=False, comment="charges that were counted"),
+    Column("unreadable", BigInteger, nullable=False, comment="charges whose notes say no draw by known odds"),
+    Column("counted_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("first_block"),
+    **TABLE_OPTIONS,
+)
+
+conformity_counts = Table(
+    "conformity_counts",
+    metadata,
+    Column("odds_hash", Key(64), nullable=False),
+    Column("hour", UtcTime, nullable=False),
+    Column("caller", Key(64), nullable=False, comment="empty: no API key"),
+    Column("tier", Key(64), nullable=False, comment="empty: none"),
+    Column("since_hit", Key(64), nullable=False, comment="counters of guarantees, as far as chances depend on them"),
+    Column("drawn", Key(64), nullable=False, comment="the prize of the ticket, sold out or not"),
+    Column("block", BigInteger, nullable=False, comment="the part"),
+    Column("pulls", BigInteger, nullable=False),
+    PrimaryKeyConstraint("odds_hash", "hour", "caller", "tier", "since_hit", "drawn", "block"),
+    **TABLE_OPTIONS,
+)
+
+conformity_accounts = Table(
+    "conformity_accounts",
+    metadata,
+    Column("odds_hash", Key(64), nullable=False),
+    Column("day", UtcTime, nullable=False),
+    Column("account_id", BigInteger, nullable=False),
+    Column("block", BigInteger, nullable=False, comment="the part"),
+    Column("pulls", BigInteger, nullable=False),
+    Column("wins", BigInteger, nullable=False),
+    Column("expected", Double, nullable=False, comment="the sum of the chances p of a win"),
+    Column("variance", Double, nullable=False, comment="the sum of p(1 - p)"),
+    Column("capital_low", Double, nullable=False, comment="ln of what 1 became that staked 0.05 of itself on each win"),
+    Column("capital_middle", Double, nullable=False, comment="the same, 0.3"),
+    Column("capital_high", Double, nullable=False, comment="the same, 0.9"),
+    PrimaryKeyConstraint("odds_hash", "day", "account_id", "block"),
     **TABLE_OPTIONS,
 )

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, text
 
-from tests.campaigns.shops import WHEELS
+from tests.campaigns.shops import SEED, WHEELS
 from tests.kept_results import keep_results
 from tests.ledgers import migrated
 from tombola.producers.domain.contract import DrawRequest
@@ -23,10 +23,12 @@ from tombola.producers.storage.requests import archive
 from tombola.worker.audit import lines
 from tombola.worker.audit.certain import CertainDraws
 from tombola.worker.audit.report import Report
+from tombola.worker.audit.seeds import NotedSeeds
 from tombola.worker.audit.sessions import Drawings, Sessions
 from tombola.worker.audit.stored_results import StoredResults
 from tombola.worker.ledger.accounts import open_account
 from tombola.worker.ledger.old_rows import OldRows
+from tombola.worker.seeds.masters import Masters
 from tombola.worker.settle import tries
 from tombola.worker.settle.rules import Rules
 
@@ -38,7 +40,7 @@ COLUMNS = {
     ),
     "api_idempotency_requests": (
         *("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "status", "reason", "result"),
-        *("kind", "terms"),
+        *("kind", "terms", "seed_epoch"),
     ),
 }
 ODD: list[Any] = [
@@ -71,9 +73,10 @@ def judged(connection: Connection, engine: Engine) -> tuple[set[str], set[str]]:
     for line in lines.read(connection, lines.BEFORE_ALL_IDS, 2**62, rows_max=1000):
         if not lines.is_odd(line):
             sessions.setdefault(line[lines.SESSION], []).append(line)
-    is_right = CertainDraws(WHEELS).is_right
+    seeds = NotedSeeds(engine, Masters([SEED]), SEED)
+    is_right = CertainDraws(WHEELS, seeds).is_right
     report = Report()
-    in_full = Sessions(report, Drawings(WHEELS, Campaigns(engine)), OldRows.NONE, StoredResults(None, report))
+    in_full = Sessions(report, Drawings(WHEELS, Campaigns(engine), seeds), OldRows.NONE, StoredResults(None, report))
     wrong = {it for it in sessions if list(in_full.check(connection, [it], is_counting=False))}
     return {session_id for session_id, some in sessions.items() if is_right(some)}, wrong
 
@@ -115,5 +118,5 @@ def value_is_copy(value: Any) -> bool:
 def test_without_the_seed_nothing_is_certain(engine: Engine) -> None:
     with engine.connect().execution_options(read_only=True) as connection:
         rows = lines.read(connection, 0, 2**62, rows_max=1000)
-    blind = CertainDraws(blind_wheels())
+    blind = CertainDraws(blind_wheels(), NotedSeeds(engine, Masters()))
     assert not any(blind.is_right([it]) for it in rows)

@@ -10,9 +10,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 import uvicorn
 from litestar import Litestar, post
@@ -21,11 +22,22 @@ from sqlalchemy import text
 from tests import servers
 from tests.benchmarks.lab import ROOT, BenchmarkFailed, Lab, Say, Sizes
 from tests.benchmarks.report import Finding, at_least, at_most
+from tombola.producers.domain.receipt_keys import SigningKey
 from tombola.producers.storage import api_keys
 
 CONNECTIONS: Final = 64
 START_S_MAX: Final = 30.0
 P99_MS_MAX: Final = 50.0
+NO_MORE: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class Contestant(NamedTuple):
+    """What is asked: a server's command, the path of a POST, and settings of its own."""
+
+    name: str
+    command: list[str]
+    path: str
+    env: Mapping[str, str] = NO_MORE
 
 
 @post("/empty", status_code=202)
@@ -38,20 +50,29 @@ def empty_app() -> Litestar:
 
 
 def gateway(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
-    """POST /v1/draws with durable commits, beside an endpoint that does nothing; then its latency at half its load."""
+    """POST /v1/draws with durable commits, beside an endpoint that does nothing, and with a signed receipt each.
+
+    Then its latency at half its load.
+    """
     lab.clear()
     api_key = api_keys.add(lab.engine, "bench")
-    rates: dict[str, list[float]] = {"empty": [], "draws": []}
     own = [sys.executable, "-m", "tombola.worker", "gateway", "--port"]
     nothing = [sys.executable, "-m", "tests.benchmarks.gateway"]
+    signing = {"TOMBOLA_RECEIPT_KEY": SigningKey.make().text}
+    contestants = (
+        Contestant("empty", nothing, "/empty"),
+        Contestant("draws", own, "/v1/draws"),
+        Contestant("receipts", own, "/v1/draws", signing),
+    )
+    rates: dict[str, list[float]] = {it.name: [] for it in contestants}
     for number in range(1, sizes.rounds + 1):
-        for name, command, path in (("empty", nothing, "/empty"), ("draws", own, "/v1/draws")):
-            with _served(lab, command) as url:
-                _load(url + path, api_key, seconds=1.0)
-                rates[name].append(_load(url + path, api_key, seconds=sizes.load_s)["rate"])
-            say(f"round {number}: {name} {rates[name][-1]:,.0f}/s")
-        lab.clear()
-    draws, ratio = statistics.median(rates["draws"]), statistics.median(_ratios(rates))
+        for it in contestants:
+            with _served(lab, it.command, it.env) as url:
+                _load(url + it.path, api_key, seconds=1.0)
+                rates[it.name].append(_load(url + it.path, api_key, seconds=sizes.load_s)["rate"])
+            say(f"round {number}: {it.name} {rates[it.name][-1]:,.0f}/s")
+            lab.clear()
+    draws = statistics.median(rates["draws"])
     latencies = []
     for _ in range(sizes.rounds):
         with _served(lab, own) as url:
@@ -65,15 +86,16 @@ def gateway(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
     return [
         Finding(group, "an empty endpoint, one process", statistics.median(rates["empty"]), "requests/s"),
         Finding(group, "POST /v1/draws, one process, durable", draws, "requests/s"),
-        at_least(group, "POST /v1/draws : empty endpoint", ratio, "×", 0.5),
+        at_least(group, "POST /v1/draws : empty endpoint", _ratio(rates, "draws", "empty"), "×", 0.5),
+        at_least(group, "with a receipt each : without", _ratio(rates, "receipts", "draws"), "×", 0.9),
         Finding(group, "at half load, p50", statistics.median(it["p50_ms"] for it in latencies), "ms"),
         at_most(group, "at half load, p99", statistics.median(it["p99_ms"] for it in latencies), "ms", P99_MS_MAX),
     ]
 
 
-def _ratios(rates: dict[str, list[float]]) -> list[float]:
-    """Round by round: what else this machine did then hit both."""
-    return [draws / empty for draws, empty in zip(rates["draws"], rates["empty"], strict=True)]
+def _ratio(rates: dict[str, list[float]], one: str, other: str) -> float:
+    """The median of the ratios round by round: what else this machine did then hit both."""
+    return statistics.median(mine / theirs for mine, theirs in zip(rates[one], rates[other], strict=True))
 
 
 def _load(url: str, api_key: str, *, seconds: float, rate: float = 0.0) -> dict[str, float]:
@@ -96,7 +118,7 @@ def _load(url: str, api_key: str, *, seconds: float, rate: float = 0.0) -> dict[
 
 
 @contextmanager
-def _served(lab: Lab, command: list[str]) -> Iterator[str]:
+def _served(lab: Lab, command: list[str], more: Mapping[str, str] = NO_MORE) -> Iterator[str]:
     """A server process on a free port, from when it answers."""
     port = servers._free_port()
     unlimited = {"TOMBOLA_GATEWAY_RATE_MAX": "1000000", "TOMBOLA_BACKLOG_MAX": "100000000"}
@@ -105,7 +127,7 @@ def _served(lab: Lab, command: list[str]) -> Iterator[str]:
         process = subprocess.Popen(
             [*command, str(port)],
             cwd=ROOT,
-            env=os.environ | lab.environment(lab.redis.url) | unlimited,
+            env=os.environ | lab.environment(lab.redis.url) | unlimited | dict(more),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

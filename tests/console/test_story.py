@@ -92,6 +92,15 @@ def test_a_draw_that_went_through(house: processes.House) -> None:
     assert all(before.at <= after.at for before, after in pairwise(told.events))
 
 
+def test_a_draw_shows_its_pulls_and_its_nonce(house: processes.House) -> None:
+    accepted(house, DrawRequest(account_id=1, request_key="plain"))
+    accepted(house, DrawRequest(account_id=1, request_key="nonce", client_nonce="nonce-of-a-browser_0"))
+    accepted(house, DrawRequest(account_id=1, request_key="pulls", campaign="winter", pulls=10))
+    assert tell(house, "plain").fields == ()
+    assert tell(house, "nonce").fields == [("client_nonce", "nonce-of-a-browser_0")]
+    assert tell(house, "pulls").fields == [("pulls", 10)]
+
+
 def test_a_draw_that_was_told_no(house: processes.House) -> None:
     draw = DrawRequest(account_id=404, request_key="key_1")
     settled(house, draw)

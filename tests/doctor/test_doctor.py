@@ -29,10 +29,12 @@ from tombola import migrations
 from tombola.producers.brokers.streams import DEAD_QUEUE, GROUP, QUEUE, declare_group
 from tombola.producers.domain.books.checkpoints import PrivateKey
 from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.receipt_keys import SigningKey
 from tombola.producers.settings import Settings
 from tombola.producers.storage import requests
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.receipt_keys import open_signer
 from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import (
     account_asset_balances,
@@ -45,11 +47,13 @@ from tombola.producers.storage.transactions import transaction
 from tombola.producers.telemetry.pulse import MEMBER_PREFIX, MEMBERS_KEY, Member, Pulse
 from tombola.worker.audit import audits
 from tombola.worker.books import anchors, sealing
+from tombola.worker.conformity import nightly
 from tombola.worker.deliveries import open_deliveries
 from tombola.worker.doctor import Check, examine
 from tombola.worker.doctor.checks import Facts
 from tombola.worker.doctor.streams import examine_consumers, examine_stream
 from tombola.worker.ledger.accounts import open_account
+from tombola.worker.operators import actions
 
 SECRET = "5ec2e7" * 12
 SEALED = {
@@ -134,12 +138,15 @@ def test_a_deployment_in_order(mariadb_url: str) -> None:
     ):
         settle(house, DrawRequest(account_id=house.accounts(1)[0]), store=False)
         audits.record(house.engine, audited(house.engine, house.wheels), by="tombola.audit")
+        nightly.record(house.engine, [], by="tombola.conformity")
         sealing.seal(house.engine, after_s=0)
         anchors.sign_once(house.engine, PrivateKey.make("shop.example/books"), every_s=0)
         anchors.remember_anchored(house.engine)
         for role in ("relay", "beat"):
             Pulse(client, role).beat_once()
-        checks = look(house)
+        key = SigningKey.make()
+        open_signer(house.engine, [key])
+        checks = look(house, TOMBOLA_RECEIPT_KEY=key.text)
     not_ok = {name: check for name, check in checks.items() if check.status != "ok"}
     # Tests are root on their servers; tests/system/test_grants.py has users of their own.
     assert not_ok.pop("privileges").found.startswith("this process's database user may UPDATE asset_transactions, DEL")
@@ -271,6 +278,31 @@ def test_books_that_are_not_sealed_and_not_signed(lean: House) -> None:
     open_account(lean.engine, user_id=2, balance=Decimal(10))
     sealing.seal(lean.engine, after_s=0)
     assert look(lean)["anchors"].status == "warn"
+
+
+def test_keys_of_receipts_that_disagree(lean: House) -> None:
+    old, new = SigningKey.make(), SigningKey.make()
+
+    def told(key: str = "") -> Check:
+        return look(lean, TOMBOLA_RECEIPT_KEY=key)["receipt keys"]
+
+    assert (told().status, "tombola receipt-key make" in told().cure) == ("warn", True)
+    assert told(old.text).found == f"the key {old.kid} is set here and not listed: nothing was signed with it yet"
+    open_signer(lean.engine, [old])
+    assert told(old.text).status == "ok"
+    assert told(old.text).found.endswith("; 1 listed")
+    missing = told()
+    assert missing.found == f"TOMBOLA_RECEIPT_KEY is not set here, and the key {old.kid} signs receipts"
+    assert f"tombola receipt-key end {old.kid}" in missing.cure
+    open_signer(lean.engine, [new, old])
+    assert told(f"{new.text},{old.text}").status == "ok"
+    assert told(old.text).found == f"the key {new.kid} is newer than those that are set here"
+    assert told(new.text).found == f"the key {old.kid} is not set here any more, and still signs"
+    open_signer(lean.engine, [new])
+    assert told(new.text).found.endswith("; 2 listed")
+    assert told(old.text).found.startswith(f"the key {old.kid} is set here, and ended at ")
+    assert told("secret").status == "fail"
+    assert told("secret").found.startswith("TOMBOLA_RECEIPT_KEY: ")
 
 
 # ---- the database ----------------------------------------------------------------------------------------------------
@@ -648,12 +680,36 @@ def test_an_audit_that_has_not_run(house: House, lean: House) -> None:
     assert "7 violations; not looked at: I12" in check.found
 
 
+def test_conformity_reports(house: House, lean: House) -> None:
+    assert look(lean)["conformity"].status == "skip"  # no beat asks for them there
+    check = look(house)["conformity"]
+    assert (check.status, check.found) == ("warn", "no conformity report is on record")
+    nightly.record(house.engine, [], by="tombola.conformity")
+    check = look(house)["conformity"]
+    assert check.status == "ok"
+    assert check.found.endswith("UTC, by tombola.conformity: the draws of 0 campaigns are as their odds say")
+    with house.engine.begin() as connection:
+        connection.execute(update(operator_actions).values(at=utc_now() - timedelta(hours=27)))
+    check = look(house)["conformity"]
+    assert (check.status, check.found) == ("warn", "the last conformity reports were 27 hours ago")
+    for each in (house, lean):
+        with each.engine.begin() as connection:
+            details = {"pulls": {"default": 9}, "deviations": {"default": ["too lucky"]}}
+            actions.record(
+                connection, operator="tombola.conformity", action="conformity", reason="", count=1, details=details
+            )
+        check = look(each)["conformity"]
+        assert (check.status, check.found) == ("fail", "draws are not as their odds say (1 deviations: default)")
+        assert "`tombola campaign conformity`" in check.cure
+
+
 # ---- servers that are away -------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_set() -> None:
     checks = {check.name: check for check in examine(Settings.from_env({}))}
-    assert statuses(checks, "seed", "broker", "result store", "database") == ["fail"] * 4
+    assert statuses(checks, "broker", "result store", "database") == ["fail"] * 3
+    assert statuses(checks, "seed") == ["skip"]
     assert checks["workers"].status == "skip"
 
 

@@ -1,4 +1,4 @@
-"""Contract v2, a request for pulls: against the golden files, against its JSON Schema, and v1 beside it."""
+"""Contract v2, a draw with pulls or a client nonce: against the golden files and its JSON Schema, and v1 beside it."""
 
 import contextlib
 import hashlib
@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import structs
 
 import tombola.producers.domain.contract
 from tests.domain.test_contract import has_integral_float, keyish, values
@@ -17,7 +18,10 @@ from tombola.producers.domain import errors, operations
 from tombola.producers.domain.contract import (
     ACCOUNT_ID_MAX,
     BODY_BYTES_MAX,
+    CLIENT_NONCE_LENGTH_MAX,
+    CLIENT_NONCE_LENGTH_MIN,
     PULLS_MAX,
+    TERMS_LENGTH_MAX,
     VERSION_WITH_KIND,
     DrawRequest,
     PullsResult,
@@ -79,11 +83,14 @@ def fits_schema(document: object) -> bool:
 
 
 def fits_parser(document: object) -> bool:
-    """Whether the parser takes it for a request for pulls."""
+    """Whether the parser takes it for a draw of contract v2."""
     with contextlib.suppress(InvalidRequest):
         request = operations.parse_request(json.dumps(document).encode())
-        return isinstance(request, DrawRequest) and request.pulls is not None
+        return isinstance(request, DrawRequest) and request.terms is not None
     return False
+
+
+nonces = st.from_regex(r"\A[A-Za-z0-9_-]{16,64}\Z")
 
 
 nearly_requests = st.fixed_dictionaries(
@@ -92,9 +99,10 @@ nearly_requests = st.fixed_dictionaries(
         "kind": st.one_of(st.just("draw"), st.just("draw"), values),
         "request_key": st.one_of(keyish, values),
         "account_id": st.one_of(st.integers(1, 9), values),
-        "pulls": st.one_of(st.integers(-1, 102), values),
     },
     optional={
+        "pulls": st.one_of(st.integers(-1, 102), values),
+        "client_nonce": st.one_of(nonces, st.integers(14, 66).map(lambda length: "n" * length), keyish, values),
         "lottery_session_id": st.one_of(keyish, values),
         "campaign": st.one_of(keyish, values),
         "extra": values,
@@ -112,6 +120,12 @@ documents = nearly_requests.flatmap(
 @example({"v": 2, "kind": "draw", "request_key": "k\n", "account_id": 6, "pulls": 10})
 @example({"v": 2, "kind": "draw", "request_key": "k", "account_id": 6, "campaign": "c\n", "pulls": 10})
 @example({"v": 1, "request_key": "k", "account_id": 6})
+@example({"v": 1, "request_key": "k", "account_id": 6, "client_nonce": "n" * 16})
+@example({"v": 2, "kind": "draw", "request_key": "k", "account_id": 6})
+@example({"v": 2, "kind": "draw", "request_key": "k", "account_id": 6, "client_nonce": "n" * 16})
+@example({"v": 2, "kind": "draw", "request_key": "k", "account_id": 6, "client_nonce": "n" * 16 + "\n"})
+@example({"v": 2, "kind": "draw", "request_key": "k", "account_id": 6, "pulls": 10, "client_nonce": ""})
+@example({"v": 2, "kind": "draw", "request_key": "k", "account_id": 6, "pulls": None, "client_nonce": "n" * 16})
 def test_schema_and_parser_agree(document: object) -> None:
     if not has_integral_float(document):
         assert fits_schema(document) == fits_parser(document)
@@ -123,6 +137,8 @@ def test_the_schema_is_one_and_has_the_bounds_of_the_code() -> None:
     assert properties["v"]["const"] == VERSION_WITH_KIND
     assert properties["kind"]["const"] == DrawRequest.kind
     assert (properties["pulls"]["minimum"], properties["pulls"]["maximum"]) == (1, PULLS_MAX)
+    lengths = f"{{{CLIENT_NONCE_LENGTH_MIN},{CLIENT_NONCE_LENGTH_MAX}}}"
+    assert properties["client_nonce"]["pattern"] == f"^[A-Za-z0-9_-]{lengths}$"
     assert properties["account_id"]["maximum"] == ACCOUNT_ID_MAX
     assert set(properties) == {"v", "kind", *DrawRequest.__struct_fields__}
 
@@ -137,6 +153,7 @@ requests = st.builds(
     lottery_session_id=st.one_of(st.just(""), st.from_regex(r"\A[A-Za-z0-9._-]{1,100}\Z")),
     campaign=keys,
     pulls=st.one_of(st.none(), st.integers(1, PULLS_MAX)),
+    client_nonce=st.one_of(st.just(""), nonces),
 )
 
 
@@ -146,13 +163,70 @@ def test_a_request_survives_the_journey(request: DrawRequest) -> None:
     assert again == request
     assert again.encode() == request.encode()
     assert len(request.encode()) < BODY_BYTES_MAX
-    assert fits_schema(json.loads(request.encode())) == (request.pulls is not None)
+    assert fits_schema(json.loads(request.encode())) == (request.terms is not None)
+    assert operations.restore(*row_of(request)) == request
+
+
+def row_of(request: DrawRequest) -> tuple[str, str, int, str, str | None, str | None]:
+    """What the request's row keeps of it."""
+    kind = None if request.terms is None else request.kind
+    return request.request_key, request.lottery_session_id, request.account_id, request.campaign, kind, request.terms
 
 
 @given(requests, requests)
 def test_fingerprints_tell_requests_apart(one: DrawRequest, other: DrawRequest) -> None:
-    """Also a draw without `pulls` from one with `pulls: 1`: their results differ."""
+    """Also a draw without `pulls` from one with `pulls: 1`, whose results differ, and one nonce from another."""
     assert (one.fingerprint() == other.fingerprint()) == (one == other)
+
+
+@given(requests)
+def test_a_request_without_a_nonce_is_what_it_was_before_there_were_nonces(request: DrawRequest) -> None:
+    """Bytes, terms and fingerprint, written down here anew: rows and messages of the release before go on."""
+    plain = structs.replace(request, client_nonce="")
+    common = {"request_key": plain.request_key, "lottery_session_id": plain.lottery_session_id}
+    if plain.pulls is None:
+        body: dict[str, Any] = {"v": 1} | common | {"account_id": plain.account_id, "campaign": plain.campaign}
+        terms = None
+    else:
+        body = {"v": 2, "kind": "draw", "account_id": plain.account_id} | common
+        body |= {"campaign": plain.campaign, "pulls": plain.pulls}
+        terms = f'["{plain.campaign}",{plain.pulls}]'
+    expected = json.dumps(body, separators=(",", ":")).encode()
+    assert (plain.encode(), plain.terms) == (expected, terms)
+    assert plain.fingerprint() == hashlib.sha256(expected).hexdigest()
+    assert operations.restore(*row_of(plain)) == plain
+    if request.client_nonce:
+        assert request.fingerprint() != plain.fingerprint()
+
+
+def test_the_terms_of_a_request_with_a_nonce_name_it() -> None:
+    single = DrawRequest(account_id=6, request_key="k", client_nonce="n" * 16)
+    assert single.terms == f'["default",null,"{"n" * 16}"]'
+    assert operations.restore(*row_of(single)) == single
+    longest = DrawRequest(account_id=6, campaign="c" * 64, pulls=PULLS_MAX, client_nonce="n" * CLIENT_NONCE_LENGTH_MAX)
+    assert len(longest.terms or "") <= TERMS_LENGTH_MAX
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        None,
+        "",
+        "6",
+        "[]",
+        '["default"]',
+        '["default",null]',
+        '["default",10,""]',
+        '["default", 10]',
+        '["default",null,"short"]',
+        '["default",null,7]',
+        '["default",null,"nnnnnnnnnnnnnnnn","more"]',
+        '{"campaign":"default"}',
+    ],
+)
+def test_other_terms_make_no_draw(terms: str | None) -> None:
+    with pytest.raises(InvalidRequest):
+        operations.restore("k", "k", 6, "default", "draw", terms)
 
 
 def test_a_request_without_pulls_has_the_bytes_of_v1() -> None:
@@ -164,3 +238,9 @@ def test_a_request_without_pulls_has_the_bytes_of_v1() -> None:
 def test_what_a_worker_would_refuse_is_refused_where_it_is_made(pulls: Any) -> None:
     with pytest.raises(InvalidRequest, match="pulls"):
         DrawRequest(account_id=6, campaign="winter-2026", pulls=pulls)
+
+
+@pytest.mark.parametrize("nonce", ["n" * 15, "n" * 65, "n" * 15 + ".", "n" * 16 + "\n", "n" * 16 + "\u0663", " " * 16])
+def test_a_nonce_that_a_worker_would_refuse_is_refused_where_it_is_made(nonce: str) -> None:
+    with pytest.raises(InvalidRequest, match="client_nonce is 16 to 64 characters"):
+        DrawRequest(account_id=6, client_nonce=nonce)

@@ -208,4 +208,6 @@ def test_the_short_way_of_a_single_pull_is_the_same_draw() -> None:
     odds = dataclasses.replace(manifest.parse(WINTER), guarantees=(), tiers=())
     for number in range(500):
         key = f"key-{number}"
-        assert plain_prize(SEED, odds, number + 1, key) is Drawing(SEED, odds, number + 1, key).pull(1, "", ()).prize
+        for nonce in (b"", b"n" * 16, b"%064d" % number):
+            drawing = Drawing(SEED, odds, number + 1, key, nonce)
+            assert plain_prize(SEED, odds, number + 1, key, nonce) is drawing.pull(1, "", ()).prize

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from msgspec import structs
 
 from tombola.producers.domain import keys, operations
 from tombola.producers.domain.causes import Cause
@@ -129,6 +130,33 @@ def test_a_draw_says_what_it_needs_and_what_it_writes() -> None:
     unknown = draw.decide(DrawRequest(account_id=6, campaign="winter"), locked)
     assert isinstance(unknown, Refusal)
     assert unknown.cause == Cause.UNKNOWN_CAMPAIGN
+
+
+def test_what_a_draw_writes_depends_on_its_nonce() -> None:
+    locked = Locked({6: LockedAccount("POINT", Decimal("1.00"))}, WHEELS)
+
+    def rows(nonce: str) -> int:
+        return len(decided(DrawRequest(account_id=6, request_key="k", client_nonce=nonce), locked))
+
+    nonces = [f"nonce-{number:010}" for number in range(100)]
+    wins = sum(rows(it) == 2 for it in nonces)
+    assert 10 < wins < 50  # of one key, which without a nonce has one outcome for ever
+    assert wins == sum(rows(it) == 2 for it in nonces)
+
+
+def test_the_audit_of_a_draw_looks_at_its_nonce() -> None:
+    won = next(
+        it
+        for it in (
+            DrawRequest(account_id=6, request_key="k", client_nonce=f"nonce-{number:010}") for number in range(99)
+        )
+        if WHEELS["default"].draw(6, "k", it.client_nonce.encode()).amount
+    )
+    rows = lines(CHARGE, PRIZE)
+    assert [*draw.check(won, Written("completed", rows, WHEELS))["I2"]] == []
+    losers = (structs.replace(won, client_nonce=f"other-{number:010}") for number in range(99))
+    lost = next(it for it in losers if not WHEELS["default"].draw(6, "k", it.client_nonce.encode()).amount)
+    assert [*draw.check(lost, Written("completed", rows, WHEELS))["I2"]] == ["was paid 5.00, its draw says 0"]
 
 
 def decided(request: DrawRequest, locked: Locked) -> Sequence[Movement]:

@@ -169,6 +169,19 @@ def test_the_session_says_who_pays(shop: Any, house: House, request: pytest.Fixt
     assert shop(2).get(f"/v1/draws/{key}").status_code == 404
 
 
+def test_the_nonce_of_the_browser_is_passed_on(shop: Any, house: House, request: pytest.FixtureRequest) -> None:
+    key, nonce = f"nonce-{request.node.callspec.id}", "nonce-of-a-browser_0"
+    headers = {"Idempotency-Key": key}
+    first = shop(1).post("/v1/draws", json={"client_nonce": nonce}, headers=headers)
+    assert first.status_code == 202, first.text
+    rows = {row["request_key"]: row["terms"] for row in table(house.engine, "api_idempotency_requests")}
+    assert rows[key] == f'["default",null,"{nonce}"]'
+    assert shop(1).post("/v1/draws", json={"client_nonce": nonce}, headers=headers).content == first.content
+    for other in ({}, {"client_nonce": nonce[::-1]}):
+        refused = shop(1).post("/v1/draws", json=other, headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (422, "idempotency-key-reused")
+
+
 @pytest.mark.parametrize(
     ("member", "status", "sent"),
     [
@@ -179,10 +192,14 @@ def test_the_session_says_who_pays(shop: Any, house: House, request: pytest.Fixt
         (1, 400, {"content": "{", "headers": {"Idempotency-Key": "x", "Content-Type": "application/json"}}),
         (1, 400, {"data": {"account_id": 1}, "headers": {"Idempotency-Key": "x"}}),
         (1, 413, {"json": {"campaign": "x" * 20_000}, "headers": {"Idempotency-Key": "x"}}),
+        (1, 400, {"json": {"client_nonce": "short"}, "headers": {"Idempotency-Key": "x"}}),
         (1, 422, {"json": {"campaign": "nowhere"}, "headers": {"Idempotency-Key": "x"}}),
         (1, 422, {"json": {"pulls": 10}, "headers": {"Idempotency-Key": "x"}}),  # `default` sells single draws
     ],
-    ids=["stranger", "no key", "colon", "list", "broken", "form", "large", "gateway refuses", "pulls are not sold"],
+    ids=[
+        *("stranger", "no key", "colon", "list", "broken", "form", "large", "no nonce"),
+        *("gateway refuses", "pulls are not sold"),
+    ],
 )
 def test_what_is_refused_reaches_no_account(
     shop: Any, house: House, member: int | None, status: int, sent: dict[str, Any]

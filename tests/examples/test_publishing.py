@@ -18,8 +18,9 @@ from tests.producers.test_client import queued
 from tombola.producers.brokers.quorum_queues import declare_queues
 from tombola.producers.brokers.rabbitmq import open_amqp
 from tombola.producers.brokers.streams import QUEUE
-from tombola.producers.domain.contract import DrawRequest, parse_request
+from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import InvalidKey, InvalidRequest
+from tombola.producers.domain.operations import parse_request
 from tombola.producers.domain.signatures import Keyring
 from tombola.worker.deliveries import open_deliveries
 
@@ -144,6 +145,17 @@ def test_what_is_published_is_the_request(example: Run, broker_url: str) -> None
     assert queued(broker_url, 1) == [request]
 
 
+def test_what_is_published_has_its_nonce(example: Run, broker_url: str) -> None:
+    request = DrawRequest(account_id=6, client_nonce="nonce-of-a-browser_0")
+    assert example(broker_url, "6", request.request_key, request.client_nonce).returncode == 0
+    source = open_deliveries(broker_url, claim_after_s=3600, prefetch=10)
+    try:
+        (delivery,) = source.fetch(10, wait_s=5)
+    finally:
+        source.close()
+    assert delivery.body == request.encode()  # the canonical bytes, which are what is signed
+
+
 def test_a_new_request_key_is_made_and_shown(example: Run, broker_url: str) -> None:
     keys = []
     for _ in range(2):
@@ -221,7 +233,12 @@ def test_what_the_queue_refuses_is_not_taken_for_published(example: Run, bare_ra
 
 
 @pytest.mark.parametrize(
-    "arguments", [("0",), ("-6",), ("6.5",), ("six",), ("9223372036854775808",), ("6", "a:consume"), ("6", "k\n"), ()]
+    "arguments",
+    [
+        *[("0",), ("-6",), ("6.5",), ("six",), ("9223372036854775808",), ("6", "a:consume"), ("6", "k\n"), ()],
+        *[("6", "k", nonce) for nonce in ("", "short", "n" * 65, "n" * 16 + "\n", "n" * 16 + ".")],
+        ("6", "k", "n" * 16, "more"),
+    ],
 )
 def test_what_the_contract_refuses_is_not_sent(example: Run, redis_url: str, arguments: tuple[str, ...]) -> None:
     done = example(redis_url, *arguments)

@@ -26,7 +26,7 @@ from tests import processes, servers
 from tests.books import assert_books
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.operations.draw import CONSUME, REWARD
-from tombola.producers.storage.schema import account_asset_balances, asset_transactions
+from tombola.producers.storage.schema import account_asset_balances, api_idempotency_requests, asset_transactions
 from tombola.worker.ledger.accounts import open_account
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -734,6 +734,53 @@ def test_plain_http_from_another_machine(deployment: Deployment, browsing: Brows
 
 
 # ---- draw.js by itself, as others use it -----------------------------------------------------------------------------
+
+
+def test_a_draw_has_a_nonce_that_is_kept_before_it_is_sent(deployment: Deployment, tab: Tab) -> None:
+    """Made with the key, and the same one in every retry: also after a reload, which loses what the page knew."""
+    kept: list[dict[str, str]] = []
+    script = """() => {
+        const send = window.fetch;
+        window.fetch = (url, init) => {
+            if (init?.method === 'POST') {
+                window.keptThen = localStorage.getItem(`tombola.pending.${init.headers['Idempotency-Key']}`);
+            }
+            return send(url, init);
+        };
+    }"""
+    tab.page.evaluate(script)
+    with deployment.worker_paused():
+        tab.click()
+        tab.says("Accepted")
+        assert tab.page.evaluate("window.keptThen") == tab.posts[0][1]
+        kept.append(tab.kept())
+        tab.page.reload()
+        tab.says("Accepted")
+        kept.append(tab.kept())
+    tab.finished()
+    assert len(tab.posts) == 2
+    assert_one_charge(deployment, tab)
+    assert kept == [dict(tab.posts)] * 2
+    (key,) = tab.keys
+    body = json.loads(tab.posts[0][1])
+    assert body.keys() == {"account_id", "client_nonce"}
+    assert re.fullmatch(r"[0-9a-f]{32}", body["client_nonce"])
+    assert body["client_nonce"] not in key
+    # The request that settled is the one with this nonce.
+    request = DrawRequest(account_id=tab.account, request_key=key, client_nonce=body["client_nonce"])
+    with deployment.house.engine.connect().execution_options(read_only=True) as connection:
+        row = connection.execute(
+            select(api_idempotency_requests).where(api_idempotency_requests.c.request_key == key)
+        ).one()
+    assert (row.terms, row.fingerprint) == (request.terms, request.fingerprint())
+
+
+def test_every_draw_of_a_page_has_another_nonce(deployment: Deployment, browsing: Browsing) -> None:
+    tab = browsing.tab()
+    for count in range(1, 4):
+        tab.click()
+        tab.finished(count)
+    assert len({json.loads(body)["client_nonce"] for _, body in tab.posts}) == 3
 
 
 def test_draw_js_gives_the_result_to_its_caller(deployment: Deployment, tab: Tab) -> None:

@@ -1,6 +1,7 @@
 """The HTTP gateway as web frontends meet it: real processes, asked over HTTP."""
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -47,6 +48,7 @@ from tombola.worker.relay.overdue import relay_once
 from tombola.worker.relay.retention import archive_once
 
 BODY_BYTES_MAX = 16 * 1024
+NONCE = "0123456789abcdef-nonce_Z"
 WAITS = 1000
 CHECKS = [
     not_a_server_error,
@@ -137,7 +139,9 @@ def test_a_repeat_gets_the_same_answer(open_gateway: Gateway, house: House, acco
 
 
 @pytest.mark.parametrize(
-    "other", [{"account_id": 2}, {"campaign": "spring"}, {"lottery_session_id": "elsewhere"}], ids=str
+    "other",
+    [{"account_id": 2}, {"campaign": "spring"}, {"lottery_session_id": "elsewhere"}, {"client_nonce": NONCE}],
+    ids=str,
 )
 def test_a_key_with_other_content_is_refused(open_gateway: Gateway, account: int, other: dict[str, Any]) -> None:
     open_gateway.draw({"account_id": account}, "taken")
@@ -145,6 +149,39 @@ def test_a_key_with_other_content_is_refused(open_gateway: Gateway, account: int
     assert "different request" in told
     # a session of another request's, too
     problem(open_gateway.draw({"account_id": account, "lottery_session_id": "taken"}, "not-taken"), 422)
+
+
+def test_a_draw_with_a_nonce_is_another_one_with_another_nonce(
+    open_gateway: Gateway, house: House, account: int
+) -> None:
+    asked = {"account_id": account, "client_nonce": NONCE}
+    first = open_gateway.draw(asked, "nonce-1")
+    assert first.status_code == 202
+    assert first.json() == {"request_key": "nonce-1", "lottery_session_id": "nonce-1", "status": "accepted"}
+    repeat = open_gateway.draw(asked | {"campaign": "default", "pulls": None}, "nonce-1")
+    assert (repeat.content, repeat.headers["idempotency-replayed"]) == (first.content, "true")
+    for other in ({"account_id": account}, asked | {"client_nonce": NONCE[::-1]}, asked | {"client_nonce": None}):
+        problem(open_gateway.draw(other, "nonce-1"), 422, "idempotency-key-reused")
+    request = DrawRequest(account_id=account, request_key="nonce-1", client_nonce=NONCE)
+    (row,) = rows(house, "nonce-1")
+    assert (row["kind"], row["terms"]) == ("draw", f'["default",null,"{NONCE}"]')
+    assert row["fingerprint"] == request.fingerprint()
+    (result,) = settle(house, request)
+    shown = open_gateway.show("nonce-1")
+    assert (shown.status_code, shown.content) == (200, result)
+    assert shown.json()["v"] == 1
+    # A settled draw refuses another nonce as well.
+    problem(open_gateway.draw({"account_id": account}, "nonce-1"), 422, "idempotency-key-reused")
+
+
+def test_a_draw_without_a_nonce_is_of_contract_v1(open_gateway: Gateway, house: House, account: int) -> None:
+    open_gateway.draw({"account_id": account}, "plain-1")
+    (row,) = rows(house, "plain-1")
+    body = (
+        f'{{"v":1,"request_key":"plain-1","lottery_session_id":"plain-1","account_id":{account},"campaign":"default"}}'
+    )
+    assert (row["kind"], row["terms"]) == (None, None)
+    assert row["fingerprint"] == hashlib.sha256(body.encode()).hexdigest()
 
 
 def test_without_a_key_one_is_made_and_returned(open_gateway: Gateway, account: int) -> None:
@@ -175,6 +212,12 @@ WRONG_BODIES = [
     b'{"account_id":9223372036854775808}',
     b'{"account_id":1,"amount":1}',
     b'{"account_id":1,"campaign":"a b"}',
+    b'{"account_id":1,"client_nonce":""}',
+    b'{"account_id":1,"client_nonce":"%b"}' % (b"n" * 15),
+    b'{"account_id":1,"client_nonce":"%b"}' % (b"n" * 65),
+    b'{"account_id":1,"client_nonce":"%b."}' % (b"n" * 16),
+    b'{"account_id":1,"client_nonce":"%b\\n"}' % (b"n" * 16),
+    b'{"account_id":1,"client_nonce":1234567890123456}',
     b'{"account_id":1,"lottery_session_id":""}',
     b'{"account_id":1,"lottery_session_id":"a/b"}',
     b'{"account_id":1',
@@ -239,6 +282,21 @@ def test_each_draw_of_a_batch_has_its_own_answer(open_gateway: Gateway, house: H
     assert told[1]["problem"]["status"] == 422
     assert rows(house, told[3]["ticket"]["request_key"])
     assert rows(house, "b-2") == []
+
+
+def test_the_draws_of_a_batch_have_nonces_of_their_own(open_gateway: Gateway, house: House, account: int) -> None:
+    asked = [
+        {"account_id": account, "request_key": "bn-1", "client_nonce": NONCE},
+        {"account_id": account, "request_key": "bn-1", "client_nonce": NONCE[::-1]},
+        {"account_id": account, "request_key": "bn-1", "client_nonce": NONCE},
+        {"account_id": account, "request_key": "bn-2"},
+    ]
+    told = open_gateway.client.post("/v1/draws/batch", json={"draws": asked}).json()["answers"]
+    assert [(it["status"], it["replayed"]) for it in told] == [(202, False), (422, False), (202, True), (202, False)]
+    assert [row["terms"] for key in ("bn-1", "bn-2") for row in rows(house, key)] == [
+        f'["default",null,"{NONCE}"]',
+        None,
+    ]
 
 
 def test_an_unknown_campaign_is_refused_before_anything_is_written(
@@ -428,6 +486,7 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         "/v1/campaigns/{name}",
         "/v1/odds/{odds_hash}",
         "/v1/checkpoints/latest",
+        "/v1/seeds",
         "/healthz",
         "/readyz",
     }
@@ -436,7 +495,7 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         *("makeDraw", "makeDraws", "getDraw", "watchDraw", "listTransactions", "refundDraw"),
         *("listAccounts", "getAccount", "listAccountTransactions", "getStatement"),
         *("openAccount", "recharge", "transfer", "adjust", "getMovement", "hold", "getHold", "postHold", "voidHold"),
-        *("listCampaigns", "getCampaign", "getOdds", "getCheckpoint", "getHealth", "getReadiness"),
+        *("listCampaigns", "getCampaign", "getOdds", "getCheckpoint", "listSeeds", "getHealth", "getReadiness"),
     }
 
 

@@ -24,8 +24,13 @@ def compose() -> dict[str, Any]:
     return loaded
 
 
+def without_merges(text: str) -> str:
+    """The validator does not know YAML's merge keys."""
+    return re.sub(r"<<: \*[\w-]+", "", text)
+
+
 def test_it_is_a_compose_file() -> None:
-    parsed = PyCompose.from_yaml(COMPOSE.read_text().replace("<<: *tombola", "").replace("<<: *environment", ""))
+    parsed = PyCompose.from_yaml(without_merges(COMPOSE.read_text()))
     parsed.validate()
     assert {"mariadb", "redis", "rabbitmq", "migrate", "worker", "relay", "gateway"} <= set(parsed.service_names())
 
@@ -33,7 +38,7 @@ def test_it_is_a_compose_file() -> None:
 def test_the_validator_refuses_a_misspelt_key() -> None:
     broken = COMPOSE.read_text().replace("healthcheck:", "healthchek:", 1)
     with pytest.raises(Exception, match="healthchek"):
-        PyCompose.from_yaml(broken.replace("<<: *tombola", "").replace("<<: *environment", "")).validate()
+        PyCompose.from_yaml(without_merges(broken)).validate()
 
 
 @pytest.mark.process

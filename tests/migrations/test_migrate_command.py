@@ -51,16 +51,16 @@ def test_it_goes_to_the_newest_revision_and_says_each(engine: Engine) -> None:
         pass
     assert status(code=1)["revision"] is None
     assert [line.split(":")[0] for line in migrate().output.splitlines()] == [
-        f"upgraded to {it}" for it in ("0001", "0002", "0003", "0004", "0005", "0006")
+        f"upgraded to {it}" for it in ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
     ]
     assert set(inspect(engine).get_table_names()) == TABLES | {migrations.VERSION_TABLE}
-    assert migrate().output == "at 0006, the newest: nothing to do\n"
-    assert status(code=0) == {"revision": "0006", "newest": "0006", "pending": [], "first": None}
+    assert migrate().output == "at 0007, the newest: nothing to do\n"
+    assert status(code=0) == {"revision": "0007", "newest": "0007", "pending": [], "first": None}
 
     migrations.downgrade(engine, "0002")
     found = status(code=1)
-    assert [it["revision"] for it in found["pending"]] == ["0003", "0004", "0005", "0006"]  # type: ignore[attr-defined]
-    assert migrate("status", code=1).output.splitlines()[:2] == ["revision  0002", "newest    0006"]
+    assert [it["revision"] for it in found["pending"]] == ["0003", "0004", "0005", "0006", "0007"]  # type: ignore[attr-defined]
+    assert migrate("status", code=1).output.splitlines()[:2] == ["revision  0002", "newest    0007"]
     assert "pending   0003: Dead letters that can be replayed" in migrate("status", code=1).output
 
 
@@ -88,8 +88,9 @@ def test_it_goes_back_when_asked_twice(engine: Engine) -> None:
     before = definitions(engine)
     migrations.upgrade(engine)
     migrate("downgrade", "0002", code=1)  # nobody answers the question
-    assert status(code=0)["revision"] == "0006"
+    assert status(code=0)["revision"] == "0007"
     assert [line.split(":")[0] for line in migrate("downgrade", "0002", "--yes").output.splitlines()] == [
+        "downgraded from 0007",
         "downgraded from 0006",
         "downgraded from 0005",
         "downgraded from 0004",

@@ -30,11 +30,13 @@ from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.domain.operations import draw as operation
 from tombola.producers.domain.operations.operation import Rejection
+from tombola.producers.domain.receipt_keys import SigningKey
 from tombola.producers.storage import api_keys
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.faults import Fault, fault_of
 from tombola.producers.storage.ledger import Posting
+from tombola.producers.storage.receipt_keys import open_signer
 from tombola.producers.storage.requests import state_of_session
 from tombola.producers.storage.schema import (
     account_asset_balances,
@@ -73,6 +75,10 @@ TABLES_BY_REVISION = {
         "books_head",
         "books_house",
         "books_snapshots",
+    },
+    "0007": {
+        *("receipt_keys", "seed_chains", "seed_epochs"),
+        *("conformity_accounts", "conformity_counts", "conformity_parts"),
     },
 }
 TABLES = set().union(*TABLES_BY_REVISION.values())
@@ -514,7 +520,7 @@ def test_requests_from_before_the_outbox_are_archived_like_all_others(engine: En
     with pytest.raises(CommandError, match="dead or archived requests"):
         command.downgrade(migrations.alembic_config(engine), "0001")
     is_whole = engine.dialect.name == "sqlite"
-    later = TABLES_BY_REVISION["0003"] | TABLES_BY_REVISION["0005"] | TABLES_BY_REVISION["0006"]
+    later = set().union(*(TABLES_BY_REVISION[it] for it in ("0003", "0005", "0006", "0007")))
     assert tables_of(engine) == (TABLES if is_whole else TABLES - later)
     with engine.connect() as connection:
         kept = connection.execute(text("SELECT COUNT(*) FROM api_idempotency_requests WHERE result IS NULL")).scalar()
@@ -611,7 +617,8 @@ def test_what_operators_did_is_not_forgotten(engine: Engine) -> None:
     with pytest.raises(CommandError, match="operator_actions is kept for ever"):
         command.downgrade(migrations.alembic_config(engine), "0002")
     # On SQLite a downgrade is atomic; MySQL keeps each statement.
-    later = set() if engine.dialect.name == "sqlite" else TABLES_BY_REVISION["0005"] | TABLES_BY_REVISION["0006"]
+    is_atomic = engine.dialect.name == "sqlite"
+    later = set().union(*(TABLES_BY_REVISION[it] for it in (() if is_atomic else ("0005", "0006", "0007"))))
     assert tables_of(engine) == TABLES - later
     is_whole = engine.dialect.name == "sqlite"
     with engine.connect() as connection:
@@ -852,3 +859,17 @@ def test_refusals_are_no_outages(engine: Engine, account_id: int) -> None:
     with pytest.raises(DBAPIError) as refused:
         post(engine, ledger_row(account_id, balance_after=Decimal("-0.01")))
     assert fault_of(refused.value) is Fault.REFUSED
+
+
+# ---- with receipts signed --------------------------------------------------------------------------------------------
+
+
+def test_the_keys_of_receipts_are_not_forgotten(engine: Engine) -> None:
+    migrations.upgrade(engine)
+    open_signer(engine, [SigningKey.make()])
+    with pytest.raises(CommandError, match="nobody can verify"):
+        command.downgrade(migrations.alembic_config(engine), "0006")
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM receipt_keys"))
+    command.downgrade(migrations.alembic_config(engine), "0006")
+    assert "receipt_keys" not in tables_of(engine)

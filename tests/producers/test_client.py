@@ -141,6 +141,23 @@ def test_a_known_repeat_gets_the_first_result_and_is_not_sent_again(
     assert queued(broker_url, 1) == [request]
 
 
+def test_the_same_key_with_another_nonce_is_refused(client: DrawClient, house: House) -> None:
+    (account_id,) = house.accounts(1)
+    first = DrawRequest(account_id=account_id, request_key="k", client_nonce="nonce-of-a-browser_0")
+    assert client.enqueue(first) == client.enqueue(first) == Ticket("k", "k")
+    others = [DrawRequest(account_id=account_id, request_key="k", client_nonce=it) for it in ("", "n" * 16)]
+    for other in others:
+        with pytest.raises(IdempotencyKeyReused):
+            client.enqueue(other)
+    with pytest.raises(IdempotencyKeyReused):
+        client.enqueue_many([first, *others])
+    (result,) = settle(house, first)
+    repeat = client.enqueue(first)
+    assert repeat.result is not None
+    assert (repeat.result.encode(), repeat.reason) == (result, "DUPLICATE_REQUEST_IDEMPOTENT")
+    assert house.violations() == []
+
+
 def test_a_key_with_another_request_behind_it_is_refused(house: House, client: DrawClient) -> None:
     mine, other = house.accounts(2)
     request = DrawRequest(account_id=mine)

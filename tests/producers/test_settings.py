@@ -163,6 +163,7 @@ EDGES = {
     "relay_after_s": ("0.1", "3600", "0", "3600.1"),
     "relay_tries_max": ("1", "100", "0", "101"),
     "request_timeout_s": ("0.1", "31536000", "0", "31536001"),
+    "seed_reveal_after_s": ("60", "31536000", "59.9", "31536001"),
     "webhook_tries_max": ("1", "100", "0", "101"),
     "webhook_timeout_s": ("0.1", "60", "0", "60.1"),
     "retention_days": ("0", "36500", "-1", "36501"),
@@ -363,6 +364,15 @@ def test_the_seed_is_hexadecimal_and_long_enough() -> None:
         assert wrong not in told
     with pytest.raises(ConfigurationError, match="TOMBOLA_SEED is not set"):
         _ = Settings.from_env({}).seed_bytes
+
+
+def test_several_seeds_the_newest_first() -> None:
+    newest = "0123" * 16
+    settings = from_env(seed=f"{newest}, {SEED}")
+    assert settings.seeds == (bytes.fromhex(newest), bytes.fromhex(SEED))
+    assert settings.seed_bytes == bytes.fromhex(newest)
+    assert Settings.from_env({}).seeds == ()
+    assert SEED not in refusal(seed=f"{SEED},short")
 
 
 # ---- secrets ---------------------------------------------------------------------------------------------------------

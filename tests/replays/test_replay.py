@@ -138,6 +138,29 @@ def test_what_a_bad_deploy_parked_is_foretold_and_settles_once(house: House, des
     ]
 
 
+def test_a_replay_keeps_the_nonce_of_a_draw(house: House, desk: Desk) -> None:
+    (account_id,) = house.accounts(1)
+    asked = [
+        DrawRequest(account_id=account_id, request_key=f"k{number:02}", client_nonce=f"nonce-{number:010}")
+        for number in range(40)
+    ]
+    desk.park_by_worker(*[draw.encode() for draw in asked], wheels={})
+    assert {it.body for it in desk.letters()} == {it.encode() for it in asked}
+    other = DrawRequest(account_id=account_id, request_key="k00", client_nonce="nonce-of-another")
+    desk.work()
+    done = desk.replay()
+    assert (done.status, done.settled, done.parked_again, done.refused) == ("done", 40, 0, 0)
+    with house.engine.connect().execution_options(read_only=True) as connection:
+        found = {row.request_key: row for row in connection.execute(select(requests))}
+    assert {key: (row.terms, row.fingerprint) for key, row in found.items()} == {
+        it.request_key: (it.terms, it.fingerprint()) for it in asked
+    }
+    desk.rest()
+    desk.park_by_worker(other.encode())  # the key's request is settled: another nonce is a conflict
+    assert [it.cause for it in desk.letters(*OPEN_STATES)] == [Cause.FINGERPRINT_MISMATCH]
+    assert house.violations() == []  # which draws each of them again, by its nonce
+
+
 def test_a_forecast_comes_true_line_by_line(house: House, desk: Desk) -> None:
     rich, poor = house.accounts(2, balance=1)
     recharge(house.engine, rich, Decimal(5))

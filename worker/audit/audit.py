@@ -1,6 +1,7 @@
 """The audit: prove the invariants (ARCHITECTURE, Invariants) from the database.
 
     I1, I2, I10, I11, I13, I14   worker.audit.sessions          each request beside the ledger rows of its session
+    I2                           worker.audit.seeds             the secrets of epochs, and the epoch of each draw
     I14                          worker.audit.holds             each hold beside its ledger rows
     I3, I4, I5                   worker.audit.chains, accounts  the balance of each account beside its chain
     I6                           worker.audit.stored_results    the result store beside the database
@@ -18,6 +19,7 @@ the audit goes on with the next row.
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Final, NamedTuple
@@ -26,7 +28,7 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tombola.producers.domain.causes import Status
-from tombola.producers.domain.draw import Wheels, seed_of, wheels
+from tombola.producers.domain.draw import Wheels, blind_wheels, seed_of, wheels
 from tombola.producers.results import ResultStore
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock
@@ -42,11 +44,13 @@ from tombola.worker.audit.marks import Mark, Reached
 from tombola.worker.audit.on_record import Recharges, check_record
 from tombola.worker.audit.parts import Parts
 from tombola.worker.audit.report import INVARIANTS, Report, Violation
+from tombola.worker.audit.seeds import NotedSeeds, check_rotations, check_seeds
 from tombola.worker.audit.sessions import Drawings, Sessions
 from tombola.worker.audit.stored_results import StoredResults
 from tombola.worker.audit.waiting import check_waiting
 from tombola.worker.audit.walk import Walk
 from tombola.worker.ledger.old_rows import OldRows
+from tombola.worker.seeds.masters import Masters
 
 RECORD_ROWS: Final = 200_000  # ids of ledger rows that one part looks through for recharges on record
 LEDGER: Final = ("I1", "I2", "I3", "I4", "I5", "I6", "I10", "I11", "I13", "I14")
@@ -60,18 +64,22 @@ class Scope(NamedTuple):
     """What an audit looks at; with `goes_on`: what has come since the last clean audit, and every account.
 
     Without `results` I6 is not looked at. `request_timeout_s` is the time after which the relay gives up a request.
+    `seeds` are the master seeds that are known here, by default the one of the wheels; `mark_secret` seals the mark for
+    the next audit, by default that seed: without either the next one examines everything.
     """
 
     goes_on: bool = False
     results: ResultStore | None = None
     request_timeout_s: float = REQUEST_TIMEOUT_S
+    seeds: tuple[bytes, ...] = ()
+    mark_secret: bytes = b""
 
 
 EVERYTHING: Final = Scope()
 
 
 def audit(engine: Engine, wheels: Wheels, scope: Scope = EVERYTHING) -> Report:
-    """Check every invariant. `wheels` are the campaigns under the seed.
+    """Check every invariant. `wheels` are the campaigns under the seed, blind ones where no seed is known.
 
     Nothing is written: worker.audit.audits.record puts the audit on record, with the mark that the next one goes on
     from. Raises ServiceUnavailable or ConfigurationError when the database cannot be read. When a single table cannot
@@ -84,14 +92,21 @@ def audit(engine: Engine, wheels: Wheels, scope: Scope = EVERYTHING) -> Report:
 
 
 def audit_by(settings: Settings, engine: Engine, *, everything: bool) -> Report:
-    """An audit with the seed, the result store and the times of `settings`; raises as `audit` does."""
+    """An audit with the seeds, the result store and the times of `settings`; raises as `audit` does."""
+    seeds = settings.seeds
     store = ResultStore.from_settings(settings, timeout_s=RESULT_TIMEOUT_S) if settings.has("result_url") else None
     try:
-        scope = Scope(not everything, store, settings.request_timeout_s)
-        return audit(engine, wheels(settings.seed_bytes), scope)
+        scope = Scope(not everything, store, settings.request_timeout_s, seeds, _mark_secret(settings))
+        return audit(engine, wheels(seeds[0]) if seeds else blind_wheels(), scope)
     finally:
         if store is not None:
             store.close()
+
+
+def _mark_secret(settings: Settings) -> bytes:
+    """What seals marks: a secret that auditors without the seed have as well; empty where there is none."""
+    shared = settings.result_secret_bytes
+    return hmac.digest(shared, b"tombola-audit-mark", "sha256") if shared else b"".join(settings.seeds[:1])
 
 
 class _Audit:
@@ -101,13 +116,16 @@ class _Audit:
         self._report = report = Report()
         self._scope = scope
         self._wheels = wheels
+        seed = seed_of(wheels)
+        self._masters = Masters(scope.seeds or (() if seed is None else (seed,)))
+        self._mark_secret = scope.mark_secret or seed or b""
         self._versions = Campaigns(engine)
         self._parts = Parts(engine)
         with self._parts.part() as connection:
             self._began_at = clock.now(connection)
             self._old = old = OldRows.of(connection)
             begins_anywhere = begins_at_zero if old is OldRows.NONE else old_accounts(connection)
-            kept = _kept(connection, wheels)
+            kept = _kept(connection, self._mark_secret)
         self._known_block = (0, "") if kept is None else (kept.mark.block, kept.mark.block_hash)
         kept = kept if scope.goes_on else None
         self._mark = kept.mark if kept is not None else None
@@ -115,7 +133,9 @@ class _Audit:
         bands, assets = ({}, []) if kept is None else (kept.bands, kept.mark.assets)
         self._chains = Chains(bands, assets, old=old, begins_anywhere=begins_anywhere)
         results = StoredResults(scope.results, report)
-        self._sessions = Sessions(report, Drawings(wheels, self._versions), old, results)
+        self._sessions = Sessions(
+            report, Drawings(wheels, self._versions, NotedSeeds(engine, self._masters, seed)), old, results
+        )
         if self._mark is not None:
             report.after_id, report.since = self._mark.transaction_id, self._mark.at
             self._sessions.granted = self._mark.granted_by_prize()
@@ -134,6 +154,7 @@ class _Audit:
         finally:
             blocks.finish(report)
         self._examine(("I2",), self._in_one_part(check_manifests))
+        self._examine(("I2",), self._in_one_part(lambda connection: check_seeds(connection, self._masters)))
         if error is None:
             self._examine(("I7",), self._issued())
         else:
@@ -199,6 +220,7 @@ class _Audit:
             )
         with self._parts.part() as connection:
             yield from check_record(connection)
+            yield from check_rotations(connection)
         recharges = Recharges(0 if self._mark is None else self._mark.action_id, self._old)
         after = self._begins_at
         while after < self._report.up_to_id:
@@ -215,30 +237,36 @@ class _Audit:
 
     def _reached(self, blocks: SealedBlocks) -> Reached | None:
         """The mark for the next audit; None where this one leaves something open."""
-        report, seed = self._report, seed_of(self._wheels)
+        report = self._report
         wanted = INVARIANTS.keys() - OF_NOW
-        if seed is None or report.violations or any(report.states[it] != "holds" for it in wanted):
+        if not self._mark_secret or report.violations or any(report.states[it] == "not looked at" for it in wanted):
             return None
+        at_id, chains, granted, action_id = self._walk.at_id, self._chains, self._sessions.granted, self._action_id
+        if self._walk.provable is not None:
+            at_id, chains, granted = self._walk.provable
+            if at_id <= self._begins_at:
+                return None
+            # Recharges behind the mark are met again, with their actions.
+            action_id = 0 if self._mark is None else self._mark.action_id
         mark = Mark(
             at=self._began_at,
-            transaction_id=self._walk.at_id,
+            transaction_id=at_id,
             publish_at=self._publish_at,
-            action_id=self._action_id,
+            action_id=action_id,
             block=blocks.last,
             block_hash=blocks.last_hash,
-            granted=[(campaign, prize, units) for (campaign, prize), units in sorted(self._sessions.granted.items())],
-            assets=self._chains.assets,
+            granted=[(campaign, prize, units) for (campaign, prize), units in sorted(granted.items())],
+            assets=chains.assets,
         )
-        return Reached(mark, self._chains, self._follows, seed)
+        return Reached(mark, chains, self._follows, self._mark_secret)
 
 
-def _kept(connection: Connection, wheels: Wheels) -> marks.Kept | None:
+def _kept(connection: Connection, secret: bytes) -> marks.Kept | None:
     """The mark of the last clean audit; None if there is none."""
-    seed = seed_of(wheels)
-    if seed is None:
+    if not secret:
         return None
     try:
-        return marks.load(connection, seed)
+        return marks.load(connection, secret)
     except DBAPIError as error:
         if error.connection_invalidated:
             raise

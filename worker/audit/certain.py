@@ -7,7 +7,7 @@ certain is read again in full, and checked there. Only plain draws of the built-
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from tombola.producers.domain.contract import DrawRequest, DrawResult, LedgerRow
@@ -15,15 +15,19 @@ from tombola.producers.domain.draw import BlindWheel, Wheel, Wheels
 from tombola.producers.domain.errors import DrawError
 from tombola.producers.domain.operations.draw import CONSUME, CONSUME_TYPE, REWARD, REWARD_TYPE
 from tombola.worker.audit.lines import Line
+from tombola.worker.audit.seeds import NotedSeeds, Window
+from tombola.worker.seeds.binding import seed_noted
 
+PLANS_MAX: Final = 1_000
 _ACCOUNT: Final = 4_711_471_147_114_711  # stands for an account id, which is no text, in a result's pattern
 _is_name = re.compile(r"<(\w+)>")
 
 
 class _Plan(NamedTuple):
-    """What the lines of a draw of one campaign say, and the pattern of its result with one row and with two."""
+    """What the lines of a draw of one campaign and seed say; the pattern of its result with one row and with two."""
 
     wheel: Wheel
+    window: Window
     charge: tuple[str, str, str, str]  # business type, asset, amount and notes
     results: tuple[str, str]
 
@@ -31,10 +35,10 @@ class _Plan(NamedTuple):
 class CertainDraws:
     """Says of which draws the ledger, the request and the kept result are certainly right."""
 
-    def __init__(self, wheels: Wheels) -> None:
-        self._plans: Mapping[str, _Plan] = {
-            name: _plan(wheel) for name, wheel in wheels.items() if not isinstance(wheel, BlindWheel)
-        }
+    def __init__(self, wheels: Wheels, seeds: NotedSeeds) -> None:
+        self._wheels = wheels
+        self._seeds = seeds
+        self._plans: dict[tuple[str, str], _Plan | None] = {}  # by campaign and notes
 
     def is_right(self, lines: Sequence[Line]) -> bool:
         """Whether these lines of one session are all that its draw must have written, and its request says so."""
@@ -42,9 +46,11 @@ class CertainDraws:
         if charge[0] != "1":
             return False
         (_, _, account, session, charge_key, business_type, asset, delta, before, after, notes,
-         key, asked_account, campaign, fingerprint, kept) = charge  # fmt: skip
-        plan = self._plans.get(campaign)
-        if plan is None or account != asked_account or (business_type, asset, delta, notes) != plan.charge:
+         key, asked_account, campaign, fingerprint, bound_to, accepted_at, drawn_at, kept) = charge  # fmt: skip
+        plan = self._plan(campaign, notes)
+        if plan is None or plan.window.why_not(bound_to, accepted_at, drawn_at):
+            return False
+        if account != asked_account or (business_type, asset, delta, notes) != plan.charge:
             return False
         try:
             request = DrawRequest(
@@ -65,6 +71,21 @@ class CertainDraws:
             return False
         return not kept or kept == plan.results[len(lines) - 1] % said
 
+    def _plan(self, campaign: str, notes: str) -> _Plan | None:
+        """The plan of draws of a campaign with these notes; None where no draw with them is certain."""
+        try:
+            return self._plans[campaign, notes]
+        except KeyError:
+            noted = self._seeds.of(seed_noted(notes))
+        if noted is None:
+            return None
+        if len(self._plans) >= PLANS_MAX:
+            self._plans.clear()
+        wheel = (self._wheels if noted.seed is None else noted.seed.wheels).get(campaign)
+        is_known = wheel is not None and not isinstance(wheel, BlindWheel)
+        made = self._plans[campaign, notes] = _plan(wheel, noted.window) if wheel is not None and is_known else None
+        return made
+
     def _is_reward(self, line: Line, account: str, key: str, says: tuple[str, str, str, str]) -> bool:
         _, _, account_of_row, _, row_key, business_type, asset, delta, _, _, notes, *request = line
         return (
@@ -75,10 +96,10 @@ class CertainDraws:
         )
 
 
-def _plan(wheel: Wheel) -> _Plan:
+def _plan(wheel: Wheel, window: Window) -> _Plan:
     campaign = wheel.campaign
     charge = (CONSUME, campaign.asset_code, str(-campaign.cost), wheel.notes)
-    return _Plan(wheel, charge, (_pattern(wheel, with_reward=False), _pattern(wheel, with_reward=True)))
+    return _Plan(wheel, window, charge, (_pattern(wheel, with_reward=False), _pattern(wheel, with_reward=True)))
 
 
 def _pattern(wheel: Wheel, *, with_reward: bool) -> str:

@@ -131,6 +131,13 @@ class Chains:
         made._unreadable, made._unknown = set(self._unreadable), set(self._unknown)
         return made
 
+    def copy(self) -> Chains:
+        """The chains as they stand, for a mark."""
+        bands = {number: band.copy() for number, band in self.bands.items()}
+        made = Chains(bands, self.assets, old=self._old, begins_anywhere=self.begins_anywhere)
+        made.touched = set(self.touched)
+        return made
+
     def afresh(self) -> Chains:
         """Chains without any row."""
         return Chains(old=self._old, begins_anywhere=self.begins_anywhere)

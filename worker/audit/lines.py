@@ -23,7 +23,11 @@ LEDGER: Final = (
     *("transaction_id", "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code"),
     *("delta_amount", "balance_before", "balance_after", "notes"),
 )
-REQUEST: Final = ("request_key", "account_id", "campaign", "fingerprint", "result")  # empty where no text is kept
+# The epoch that the request is bound to (empty: none), when it was accepted, and when it was drawn; the result is empty
+# where no text is kept.
+REQUEST: Final = (
+    *("request_key", "account_id", "campaign", "fingerprint", "seed_epoch", "accepted_at", "drawn_at", "result"),
+)
 # Where the values of a row stand in its line.
 TRANSACTION_ID, ACCOUNT_ID, SESSION, KEY, BUSINESS_TYPE, ASSET, DELTA, BEFORE, AFTER, NOTES = range(1, 11)
 _FIELDS: Final = {"0": 1 + len(LEDGER), "1": 1 + len(LEDGER) + len(REQUEST)}
@@ -123,7 +127,8 @@ def _sql(*, is_sqlite: bool) -> tuple[str, str, str]:
     without = joined(["'0'", *values], is_sqlite=is_sqlite)
     result = "CASE r.result WHEN '' THEN '?' ELSE COALESCE(r.result, '') END"
     # NULL where there is no request.
-    request = joined(["''", *(f"r.{name}" for name in REQUEST[:-1]), result], is_sqlite=is_sqlite)
+    bound = ["COALESCE(r.seed_epoch, '')", "COALESCE(r.accepted_at, r.created_at)", "t.created_at"]
+    request = joined(["''", *(f"r.{name}" for name in REQUEST[:4]), *bound, result], is_sqlite=is_sqlite)
     row = joined(["(r.request_key IS NOT NULL)", *values], is_sqlite=is_sqlite)
     line = f"{row} || COALESCE({request}, '')" if is_sqlite else f"CONCAT({row}, COALESCE({request}, ''))"
     # Only charges look for a request: a look-up of NULL finds nothing, and costs nothing.

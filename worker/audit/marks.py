@@ -1,6 +1,6 @@
 """Where the last clean audit ended, so that the next one goes on from there: rows of our own between audits.
 
-Who can write to the database can write to these rows as well. So they carry an HMAC under the seed, which is not in the
+Who can write to the database can write to these rows as well. So they carry an HMAC under a secret that is not in the
 database: a mark that it does not fit is none, and the audit examines everything. An older mark with its own rows still
 fits; with it an audit examines more, not less. `tombola books verify` and sealed blocks (I9) are for rows below a mark.
 """
@@ -59,23 +59,23 @@ class Kept(NamedTuple):
 
 class Reached(NamedTuple):
     """A mark to keep. `follows` is the seal of the mark that this audit went on from, None if it began at the first
-    row; `seed` seals this one."""
+    row; `secret` seals this one."""
 
     mark: Mark
     chains: Chains
     follows: str | None
-    seed: bytes
+    secret: bytes
 
 
-def load(connection: Connection, seed: bytes) -> Kept | None:
-    """The mark, if the seed has sealed it and the chains at it; None if there is none."""
+def load(connection: Connection, secret: bytes) -> Kept | None:
+    """The mark, if the secret has sealed it and the chains at it; None if there is none."""
     row = connection.execute(select(audit_marks.c.mark, audit_marks.c.mac)).first()
     if row is None:
         return None
     rows = connection.execute(select(audited_accounts.c.band, audited_accounts.c.state))
     states = {band: bytes(state) for band, state in rows}
     try:
-        if not hmac.compare_digest(_mac(seed, row.mark, states), str(row.mac)):
+        if not hmac.compare_digest(_mac(secret, row.mark, states), str(row.mac)):
             return None
         mark = msgspec.json.decode(row.mark, type=Mark)
         return Kept(mark, {number: Band.decoded(state) for number, state in states.items()}, row.mac)
@@ -104,15 +104,15 @@ def keep(connection: Connection, reached: Reached) -> bool:
         rows = [{"band": number, "state": chains.bands[number].encoded()} for number in some]
         connection.execute(insert(audited_accounts), rows)
     text = msgspec.json.encode(mark).decode()
-    mac = _mac(reached.seed, text, {number: band.encoded() for number, band in chains.bands.items()})
+    mac = _mac(reached.secret, text, {number: band.encoded() for number, band in chains.bands.items()})
     connection.execute(delete(audit_marks))
     connection.execute(insert(audit_marks).values(id=1, mark=text, mac=mac))
     return True
 
 
-def _mac(seed: bytes, mark: str, states: Mapping[int, bytes]) -> str:
+def _mac(secret: bytes, mark: str, states: Mapping[int, bytes]) -> str:
     """64 hex digits over the mark and all bands in their order, each part with its length."""
-    told = hmac.new(seed, _CONTEXT, "sha256")
+    told = hmac.new(secret, _CONTEXT, "sha256")
     parts = [mark.encode()]
     for number in sorted(states):
         parts += [str(number).encode(), hashlib.sha256(states[number]).digest()]

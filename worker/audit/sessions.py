@@ -41,22 +41,24 @@ from tombola.worker.audit.lines import (
     is_odd,
 )
 from tombola.worker.audit.report import Report, Violation
+from tombola.worker.audit.seeds import NotedSeeds, moment_text
 from tombola.worker.audit.stored import amount_of, stored
 from tombola.worker.audit.stored_results import StoredResults
 from tombola.worker.ledger.old_rows import OldRows
+from tombola.worker.seeds.binding import seed_noted
 
 _REQUEST: Final = [
     stored(requests.c[name])
     for name in (
         *("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "status", "reason", "result"),
-        *("balance_told", "kind", "terms"),
+        *("balance_told", "kind", "terms", "seed_epoch", "accepted_at", "created_at"),
     )
 ]
 _LEDGER: Final = [
     stored(transactions.c[name], "row_")
     for name in (
         *("transaction_id", "account_id", "lottery_session_id", "idempotency_key", "business_type", "asset_code"),
-        *("delta_amount", "balance_before", "balance_after", "notes"),
+        *("delta_amount", "balance_before", "balance_after", "notes", "created_at"),
     )
 ]
 
@@ -66,6 +68,7 @@ class Drawings(NamedTuple):
 
     wheels: Wheels
     versions: Versions
+    seeds: NotedSeeds
 
 
 class Sessions:
@@ -80,7 +83,7 @@ class Sessions:
         self._drawings = drawings
         self._old = old
         self._results = results
-        self._certain = CertainDraws(drawings.wheels)
+        self._certain = CertainDraws(drawings.wheels, drawings.seeds)
         self._known_types = operations.house_accounts().keys()
 
     def check_lines(self, connection: Connection, lines: Sequence[Line], *, is_counting: bool) -> Iterator[Violation]:
@@ -131,6 +134,7 @@ class Sessions:
                 self._report.requests += 1
                 session = _Session(connection, found[session_id], rows[session_id], self._drawings, self._old)
                 yield from session.check()
+                self._report.unproven += session.is_unproven
                 if is_counting:
                     self.granted += session.granted()
                 elsewhere += session.prizes_elsewhere()
@@ -243,12 +247,21 @@ class _Session:
         self._connection = connection
         self.request = request
         own = [_Row(connection, row) for row in rows]
-        self.written = Written(request.status, own, drawings.wheels, drawings.versions, self._rows_of)
+        charge = next((row for row in rows if row.row_business_type == CONSUME), None)
+        self._noted = None if charge is None else drawings.seeds.of(seed_noted(str(charge.row_notes)))
+        self._drawn_at = "" if charge is None else moment_text(charge.row_created_at)
+        seed = None if self._noted is None else self._noted.seed
+        self.written = Written(request.status, own, drawings.wheels, drawings.versions, self._rows_of, seed)
         # A request that old code has charged: answered from its rows, which do not say how it was drawn.
         self.is_old = bool(rows) and all(
             old.wrote(row.row_transaction_id, row.row_idempotency_key, row.row_notes) for row in rows
         )
         self._campaign = ""  # of an operator, once the request is read
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether the secret of its epoch is not known here, so that what was drawn cannot be recomputed yet."""
+        return self.written.is_completed and not self.written.is_provable
 
     def _rows_of(self, ledger_key: str) -> Sequence[Row]:
         """The ledger rows under a ledger key, of whatever session; a query for each request that asks."""
@@ -277,12 +290,21 @@ class _Session:
         for invariant, wrong in operation.check(asked, self.written).items():
             if invariant == "I1" or not self.is_old:
                 yield invariant, wrong
+        yield "I2", self._of_its_epoch()
         yield "I10", self._answered(asked)
         needs = operation.needs(asked, self.written.wheels)
         # Prizes of a campaign may go to further accounts of the user: _strangers checks whose they are. The operation
         # itself checks the accounts of requests that read the rows of others.
         yield "I11", self._whole(None if needs.campaign or needs.rows_of else needs.accounts, asked.ledger_key)
         self._campaign = needs.campaign
+
+    def _of_its_epoch(self) -> Iterator[str]:
+        if self._noted is not None and self.written.is_completed and not self.is_old:
+            request = self.request
+            bound_to = "" if request.seed_epoch is None else str(request.seed_epoch)
+            accepted_at = moment_text(request.created_at if request.accepted_at is None else request.accepted_at)
+            if why_not := self._noted.window.why_not(bound_to, accepted_at, self._drawn_at):
+                yield why_not
 
     def granted(self) -> Counter[PrizeName]:
         """The stocked prizes in the charge's notes, after `check`."""

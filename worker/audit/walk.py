@@ -7,14 +7,16 @@ again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from tombola.worker.audit import lines, parts
 from tombola.worker.audit.accounts import check_accounts, next_chunk
 from tombola.worker.audit.chains import Chains
 from tombola.worker.audit.holds import check_holds, next_holds
+from tombola.worker.audit.issued import PrizeName
 from tombola.worker.audit.lines import Line, id_of
 from tombola.worker.audit.parts import Parts, newest_id, settled_id
 from tombola.worker.audit.report import Report, Violation
@@ -25,12 +27,24 @@ PART_ROWS: Final = 5_000
 ACCOUNT_ID_MIN: Final = -(2**63)  # whatever an account's id is
 
 
+class Provable(NamedTuple):
+    """How far the walk had come when it met the first draw that cannot be proven yet; what it had met until then."""
+
+    at_id: int
+    chains: Chains
+    granted: Counter[PrizeName]
+
+
 class Walk:
-    """A walk from the ledger row `at_id` on, at which `chains` stand."""
+    """A walk from the ledger row `at_id` on, at which `chains` stand.
+
+    `provable` is where a mark must stop: the next audit meets the draws behind it again. None: nothing stops it.
+    """
 
     def __init__(self, parts: Parts, report: Report, chains: Chains, sessions: Sessions, at_id: int) -> None:
         self.at_id = at_id
         self.chains = chains
+        self.provable: Provable | None = None
         self._parts = parts
         self._report = report
         self._sessions = sessions
@@ -56,8 +70,12 @@ class Walk:
                     rows = lines.read(connection, self.at_id, until, rows_max=PART_ROWS)
                     is_last = len(rows) < PART_ROWS
                     rows = rows if is_last else _without_last_session(rows)
+                    granted = self._sessions.granted.copy()
+                    wrong = list(self._sessions.check_lines(connection, rows, is_counting=True))
+                    if self._report.unproven and self.provable is None:
+                        self.provable = Provable(self.at_id, self.chains.copy(), granted)
                     yield from self.chains.walk(connection, rows, lines.read_odd(connection, rows))
-                    yield from self._sessions.check_lines(connection, rows, is_counting=True)
+                    yield from wrong
                 self._report.rows += len(rows)
                 self.at_id = until if is_last else id_of(rows[-1])
             rows_min = max(rows_min, PART_ROWS)

@@ -11,6 +11,7 @@ from cachetools import LRUCache
 from sqlalchemy import Engine
 
 from tombola.producers.domain.campaigns.odds import Odds
+from tombola.producers.domain.draw import DrawKey, seed_id_of
 from tombola.producers.storage.campaigns import Campaigns, CampaignState
 from tombola.producers.storage.chunks import chunks
 from tombola.producers.storage.faults import is_duplicate_key
@@ -23,10 +24,14 @@ Pair = tuple[int, str]  # the account that pays, and the asset of a prize
 
 
 class Desk:
-    """Shared by all lanes of a worker. `seed` is None where it is unknown: then no prize is drawn."""
+    """Shared by all lanes of a worker. `seed` is the master seed, None where it is unknown: then no prize is drawn.
+
+    `master_key` is for draws that no epoch binds.
+    """
 
     def __init__(self, engine: Engine, seed: bytes | None) -> None:
         self.seed = seed
+        self.master_key = None if seed is None else DrawKey(seed, seed_id_of(seed))
         self.campaigns = Campaigns(engine)
         self._engine = engine
         self._lock = threading.Lock()

@@ -17,11 +17,13 @@ from typing import Final
 
 import msgspec
 
-from tombola.producers.domain.campaigns.drawing import Drawing, plain_prize
+from tombola.producers.domain.campaigns.drawing import plain_prize
 from tombola.producers.domain.campaigns.odds import Odds
 from tombola.producers.domain.campaigns.pulls import NEW, Pulled, Standing, plainly_pulled, pull_all
 from tombola.producers.domain.campaigns.scene import Bound
+from tombola.producers.domain.campaigns.settling import drawing_of
 from tombola.producers.domain.contract import DrawRequest, Request
+from tombola.producers.domain.draw import NO_SEEDS, DrawKey, Seeds
 from tombola.producers.domain.operations.operation import LockedAccount, Needs, Play
 from tombola.producers.storage.faults import RowsChanged
 from tombola.producers.storage.requests import RequestRecord
@@ -40,12 +42,13 @@ class BatchScene:
 
     def __init__(self, desk: Desk, now: datetime, *, is_locking: bool = True) -> None:
         self._desk = desk
+        self._seeds = NO_SEEDS
         self._now = now
         self._is_locking = is_locking
         self._bounds: dict[str, Bound] = {}
         self._versions: dict[tuple[str, str | None], tuple[Odds, bool] | None] = {}  # by campaign and odds hash
         self._asset_codes: dict[str, Set[str]] = {}  # by campaign
-        self._foreseen: dict[str, tuple[Standing, Pulled]] = {}  # by request key
+        self._foreseen: dict[str, tuple[DrawRequest, Standing, Pulled]] = {}  # by request key
         self._prize_accounts: dict[Pair, int] = {}
         self._accounts: Mapping[int, LockedAccount] = {}
         self._standings: dict[str, Standing] = {}
@@ -91,13 +94,19 @@ class BatchScene:
     # ---- under the locks ----
 
     def read(
-        self, draws: Sequence[Request], accounts: Mapping[int, LockedAccount], known: Mapping[str, RequestRecord]
+        self,
+        draws: Sequence[Request],
+        accounts: Mapping[int, LockedAccount],
+        known: Mapping[str, RequestRecord],
+        seeds: Seeds = NO_SEEDS,
     ) -> None:
         """Read what `draws` depend on. `accounts` are locked; `known` are the draws' own rows, with their odds.
+        `seeds` are what they are drawn under.
 
         Raises RowsChanged when a draw is bound to a version whose prizes go to accounts that are not locked.
         """
         self._accounts = accounts
+        self._seeds = seeds
         fresh = [
             (draw, bound)
             for draw in draws
@@ -126,7 +135,9 @@ class BatchScene:
         version = self._versions[key]
         if version is None:
             return None
-        bound = self._bounds[draw.request_key] = Bound(version[0], moment, version[1])
+        bound = Bound(version[0], moment, version[1])
+        # The first one counts: a later request under the same key is another campaign's, and refused.
+        self._bounds.setdefault(draw.request_key, bound)
         return bound
 
     def _read_standings(self, fresh: Sequence[tuple[DrawRequest, Bound]]) -> None:
@@ -152,8 +163,7 @@ class BatchScene:
 
     def _reserve(self, fresh: Sequence[tuple[DrawRequest, Bound]]) -> None:
         """Lock the stock that these draws want if all of them draw, and if there is enough for all."""
-        seed = self._desk.seed
-        if seed is None:
+        if self._desk.seed is None:
             return
         wanted: Counter[PrizeName] = Counter()
         standings: dict[str, Standing] = {}
@@ -161,18 +171,20 @@ class BatchScene:
             pulls = draw.pulls or 1
             if not odds.has_stock or not is_open or pulls not in odds.cost:
                 continue
+            key = self.draw_key(draw.request_key, odds.name)
+            assert key is not None
             if pulls == 1 and not odds.has_counters:
-                pulled = plainly_pulled(plain_prize(seed, odds, draw.account_id, draw.request_key))
-                self._foreseen[draw.request_key] = (NEW, pulled)
+                nonce = draw.client_nonce.encode()
+                pulled = plainly_pulled(plain_prize(key.key, odds, draw.account_id, draw.request_key, nonce))
+                self._foreseen[draw.request_key] = (draw, NEW, pulled)
                 for code in pulled.taken:
                     wanted[PrizeName(odds.name, code)] += 1
                 continue
-            key = _standing_key(draw.account_id, odds.name) if odds.has_counters else ""
-            standing = (standings.get(key) or self._standings.get(key, NEW)) if key else NEW
-            drawing = Drawing(seed, odds, draw.account_id, draw.request_key)
-            pulled = pull_all(odds, drawing, pulls, standing, moment, lambda _code: _ENOUGH)
-            standings[key] = pulled.after
-            self._foreseen[draw.request_key] = (standing, pulled)
+            name = _standing_key(draw.account_id, odds.name) if odds.has_counters else ""
+            standing = (standings.get(name) or self._standings.get(name, NEW)) if name else NEW
+            pulled = pull_all(odds, drawing_of(draw, odds, key.key), pulls, standing, moment, lambda _code: _ENOUGH)
+            standings[name] = pulled.after
+            self._foreseen[draw.request_key] = (draw, standing, pulled)
             for code, units in pulled.taken.items():
                 wanted[PrizeName(odds.name, code)] += units
         if wanted:
@@ -180,21 +192,25 @@ class BatchScene:
 
     # ---- for decisions (producers.domain.campaigns.scene) ----
 
-    @property
-    def seed(self) -> bytes | None:
-        return self._desk.seed
+    def draw_key(self, request_key: str, campaign: str) -> DrawKey | None:
+        seed = self._seeds.others.get(request_key, self._seeds.of_now)
+        return self._desk.master_key if seed is None else seed.key_of(campaign)
 
     def bound(self, request_key: str, campaign: str) -> Bound | None:
-        return self._bounds.get(request_key)
+        found = self._bounds.get(request_key)
+        return found if found is None or found.odds.name == campaign else None
 
     def standing(self, account_id: int, campaign: str) -> Standing:
         return self._standings.get(_standing_key(account_id, campaign), NEW) if self._standings else NEW
 
-    def foreseen(self, request_key: str, standing: Standing) -> Pulled | None:
-        found = self._foreseen.get(request_key)
-        if found is None or (found[0] is not standing and found[0] != standing):
+    def foreseen(self, request: DrawRequest, standing: Standing) -> Pulled | None:
+        found = self._foreseen.get(request.request_key)
+        # Another request under the same key, which is refused, draws something else.
+        if found is None or (found[0] is not request and found[0] != request):
             return None
-        name, pulled = self._bounds[request_key].odds.name, found[1]
+        if found[1] is not standing and found[1] != standing:
+            return None
+        name, pulled = self._bounds[request.request_key].odds.name, found[2]
         for code, units in pulled.taken.items():
             if self.units(name, code) < units:
                 return None

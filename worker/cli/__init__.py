@@ -38,6 +38,18 @@ def _sealed_books() -> typer.Typer:
     return sealed_books.app
 
 
+def _receipts() -> typer.Typer:
+    from tombola.worker.cli import receipts
+
+    return receipts.app
+
+
+def _proofs() -> typer.Typer:
+    from tombola.worker.cli import proofs
+
+    return proofs.app
+
+
 def _dead_letters() -> typer.Typer:
     from tombola.worker.cli import dead_letters
 
@@ -66,6 +78,12 @@ def _campaigns() -> typer.Typer:
     from tombola.worker.cli import campaigns
 
     return campaigns.app
+
+
+def _seeds() -> typer.Typer:
+    from tombola.worker.cli import seeds
+
+    return seeds.app
 
 
 def _webhooks() -> typer.Typer:
@@ -104,6 +122,8 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "enqueue": _draws,
     "result": _draws,
     "transactions": _draws,
+    "receipt": _receipts,
+    "proof": _proofs,
     "draw": _refunds,
     "audit": _books,
     "books": _sealed_books,
@@ -111,12 +131,14 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "gateway": _processes,
     "account": _books,
     "campaign": _campaigns,
+    "seed": _seeds,
     "webhook": _webhooks,
     "fulfilment": _webhooks,
     "dead-letters": _dead_letters,
     "console": _processes,
     "doctor": _doctor,
     "api-key": _access,
+    "receipt-key": _receipts,
     "user": _users,
     "grants": _grants,
     "migrate": _migrate,

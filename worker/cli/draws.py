@@ -27,13 +27,19 @@ def enqueue(
     key: Annotated[str, typer.Option(help="The request key; default: a new one. Repeats are not charged.")] = "",
     session: Annotated[str, typer.Option(help="The lottery session id; default: the request key.")] = "",
     campaign: Annotated[str, typer.Option(help="The campaign, whose odds decide.")] = CAMPAIGN_DEFAULT,
-    pulls: Annotated[int | None, typer.Option(help="So many pulls for one charge; default: one, contract v1.")] = None,
+    pulls: Annotated[int | None, typer.Option(help="So many pulls for one charge; default: a single pull.")] = None,
+    nonce: Annotated[str, typer.Option(help="A client nonce, 16 to 64 characters: the outcome depends on it.")] = "",
     wait: Annotated[float, typer.Option(help="Seconds to wait for the result; 0 does not wait.", min=0)] = 5.0,
     as_json: JsonOption = False,
 ) -> None:
     """Enqueue one draw and wait for its result."""
     request = DrawRequest(
-        account_id=account, request_key=key, lottery_session_id=session, campaign=campaign, pulls=pulls
+        account_id=account,
+        request_key=key,
+        lottery_session_id=session,
+        campaign=campaign,
+        pulls=pulls,
+        client_nonce=nonce,
     )
     settings = settings_with("broker_url")
     with _says_why(settings, request.lottery_session_id), DrawClient.from_settings(settings) as client:

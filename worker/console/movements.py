@@ -1,4 +1,4 @@
-"""What a story shows of other requests than draws: their fields, and what later requests did to a draw or a hold."""
+"""What a story shows beside a draw's rows: a request's own fields, and what later requests did to a draw or a hold."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tombola.producers.storage import ledger
 
 
 def fields_of(row: Mapping[str, Any] | None) -> Sequence[tuple[str, Any]]:
-    """The fields of a request's own kind, by its row, without empty ones; none of a draw, or of an unreadable row."""
-    if row is None or row["kind"] in (None, "draw"):
+    """The fields of a request's own kind, by its row, without empty ones; none of an unreadable row."""
+    if row is None or row["kind"] is None:
         return ()
     described = ("request_key", "lottery_session_id", "account_id", "campaign", "kind", "terms")
     try:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from tombola.producers.brokers.registry import RABBITMQ
-from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
+from tombola.producers.domain.draw import seed_id_of
 from tombola.producers.settings import Settings
-from tombola.worker.doctor.checks import Check, Verdict, attempt, fail, ok, skip, warn
+from tombola.worker.doctor.checks import Check, Verdict, attempt, ok, skip, warn
 
 MARGIN_WARN_S: Final = 1.0
 
@@ -20,12 +20,9 @@ def examine_settings(settings: Settings) -> Iterator[Check]:
 
 
 def _seed(settings: Settings) -> Verdict:
-    if not settings.has("seed"):
-        return fail(
-            "TOMBOLA_SEED is not set here",
-            "set it to the workers' value; for the first time: openssl rand -hex 32, and keep it for ever",
-        )
-    return ok(f"SHA-256 {Wheel(DEFAULT_CAMPAIGN, settings.seed_bytes).commitment[:16]}…")
+    if not settings.seeds:
+        return skip("TOMBOLA_SEED is not set here: only workers need it (openssl rand -hex 32 makes one)")
+    return ok("SHA-256 " + ", ".join(f"{seed_id_of(it)}…" for it in settings.seeds))
 
 
 def _result_secret(settings: Settings) -> Verdict:

@@ -9,15 +9,13 @@ from typing import Final
 from sqlalchemy import Connection, Engine, func, select
 
 from tombola.producers.domain.causes import OPEN_STATES, Status
-from tombola.producers.domain.draw import seed_id_of, wheels
-from tombola.producers.domain.operations.draw import CONSUME
 from tombola.producers.settings import Settings
 from tombola.producers.storage import clock, requests
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests_table
-from tombola.producers.storage.schema import asset_transactions as transactions
-from tombola.producers.storage.schema import campaign_versions, dead_letters
+from tombola.producers.storage.schema import dead_letters
 from tombola.worker.audit import audits
+from tombola.worker.conformity import nightly
 from tombola.worker.doctor.books import look_at_anchors, look_at_sealing
 from tombola.worker.doctor.checks import (
     MIGRATE,
@@ -34,13 +32,14 @@ from tombola.worker.doctor.checks import (
 from tombola.worker.doctor.database import is_migrated
 from tombola.worker.doctor.fulfilments import look_at_fulfilments
 from tombola.worker.doctor.holds import look_at_holds
+from tombola.worker.doctor.receipts import look_at_receipt_keys
+from tombola.worker.doctor.seeds import look_at_epochs, look_at_last_draw, look_at_revealing
 from tombola.worker.host import housekeeping
 
 WAITING_WARN_S: Final = 60.0
 OVERDUE_FAIL_S: Final = 60.0
 OVERDUE_COUNTED_MAX: Final = 10_000
 BACKLOG_WARN: Final = 0.8
-LAST_ROWS: Final = 1000
 CAUSES_MAX: Final = 5
 
 START_RELAY: Final = "start `tombola relay`"
@@ -50,7 +49,7 @@ Look = Callable[[Connection, Settings, Facts], Verdict]
 
 
 def examine_draws(engine: Engine, settings: Settings, found: Facts) -> Iterator[Check]:
-    """Every check of requests, dead letters, fulfilments, audits, sealed books and the ledger's last draw."""
+    """Every check of requests, dead letters, fulfilments, audits, conformity, books, receipts and the last draw."""
     names = [name for name, _ in LOOKS]
     if not found.has_database:
         yield from skipped(names, "the database does not answer")
@@ -158,6 +157,17 @@ def _audit(connection: Connection, _settings: Settings, _found: Facts) -> Verdic
     return warn(*lapse) if last is None or last.is_clean else fail(*lapse)
 
 
+def _conformity(connection: Connection, _settings: Settings, _found: Facts) -> Verdict:
+    last = nightly.last(connection)
+    if connection.dialect.name == "sqlite" and (last is None or not last.deviations):
+        raise CannotLook("skipped: SQLite")  # where no beat runs to ask for a report every night
+    lapse = housekeeping.of_conformity(last, clock.now(connection))
+    if lapse is None:
+        assert last is not None
+        return ok(f"{last.at:%Y-%m-%d %H:%M} UTC, by {last.by}: {last}")
+    return warn(*lapse) if last is None or not last.deviations else fail(*lapse)
+
+
 def _balances(connection: Connection, _settings: Settings, _found: Facts) -> Verdict:
     account = connection.execute(select(accounts.c.id, accounts.c.balance).where(accounts.c.balance < 0).limit(1))
     if (row := account.first()) is not None:
@@ -168,55 +178,10 @@ def _balances(connection: Connection, _settings: Settings, _found: Facts) -> Ver
     return ok("none is negative")
 
 
-def _same_draws(connection: Connection, settings: Settings, _found: Facts) -> Verdict:
-    """Whether the newest charge was drawn with our seed and our odds, by the notes of its row."""
-    if not settings.has("seed"):
-        raise CannotLook("skipped: no seed here")
-    # Among the newest rows: a charge further back is too old to matter.
-    newest = select(transactions).order_by(transactions.c.transaction_id.desc()).limit(LAST_ROWS).subquery()
-    row = connection.execute(
-        select(newest.c.notes, requests_table.c.campaign)
-        .join(requests_table, requests_table.c.lottery_session_id == newest.c.lottery_session_id)
-        .where(newest.c.business_type == CONSUME)
-        .order_by(newest.c.transaction_id.desc())
-        .limit(1)
-    ).first()
-    if row is None:
-        return ok("nothing was drawn lately")
-    wheel = wheels(settings.seed_bytes).get(row.campaign)
-    theirs, ours = _noted(row.notes), {"seed": seed_id_of(settings.seed_bytes)}
-    if wheel is not None:
-        ours = _noted(wheel.notes)
-    elif _is_version(connection, theirs.get("odds", "")):
-        ours["odds"] = theirs["odds"]
-    else:
-        return warn(f"the last draw was of campaign {row.campaign}, unknown here", "upgrade tombola here, too")
-    if theirs.get("seed") != ours["seed"]:
-        return fail(
-            f"the last draw was made with seed {theirs.get('seed', 'unknown')}…, ours is {ours['seed']}… (SHA-256)",
-            "set TOMBOLA_SEED to the workers' value, or restart workers that have another one: with two seeds the "
-            "audit cannot recompute the draws",
-        )
-    if theirs.get("odds") != ours["odds"]:
-        return fail(
-            f"the last draw of campaign {row.campaign} had other odds than this release has",
-            "a campaign never changes: give new odds a new name",
-        )
-    return ok(f"the last draw was made with ours ({ours['seed']}…)")
-
-
-def _is_version(connection: Connection, odds_hash: str) -> bool:
-    """Whether an operator's campaign has or had these odds."""
-    query = select(campaign_versions.c.version).where(campaign_versions.c.odds_hash == odds_hash)
-    return connection.execute(query).first() is not None
-
-
-def _noted(notes: str | None) -> dict[str, str]:
-    return dict(word.partition("=")[::2] for word in (notes or "").split())
-
-
 LOOKS: Final[tuple[tuple[str, Look], ...]] = (
-    ("seed of the ledger", _same_draws),
+    ("seed of the ledger", look_at_last_draw),
+    ("seed epochs", look_at_epochs),
+    ("seed revealing", look_at_revealing),
     ("backlog", _backlog),
     ("oldest accepted", _oldest),
     ("relay", _relay),
@@ -225,6 +190,8 @@ LOOKS: Final[tuple[tuple[str, Look], ...]] = (
     ("holds", look_at_holds),
     ("balances", _balances),
     ("audit", _audit),
+    ("conformity", _conformity),
     ("sealing", look_at_sealing),
     ("anchors", look_at_anchors),
+    ("receipt keys", look_at_receipt_keys),
 )

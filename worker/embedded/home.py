@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import platformdirs
 
 from tombola import migrations
 from tombola.producers.domain.errors import ConfigurationError
+from tombola.producers.domain.receipt_keys import SigningKey
 from tombola.producers.settings import HOME_VARIABLE, PREFIX, Settings, settings_in
 
 
@@ -46,6 +48,7 @@ class Home:
             "database_url": self.database_url,
             "seed": self._secret("seed"),
             "result_secret": self._secret("result_secret"),
+            "receipt_key": self._secret("receipt_key", lambda: SigningKey.make().text),
             "webhook_private": "true",  # receivers that are tried out run on this machine, too
         }
         with contextlib.suppress(OSError, ValueError):
@@ -62,11 +65,11 @@ class Home:
             ) from None
         migrations.upgrade(self.database_url)
 
-    def _secret(self, name: str) -> str:
+    def _secret(self, name: str, make: Callable[[], str] = lambda: secrets.token_hex(32)) -> str:
         """A secret that the first start makes. It is kept: with another seed, for example, draws win other prizes."""
         file = self.path / name
         if not file.exists():
-            write_private(file, secrets.token_hex(32))
+            write_private(file, make())
         return file.read_text().strip()
 
 

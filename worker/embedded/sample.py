@@ -185,6 +185,7 @@ def show_audit(report: Report, console: Console) -> bool:
         mark = {
             "holds": "[green]holds[/]",
             "violated": f"[bold red]VIOLATED {report.counts[invariant]:,} times[/]",
+            "not provable yet": f"[bold yellow]{report.unproven:,} draws not provable yet[/]",
             "not looked at": f"[bold yellow]NOT LOOKED AT[/] {escape(report.obstacles.get(invariant, ''))}",
         }[state]
         console.print(f"  {invariant:<4} {INVARIANTS[invariant]:<50} {mark}", highlight=False)
@@ -194,6 +195,8 @@ def show_audit(report: Report, console: Console) -> bool:
         console.print(
             f"Only the first {audit_report.VIOLATIONS_KEPT_MAX:,} violations of each are kept: --json lists these."
         )
+    if report.unproven:
+        console.print("Draws can be proven here once the secrets of their epochs are revealed; with TOMBOLA_SEED, now.")
     if report.is_clean:
         console.print("[bold green]The books balance.[/]")
     elif report.violations:

@@ -13,6 +13,7 @@ from tombola.producers.domain.contract import Request
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.storage import clock, requests
 from tombola.producers.storage.requests import RequestRecord, Submission
+from tombola.producers.storage.seeds import open_at
 from tombola.producers.storage.transactions import Transaction
 from tombola.worker.dead_letters import states
 from tombola.worker.replays import replay
@@ -56,7 +57,8 @@ def accept_once(
     }
     mine = {it: request for it, request in mine.items() if it in new or request.request_key in known}
     publish_at = now + relay_after
-    taken = _accept_new(joined, new, now, publish_at)
+    epoch = open_at(connection, now) if new else None
+    taken = _accept_new(joined, new, now, publish_at, None if epoch is None else epoch.id)
     dead = [
         request
         for request in mine.values()
@@ -89,12 +91,14 @@ def _asked(connection: Connection, letters: Sequence[Letter]) -> dict[int, Reque
     return asked
 
 
-def _accept_new(joined: Transaction, new: Mapping[int, Request], now: datetime, publish_at: datetime) -> set[int]:
+def _accept_new(
+    joined: Transaction, new: Mapping[int, Request], now: datetime, publish_at: datetime, epoch: int | None
+) -> set[int]:
     """Accept requests that are not on record; return the ids of dead letters whose key or session is taken."""
     if not new:
         return set()
     asked = [Submission(request) for request in new.values()]
-    answers = requests.accept(joined, asked, now, publish_at=publish_at, is_published=True)
+    answers = requests.accept(joined, asked, now, publish_at=publish_at, is_published=True, seed_epoch=epoch)
     return {it for it, answer in zip(new, answers, strict=True) if answer.is_conflict}
 
 

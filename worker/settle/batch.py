@@ -28,6 +28,7 @@ from tombola.worker.campaigns.scene import BatchScene
 from tombola.worker.fulfilments import subscriptions
 from tombola.worker.ledger import changes, earlier
 from tombola.worker.ledger import post as ledger
+from tombola.worker.seeds.binding import UNBOUND
 from tombola.worker.settle.answers import Answer, Deferred
 from tombola.worker.settle.book import Book
 from tombola.worker.settle.rules import Rules
@@ -82,9 +83,11 @@ def settle_in(
 
     # Read under the locks: what another worker has settled is visible from here on, and cannot change any more.
     known = requests.look_up(open_transaction, [draw.request_key for draw in free], with_odds=scene is not None)
+    bound = UNBOUND if rules.seeds is None else rules.seeds.bind(open_transaction, free, known, now)
     if scene is not None:
-        scene.read(free, accounts, known)
-    book = Book(accounts, known, rules, now, handling.redelivered, scene=scene)
+        drawn = [it for it in free if it.request_key not in bound.seedless] if bound.seedless else free
+        scene.read(drawn, accounts, known, bound.seeds)
+    book = Book(accounts, known, rules, now, handling.redelivered, scene=scene, bound=bound)
     has_listeners = rules.subscriptions is not None and not rules.subscriptions.is_empty
     book.subscriptions = rules.subscriptions if has_listeners or scene is not None else None
     if is_careful:

@@ -34,7 +34,8 @@ from tombola.worker.campaigns.scene import BatchScene
 from tombola.worker.fulfilments.subscriptions import Row, Subscriptions
 from tombola.worker.ledger import earlier
 from tombola.worker.ledger import post as ledger
-from tombola.worker.settle.answers import Answer, Refused, Settled
+from tombola.worker.seeds.binding import NO_SEED, UNBOUND, Bound, epoch_noted
+from tombola.worker.settle.answers import Answer, Deferred, Refused, Settled
 from tombola.worker.settle.rules import Rules
 
 
@@ -44,7 +45,8 @@ class Book:
     are the rows to write. All of them change as draws are answered.
 
     `redelivered` are delivery counts above 1, by request key. `owners` names the request of each lottery session, None
-    where the unique constraint alone checks this. `scene` is for draws by operators' campaigns. `subscriptions` are
+    where the unique constraint alone checks this. `scene` is for draws by operators' campaigns. `bound` says which
+    epoch each draw is drawn in. `subscriptions` are
     None where no webhook can want to hear of a draw; `fulfilments` are what webhooks hear of draws that settle now.
     `rows` and `lifetimes` are what requests read of earlier ones (`read_earlier`); `changes` is what they change.
     """
@@ -56,6 +58,7 @@ class Book:
     redelivered: Mapping[str, int] = field(default_factory=dict)
     owners: dict[str, str] | None = None
     scene: BatchScene | None = None
+    bound: Bound = UNBOUND
     subscriptions: Subscriptions | None = None
     charged: dict[str, ledger.Charged] = field(default_factory=dict)
     postings: list[Posting] = field(default_factory=list)
@@ -70,7 +73,14 @@ class Book:
     def __post_init__(self) -> None:
         versions = None if self.rules.desk is None else self.rules.desk.campaigns
         self.locked = Locked(
-            self.accounts, self.rules.wheels, self.scene, self.rows, self.lifetimes, versions, self.now
+            self.accounts,
+            self.rules.wheels,
+            self.scene,
+            self.rows,
+            self.lifetimes,
+            versions,
+            self.now,
+            self.bound.seeds,
         )
 
     def read_ledger(self, open_transaction: Transaction, draws: Sequence[Request]) -> None:
@@ -119,6 +129,8 @@ class Book:
             outcome = charged.rows
         elif known is None and (self.rules.accepted_only or _has_alias(draw)):
             return Refused(draw, Cause.NOT_ACCEPTED, "no accepted request is on record for this draw")
+        elif self.bound.seedless and draw.request_key in self.bound.seedless:
+            return Deferred(draw, NO_SEED)
         else:
             decision = operation.decide(draw, self.locked)
             if isinstance(decision, Refusal):
@@ -140,6 +152,7 @@ class Book:
                 outcome.balance if isinstance(outcome, Rejection) else None,
                 is_accepted=known is not None,
                 deliveries=self.redelivered.get(draw.request_key, 1),
+                seed_epoch=self.bound.binds.get(draw.request_key) if charged is None else epoch_noted(charged.rows),
             )
         )
         # A key twice in one batch is the same case as a redelivery.

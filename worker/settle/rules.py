@@ -11,6 +11,8 @@ from tombola.producers.settings import Settings
 from tombola.worker.campaigns.desk import Desk
 from tombola.worker.fulfilments.subscriptions import Subscriptions
 from tombola.worker.ledger.old_rows import OldDraws
+from tombola.worker.seeds.binding import EpochSeeds
+from tombola.worker.seeds.masters import Masters
 
 
 class Rules(NamedTuple):
@@ -20,6 +22,7 @@ class Rules(NamedTuple):
     `accepted_only` a draw is charged only if it is on record as accepted, with the same content. A batch gets up to
     `tries_max` transactions as a whole; each waits up to `lock_wait_s` for its locks. `desk` knows the campaigns of
     operators; without it only the built-in campaign is known. `subscriptions` know which webhooks hear of a draw.
+    `seeds` are those of epochs; without them, and before the first epoch, draws are drawn by `wheels` as they are.
     """
 
     wheels: Wheels
@@ -29,6 +32,7 @@ class Rules(NamedTuple):
     accepted_only: bool = False
     desk: Desk | None = None
     subscriptions: Subscriptions | None = None
+    seeds: EpochSeeds | None = None
 
     @classmethod
     def of(cls, settings: Settings, engine: Engine, wheels: Wheels, old_draws: OldDraws | None = None) -> Rules:
@@ -42,4 +46,5 @@ class Rules(NamedTuple):
             settings.accepted_only,
             desk,
             Subscriptions(engine),
+            EpochSeeds(engine, Masters(settings.seeds)),
         )

@@ -129,8 +129,11 @@ class _Tries:
         settled: Iterator[Answer] = iter(())
         if free:
             now = clock.now(self.engine)
+            # What is read once in a while is read here: no lock waits for it.
             if self.rules.subscriptions is not None:
                 self.rules.subscriptions.refresh()
+            if self.rules.seeds is not None:
+                self.rules.seeds.epochs.at(now)
             with transaction(self.engine) as open_transaction:
                 answers = batch.settle_in(
                     open_transaction,

@@ -21,11 +21,11 @@ from tombola.producers.domain.macs import hmac_sha256
 
 _FIRST: Final = b"prize"
 _OF_GUARANTEE: Final = b"guarantee"
-# The lengths of account ids and request keys, as length_prefixed writes them.
+# The lengths of account ids, request keys and client nonces, as length_prefixed writes them.
 _LENGTHS: Final = [length.to_bytes(4, "big") for length in range(SESSION_ID_LENGTH_MAX + 1)]
 
 
-def plain_prize(seed: bytes, odds: Odds, account_id: int, request_key: str) -> Prize:
+def plain_prize(seed: bytes, odds: Odds, account_id: int, request_key: str, client_nonce: bytes = b"") -> Prize:
     """The prize of the only pull of a request, by the weights alone: what Drawing says of odds without guarantees.
 
     One call for what most draws are, as it is on the path of each.
@@ -33,11 +33,15 @@ def plain_prize(seed: bytes, odds: Odds, account_id: int, request_key: str) -> P
     account, key, sums = b"%d" % account_id, request_key.encode(), odds.cumulative[""]
     total = sums[-1]
     message = b"".join(
-        (odds.drawing_prefix, _LENGTHS[len(account)], account, _LENGTHS[len(key)], key, _LENGTHS[0], _FIRST_OF_ONE)
+        (
+            odds.drawing_prefix,
+            *(_LENGTHS[len(account)], account, _LENGTHS[len(key)], key),
+            *(_LENGTHS[len(client_nonce)], client_nonce, _FIRST_OF_ONE),
+        )
     )
     value = int.from_bytes(hmac_sha256(seed, message)[:8], "big")
     if value >= 2**64 - 2**64 % total:  # hardly ever: asked for again
-        return Drawing(seed, odds, account_id, request_key).pull(1, "", ()).prize
+        return Drawing(seed, odds, account_id, request_key, client_nonce).pull(1, "", ()).prize
     return odds.prizes[bisect_right(sums, value % total)]
 
 

@@ -3,11 +3,12 @@
 The consume row's notes say it all, so that anybody who has the seed draws the same again, and so that the answer can be
 rebuilt from the ledger alone:
 
-    odds={hash} seed={16 hex of the commitment} prizes=five,nothing tier=vip pulls=17 since=3,80 gone=2.phone,2.coupon
+    odds={hash} seed=1.17 prizes=five,nothing tier=vip pulls=17 since=3,80 gone=2.phone,2.coupon
 
-`pulls` are the account's pulls in this campaign before this draw, `since` its pulls since the last hit of each
-guarantee, `gone` which prizes were drawn at which pull and unavailable. A part that says nothing is absent. The row of
-a grant notes its prize, its pull and, where there is one, the code that was handed out or the notification's name:
+`seed` names the epoch; in draws of before the epochs, by 16 hex digits, the master seed. `pulls` are the account's
+pulls in this campaign before this draw, `since` its pulls since the last hit of each guarantee, `gone` which prizes
+were drawn at which pull and unavailable. A part that says nothing is absent. The row of a grant notes its prize, its
+pull and, where there is one, the code that was handed out or the notification's name:
 
     odds={hash} prize=coupon pull=2 code=WINTER-0001
     odds={hash} prize=coupon pull=2 notify=coupon-won
@@ -24,7 +25,7 @@ class DrawNotes(NamedTuple):
     """The notes of a consume row. `prizes` are codes, one of each pull; `gone` are pulls from 1 and codes."""
 
     odds_hash: str
-    seed_id: str
+    seed_name: str
     prizes: tuple[str, ...]
     tier: str = ""
     pulls_before: int | None = None
@@ -33,7 +34,7 @@ class DrawNotes(NamedTuple):
 
     def written(self) -> str:
         """The notes' text."""
-        parts = [f"odds={self.odds_hash}", f"seed={self.seed_id}", f"prizes={','.join(self.prizes)}"]
+        parts = [f"odds={self.odds_hash}", f"seed={self.seed_name}", f"prizes={','.join(self.prizes)}"]
         if self.tier:
             parts.append(f"tier={self.tier}")
         if self.pulls_before is not None:
@@ -67,7 +68,7 @@ def read_draw_notes(text: str) -> DrawNotes:
     try:
         return DrawNotes(
             odds_hash=said["odds"],
-            seed_id=said["seed"],
+            seed_name=said["seed"],
             prizes=_words(said["prizes"]),
             tier=said.get("tier", ""),
             pulls_before=int(said["pulls"]) if "pulls" in said else None,

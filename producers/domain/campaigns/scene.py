@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 
 from tombola.producers.domain.campaigns.odds import Odds
 from tombola.producers.domain.campaigns.pulls import Pulled, Standing
+from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.draw import DrawKey
 
 
 class Bound(NamedTuple):
@@ -25,9 +27,8 @@ class Bound(NamedTuple):
 class Scene(Protocol):
     """What a batch has read under its locks, as earlier requests of the batch left it."""
 
-    @property
-    def seed(self) -> bytes | None:
-        """The secret seed; None where it is unknown, as in a forecast without prizes."""
+    def draw_key(self, request_key: str, campaign: str) -> DrawKey | None:
+        """What the request is drawn under; None where it is unknown, as in a forecast without prizes."""
 
     def bound(self, request_key: str, campaign: str) -> Bound | None:
         """The version that the request is drawn by; None for an unknown campaign."""
@@ -35,7 +36,7 @@ class Scene(Protocol):
     def standing(self, account_id: int, campaign: str) -> Standing:
         """What the account has done in the campaign."""
 
-    def foreseen(self, request_key: str, standing: Standing) -> Pulled | None:
+    def foreseen(self, request: DrawRequest, standing: Standing) -> Pulled | None:
         """The request's pulls as they were drawn from this standing, if all of their units are there; else None."""
 
     def is_listed(self, name: str, account_id: int) -> bool:

@@ -31,7 +31,7 @@ from tombola.producers.domain.contract import (
     PrizeWon,
     Row,
 )
-from tombola.producers.domain.draw import seed_id_of
+from tombola.producers.domain.draw import DrawKey
 from tombola.producers.domain.operations.operation import Locked, Movement, Play, Refusal, Rejection
 
 CONSUME_TYPE: Final = "consume"
@@ -57,14 +57,20 @@ def decide(request: DrawRequest, locked: Locked) -> Play | Rejection | Refusal:
         reason = INSUFFICIENT_BALANCE
     if reason is not None:
         return Rejection(reason, account.balance)
-    if scene.seed is None:
+    key = scene.draw_key(request.request_key, odds.name)
+    if key is None:
         charge = Movement(request.account_id, CONSUME_TYPE, CONSUME, -odds.cost[pulls], "")
         return Play((charge,), odds.name)
-    pulled = scene.foreseen(request.request_key, standing)
+    pulled = scene.foreseen(request, standing)
     if pulled is None:
-        drawing = Drawing(scene.seed, odds, request.account_id, request.request_key)
+        drawing = drawing_of(request, odds, key.key)
         pulled = pull_all(odds, drawing, pulls, standing, bound.moment, lambda code: scene.units(odds.name, code))
-    return _play(request, odds, standing, pulled, scene)
+    return _play(request, odds, standing, pulled, scene, key.seed_name)
+
+
+def drawing_of(request: DrawRequest, odds: Odds, draw_key: bytes) -> Drawing:
+    """The pulls of this request by these odds."""
+    return Drawing(draw_key, odds, request.account_id, request.request_key, request.client_nonce.encode())
 
 
 def _why_rejected(request: DrawRequest, bound: Bound, scene: Scene, standing: Standing) -> str | None:
@@ -76,12 +82,12 @@ def _why_rejected(request: DrawRequest, bound: Bound, scene: Scene, standing: St
     )
 
 
-def _play(request: DrawRequest, odds: Odds, standing: Standing, pulled: Pulled, scene: Scene) -> Play:
+def _play(request: DrawRequest, odds: Odds, standing: Standing, pulled: Pulled, scene: Scene, seed_name: str) -> Play:
     if len(pulled.prizes) == 1 and not (pulled.gone or odds.has_counters or odds.has_codes):
-        return _plain_play(request, odds, pulled, scene)
+        return _plain_play(request, odds, pulled, scene, seed_name)
     notes = DrawNotes(
         odds_hash=odds.odds_hash,
-        seed_id=seed_id_of(scene.seed or b""),
+        seed_name=seed_name,
         prizes=tuple([prize.code for prize in pulled.prizes]),
         tier=pulled.tier,
         pulls_before=standing.pulls if odds.has_counters else None,
@@ -97,9 +103,9 @@ def _play(request: DrawRequest, odds: Odds, standing: Standing, pulled: Pulled, 
     return Play(movements, odds.name, pulled, dict.fromkeys(code_of_pull.values(), key), odds.has_counters)
 
 
-def _plain_play(request: DrawRequest, odds: Odds, pulled: Pulled, scene: Scene) -> Play:
+def _plain_play(request: DrawRequest, odds: Odds, pulled: Pulled, scene: Scene, seed_name: str) -> Play:
     """A single pull that nothing but the weights decided: what it writes depends on its prize alone."""
-    charge, rows = _plain_rows(odds, pulled.prizes[0], seed_id_of(scene.seed or b""))
+    charge, rows = _plain_rows(odds, pulled.prizes[0], seed_name)
     movements = [Movement(request.account_id, CONSUME_TYPE, CONSUME, -odds.cost[1], charge)]
     for entry, business_type, amount, asset_code, notes in rows:
         account_id = request.account_id if not asset_code else scene.prize_account(request.account_id, asset_code)
@@ -108,10 +114,10 @@ def _plain_play(request: DrawRequest, odds: Odds, pulled: Pulled, scene: Scene) 
 
 
 @lru_cache(maxsize=4096)
-def _plain_rows(odds: Odds, prize: Prize, seed_id: str) -> tuple[str, list[tuple[str, str, Decimal, str, str]]]:
+def _plain_rows(odds: Odds, prize: Prize, seed_name: str) -> tuple[str, list[tuple[str, str, Decimal, str, str]]]:
     """The notes of the charge; and of each grant its entry, business type, amount, other asset (or none) and notes."""
     pulled = Pulled((prize,), "", (), {}, Standing())
-    charge = DrawNotes(odds.odds_hash, seed_id, (prize.code,)).written()
+    charge = DrawNotes(odds.odds_hash, seed_name, (prize.code,)).written()
     rows = []
     for won in pulled.grants():
         asset_code = "" if won.grant.notify or won.grant.asset_code == odds.asset_code else won.grant.asset_code
@@ -184,13 +190,13 @@ class Expected(NamedTuple):
     notes: str
 
 
-def expected_rows(request: DrawRequest, rows: Sequence[Row], odds: Odds, seed: bytes) -> Sequence[Expected]:
-    """The ledger rows that this draw must have written, recomputed from the seed, its odds and what its notes record.
+def expected_rows(request: DrawRequest, rows: Sequence[Row], odds: Odds, key: DrawKey) -> Sequence[Expected]:
+    """The ledger rows that this draw must have written, recomputed from its key, its odds and what its notes record.
 
     Raises InvalidRequest, ValueError or KeyError for notes that no draw by these odds has written.
     """
     notes = next(read_draw_notes(row.notes) for row in rows if row.business_type == CONSUME)
-    drawing = Drawing(seed, odds, request.account_id, request.request_key)
+    drawing = drawing_of(request, odds, key.key)
     counters = notes.since_hit
     gone = notes.gone
     prizes: list[Prize] = []
@@ -204,18 +210,20 @@ def expected_rows(request: DrawRequest, rows: Sequence[Row], odds: Odds, seed: b
     codes = {said.pull: said.code for row in rows if row.business_type != CONSUME and (said := _of_grant(row)).code}
     wanted = notes._replace(
         odds_hash=odds.odds_hash,
-        seed_id=seed_id_of(seed),
+        seed_name=key.seed_name,
         prizes=tuple(prize.code for prize in prizes),
         gone=tuple(met),
     )
-    key = request.request_key
-    charge = Expected(f"{key}:{CONSUME_TYPE}", CONSUME, odds.asset_code, str(-odds.cost[len(prizes)]), wanted.written())
+    request_key = request.request_key
+    charge = Expected(
+        f"{request_key}:{CONSUME_TYPE}", CONSUME, odds.asset_code, str(-odds.cost[len(prizes)]), wanted.written()
+    )
     granted = zip(_grants(request, odds, pulled, codes, None), pulled.grants(), strict=True)
     return [
         charge,
         *(
             Expected(
-                f"{key}:{it.entry_type}",
+                f"{request_key}:{it.entry_type}",
                 it.business_type,
                 won.grant.asset_code or odds.asset_code,
                 str(it.delta),

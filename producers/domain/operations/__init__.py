@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from tombola.producers.domain import contract
-from tombola.producers.domain.contract import TERMS_LENGTH_MAX, DrawRequest, Request
+from tombola.producers.domain.contract import BODY_BYTES_MAX, TERMS_LENGTH_MAX, DrawRequest, Request
 from tombola.producers.domain.errors import InvalidRequest, UnknownVersion
 from tombola.producers.domain.operations import adjust, draw, expire, hold, post, recharge, refund, transfer, void
 from tombola.producers.domain.operations.operation import Operation
@@ -52,6 +52,9 @@ def house_accounts() -> Mapping[str, str]:
 # ---- on the wire -----------------------------------------------------------------------------------------------------
 
 
+_DRAW_V2: Final = b'{"v":2,"kind":"draw",'
+
+
 class _Head(msgspec.Struct):
     v: int
     kind: str
@@ -59,6 +62,8 @@ class _Head(msgspec.Struct):
 
 def parse_request(body: bytes) -> Request:
     """Parse one message body of any version and kind; raises as contract.parse_request does."""
+    if body.startswith(_DRAW_V2) and len(body) <= BODY_BYTES_MAX and (draw := contract.parse_draw_v2(body)) is not None:
+        return draw
     try:
         return contract.parse_request(body)
     except UnknownVersion:
@@ -93,7 +98,11 @@ def _made(kind: type[Request], fields: Any) -> Request:
         raise InvalidRequest(f"not a {kind.kind} request: {error!s:.200}") from None
     terms = made.terms
     if terms is None:
-        raise InvalidRequest("a draw request of version 2 names its number of pulls; a draw of version 1 has no kind")
+        raise InvalidRequest(
+            "a draw request of version 2 names its number of pulls, or a client_nonce; a draw of version 1 has no kind"
+        )
+    if kind is DrawRequest and (fields.get("pulls", 1) is None or not fields.get("client_nonce", "none")):
+        raise InvalidRequest("a draw request leaves out `pulls` and `client_nonce` where it has none")
     if len(terms) > TERMS_LENGTH_MAX or not terms.isascii():
         raise InvalidRequest(
             f"the terms of a request of kind {kind.kind} have at most {TERMS_LENGTH_MAX} ASCII characters"
@@ -124,6 +133,10 @@ def restore(
     names = [name for name in fields.__struct_fields__ if name not in Request.__struct_fields__]
     try:
         own = msgspec.json.decode(terms or "")
-        return msgspec.convert(common | dict(zip(names, own, strict=True)), fields)
+        # Terms may be shorter than all names: a field that joined its kind later stands last, and may be absent.
+        made = msgspec.convert(common | dict(zip(names[: len(own)], own, strict=True)), fields)
     except (msgspec.DecodeError, ValueError, TypeError) as error:
         raise InvalidRequest(f"not the terms of a {kind} request: {terms!r:.100}") from error
+    if made.terms != terms:
+        raise InvalidRequest(f"not the terms that a {kind} request has: {terms!r:.100}")
+    return made

@@ -19,7 +19,7 @@ from tombola.producers.domain.contract import (
     Row,
     shown,
 )
-from tombola.producers.domain.draw import Wheel, Wheels, seed_id_of, seed_of
+from tombola.producers.domain.draw import DrawKey, Wheel, Wheels, seed_id_of, seed_of
 from tombola.producers.domain.errors import InvalidRequest
 from tombola.producers.domain.operations import movements
 from tombola.producers.domain.operations.operation import (
@@ -72,12 +72,14 @@ def decide(request: DrawRequest, locked: Locked) -> Decision:
         return Rejection(ACCOUNT_NOT_FOUND, None)
     if account.balance < campaign.cost:
         return Rejection(INSUFFICIENT_BALANCE, account.balance)
-    return _movements(request, wheel)
+    seeds = locked.seeds
+    seed = seeds.others.get(request.request_key, seeds.of_now)
+    return _movements(request, wheel if seed is None else seed.wheels[request.campaign])
 
 
 def _movements(request: DrawRequest, wheel: Wheel) -> Sequence[Movement]:
     """The movements of a draw whose charge the account can pay."""
-    prize = wheel.draw(request.account_id, request.request_key)
+    prize = wheel.draw(request.account_id, request.request_key, request.client_nonce.encode())
     charge = Movement(request.account_id, CONSUME_TYPE, CONSUME, -wheel.campaign.cost, wheel.notes)
     if not prize.amount:
         return (charge,)
@@ -151,6 +153,8 @@ def _drawn(request: DrawRequest, written: Written) -> Iterator[str]:
     if not written.is_completed:
         if paid:
             yield f"is {written.status} and was paid {paid}"
+    elif not written.is_provable:
+        return
     elif (drawn := _recomputed(request, written)) is None:
         yield "was drawn with other odds or another seed, and cannot be recomputed"
     elif paid != (says := _paid(drawn)):
@@ -159,24 +163,24 @@ def _drawn(request: DrawRequest, written: Written) -> Iterator[str]:
 
 def _drawn_by_campaign(request: DrawRequest, written: Written) -> Iterator[str]:
     """Each ledger row is the one that the seed, the odds and the recorded counters say (I2 and I11)."""
-    if not written.is_completed:
+    if not (written.is_completed and written.is_provable):
         return
-    seed, versions = seed_of(written.wheels), written.versions
+    key, versions = _key(request, written), written.versions
     charge = next((row for row in written.rows if row.business_type == CONSUME), None)
     try:
         notes = None if charge is None else read_draw_notes(charge.notes)
     except InvalidRequest:
         notes = None
-    if notes is None or seed is None or versions is None:
+    if notes is None or key is None or versions is None:
         yield f"campaign {request.campaign} is unknown here, or its notes are: the draw cannot be recomputed"
         return
     odds = versions.version(notes.odds_hash)
     if odds is None or odds.name != request.campaign:
         yield f"was drawn by odds that campaign {request.campaign} never had: {notes.odds_hash}"
-    elif notes.seed_id != seed_id_of(seed):
+    elif notes.seed_name != key.seed_name:
         yield "was drawn with another seed, and cannot be recomputed"
     else:
-        expected = settling.expected_rows(request, written.rows, odds, seed)
+        expected = settling.expected_rows(request, written.rows, odds, key)
         found = [settling.as_expected(row) for row in written.rows]
         for it in found:
             if it not in expected:
@@ -184,6 +188,13 @@ def _drawn_by_campaign(request: DrawRequest, written: Written) -> Iterator[str]:
         for it in expected:
             if it not in found:
                 yield f"lacks the ledger row {it.idempotency_key} of its draw: {it.delta} {it.asset_code}"
+
+
+def _key(request: DrawRequest, written: Written) -> DrawKey | None:
+    if written.seed is not None:
+        return written.seed.key_of(request.campaign)
+    master = seed_of(written.wheels)
+    return None if master is None else DrawKey(master, seed_id_of(master))
 
 
 def _paid(rows: Sequence[Row] | Sequence[Movement]) -> Decimal:
@@ -207,7 +218,11 @@ def _as_drawn(request: DrawRequest, written: Written) -> Iterator[str]:
 
 def _recomputed(request: DrawRequest, written: Written) -> Sequence[Movement] | None:
     """The movements that the draw must have written; None where its campaign, odds or seed are not known."""
-    wheel = written.wheels.get(request.campaign)
-    if wheel is None or any(row.notes != wheel.notes for row in written.rows if row.business_type == CONSUME):
+    wheel = (written.wheels if written.seed is None else written.seed.wheels).get(request.campaign)
+    if (
+        wheel is None
+        or not written.is_provable
+        or any(row.notes != wheel.notes for row in written.rows if row.business_type == CONSUME)
+    ):
         return None
     return _movements(request, wheel)

@@ -21,7 +21,7 @@ from tombola.producers.domain.campaigns.pulls import Pulled
 from tombola.producers.domain.campaigns.scene import Scene, Versions
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import Request, Row
-from tombola.producers.domain.draw import Wheels
+from tombola.producers.domain.draw import NO_SEEDS, Seed, Seeds, Wheels
 
 
 class LockedAccount(NamedTuple):
@@ -58,7 +58,7 @@ class Locked(NamedTuple):
     `scene` is what draws by campaigns need; None where the batch has no such draw. `rows` are the ledger rows that
     requests asked for in `Needs.rows_of`, by ledger key; `lifetimes` are by account and `Needs.earned_until`.
     `versions` are the versions of operators' campaigns, None where they are not known; `now` is the moment of the
-    transaction, the same for the whole batch.
+    transaction, the same for the whole batch. `seeds` are what its draws are drawn under.
     """
 
     accounts: Mapping[int, LockedAccount]
@@ -68,6 +68,7 @@ class Locked(NamedTuple):
     lifetimes: Mapping[tuple[int, str], Lifetime] = MappingProxyType({})
     versions: Versions | None = None
     now: datetime = datetime.min
+    seeds: Seeds = NO_SEEDS
 
 
 class Movement(NamedTuple):
@@ -158,7 +159,8 @@ class Written(NamedTuple):
     """What one request has written: its status, and all rows of its session in their order.
 
     `versions` are the versions of operators' campaigns, None where they are not known. `rows_of` reads the ledger rows
-    under a ledger key, in their order.
+    under a ledger key, in their order. `seed` is what the notes of a draw's charge name, None for the wheels' own; a
+    draw whose seed is not known yet cannot be proven (`is_provable`).
 
     An attribute of a row raises where the stored value cannot be read.
     """
@@ -168,10 +170,15 @@ class Written(NamedTuple):
     wheels: Wheels
     versions: Versions | None = None
     rows_of: Callable[[str], Sequence[Row]] = _no_rows
+    seed: Seed | None = None
 
     @property
     def is_completed(self) -> bool:
         return self.status == "completed"
+
+    @property
+    def is_provable(self) -> bool:
+        return self.seed is None or self.seed.is_known
 
 
 # Violations by invariant. The audit runs each iterator by itself, and each may raise any exception.

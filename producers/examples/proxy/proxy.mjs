@@ -11,7 +11,7 @@
 const BODY_BYTES_MAX = 16 * 1024;
 const WAIT_S_MAX = 10;
 const TIMEOUT_MS = 15_000; // longer than a wait
-const PASSED_ON = ['content-type', 'retry-after', 'idempotency-key', 'idempotency-replayed'];
+const PASSED_ON = ['content-type', 'retry-after', 'idempotency-key', 'idempotency-replayed', 'tombola-receipt'];
 
 /** The proxy answers this itself: a status and what to say. */
 class Refused extends Error {
@@ -48,8 +48,10 @@ export function drawProxy({ gatewayUrl, apiKey, accountOf }) {
     }
     const asked = parse(await read(request));
     // The session says who pays: an `account_id` of the browser's is not even read.
-    const { campaign, pulls } = asked;
-    const body = JSON.stringify({ account_id: accountId, campaign: campaign || 'default', pulls: pulls ?? undefined });
+    const { campaign, pulls, client_nonce } = asked;
+    // The nonce is the browser's: one made here would be another request in every repeat.
+    const own = { pulls: pulls ?? undefined, client_nonce: client_nonce ?? undefined };
+    const body = JSON.stringify({ account_id: accountId, campaign: campaign || 'default', ...own });
     const headers = { 'content-type': 'application/json', 'idempotency-key': key };
     return ask('/v1/draws', { method: 'POST', headers, body });
   }

@@ -15,7 +15,7 @@ declare(strict_types=1);
 const BODY_BYTES_MAX = 16 * 1024;
 const WAIT_S_MAX = 10.0;
 const TIMEOUT_S = 15; // longer than a wait
-const PASSED_ON = ['content-type', 'retry-after', 'idempotency-key', 'idempotency-replayed'];
+const PASSED_ON = ['content-type', 'retry-after', 'idempotency-key', 'idempotency-replayed', 'tombola-receipt'];
 
 /** The proxy answers this itself: the code is a status, the message what to say. */
 final class Refused extends RuntimeException
@@ -57,8 +57,10 @@ function draw(int $accountId): array
     }
     // The session says who pays: an `account_id` of the browser's is not even read.
     $draw = ['account_id' => $accountId, 'campaign' => ($asked->campaign ?? '') ?: 'default'];
-    if (isset($asked->pulls)) {
-        $draw['pulls'] = $asked->pulls;
+    foreach (['pulls', 'client_nonce'] as $name) { // a nonce made here would be another request in every repeat
+        if (isset($asked->$name)) {
+            $draw[$name] = $asked->$name;
+        }
     }
     return ask('/v1/draws', 'POST', ['Content-Type: application/json', "Idempotency-Key: $key"], json_encode($draw));
 }

@@ -22,7 +22,7 @@ from urllib.request import Request, urlopen
 BODY_BYTES_MAX = 16 * 1024
 WAIT_S_MAX = 10.0
 TIMEOUT_S = 15.0  # longer than a wait
-PASSED_ON = ("content-type", "retry-after", "idempotency-key", "idempotency-replayed")
+PASSED_ON = ("content-type", "retry-after", "idempotency-key", "idempotency-replayed", "tombola-receipt")
 
 is_key = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 session_in = re.compile(r"/v1/draws/([A-Za-z0-9._-]{1,100})").fullmatch
@@ -80,8 +80,8 @@ class DrawProxy:
             raise Refused(400, "The body is not a JSON object.")
         # The session says who pays: an `account_id` of the browser's is not even read.
         draw = {"account_id": account_id, "campaign": asked.get("campaign") or "default"}
-        if asked.get("pulls") is not None:
-            draw["pulls"] = asked["pulls"]
+        # The nonce is the browser's: one made here would be another request in every repeat.
+        draw |= {name: asked[name] for name in ("pulls", "client_nonce") if asked.get(name) is not None}
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         return self._ask(Request(f"{self._gateway_url}/v1/draws", json.dumps(draw).encode(), headers))
 

@@ -7,6 +7,9 @@
 // Key and body are kept in localStorage before they are sent, and forgotten when `show(result)` has resolved. Until then,
 // after any unknown outcome the same request is sent again under the same key; the gateway never charges a repeat. One
 // tab at a time finishes a draw. IndexedDB records that it is finished: localStorage reaches other tabs late.
+//
+// The outcome depends on a nonce, which this file makes with the key and keeps in the body: who chooses the key, but not
+// the nonce, cannot choose the outcome.
 
 const KEPT = 'tombola.pending.'; // one entry per draw, so that tabs do not overwrite each other's
 const FINISHED = 'tombola.finished'; // an IndexedDB with the request keys of the last day
@@ -15,6 +18,7 @@ const FINISHED_TIMEOUT_MS = 2_000;
 const WAIT_S = 10;
 const ANSWER_TIMEOUT_MS = 20_000; // against connections that are open and dead
 const BACKOFF_MS = { first: 250, max: 8_000 };
+const NONCE_BYTES = 16;
 
 /** The gateway refuses this draw. `status` and `problem` are its answer, a problem+json. */
 export class DrawRefused extends Error {}
@@ -26,6 +30,8 @@ class NoAnswer extends Error {}
  * @property {(result: object) => unknown} [show] shows the result; may be async
  * @property {(what: 'sending' | 'waiting' | 'again' | 'refused', about: { key: string, why?: string, delayMs?: number })
  *   => void} [tell] is called for progress
+ * @property {(receipt: string, about: { key: string }) => void} [keep] gets each signed receipt as it comes, where the
+ *   gateway signs receipts: of the promise, and before `show` of the result
  * @property {string} [base] the gateway's URL, which must allow this page's origin
  * @property {Record<string, string>} [headers] for every request
  */
@@ -42,7 +48,7 @@ export async function draw(accountId, { campaign, pulls, ...options } = {}) {
     throw new RangeError('pulls is a whole number from 1');
   }
   const key = makeKey();
-  const body = JSON.stringify({ account_id: accountId, campaign, pulls });
+  const body = JSON.stringify({ account_id: accountId, campaign, pulls, client_nonce: randomHex(NONCE_BYTES) });
   localStorage.setItem(KEPT + key, body); // throws where it cannot be kept: then nothing is sent
   return finish({ key, body }, options);
 }
@@ -57,10 +63,10 @@ export function pending() {
  *  tab finished. */
 export const resume = (options) => Promise.allSettled(pending().map((kept) => finish(kept, options)));
 
-function finish({ key, body }, { show = () => {}, tell = () => {}, base = '', headers = {} } = {}) {
+function finish({ key, body }, { show = () => {}, tell = () => {}, keep = () => {}, base = '', headers = {} } = {}) {
   return alone(KEPT + key, async () => {
     if (localStorage.getItem(KEPT + key) === null || (await isFinished(key))) return null;
-    const result = await settle(key, body, { tell, base, headers }).catch(async (error) => {
+    const result = await settle(key, body, { tell, keep, base, headers }).catch(async (error) => {
       // With these, the request can never be accepted, or (409) the campaign takes no draws now: a player who comes back
       // when it does has not asked again. After any other status, such as 401, the request may be accepted later.
       if ([400, 409, 413, 422].includes(error.status)) await forget(key);
@@ -73,8 +79,17 @@ function finish({ key, body }, { show = () => {}, tell = () => {}, base = '', he
   });
 }
 
-async function settle(key, body, { tell, base, headers }) {
+async function settle(key, body, { tell, keep, base, headers }) {
   const typed = { ...headers, 'Content-Type': 'application/json', 'Idempotency-Key': key };
+  const ask = async (url, init) => {
+    const { answer, receipt } = await fetchAnswer(url, init);
+    try {
+      if (receipt) keep(receipt, { key });
+    } catch (error) {
+      reportError(error); // a draw does not fail because its receipt cannot be kept
+    }
+    return answer;
+  };
   for (let backoff = BACKOFF_MS.first; ; backoff = Math.min(2 * backoff, BACKOFF_MS.max)) {
     try {
       tell('sending', { key });
@@ -94,11 +109,11 @@ async function settle(key, body, { tell, base, headers }) {
   }
 }
 
-async function ask(url, init) {
+async function fetchAnswer(url, init) {
   const signal = AbortSignal.timeout(ANSWER_TIMEOUT_MS);
   const response = await fetch(url, { ...init, signal, cache: 'no-store' }).catch(() => null);
   const answer = await response?.json().catch(() => null); // null: interrupted, or a proxy's own text
-  if (response?.ok && answer?.status) return answer;
+  if (response?.ok && answer?.status) return { answer, receipt: response.headers.get('Tombola-Receipt') };
   if (!response && (await isClosedToUs(url))) {
     const why = `${new URL(url).origin} allows no requests of pages of ${location.origin}: see TOMBOLA_CORS_ORIGINS`;
     throw Object.assign(new DrawRefused(why), { status: 0, problem: { title: 'another origin', detail: why } });
@@ -121,10 +136,13 @@ async function isClosedToUs(url) {
   return (await probe('no-cors')) && !(await probe('cors'));
 }
 
-// The time comes first, which keeps the ledger's unique index fast. Not randomUUID: pages on plain http lack it.
-function makeKey() {
-  const random = crypto.getRandomValues(new Uint8Array(8));
-  return `lottery_req_${Date.now()}_${Array.from(random, (byte) => byte.toString(16).padStart(2, '0')).join('')}`;
+// The time comes first, which keeps the ledger's unique index fast.
+const makeKey = () => `lottery_req_${Date.now()}_${randomHex(8)}`;
+
+// Not randomUUID: pages on plain http lack it.
+function randomHex(bytes) {
+  const random = crypto.getRandomValues(new Uint8Array(bytes));
+  return Array.from(random, (byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
 // One tab at a time. Pages on plain http have no locks: there two tabs may finish the same draw, which is harmless.

@@ -3,6 +3,7 @@
 import { DrawRefused, draw, pending, resume } from './draw.js';
 import { DEFAULT, ask, element, showButtons, showChoice, showOdds, wheelInWords } from './odds.js';
 import { onWheel, outcomesOf, rarestOf, sentenceOf } from './prizes.js';
+import { allReceipts, keepReceipt, linkTo, linksTo } from './receipts.js';
 import { Wheel } from './turning.js';
 
 const ACCOUNT = 'tombola.account';
@@ -79,7 +80,7 @@ async function play(count) {
   showBusy();
   const asked = chosen === DEFAULT ? {} : { campaign: chosen, pulls: count };
   try {
-    if (await isAsShown()) await draw(account.valueAsNumber, { ...asked, show, tell });
+    if (await isAsShown()) await draw(account.valueAsNumber, { ...asked, show, tell, keep });
     else fail('The odds have changed', 'Nothing was sent: look at them, and draw again');
   } catch (error) {
     if (!(error instanceof DrawRefused)) fail('This draw was not sent', error.message);
@@ -243,6 +244,18 @@ function showDraws() {
   byId('draws').replaceChildren(...draws.map(listItem));
 }
 
+/** Keep a receipt as soon as it comes: a promise counts most where the result never does. */
+function keep(receipt) {
+  keepReceipt(receipt);
+  showReceipts();
+}
+
+function showReceipts() {
+  const receipts = allReceipts();
+  const all = linkTo(receipts, `All signed receipts in this browser: ${receipts.length}`, 'receipts.jws');
+  byId('receipts').replaceChildren(...(receipts.length ? [all] : []));
+}
+
 function listItem({ at, session, account_id, campaign = DEFAULT, status, reason, prize }) {
   const item = document.createElement('li');
   item.className = prize ? 'won' : status;
@@ -252,6 +265,9 @@ function listItem({ at, session, account_id, campaign = DEFAULT, status, reason,
   item.append(part('span', 'what', what), part('span', 'account', `account ${account_id}`), when);
   if (campaign !== DEFAULT) item.append(part('span', 'campaign', campaign));
   item.append(part('code', 'session', session));
+  const receipts = part('span', 'receipts', '');
+  receipts.append(...linksTo(session));
+  if (receipts.hasChildNodes()) item.append(receipts);
   return item;
 }
 
@@ -266,10 +282,11 @@ function part(tag, name, text) {
 function begin() {
   account.value = localStorage.getItem(ACCOUNT) ?? account.value;
   showDraws();
+  showReceipts();
   refreshBalance();
   wanted = localStorage.getItem(CAMPAIGN) ?? DEFAULT;
   loadCampaigns();
-  resume({ show, tell });
+  resume({ show, tell, keep });
 }
 
 form.addEventListener('submit', (event) => {
@@ -295,6 +312,7 @@ select.addEventListener('change', async () => {
 addEventListener('storage', (event) => {
   if (event.key !== DRAWS) return;
   showDraws();
+  showReceipts();
   refreshBalance();
 });
 

@@ -32,6 +32,7 @@ from tombola.producers.gateway.messages import (
     SessionRow,
 )
 from tombola.producers.gateway.problems import problem_of
+from tombola.producers.gateway.receipts import RECEIPT
 from tombola.producers.gateway.service import Gateway, gateway_of, holder_of
 from tombola.producers.storage import ledger
 from tombola.producers.storage.api_keys import Holder
@@ -47,6 +48,9 @@ RETRY_AFTER_S: Final = "1"
 SESSIONS_WITHOUT_PATH: Final = frozenset({".", "..", "batch"})
 
 NOT_YET: Final = answer(DrawTicket, "Accepted, and not settled yet.")
+RECEIPT_HEADER: Final = ResponseHeader(
+    name=RECEIPT, description="The draw's signed receipt, if receipts are signed here.", documentation_only=True
+)
 
 IdempotencyKey = Annotated[
     str | None,
@@ -79,6 +83,7 @@ async def make_draw(gateway: Gateway, scope: Any, receive: Any) -> Whole:
         lottery_session_id=data.lottery_session_id or "",
         campaign=data.campaign,
         pulls=data.pulls,
+        client_nonce=data.client_nonce or "",
     )
     asked = _asked(draw, holder.caller)
     await gateway.must_be_within_bounds(holder, draw.account_id)
@@ -97,6 +102,8 @@ async def make_draw(gateway: Gateway, scope: Any, receive: Any) -> Whole:
     ]
     if not answer.is_new:
         headers.append((b"idempotency-replayed", b"true"))
+    if gateway.receipts.is_on and (receipt := await gateway.receipts.of_answer(answer)) is not None:
+        headers.append((RECEIPT.lower().encode(), receipt.encode()))
     return Whole(202, headers, body)
 
 
@@ -125,6 +132,7 @@ async def other_than_draws(scope: Scope, receive: Receive, send: Send) -> None:
         ResponseHeader(name="Retry-After", description="Seconds.", documentation_only=True),
         ResponseHeader(name="Idempotency-Key", description="The request key.", documentation_only=True),
         ResponseHeader(name="Idempotency-Replayed", description="`true` for a repeat.", documentation_only=True),
+        RECEIPT_HEADER,
     ],
 )
 async def make_draw_described(data: NewDraw, idempotency_key: IdempotencyKey = None) -> DrawTicket:
@@ -145,6 +153,7 @@ async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
                 lottery_session_id=it.lottery_session_id or "",
                 campaign=it.campaign,
                 pulls=it.pulls,
+                client_nonce=it.client_nonce or "",
             ),
             holder.caller,
         )
@@ -162,7 +171,9 @@ async def make_draws(request: Request[Any, Any, Any]) -> BatchAnswers:
         else:
             gateway.remember(answer, holder.caller)
             ticket = DrawTicket(answer.request.request_key, answer.request.lottery_session_id)
-            answers.append(BatchAnswer(202, replayed=not answer.is_new, ticket=ticket, problem=None))
+            receipt = await gateway.receipts.of_answer(answer) or msgspec.UNSET
+            is_repeat = not answer.is_new
+            answers.append(BatchAnswer(202, replayed=is_repeat, ticket=ticket, problem=None, receipt=receipt))
     return BatchAnswers(answers)
 
 
@@ -186,6 +197,7 @@ async def make_draws_described(data: NewDraws) -> BatchAnswers:
     operation_id="getDraw",
     summary="The result of a draw",
     responses=READ_PROBLEMS | {202: NOT_YET},
+    response_headers=[RECEIPT_HEADER],
 )
 async def show_draw(
     request: Request[Any, Any, Any], session_id: SessionId, wait_s: WaitS = 0.0
@@ -193,14 +205,16 @@ async def show_draw(
     gateway = gateway_of(request)
     if wait_s:
         gateway.admission.begin_wait(request.scope)
-    body, state = await gateway.result(session_id, holder_of(request), wait_s)
+    body, state, receipt = await gateway.result_and_receipt(session_id, holder_of(request), wait_s)
+    headers = {} if receipt is None else {RECEIPT: receipt}
     if body is not None:
-        return Response(body, media_type="application/json")  # type: ignore[arg-type]
+        return Response(body, media_type="application/json", headers=headers)  # type: ignore[arg-type]
     assert state is not None
     if state.status == Status.DEAD:
-        return Response(_dead(state))
+        return Response(_dead(state), headers=headers)
     ticket = DrawTicket(state.request.request_key, session_id)
-    return Response(ticket, status_code=202, headers={"Retry-After": RETRY_AFTER_S})  # type: ignore[arg-type]
+    headers["Retry-After"] = RETRY_AFTER_S
+    return Response(ticket, status_code=202, headers=headers)  # type: ignore[arg-type]
 
 
 @get(

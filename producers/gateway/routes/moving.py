@@ -28,7 +28,8 @@ from tombola.producers.gateway.admission import needs
 from tombola.producers.gateway.bodies import request_key_of, strictly
 from tombola.producers.gateway.document import MOVEMENT_PROBLEMS, answer
 from tombola.producers.gateway.movement_messages import MovementTicket
-from tombola.producers.gateway.routes.draws import RETRY_AFTER_S
+from tombola.producers.gateway.receipts import RECEIPT
+from tombola.producers.gateway.routes.draws import RECEIPT_HEADER, RETRY_AFTER_S
 from tombola.producers.gateway.service import Gateway, gateway_of, holder_of
 from tombola.producers.movements import is_result_of
 from tombola.producers.storage.api_keys import Holder
@@ -52,6 +53,7 @@ HEADERS: Final = [
     ResponseHeader(name="Retry-After", description="Seconds.", documentation_only=True),
     ResponseHeader(name="Idempotency-Key", description="The request key.", documentation_only=True),
     ResponseHeader(name="Idempotency-Replayed", description="`true` for a repeat.", documentation_only=True),
+    RECEIPT_HEADER,
 ]
 
 B = TypeVar("B", bound=msgspec.Struct)
@@ -135,6 +137,8 @@ async def _answer(asked: Asked[Any], answer: Acceptance) -> Response[Any]:
     headers = {"Location": f"/v1/movements/{accepted.request_key}", "Idempotency-Key": asked.key}
     if not answer.is_new:
         headers["Idempotency-Replayed"] = "true"
+    if (receipt := await asked.gateway.receipts.of_answer(answer)) is not None:
+        headers[RECEIPT] = receipt
     if (body := await result_of(asked.gateway, answer)) is not None:
         return Response(body, status_code=200, media_type="application/json", headers=headers)
     ticket = MovementTicket(accepted.request_key, accepted.lottery_session_id)

@@ -9,9 +9,10 @@ from typing import Final, NamedTuple
 
 from tombola.producers.domain import keys
 from tombola.producers.domain.causes import Status
-from tombola.producers.domain.contract import Request
+from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.storage.faults import RowsChanged, is_duplicate_key
 from tombola.producers.storage.requests.records import (
+    EPOCH_COLUMN,
     REQUEST_COLUMNS,
     RequestRecord,
     kind_columns,
@@ -70,12 +71,14 @@ def accept(
     *,
     publish_at: datetime,
     is_published: bool,
+    seed_epoch: int | None = None,
 ) -> list[Acceptance]:
     """Accept requests inside `transaction`, and answer each submission in order; the commit makes them a promise.
 
     A request with a row is answered with that row. A row without a caller (its message came by the broker alone) gets
     the caller of the submission. The relay publishes new requests from `publish_at` on; `is_published` says that the
-    calling code publishes them once, after the commit.
+    calling code publishes them once, after the commit. New draws bind to the epoch of `now`, `seed_epoch`; without one
+    they bind when they settle.
     Raises the driver's errors; after a conflict other than a taken key the whole transaction must run again.
     """
     fingerprints = [it.request.fingerprint() for it in submissions]
@@ -83,7 +86,8 @@ def accept(
     # at a time, so reading first is safe there, and SQLite would not undo an insert of many rows as a whole.
     is_careful = transaction.is_sqlite
     for _ in range(TAKEN_TRIES_MAX):
-        records = look_up(transaction, [it.request.request_key for it in submissions], lock=True) if is_careful else {}
+        keys_asked = [it.request.request_key for it in submissions]
+        records = look_up(transaction, keys_asked, lock=True, with_odds=True) if is_careful else {}
         fresh = [number for number, it in enumerate(submissions) if it.request.request_key not in records]
         clashes = _taken_sessions(transaction, submissions, fresh) if is_careful else {}
         new: dict[str, tuple[Submission, str]] = {}
@@ -91,7 +95,7 @@ def accept(
             if number not in clashes:
                 new.setdefault(submissions[number].request.request_key, (submissions[number], fingerprints[number]))
         try:
-            _insert_accepted(transaction, new, now, publish_at, is_published)
+            _insert_accepted(transaction, new, now, publish_at, is_published, seed_epoch)
         except Exception as error:
             if not is_duplicate_key(error):
                 raise
@@ -99,7 +103,16 @@ def accept(
             continue
         unseen = set(new)
         records |= {
-            key: RequestRecord(fingerprint, it.caller, Status.ACCEPTED) for key, (it, fingerprint) in new.items()
+            key: RequestRecord(
+                fingerprint,
+                it.caller,
+                Status.ACCEPTED,
+                accepted_at=now,
+                created_at=now,
+                odds_hash=it.odds_hash,
+                seed_epoch=seed_epoch if isinstance(it.request, DrawRequest) else None,
+            )
+            for key, (it, fingerprint) in new.items()
         }
         aliases = set(_aliases_of_unowned(transaction, submissions, records))
         adopted: dict[str, str] = {}
@@ -211,14 +224,16 @@ def _insert_accepted(
     now: datetime,
     publish_at: datetime,
     is_published: bool,
+    seed_epoch: int | None,
 ) -> None:
     moment, due = time_text(now), time_text(publish_at)
     kind = kind_columns(it.request for it, _ in new.values())
     bound = ("odds_hash",) if any(it.odds_hash is not None for it, _ in new.values()) else ()
+    epoch = () if seed_epoch is None else EPOCH_COLUMN
     columns = (*REQUEST_COLUMNS, "status", "caller", "accepted_at", "publish_attempts", "published_at", "publish_at")
     transaction.insert(
         table.name,
-        (*columns, *kind, *bound),
+        (*columns, *kind, *bound, *epoch),
         [
             (
                 *request_values(it.request, fingerprint, moment),
@@ -230,6 +245,7 @@ def _insert_accepted(
                 due,
                 *kind_values(it.request, kind),
                 *((it.odds_hash,) if bound else ()),
+                *((seed_epoch if isinstance(it.request, DrawRequest) else None,) if epoch else ()),
             )
             # In the order of the keys: two transactions that insert the same keys at once do not deadlock.
             for _, (it, fingerprint) in sorted(new.items())

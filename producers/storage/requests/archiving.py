@@ -22,7 +22,11 @@ NOTHING_READ: Final[Mapping[str, Sequence[Posting]]] = MappingProxyType({})
 
 
 class SessionState(NamedTuple):
-    """The state of one session's request: `result` are the first result's bytes, None before the request settles."""
+    """The state of one session's request: `result` are the first result's bytes, None before the request settles.
+
+    `accepted_at` is None where the request came by the broker alone, `odds_hash` for the built-in campaign, and
+    `seed_epoch` (the number of its epoch) where a draw was not bound before it settled.
+    """
 
     request: Request
     caller: str
@@ -30,6 +34,9 @@ class SessionState(NamedTuple):
     reason: str | None
     result: bytes | None
     settled_at: datetime | None
+    accepted_at: datetime | None = None
+    odds_hash: str | None = None
+    seed_epoch: int | None = None
 
 
 def state_of_session(connection: Connection, lottery_session_id: str) -> SessionState | None:
@@ -61,7 +68,8 @@ def _state(connection: Connection, row: Any, found: Mapping[str, Sequence[Postin
         body = operations.operation_of(request).result(request, own)
     elif body is None and row.status == Status.REJECTED:
         body = operations.operation_of(request).result(request, Rejection(row.reason, row.balance_told))
-    return SessionState(request, row.caller, row.status, row.reason, body, row.settled_at)
+    outcome = (row.status, row.reason, body, row.settled_at)
+    return SessionState(request, row.caller, *outcome, row.accepted_at, row.odds_hash, row.seed_epoch)
 
 
 def states_of_sessions(connection: Connection, lottery_session_ids: Sequence[str]) -> dict[str, SessionState]:

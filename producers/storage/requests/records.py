@@ -17,13 +17,16 @@ from tombola.producers.storage.transactions import Transaction, joined
 REQUEST_COLUMNS: Final = ("request_key", "lottery_session_id", "account_id", "campaign", "fingerprint", "created_at")
 # Further columns, written only for a batch that has such a request, so that a draw of contract v1 sends no more bytes.
 KIND_COLUMNS: Final = ("kind", "terms")
+EPOCH_COLUMN: Final = ("seed_epoch",)
 # What `request_of` needs of a row.
 DESCRIBED: Final = (
     table.c.request_key, table.c.lottery_session_id, table.c.account_id, table.c.campaign, table.c.kind, table.c.terms,
 )  # fmt: skip
 _KNOWN: Final = ("request_key", "fingerprint", "caller", "status")
 # Times as text: the driver takes longer to decode a time than all other columns of a row together.
-_IF_KNOWN: Final = ("result", "CAST(settled_at AS CHAR)", "reason", "balance_told", "CAST(accepted_at AS CHAR)")
+_IF_KNOWN: Final = (
+    *("result", "CAST(settled_at AS CHAR)", "reason", "balance_told", "CAST(accepted_at AS CHAR)", "seed_epoch"),
+)
 _WITH_ODDS: Final = (*_IF_KNOWN, "odds_hash", "CAST(created_at AS CHAR)")
 
 
@@ -31,8 +34,8 @@ class RequestRecord(NamedTuple):
     """The row of a request; `result` is None but for a request that an older release has settled, and that is not
     archived: it is rebuilt from the ledger, or for a rejection from `reason` and `balance_told`.
 
-    `accepted_at` is set for the batch that settles the request, and None in a locking read: a repeat is answered
-    without it. `odds_hash` and `created_at` are set where they are asked for.
+    `seed_epoch` is the number of the epoch that a draw is bound to, None before it binds. `odds_hash` and `created_at`
+    are set where they are asked for.
     """
 
     fingerprint: str
@@ -43,6 +46,7 @@ class RequestRecord(NamedTuple):
     reason: str | None = None
     balance_told: Decimal | None = None
     accepted_at: datetime | None = None
+    seed_epoch: int | None = None
     odds_hash: str | None = None
     created_at: datetime | None = None
 
@@ -75,10 +79,11 @@ def look_up(
             None if settled_at is None else _moment(settled_at),
             reason,
             None if balance is None else transaction.amount(balance),
-            None if accepted_at is None or lock else _moment(accepted_at),
+            None if accepted_at is None else _moment(accepted_at),
+            None if epoch is None else int(epoch),
             *((odds[0], _moment(odds[1])) if odds else ()),
         )
-        for key, fingerprint, caller, status, result, settled_at, reason, balance, accepted_at, *odds in rows
+        for key, fingerprint, caller, status, result, settled_at, reason, balance, accepted_at, epoch, *odds in rows
     }
 
 

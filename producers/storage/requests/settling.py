@@ -8,14 +8,21 @@ from decimal import Decimal
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, Engine, update
+from sqlalchemy import Connection, Engine, case, or_, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from tombola.producers.domain.causes import Status
-from tombola.producers.domain.contract import Request
+from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.storage.faults import explain
-from tombola.producers.storage.requests.records import REQUEST_COLUMNS, kind_columns, kind_values, request_values
+from tombola.producers.storage.requests.records import (
+    EPOCH_COLUMN,
+    REQUEST_COLUMNS,
+    kind_columns,
+    kind_values,
+    request_values,
+)
 from tombola.producers.storage.schema import api_idempotency_requests as table
+from tombola.producers.storage.seeds import open_at
 from tombola.producers.storage.transactions import Transaction, Value, time_text
 
 # Not the result: it is rebuilt from this row and the ledger rows, equal to the byte.
@@ -28,6 +35,8 @@ class RequestOutcome(msgspec.Struct, frozen=True):
     """A request that settles now, and its outcome. `is_accepted` says that the request has a row already.
 
     `balance_told` is the balance in the answer of a rejected request, which has no ledger rows.
+
+    `seed_epoch` is the epoch that a draw binds to now, None where it was bound when it was accepted.
     """
 
     request: Request
@@ -37,6 +46,7 @@ class RequestOutcome(msgspec.Struct, frozen=True):
     balance_told: Decimal | None
     is_accepted: bool
     deliveries: int = 1
+    seed_epoch: int | None = None
 
 
 def finish(
@@ -44,24 +54,30 @@ def finish(
 ) -> None:
     """Record outcomes: one statement inserts the rows of requests without one, another updates accepted rows.
 
+    Accepted draws that bind to an epoch only now take one statement more.
+
     Raises RowsChanged when a row is no longer accepted.
     """
     moment = time_text(now)
     new = [it for it in outcomes if not it.is_accepted]
     kind = kind_columns(it.request for it in new)
+    epoch = EPOCH_COLUMN if any(it.seed_epoch is not None for it in new) else ()
     transaction.insert(
         table.name,
-        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, *kind),
+        (*REQUEST_COLUMNS, *_OUTCOME_COLUMNS, *kind, *epoch),
         [
             (
                 *request_values(it.request, it.fingerprint, moment),
                 *_outcome_values(transaction, it, settled_by),
                 *kind_values(it.request, kind),
+                *((it.seed_epoch,) if epoch else ()),
             )
             for it in new
         ],
         copies=_COPIES,
     )
+    binding = [(it.request.request_key, it.seed_epoch) for it in outcomes if it.is_accepted and it.seed_epoch]
+    transaction.update(table.name, "request_key", EPOCH_COLUMN, binding)
     transaction.update(
         table.name,
         "request_key",
@@ -126,8 +142,11 @@ def revive(
 ) -> int:
     """dead → accepted, for an operator's replay; return how many requests were dead.
 
-    `publish_at` (default: now) and `is_published` have the same meaning as in `accept`.
+    `publish_at` (default: now) and `is_published` have the same meaning as in `accept`. Draws bind to the epoch of now:
+    the secret of their former one may be public.
     """
+    epoch = open_at(connection, now)
+    is_draw = or_(table.c.kind.is_(None), table.c.kind == DrawRequest.kind)
     return connection.execute(
         update(table)
         .where(table.c.request_key.in_(request_keys), table.c.status == Status.DEAD)
@@ -139,6 +158,7 @@ def revive(
             published_at=now if is_published else None,
             publish_at=publish_at or now,
             accepted_at=now,  # the request's time begins anew; otherwise the relay would time it out at once
+            seed_epoch=None if epoch is None else case((is_draw, epoch.id)),
         )
     ).rowcount
 
