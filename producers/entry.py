@@ -78,6 +78,7 @@ class Entry:
         )
         self._relay_after = timedelta(seconds=relay_after_s)
         self._remembered: LRUCache[tuple[str, str], _Remembered] = LRUCache(REMEMBERED_MAX)  # by caller and request key
+        self._results: LRUCache[str, bytes] = LRUCache(REMEMBERED_MAX)  # by session: a first result never changes
         self._make_lock()
         in_child(self, Entry._make_lock)
 
@@ -332,6 +333,19 @@ class Entry:
                 return requests.state_of_session(connection, lottery_session_id)
         except SQLAlchemyError as error:
             raise explain(error) from error
+
+    def first_result(self, lottery_session_id: str) -> bytes | None:
+        """The bytes of a session's first result, as remembered or from the database; None before it has settled.
+
+        Raises as `state_of` does.
+        """
+        with self._lock:
+            body = self._results.get(lottery_session_id)
+        if body is None and (state := self.state_of(lottery_session_id)) is not None and state.result is not None:
+            body = state.result
+            with self._lock:
+                self._results[lottery_session_id] = body
+        return body
 
     def _remember(self, submissions: Sequence[Submission], answers: Sequence[EntryAnswer]) -> None:
         now = time.monotonic()

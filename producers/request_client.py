@@ -93,13 +93,10 @@ class RequestClient:
         return self._results
 
     def _kept_result(self, answer: Acceptance) -> bytes | None:
-        """The first result's bytes for a repeat, as the database had them when it answered; None before it settled."""
+        """The first result's bytes for a repeat that had settled when the database answered; None for any other."""
         if answer.record is None or not answer.record.is_settled:
             return None
-        if answer.record.result is not None:
-            return answer.record.result
-        state = self._entry.state_of(answer.request.lottery_session_id)
-        return None if state is None else state.result
+        return self._entry.first_result(answer.request.lottery_session_id)
 
     def _peek(self, answer: Acceptance) -> bytes | None:
         """The bytes that Redis has under the session of a repeat: perhaps another request's result."""

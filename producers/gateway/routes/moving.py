@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from inspect import Parameter, Signature
 from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
@@ -31,7 +32,6 @@ from tombola.producers.gateway.receipts import RECEIPT
 from tombola.producers.gateway.routes.draws import RECEIPT_HEADER, RETRY_AFTER_S
 from tombola.producers.gateway.service import Gateway, gateway_of, holder_of
 from tombola.producers.movements import is_result_of
-from tombola.producers.storage import requests
 from tombola.producers.storage.api_keys import Holder
 from tombola.producers.storage.requests import Acceptance, Submission
 from tombola.producers.telemetry import tracing
@@ -151,10 +151,7 @@ async def result_of(gateway: Gateway, answer: Acceptance) -> bytes | None:
         return None
     request = answer.request
     if answer.record.is_settled:
-        if answer.record.result is not None:
-            return answer.record.result
-        state = await gateway.read(requests.state_of_session, request.lottery_session_id)
-        return None if state is None else state.result
+        return await gateway.readers.run(partial(gateway.entry.first_result, request.lottery_session_id))
     body = await gateway.results.peek(request.lottery_session_id)
     with suppress(DrawError):
         if body is not None and is_result_of(request, parse_movement_result(body)):
