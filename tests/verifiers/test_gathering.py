@@ -145,7 +145,7 @@ def test_draws_of_a_worker_are_proven(shop: SeededShop, tmp_path: Path) -> None:
 
     again = [gathering.proof(it.lottery_session_id).encode() for it in draws]
     assert again == [it.encode() for it in proofs], "the proof of a draw at one state has always the same bytes"
-    archive_once(shop.engine, after_days=0)
+    archive_once(shop.engine, older_than_s=0)
     assert [gathering.proof(it.lottery_session_id).encode() for it in draws] == again
 
 
