@@ -12,8 +12,10 @@ from sqlalchemy import Engine, func, select, text
 from tests.ledgers import migrated
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.errors import ConfigurationError, ReceiptNotFound
+from tombola.producers.domain.operations.recharge import RechargeRequest
 from tombola.producers.domain.receipt_keys import ReceiptKey, SigningKey
 from tombola.producers.domain.receipts import parse, verify
+from tombola.producers.domain.seeds import commitment_of, secret_of
 from tombola.producers.entry import Entry
 from tombola.producers.receipts import Receipts, keys_in, state_of
 from tombola.producers.settings import Settings
@@ -22,6 +24,8 @@ from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.receipt_keys import list_keys, open_signer
 from tombola.producers.storage.requests import Submission, give_up, revive, state_of_session
 from tombola.producers.storage.schema import receipt_keys as table
+from tombola.worker.seeds import chains
+from tombola.worker.seeds.masters import Masters
 
 OLD, NEW, NEWEST = SigningKey.make(), SigningKey.make(), SigningKey.make()
 
@@ -142,6 +146,28 @@ def test_what_the_door_answers_has_the_receipt_of_its_row(engine: Engine) -> Non
     assert state_of(conflict) is None
     for entry in entries:
         entry.close()
+
+
+def test_a_receipt_has_the_epoch_that_its_draw_is_bound_to(engine: Engine) -> None:
+    chains.begin_first(engine, Masters((bytes(32),)), epoch_length=timedelta(days=100))
+    receipts, entry = Receipts(engine, [OLD]), Entry(engine, relay_after_s=10)
+    draw, recharge = (
+        DrawRequest(account_id=6, request_key="d"),
+        RechargeRequest(account_id=6, amount="1.00", request_key="r"),
+    )
+    answers = entry.accept([Submission(draw), Submission(recharge)])
+    said = []
+    for answer in answers:
+        state = state_of(answer)
+        assert state is not None
+        with engine.connect() as connection:
+            assert state_of_session(connection, answer.request.lottery_session_id) == state
+        receipts.learn(state.seed_epoch)
+        assert receipts.knows(state.seed_epoch)
+        said.append(parse(receipts.sign(state)).receipt)
+    assert (said[0].seed_epoch, said[0].commitment) == ("1.1", commitment_of(secret_of(bytes(32), 1)))
+    assert (said[1].seed_epoch, said[1].commitment) == (None, None)
+    entry.close()
 
 
 def test_a_revived_request_is_accepted_anew(engine: Engine) -> None:
