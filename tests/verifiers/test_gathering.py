@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from tests.books.conftest import seal_all
-from tests.campaigns.shops import Shop, open_shop
+from tests.campaigns.shops import SEED, Shop, open_shop
+from tests.seeds.shops import LENGTH, SeededShop, open_seeded_shop
 from tests.verifiers.draws import BOOKS_KEY, RECEIPT_KEY
 from tests.verifiers.running import Report, in_node, in_python, shown
 from tombola.producers.domain.contract import DrawRequest
@@ -24,8 +25,12 @@ from tombola.producers.storage import books, requests
 from tombola.worker.books import anchors, head
 from tombola.worker.campaigns import codes
 from tombola.worker.relay.retention import archive_once
+from tombola.worker.seeds import chains
+from tombola.worker.seeds.masters import Masters
+from tombola.worker.seeds.revealing import reveal_due
 
 pytestmark = pytest.mark.process
+OTHER = b"other" * 8
 BY = {"operator": "ann", "reason": "for Monday"}
 
 FAIR = """
@@ -34,7 +39,7 @@ asset = "POINT"
 cost = { 1 = "10.00", 10 = "90.00" }
 
 [limits]
-per_account = 40
+per_account = 100
 
 [[prize]]
 code = "phone"
@@ -73,9 +78,14 @@ soft_step = 50
 """
 
 
+@pytest.fixture(autouse=True)
+def _sealed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "SEEN_EVERY", timedelta(0))
+
+
 @pytest.fixture
-def shop(database_url: str) -> Iterator[Shop]:
-    with open_shop(database_url) as made:
+def shop(database_url: str) -> Iterator[SeededShop]:
+    with open_seeded_shop(database_url) as made:
         made.publish(FAIR)
         codes.load(made.engine, "fair", "coupon", {f"CODE-{number}": number for number in range(1, 4)}, **BY)
         made.look()
@@ -113,13 +123,15 @@ def unproven(report: Report) -> set[str]:
     return {it["claim"] for it in report["claims"] if it["verdict"] != "proven"}
 
 
-def test_draws_of_a_worker_are_proven(shop: Shop, tmp_path: Path) -> None:
+def test_draws_of_a_worker_are_proven(shop: SeededShop, tmp_path: Path) -> None:
     account = shop.account("5000.00", user=1)
     draws = [DrawRequest(account_id=account, request_key=f"d-{n}", client_nonce=f"nonce-{n:016}") for n in range(5)]
     draws += [DrawRequest(account_id=account, request_key=f"o-{n}", campaign="fair", pulls=10) for n in range(4)]
     draws += [DrawRequest(account_id=account, request_key="one", campaign="fair", lottery_session_id="session-1")]
     for some in (draws[:5], draws[5:7], draws[7:]):
         shop.draw(*some)
+    shop.pass_time(2 * LENGTH)
+    shop.reveal()
     gathering = Gathering(shop)
     gathering.seal()
     proofs = [gathering.proof(it.lottery_session_id) for it in draws]
@@ -137,30 +149,35 @@ def test_draws_of_a_worker_are_proven(shop: Shop, tmp_path: Path) -> None:
     assert [gathering.proof(it.lottery_session_id).encode() for it in draws] == again
 
 
-def test_a_draw_before_it_settles_and_before_it_is_sealed(shop: Shop, tmp_path: Path) -> None:
+def test_a_draw_before_it_settles_and_before_it_is_sealed(shop: SeededShop, tmp_path: Path) -> None:
     account = shop.account("5000.00", user=1)
     asked = DrawRequest(account_id=account, request_key="k")
     gathering = Gathering(shop)
     shop.accept(asked)
     accepted = gathering.proof("k")
     shop.settle(asked)
+    shop.pass_time(2 * LENGTH)
     settled = gathering.proof("k")
+    shop.reveal()
+    revealed = gathering.proof("k")
     seal_all(shop.engine)
     unsigned = gathering.proof("k")
     gathering.seal()
 
-    reports = verified(tmp_path, accepted, settled, unsigned, gathering.proof("k"))
-    assert accepted.status == "accepted"
-    assert accepted.receipts.settled is None
-    assert accepted.receipts.accepted == settled.receipts.accepted
-    assert [unproven(it) - unproven(reports[3]) for it in reports[1:]] == [{"sealed"}, {"sealed"}, set()]
+    reports = verified(tmp_path, accepted, settled, revealed, unsigned, gathering.proof("k"))
+    open_ones = [unproven(it) for it in reports]
+    secret = {"commitment", "anchor", "draw"}
+    assert open_ones[0] == {*secret, "rows", "result", "settled", "sealed"}
+    assert open_ones[1:] == [{*secret, "sealed"}, {"sealed"}, {"sealed"}, set()]
 
 
-def test_repeats_rejected_and_refunded_draws(shop: Shop, tmp_path: Path) -> None:
+def test_repeats_rejected_and_refunded_draws(shop: SeededShop, tmp_path: Path) -> None:
     poor, rich = shop.account("5.00", user=1), shop.account("5000.00", user=2)
     rejected = DrawRequest(account_id=poor, request_key="poor", campaign="fair")
     drawn = DrawRequest(account_id=rich, request_key="rich", campaign="fair", pulls=10)
     shop.draw(rejected, drawn)
+    shop.pass_time(2 * LENGTH)
+    shop.reveal()
     gathering = Gathering(shop)
     gathering.seal()
     first = gathering.proof("rich")
@@ -178,8 +195,7 @@ def test_repeats_rejected_and_refunded_draws(shop: Shop, tmp_path: Path) -> None
         (True, False),
         (False, True),
     ]
-    assert "sealed" in unproven(reports[1])
-    assert unproven(reports[3]) == set()
+    assert [unproven(it) for it in reports] == [set(), {"sealed"}, set(), set()]
 
 
 def test_a_row_that_was_changed_in_the_database_is_found(database_url: str, tmp_path: Path) -> None:
@@ -199,16 +215,15 @@ def test_a_row_that_was_changed_in_the_database_is_found(database_url: str, tmp_
         assert {it["claim"] for it in report["claims"] if it["verdict"] == "false"} == {"sealed"}
 
 
-def test_only_draws_have_proofs(shop: Shop) -> None:
+def test_only_draws_have_proofs(shop: SeededShop) -> None:
     account = shop.account(user=1)
     shop.settle(RechargeRequest(account_id=account, request_key="pay", amount="1.00"))
     with pytest.raises(ProofNotFound):
         Gathering(shop).proof("pay")
 
 
-def test_blocks_in_trees_of_many_tiles(shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_blocks_in_trees_of_many_tiles(shop: SeededShop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(books, "TILE", 4)
-    monkeypatch.setattr(head, "SEEN_EVERY", timedelta(0))  # each draw gets a block of its own
     account = shop.account("5000.00", user=1)
     gathering = Gathering(shop)
     asked = [DrawRequest(account_id=account, request_key=f"k-{number}") for number in range(19)]
@@ -223,3 +238,42 @@ def test_blocks_in_trees_of_many_tiles(shop: Shop, monkeypatch: pytest.MonkeyPat
     proofs = [gathering.proof(it.lottery_session_id) for it in asked]
     assert [fresh.proof(it.lottery_session_id) for it in asked] == proofs
     assert len({it.books.leaves[0].block for it in proofs if it.books is not None}) == len(asked)
+
+
+def test_draws_of_rotated_seeds(shop: SeededShop, tmp_path: Path) -> None:
+    account = shop.account("5000.00", user=1)
+    asked = [DrawRequest(account_id=account, request_key=f"k-{number}", campaign="fair") for number in range(3)]
+    shop.draw(asked[0])
+    shop.rotate(OTHER, SEED)
+    shop.pass_time(timedelta(hours=2))
+    shop.draw(asked[1])
+    shop.pass_time(LENGTH)
+    shop.draw(asked[2])
+    shop.pass_time(2 * LENGTH)
+    shop.reveal()
+    gathering = Gathering(shop)
+    gathering.seal()
+    proofs = [gathering.proof(it.lottery_session_id) for it in asked]
+    reports = verified(tmp_path, *proofs)
+    assert [unproven(it) for it in reports] == [set()] * 3, shown(reports)
+    assert [it.epoch.name if it.epoch else None for it in proofs] == ["1.1", "2.1", "2.2"]
+    assert len({it.epoch.anchor if it.epoch else None for it in proofs}) == 2
+
+
+def test_draws_of_before_the_epochs(database_url: str, tmp_path: Path) -> None:
+    """They are proven under the seed itself; what was promised of it stood in no receipt."""
+    with open_shop(database_url) as shop:
+        account = shop.account("5000.00", user=1)
+        asked = [DrawRequest(account_id=account, request_key=f"k-{number}") for number in range(5)]
+        shop.draw(*asked)
+        masters = Masters((OTHER, SEED))
+        chains.begin_first(shop.engine, masters, epoch_length=LENGTH)
+        gathering = Gathering(shop)
+        gathering.seal()
+        secret = verified(tmp_path, gathering.proof("k-0"))[0]
+        assert {"draw", "anchor"} < unproven(secret)
+        assert [str(it) for it in reveal_due(shop.engine, masters, after_s=0)] == ["0.0"]
+        proofs = [gathering.proof(it.lottery_session_id) for it in asked]
+        reports = verified(tmp_path, *proofs)
+        assert [unproven(it) for it in reports] == [{"commitment"}] * len(asked), shown(reports)
+        assert {it.epoch.name if it.epoch else None for it in proofs} == {"0.0"}
