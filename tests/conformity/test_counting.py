@@ -91,8 +91,8 @@ def rows_of(engine: Engine, table: Any) -> list[Any]:
 
 
 def reported(shop: Shop, campaign: str, **options: Any) -> Report:
-    key_of = revealed.key_of(settings_of(shop, TOMBOLA_SEED=SEED.hex()))
-    return reading.report_on(shop.engine, campaign, key_of=key_of, **options)
+    secrets = revealed.secrets_of(shop.engine, settings_of(shop, TOMBOLA_SEED=SEED.hex()))
+    return reading.report_on(shop.engine, campaign, secrets=secrets, **options)
 
 
 def test_every_draw_is_counted_once(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_a_report_reads_what_was_counted(shop: Shop) -> None:
     assert version.tickets is not None
     assert (len(version.tickets.places), version.tickets.other) == (120, 0)
     assert not found.deviations
-    without = reading.report_on(shop.engine, "narrow", key_of=revealed.key_of(settings_of(shop)))
+    without = reading.report_on(shop.engine, "narrow", secrets=revealed.secrets_of(shop.engine, settings_of(shop)))
     assert without.versions[0].tickets is not None
     assert without.versions[0].tickets.unknown == 12
     with pytest.raises(CampaignNotFound):

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.settings import Settings
-from tombola.worker.cli.base import out, print_json, print_table
+from tombola.worker.cli.base import out, print_json, print_table, when
 from tombola.worker.conformity import counting, reading, revealed
 from tombola.worker.conformity.questions import Account
 from tombola.worker.conformity.report import Period, Report, Version
@@ -49,7 +49,7 @@ def show_conformity(engine: Engine, settings: Settings, campaign: str, period: P
     except ConfigurationError as error:  # a user who can only read
         if not as_json:
             out.print(f"Not counted here, only read: {escape(str(error))}")
-    found = reading.report_on(engine, campaign, period=period, key_of=revealed.key_of(settings))
+    found = reading.report_on(engine, campaign, period=period, secrets=revealed.secrets_of(engine, settings))
     if as_json:
         print_json(msgspec.json.encode(found.told()))
     else:
@@ -101,6 +101,8 @@ def _show_version(version: Version) -> None:
 
 def _of_tickets(tickets: Tickets) -> str:
     said = f"Tickets of {len(tickets.places):,} pulls, of the newest draws."
+    if tickets.until is not None:
+        said += f" Draws from {when(tickets.until)} UTC on are not provable yet."
     if tickets.unknown:
         said += f" {tickets.unknown:,} draws are not provable yet: their secret is not revealed."
     if tickets.other:

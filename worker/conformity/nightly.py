@@ -59,8 +59,8 @@ def examine(engine: Engine, settings: Settings) -> list[Report]:
     except SQLAlchemyError as error:
         raise explain(error) from error
     period = Period(reading.day(now) - timedelta(days=DAYS))
-    key_of = revealed.key_of(settings)
-    found = [reading.report_on(engine, name, period=period, alpha=ALPHA / NIGHTS, key_of=key_of) for name in names]
+    secrets = revealed.secrets_of(engine, settings)
+    found = [reading.report_on(engine, name, period=period, alpha=ALPHA / NIGHTS, secrets=secrets) for name in names]
     return [it for it in found if it.versions]
 
 

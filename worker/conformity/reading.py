@@ -27,9 +27,10 @@ from tombola.worker.conformity.chances import Compared, Pull, State
 from tombola.worker.conformity.counting import Versions, last_counted
 from tombola.worker.conformity.questions import LUCKIEST, Account, Drawn
 from tombola.worker.conformity.report import ALPHA, ALWAYS, Counted, Period, Report, report
+from tombola.worker.conformity.revealed import Secrets
 from tombola.worker.conformity.tails import Sums
 from tombola.worker.conformity.tally import Cell, Luck
-from tombola.worker.conformity.tickets import Charge, KeyOf, Tickets, tickets_of
+from tombola.worker.conformity.tickets import Charge, Tickets, tickets_of
 
 TICKET_ROWS_MAX: Final = 200_000  # ledger rows that are read for tickets, the newest of the period
 CANDIDATES_MAX: Final = 100  # the best by their largest capital: by the mean of all three the order may differ a little
@@ -43,10 +44,10 @@ def report_on(
     *,
     period: Period = ALWAYS,
     alpha: float = ALPHA,
-    key_of: KeyOf | None = None,
+    secrets: Secrets | None = None,
     ticket_rows_max: int = TICKET_ROWS_MAX,
 ) -> Report:
-    """The report of a campaign, from what is counted. Without `key_of` nothing is said of tickets.
+    """The report of a campaign, from what is counted. Without `secrets` nothing is said of tickets.
 
     Raises CampaignNotFound for a campaign without a version; ServiceUnavailable or ConfigurationError when the database
     cannot be used.
@@ -60,9 +61,10 @@ def report_on(
                 if odds is None or not (cells := _cells(connection, odds, period)):
                     continue
                 tickets = None
-                if key_of is not None:
-                    charges = _charges(connection, odds, period, rows_max=ticket_rows_max)
-                    tickets = tickets_of(charges, odds, key_of)
+                if secrets is not None:
+                    charges = _charges(connection, odds, _provable(period, secrets), rows_max=ticket_rows_max)
+                    tickets = tickets_of(charges, odds, secrets.key_of)
+                    tickets.until = secrets.until
                 found.append(Counted(odds_hash, number, _drawn(connection, odds, period, cells, tickets)))
             unreadable = connection.execute(select(func.sum(parts.c.unreadable))).scalar() or 0
             block = last_counted(connection)
@@ -159,6 +161,12 @@ def _cohorts(connection: Connection, of_version: ColumnElement[bool]) -> dict[st
 
 
 # ---- charges, for tickets --------------------------------------------------------------------------------------------
+
+
+def _provable(period: Period, secrets: Secrets) -> Period:
+    """The part of the period whose draws are of epochs that are revealed, as far as that is known."""
+    bounds = [it for it in (period.until, secrets.until) if it is not None]
+    return Period(period.since, min(bounds, default=None))
 
 
 def _charges(connection: Connection, odds: Odds, period: Period, *, rows_max: int) -> Iterator[Charge]:

@@ -176,6 +176,7 @@ def _told(version: Version) -> dict[str, Any]:
         else {
             "draws": tickets.draws,
             "tickets": len(tickets.places),
+            "provable_until": tickets.until,
             "not_provable_yet": tickets.unknown,
             "other_than_noted": tickets.other,
             "bins": tickets.observed,

@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from itertools import pairwise
 from typing import Final, NamedTuple, cast
@@ -45,8 +46,9 @@ class Charge(NamedTuple):
 class Tickets:
     """Tickets in the order of the ledger, each as its place between 0 and 1; and how many fell into each bin.
 
-    `sizes` says how many tickets were one of so many. `unknown` draws have a secret that is not known yet, and `other`
-    draws another prize than their ticket says: the audit says more.
+    `sizes` says how many tickets were one of so many. Draws from `until` on are left out, as not provable yet; nor is
+    the secret of `unknown` draws known. `other` draws name another prize than their ticket: the audit says
+    more.
     """
 
     places: array[float] = field(default_factory=lambda: array("d"))
@@ -55,6 +57,7 @@ class Tickets:
     draws: int = 0
     unknown: int = 0
     other: int = 0
+    until: datetime | None = None
 
     def add(self, ticket: int, tickets: int) -> None:
         """Add a ticket from 0 to below `tickets`."""

@@ -76,7 +76,7 @@ class ConformityPage(Page):
                 services.engine,
                 name,
                 period=period,
-                key_of=revealed.key_of(services.settings),
+                secrets=revealed.secrets_of(services.engine, services.settings),
                 ticket_rows_max=TICKET_ROWS_MAX,
             )
             with self._lock:
