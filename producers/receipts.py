@@ -34,9 +34,7 @@ class Receipts:
         self._engine = engine
         self._keys = tuple(keys)
         self._signer: Signer | None = None
-        self._epochs: dict[int | None, EpochShown | None] = {
-            None: None
-        }  # by number; they do not change
+        self._epochs: dict[int | None, EpochShown | None] = {None: None}  # by number; they do not change
 
     @classmethod
     def from_settings(cls, settings: Settings, engine: Engine) -> Self:

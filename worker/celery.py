@@ -48,6 +48,7 @@ REVEAL_EVERY_S: Final = 300.0
 SEAL_EVERY_S: Final = 1.0
 GARBAGE_LOOK_EVERY: Final = 50_000  # container objects
 AUDIT_AT_HOUR: Final = 2  # 02:30 UTC
+CONFORMITY_AT_HOUR: Final = 4  # 04:30 UTC, after the audits
 
 
 class Misconfigured(ConfigurationError, click.ClickException):
@@ -104,6 +105,7 @@ def make_app(settings: Settings) -> DrawsApp:
                 "schedule": crontab(hour=AUDIT_AT_HOUR + 1, minute=30, day_of_week="sunday"),
                 "kwargs": {"everything": True},
             },
+            "conformity": {"task": "tombola.conformity", "schedule": crontab(hour=CONFORMITY_AT_HOUR, minute=30)},
             # A relay task that is still queued when the next one comes is dropped.
             "relay": {"task": "tombola.relay", "schedule": RELAY_EVERY_S, "options": {"expires": RELAY_EVERY_S}},
             "archive": {"task": "tombola.archive", "schedule": ARCHIVE_EVERY_S},

@@ -1,4 +1,4 @@
-"""The metrics of settling, of dead letters, of fulfilments and of the sealed books.
+"""The metrics of settling, of dead letters, of fulfilments, of the sealed books and of conformity.
 
 Names and labels are a contract with worker/monitoring/. No label is ever a key or an account.
 """
@@ -67,6 +67,16 @@ LAST_AUDIT_OF_EVERYTHING: Final = Gauge(
 AUDIT_VIOLATIONS: Final = Gauge(
     "tombola_audit_violations",
     "violations that the last audit found, and invariants that it could not look at",
+    multiprocess_mode="mostrecent",
+)
+LAST_CONFORMITY: Final = Gauge(
+    "tombola_conformity_last_timestamp_seconds",
+    "when the last conformity reports on record ended; 0: there are none",
+    multiprocess_mode="mostrecent",
+)
+CONFORMITY_DEVIATIONS: Final = Gauge(
+    "tombola_conformity_deviations",
+    "deviations of draws from their odds in the last conformity reports on record",
     multiprocess_mode="mostrecent",
 )
 SEALING_LAG: Final = Gauge(

@@ -28,6 +28,7 @@
     ├── CampaignNotFound         no such campaign (operators' commands)
     ├── CheckpointNotFound       no head of the books was signed
     ├── ReceiptNotFound          no key signs receipts here
+    ├── ProofNotFound            this request has no proof
     ├── InvalidReceipt           a text that is no receipt, or that no known key has signed
     ├── DeadLetterNotFound       no such dead letter (operators' commands)
     ├── ReplayNotFound           no such replay (operators' commands)
@@ -180,6 +181,10 @@ class CheckpointNotFound(DrawError):
 
 class ReceiptNotFound(DrawError):
     """There are no receipts here: no key signs them."""
+
+
+class ProofNotFound(DrawError):
+    """Only draws have proofs, and this session is none, or a draw that was made before tombola."""
 
 
 class InvalidReceipt(DrawError):

@@ -6,6 +6,7 @@ GET  /v1/draws/{session}                200 and the result, 202 before it settle
 GET  /v1/draws/{session}/events         the same as server-sent events
 GET  /v1/draws/{session}/transactions   the session's ledger rows
 GET  /v1/draws/{session}/receipt        the signed receipt of the draw
+GET  /v1/draws/{session}/proof          the proof of the draw; /verify checks it in a browser
 POST /v1/draws/{session}/refund         a movement: 202 and a ticket, 200 and the result for a settled repeat
 POST /v1/accounts/{id}/recharges  /adjustments  /holds  /v1/transfers  /v1/holds/{key}/post  /void   the same
 POST /v1/accounts                       open an account
@@ -43,6 +44,7 @@ from tombola.producers.gateway.routes import (
     holds,
     movements,
     page,
+    proofs,
     receipts,
     seeds,
 )
@@ -57,8 +59,8 @@ _PLAIN: Final = (
     *receipts.ROUTES,
     *health.ROUTES,
 )
-ROUTES: Final = (*draws.ROUTES, *movements.ROUTES, *holds.ROUTES, *_PLAIN)
-DESCRIBED: Final = (*draws.DESCRIBED, *movements.DESCRIBED, *holds.DESCRIBED, *_PLAIN)
+ROUTES: Final = (*draws.ROUTES, *proofs.ROUTES, *movements.ROUTES, *holds.ROUTES, *_PLAIN)
+DESCRIBED: Final = (*draws.DESCRIBED, *proofs.DESCRIBED, *movements.DESCRIBED, *holds.DESCRIBED, *_PLAIN)
 
 
 def create_app(settings: Settings) -> Front:

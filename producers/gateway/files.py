@@ -13,9 +13,9 @@ from litestar.response import Stream
 
 PIECE_BYTES: Final = 32 * 1024
 MEDIA_TYPES: Final = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
     ".svg": "image/svg+xml",
 }
 HEADERS: Final = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
@@ -23,7 +23,13 @@ HEADERS: Final = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 
 def serve_file(path: Path, headers: dict[str, str], turns: asyncio.Lock) -> Response[bytes] | Stream:
     """The file as a response; `turns` is shared by all responses of an application (see `_pieces`)."""
-    content, media_type = _content(path), MEDIA_TYPES[path.suffix]
+    return serve_content(_content(path), MEDIA_TYPES[path.suffix], headers, turns)
+
+
+def serve_content(
+    content: bytes, media_type: str, headers: dict[str, str], turns: asyncio.Lock
+) -> Response[bytes] | Stream:
+    """The content of a file as a response, as `serve_file`."""
     if len(content) <= PIECE_BYTES:
         return Response(content, media_type=media_type, headers=headers)
     headers = headers | {"Content-Length": str(len(content))}

@@ -34,6 +34,7 @@ from tombola.producers.domain.errors import (
     NotAllowed,
     OutOfBounds,
     PrizeSpent,
+    ProofNotFound,
     PullsNotSold,
     ReceiptNotFound,
     RequestBusy,
@@ -100,6 +101,7 @@ _KINDS: Final[dict[type[DrawError], Kind]] = {
     ReceiptNotFound: _kind(
         ReceiptNotFound, 404, "Ask the operator, who signs receipts where `TOMBOLA_RECEIPT_KEY` is set."
     ),
+    ProofNotFound: _kind(ProofNotFound, 404, "Ask for the proof of a draw; draws of before tombola have none."),
     CampaignPaused: _kind(CampaignPaused, 409, "Ask again, with a new key, when the campaign's `state` is `open`."),
     CampaignClosed: _kind(CampaignClosed, 409, "Choose another campaign: see `GET /v1/campaigns`."),
     CampaignNotOpen: _kind(CampaignNotOpen, 409, "Ask again, with a new key, when the campaign opens: see `detail`."),

@@ -29,6 +29,7 @@ from tombola.producers.gateway.seed_answers import SeedAnswers
 from tombola.producers.gateway.termination import on_termination
 from tombola.producers.obstacles import find_obstacle
 from tombola.producers.openings import Opened, Opening, open_account
+from tombola.producers.proofs import Proofs, books_key_of
 from tombola.producers.receipts import Receipts
 from tombola.producers.settings import Settings
 from tombola.producers.storage import books, ledger, requests
@@ -57,7 +58,9 @@ class Gateway:
         self.admission = Admission(settings, self.engine, self.readers)
         self.campaigns = CampaignAnswers(self.entry.campaigns, self.readers)
         self.seeds = SeedAnswers(self.read)
-        self.receipts = ReceiptDesk(Receipts.from_settings(settings, self.engine), self.readers, self.read)
+        receipts = Receipts.from_settings(settings, self.engine)
+        self.receipts = ReceiptDesk(receipts, self.readers, self.read)
+        self.proofs = Proofs(receipts, books_key_of(settings))
         self._owners: LRUCache[str, tuple[str, int]] = LRUCache(OWNERS_REMEMBERED_MAX)  # caller and account, by session
         self._users: LRUCache[int, int] = LRUCache(USERS_REMEMBERED_MAX)  # by account
         self._checkpoint: str | None = None

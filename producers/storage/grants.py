@@ -32,7 +32,10 @@ DOES: Final[Mapping[Role, str]] = {
     "migrator": "tombola migrate and tombola legacy: changes tables",
 }
 # Tables whose rows are only added. The doctor warns of users who may change or delete rows of these tables.
-APPEND_ONLY: Final = ("asset_transactions", "operator_actions", "books_blocks", "books_house", "seed_chains")
+APPEND_ONLY: Final = (
+    *("asset_transactions", "operator_actions", "books_blocks", "books_house", "seed_chains"),
+    *("conformity_parts", "conformity_counts", "conformity_accounts"),
+)
 
 Grants = Mapping[Role, str]
 
@@ -143,6 +146,9 @@ GRANTS: Final[Mapping[str, Grants]] = {
     "audit_marks": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
     "audited_accounts": {"worker": _REPLACED, "operator": _REPLACED, "auditor": _REPLACED},
     "receipt_keys": {"gateway": _LISTED, "console": READ, "operator": _LISTED, "auditor": READ},
+    "conformity_parts": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
+    "conformity_counts": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
+    "conformity_accounts": {"worker": APPEND, "relay": APPEND, "console": READ, "operator": APPEND, "auditor": READ},
 }  # fmt: skip
 MIGRATOR: Final = (
     "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, CREATE VIEW, SHOW VIEW, TRIGGER, "

@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -529,5 +530,53 @@ receipt_keys = Table(
     Column("valid_from", UtcTime, nullable=False, comment="when a process first had the key in its settings"),
     Column("valid_until", UtcTime, comment="when a process with a newer key had it no more; null: it signs"),
     PrimaryKeyConstraint("kid"),
+    **TABLE_OPTIONS,
+)
+
+# ---- conformity ------------------------------------------------------------------------------------------------------
+
+# What draws came to: worker.conformity counts sealed blocks, one part of them after the other. Rows are only added.
+conformity_parts = Table(
+    "conformity_parts",
+    metadata,
+    Column("first_block", BigInteger, nullable=False, autoincrement=False),
+    Column("block", BigInteger, nullable=False, comment="the last block of the part"),
+    Column("draws", BigInteger, nullable=False, comment="charges that were counted"),
+    Column("unreadable", BigInteger, nullable=False, comment="charges whose notes say no draw by known odds"),
+    Column("counted_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("first_block"),
+    **TABLE_OPTIONS,
+)
+
+conformity_counts = Table(
+    "conformity_counts",
+    metadata,
+    Column("odds_hash", Key(64), nullable=False),
+    Column("hour", UtcTime, nullable=False),
+    Column("caller", Key(64), nullable=False, comment="empty: no API key"),
+    Column("tier", Key(64), nullable=False, comment="empty: none"),
+    Column("since_hit", Key(64), nullable=False, comment="counters of guarantees, as far as chances depend on them"),
+    Column("drawn", Key(64), nullable=False, comment="the prize of the ticket, sold out or not"),
+    Column("block", BigInteger, nullable=False, comment="the part"),
+    Column("pulls", BigInteger, nullable=False),
+    PrimaryKeyConstraint("odds_hash", "hour", "caller", "tier", "since_hit", "drawn", "block"),
+    **TABLE_OPTIONS,
+)
+
+conformity_accounts = Table(
+    "conformity_accounts",
+    metadata,
+    Column("odds_hash", Key(64), nullable=False),
+    Column("day", UtcTime, nullable=False),
+    Column("account_id", BigInteger, nullable=False),
+    Column("block", BigInteger, nullable=False, comment="the part"),
+    Column("pulls", BigInteger, nullable=False),
+    Column("wins", BigInteger, nullable=False),
+    Column("expected", Double, nullable=False, comment="the sum of the chances p of a win"),
+    Column("variance", Double, nullable=False, comment="the sum of p(1 - p)"),
+    Column("capital_low", Double, nullable=False, comment="ln of what 1 became that staked 0.05 of itself on each win"),
+    Column("capital_middle", Double, nullable=False, comment="the same, 0.3"),
+    Column("capital_high", Double, nullable=False, comment="the same, 0.9"),
+    PrimaryKeyConstraint("odds_hash", "day", "account_id", "block"),
     **TABLE_OPTIONS,
 )

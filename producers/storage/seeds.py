@@ -194,10 +194,17 @@ def open_at(connection: Connection, moment: datetime) -> Epoch | None:
 
 def all_chains(connection: Connection) -> list[Chain]:
     """All chains in their order, chain 0 among them."""
-    return [
-        Chain(row.chain, bytes.fromhex(row.anchor), row.epochs, row.seed_id, row.begun_at)
-        for row in connection.execute(select(chains).order_by(chains.c.chain))
-    ]
+    return [_chain(row) for row in connection.execute(select(chains).order_by(chains.c.chain))]
+
+
+def find_chain(connection: Connection, number: int) -> Chain | None:
+    """The chain with that number; None for an unknown one."""
+    row = connection.execute(select(chains).where(chains.c.chain == number)).first()
+    return None if row is None else _chain(row)
+
+
+def _chain(row: Any) -> Chain:
+    return Chain(row.chain, bytes.fromhex(row.anchor), row.epochs, row.seed_id, row.begun_at)
 
 
 def all_epochs(connection: Connection) -> list[Epoch]:

@@ -1,4 +1,4 @@
-"""Sealing: ledger rows sealed and verified a second, and the draws' rate with and without sealing beside them."""
+"""Sealing: ledger rows sealed and verified a second, draws counted, and the draws' rate with sealing and without."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from tests.benchmarks.lab import BenchmarkFailed, Lab, Say, Sizes, make_draws
 from tests.benchmarks.report import Finding, at_least, at_most
 from tombola.producers.domain.operations.recharge import RECHARGE
 from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.ledger_leaves import ROWS_MAX
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.books import head as heads
-from tombola.worker.books.rows import ROWS_MAX
 from tombola.worker.books.sealer import EVERY_S
 from tombola.worker.books.sealing import seal, seal_once
 from tombola.worker.books.verification import check_blocks
+from tombola.worker.conformity import counting
 
 GROUP: Final = "books"
 
@@ -30,7 +31,7 @@ GROUP: Final = "books"
 def books(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
     """In turn, a Stream and one worker; then everything that is left is sealed, and verified."""
     seen: dict[str, list[float]] = {"alone": [], "beside sealing": []}
-    sealed, verified, shares = [], [], []
+    sealed, verified, shares, counted, count_shares = [], [], [], [], []
     for number in range(1, sizes.rounds + 1):
         # The order changes from round to round: the second contestant meets another machine than the first.
         for name in (("alone", "beside sealing"), ("beside sealing", "alone"))[number % 2]:
@@ -43,6 +44,10 @@ def books(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
         sealed.append(rate)
         shares.append(row_cpu_s * _rows_per_draw(lab, sizes.draws) / alone_cpu_s)
         say(f"round {number}: {alone_cpu_s * 1e6:.0f} µs of CPU a draw, {row_cpu_s * 1e6:.1f} µs to seal a row")
+        rate, count_cpu_s = _count_rate(lab)
+        counted.append(rate)
+        count_shares.append(count_cpu_s / alone_cpu_s)
+        say(f"round {number}: {rate:,.0f} draws/s counted, {count_cpu_s * 1e6:.1f} µs each")
         verified.append(_verify_rate(lab))
         say(f"round {number}: {sealed[-1]:,.0f} rows/s sealed, {verified[-1]:,.0f} rows/s verified")
     beside = statistics.median(one / two for one, two in zip(seen["beside sealing"], seen["alone"], strict=True))
@@ -53,6 +58,8 @@ def books(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
         # This one says most where other programs use the machine as well.
         at_most(GROUP, "CPU of sealing a draw's rows : of the draw", statistics.median(shares), "×", 0.03),
         Finding(GROUP, "sealing, nothing else running", statistics.median(sealed), "rows/s"),
+        Finding(GROUP, "counting for conformity, nothing else running", statistics.median(counted), "draws/s"),
+        Finding(GROUP, "CPU of counting a draw : of the draw", statistics.median(count_shares), "×"),
         Finding(GROUP, "verifying, nothing else running", statistics.median(verified), "rows/s"),
     ]
 
@@ -142,6 +149,16 @@ def _seal_rate(lab: Lab) -> tuple[float, float]:
     if not rows:
         raise BenchmarkFailed("nothing was left to seal")
     return rows / elapsed_s, cpu_s / rows
+
+
+def _count_rate(lab: Lab) -> tuple[float, float]:
+    """Draws counted a second, and the CPU time of a draw: the server's and this process's."""
+    began, before = time.monotonic(), _cpu_s(lab.mariadb.pid, os.getpid())
+    draws = counting.count(lab.engine)
+    elapsed_s, cpu_s = time.monotonic() - began, _cpu_s(lab.mariadb.pid, os.getpid()) - before
+    if not draws:
+        raise BenchmarkFailed("nothing was left to count")
+    return draws / elapsed_s, cpu_s / draws
 
 
 def _verify_rate(lab: Lab) -> float:

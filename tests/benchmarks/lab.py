@@ -45,6 +45,7 @@ LEDGER_TABLES: Final = (
     *("campaigns", "campaign_versions", "campaign_accounts", "campaign_stock", "campaign_stock_changes"),
     *("replays", "account_holds", "books_blocks", "books_head", "books_house", "books_snapshots"),
     *("audit_marks", "audited_accounts", "webhooks"),
+    *("conformity_parts", "conformity_counts", "conformity_accounts"),
 )
 BALANCE: Final = 1_000_000
 SEED: Final = "5eed" * 16

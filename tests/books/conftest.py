@@ -14,8 +14,9 @@ from tests.processes import SEED
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.draw import DEFAULT_CAMPAIGN, Wheel
 from tombola.producers.domain.operations.recharge import RechargeRequest
+from tombola.producers.storage import ledger_leaves
 from tombola.producers.storage.engines import open_engine
-from tombola.worker.books import head, rows, sealing
+from tombola.worker.books import head, sealing
 from tombola.worker.ledger import accounts
 from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Settled
@@ -58,7 +59,7 @@ def draw(engine: Engine) -> Draw:
     return draw
 
 
-def seal_all(engine: Engine, *, rows_max: int = rows.ROWS_MAX) -> int:
+def seal_all(engine: Engine, *, rows_max: int = ledger_leaves.ROWS_MAX) -> int:
     """Seal everything that is committed, as if the longest transaction took no time; return the number of blocks."""
     blocks = 0
     while (step := sealing.seal_once(engine, after_s=0, rows_max=rows_max)).block is not None:

@@ -14,11 +14,11 @@ from tests.books.conftest import seal_all
 from tests.ledgers import migrated
 from tombola.producers.storage import books
 from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.ledger_leaves import Range
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.worker.books import rows, sealing
 from tombola.worker.books.balance import trial_balance
-from tombola.worker.books.rows import Range
 from tombola.worker.books.standing import standing
 from tombola.worker.books.verification import check_blocks
 from tombola.worker.ledger.old_rows import OldRows

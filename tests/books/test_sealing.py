@@ -23,13 +23,13 @@ from tombola.producers.domain.books.blocks import NO_BLOCK, read_sums
 from tombola.producers.domain.books.leaves import FIELDS, leaf
 from tombola.producers.storage import books
 from tombola.producers.storage.engines import open_engine
+from tombola.producers.storage.ledger_leaves import Range
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.producers.storage.schema import books_blocks, books_head, books_snapshots
 from tombola.worker.books import head as heads
 from tombola.worker.books import rows, sealing, snapshots
 from tombola.worker.books.head import Head, Seen
-from tombola.worker.books.rows import Range
 from tombola.worker.books.verification import check_blocks
 from tombola.worker.ledger.old_rows import OldRows
 

@@ -640,6 +640,7 @@ PAGES = {
     "webhooks": "/webhooks",
     "fulfilments": "/fulfilments?state=dead",
     "books": "/books",
+    "conformity": "/conformity/default",
     "actions": "/actions",
     "users": "/users",
     "not-found": "/dead-letters/987654",

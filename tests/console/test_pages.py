@@ -28,6 +28,7 @@ from tombola.producers.storage.schema import dead_letters as table
 from tombola.producers.storage.schema import operator_sessions, replays
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker.audit import audits
+from tombola.worker.conformity import nightly
 from tombola.worker.console.app import create_app
 from tombola.worker.dead_letters import letters as dead_letters
 from tombola.worker.dead_letters import parking
@@ -40,7 +41,7 @@ OPERATOR, VIEWER = "ann", "val"
 PAGES = (
     *("/", "/dead-letters", "/dead-letters/groups", "/replays", "/story", "/actions", "/users", "/campaigns"),
     "/campaigns/new",
-    *("/webhooks", "/fulfilments", "/fulfilments?state=dead", "/books"),
+    *("/webhooks", "/fulfilments", "/fulfilments?state=dead", "/books", "/conformity", "/conformity/default"),
     *("/accounts", "/accounts?user=7"),
     *("/dead-letters?state=all&cause=unparsable&newer=1h", "/story?q=nobody", "/story?q=7"),
 )
@@ -618,21 +619,23 @@ def test_housekeeping_that_is_not_done_is_said(console: Console, ann: Visitor, h
         return answer
 
     said = live()
-    assert said["audit"] == "none on record"
+    assert said["audit"] == said["conformity"] == "none on record"
     words = [it for it in said["warnings"] if "broker is being asked" not in it]
     assert [it.partition(":")[0] for it in words] == (
-        ["No audit is on record", "No relay shows a pulse", "Beat shows no pulse"]
+        ["No audit is on record", "No conformity report is on record", "No relay shows a pulse", "Beat shows no pulse"]
         if has_beat
         else ["No relay shows a pulse"]
     )
     report = audited(house.engine, house.wheels)
     audits.record(house.engine, report, by="tombola.audit")
+    nightly.record(house.engine, [], by="tombola.conformity")
     with Redis.from_url(house.settings.need("result_url")) as client:
         for role in ("relay", "beat"):
             Pulse(client, role).beat_once()
         said = live()
         assert said["warnings"] == []
         assert said["audit"].endswith(": the books balance")
+        assert said["conformity"].endswith(": the draws of 0 campaigns are as their odds say")
         report.counts["I3"] = 2
         audits.record(house.engine, report, by="shell:root@lot")
         said = live()

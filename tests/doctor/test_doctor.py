@@ -47,11 +47,13 @@ from tombola.producers.storage.transactions import transaction
 from tombola.producers.telemetry.pulse import MEMBER_PREFIX, MEMBERS_KEY, Member, Pulse
 from tombola.worker.audit import audits
 from tombola.worker.books import anchors, sealing
+from tombola.worker.conformity import nightly
 from tombola.worker.deliveries import open_deliveries
 from tombola.worker.doctor import Check, examine
 from tombola.worker.doctor.checks import Facts
 from tombola.worker.doctor.streams import examine_consumers, examine_stream
 from tombola.worker.ledger.accounts import open_account
+from tombola.worker.operators import actions
 from tombola.worker.seeds import chains
 from tombola.worker.seeds.masters import Masters
 
@@ -139,6 +141,7 @@ def test_a_deployment_in_order(mariadb_url: str) -> None:
         chains.begin_first(house.engine, Masters(house.settings.seeds))
         settle(house, DrawRequest(account_id=house.accounts(1)[0]), store=False)
         audits.record(house.engine, audited(house.engine, house.wheels), by="tombola.audit")
+        nightly.record(house.engine, [], by="tombola.conformity")
         sealing.seal(house.engine, after_s=0)
         anchors.sign_once(house.engine, PrivateKey.make("shop.example/books"), every_s=0)
         anchors.remember_anchored(house.engine)
@@ -678,6 +681,29 @@ def test_an_audit_that_has_not_run(house: House, lean: House) -> None:
     check = look(house)["audit"]
     assert check.status == "fail"
     assert "7 violations; not looked at: I12" in check.found
+
+
+def test_conformity_reports(house: House, lean: House) -> None:
+    assert look(lean)["conformity"].status == "skip"  # no beat asks for them there
+    check = look(house)["conformity"]
+    assert (check.status, check.found) == ("warn", "no conformity report is on record")
+    nightly.record(house.engine, [], by="tombola.conformity")
+    check = look(house)["conformity"]
+    assert check.status == "ok"
+    assert check.found.endswith("UTC, by tombola.conformity: the draws of 0 campaigns are as their odds say")
+    with house.engine.begin() as connection:
+        connection.execute(update(operator_actions).values(at=utc_now() - timedelta(hours=27)))
+    check = look(house)["conformity"]
+    assert (check.status, check.found) == ("warn", "the last conformity reports were 27 hours ago")
+    for each in (house, lean):
+        with each.engine.begin() as connection:
+            details = {"pulls": {"default": 9}, "deviations": {"default": ["too lucky"]}}
+            actions.record(
+                connection, operator="tombola.conformity", action="conformity", reason="", count=1, details=details
+            )
+        check = look(each)["conformity"]
+        assert (check.status, check.found) == ("fail", "draws are not as their odds say (1 deviations: default)")
+        assert "`tombola campaign conformity`" in check.cure
 
 
 # ---- servers that are away -------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from rich.console import Console
@@ -94,6 +96,10 @@ def test_a_second_terminal_works_without_any_setting_and_ctrl_c_leaves_no_proces
         assert again == first | {"reason": "DUPLICATE_REQUEST_IDEMPOTENT"}
         shown = tombola(home, "result", first["lottery_session_id"], "--json").stdout
         assert json.loads(shown) == first["result"]
+        (gateway_url,) = re.findall(r"A page that draws: (http://\S+)/ ", home.with_suffix(".log").read_text())
+        answer = httpx.get(f"{gateway_url}/v1/draws/{first['lottery_session_id']}")
+        receipt = tombola(home, "receipt", first["lottery_session_id"]).stdout.strip()
+        assert answer.headers["Tombola-Receipt"] == receipt, "the gateway signs as the command line does"
         assert "account 11" in tombola(home, "account", "add", "--balance", "100").stdout
         assert tombola(home, "audit").returncode == 0
         second = tombola(home, "up")

@@ -76,7 +76,10 @@ TABLES_BY_REVISION = {
         "books_house",
         "books_snapshots",
     },
-    "0007": {"receipt_keys", "seed_chains", "seed_epochs"},
+    "0007": {
+        *("receipt_keys", "seed_chains", "seed_epochs"),
+        *("conformity_accounts", "conformity_counts", "conformity_parts"),
+    },
 }
 TABLES = set().union(*TABLES_BY_REVISION.values())
 OURS = {"version_table": migrations.VERSION_TABLE}

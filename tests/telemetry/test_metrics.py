@@ -43,6 +43,7 @@ from tombola.worker.books import anchors, sealing
 from tombola.worker.deliveries import Delivery
 from tombola.worker.ledger import post as ledger
 from tombola.worker.ledger.accounts import open_account
+from tombola.worker.operators import actions
 from tombola.worker.relay import lookout as relay_lookout
 from tombola.worker.relay.given_up import time_out_once
 from tombola.worker.relay.lookout import OperatorsLookout
@@ -378,6 +379,26 @@ def test_the_last_audit_is_told(tmp_path: Path) -> None:
         wait_for(lambda: told() == (True, 3), within_s=5, what=lambda: str(told()))
 
 
+def test_the_last_conformity_reports_are_told(tmp_path: Path) -> None:
+    with House(f"sqlite:///{tmp_path}/ledger.db", "redis://none", "redis://none") as house:
+        lookout = OperatorsLookout()
+        lookout._throttle = state.Throttle(0.0)
+        lookout.look(house.engine)
+        assert (now("conformity_last_timestamp_seconds"), now("conformity_deviations")) == (0, 0)
+        with house.engine.begin() as connection:
+            details = {"pulls": {"default": 9}, "deviations": {"default": ["too lucky", "too early"]}}
+            actions.record(
+                connection, operator="tombola.conformity", action="conformity", reason="", count=2, details=details
+            )
+
+        def told() -> tuple[bool, float]:
+            lookout.look(house.engine)
+            at = now("conformity_last_timestamp_seconds")
+            return abs(at - utc_now().timestamp()) < 60, now("conformity_deviations")
+
+        wait_for(lambda: told() == (True, 2), within_s=5, what=lambda: str(told()))
+
+
 def test_beat_shows_a_pulse(house: House, tmp_path: Path) -> None:
     """Nothing else tells that it is away before a night has gone by without an audit."""
     command = [*processes.CELERY[:-2], "beat", "--loglevel=INFO", f"--schedule={tmp_path}/beat"]
@@ -405,6 +426,10 @@ def test_the_audit_is_made_every_night_however_often_beat_starts(house: House, m
     weekly["schedule"].nowfun = lambda: started_at
     due_at = started_at + weekly["schedule"].remaining_estimate(started_at)
     assert (due_at.weekday(), due_at.hour, due_at.minute) == (6, 3, 30)
+    conformity = make_app(house.settings).conf.beat_schedule["conformity"]
+    conformity["schedule"].nowfun = lambda: started_at
+    due_at = started_at + conformity["schedule"].remaining_estimate(started_at)
+    assert (due_at.hour, due_at.minute) == (4, 30)
 
 
 def test_what_takes_long_is_looked_up_less_often(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,10 @@ from tombola.producers.domain.draw import DEFAULT_CAMPAIGN
 from tombola.producers.storage import books
 from tombola.producers.storage.campaigns import Campaigns
 from tombola.producers.storage.faults import explain
+from tombola.producers.storage.ledger_leaves import Range
 from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import campaign_stock_changes, campaign_versions
 from tombola.worker.books import rows
-from tombola.worker.books.rows import Range
 from tombola.worker.books.sealing import FIRST_ID
 from tombola.worker.ledger.old_rows import OldRows
 

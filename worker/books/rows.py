@@ -1,20 +1,14 @@
-"""Ledger rows as their leaves, and as sums for the house's accounts.
-
-On MySQL and MariaDB the server computes the leaves: a block of 16,384 rows arrives as one value of half a megabyte,
-where the rows themselves would take Python ten times as long as settling them did. SQLite has no SHA-256: there the
-leaves are computed here. Equal rows have equal leaves on all of them (producers.domain.books.leaves).
-"""
+"""Ledger rows as their leaves (producers.storage.ledger_leaves), and as sums for the house's accounts."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    TextClause,
     and_,
     case,
     func,
@@ -23,60 +17,25 @@ from sqlalchemy import (
     not_,
     or_,
     select,
-    text,
-    type_coerce,
 )
-from sqlalchemy.types import NullType
 
 from tombola.producers.domain import draw
-from tombola.producers.domain.books import house, leaves
+from tombola.producers.domain.books import house
 from tombola.producers.domain.books.house import Group, Rules
-from tombola.producers.domain.books.leaves import FIELDS, LEAF_BYTES
-from tombola.producers.domain.errors import InternalError
+from tombola.producers.storage import ledger_leaves
+from tombola.producers.storage.ledger_leaves import Hashed, Range
 from tombola.producers.storage.schema import api_idempotency_requests as requests
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.producers.storage.schema import campaign_versions as versions
 from tombola.worker.ledger.old_rows import OldRows
 
-# At once: their leaves are 512 KiB, which every server's max_allowed_packet lets through.
-ROWS_MAX: Final = 16_384
 # Of the hash of a draw's odds, in hexadecimal digits: as many as notes have of the seed's. Short texts group faster.
 ODDS_MARK_LENGTH: Final = 16
-_CONCAT_BYTES: Final = ROWS_MAX * LEAF_BYTES
-
-
-class Range(NamedTuple):
-    """The ledger rows from `first_id` to `last_id`, both included."""
-
-    first_id: int
-    last_id: int
-
-
-class Hashed(NamedTuple):
-    """The number of rows in a range, and their leaves by transaction_id, concatenated."""
-
-    row_count: int
-    leaves: bytes
-
-    def whole(self) -> bytes:
-        """The leaves; raises InternalError where the server has returned less than it hashed."""
-        if len(self.leaves) != self.row_count * LEAF_BYTES:
-            raise InternalError(
-                f"the database returns {len(self.leaves):,} bytes of the leaves of {self.row_count:,} rows: is "
-                f"max_allowed_packet less than {_CONCAT_BYTES:,}?"
-            )
-        return self.leaves
 
 
 def read_leaves(connection: Connection, ids: Range, old: OldRows) -> Hashed:
-    """Count and hash the rows in this range. Beyond ROWS_MAX rows the leaves are cut off."""
-    if connection.dialect.name == "sqlite":
-        found = [leaves.leaf(list(map(_text, FIELDS, row))) for row in connection.execute(_stored_rows(ids))]
-        return Hashed(len(found), b"".join(found))
-    connection.execute(text(f"SET SESSION group_concat_max_len = {_CONCAT_BYTES}"))
-    query = _HASHED if old is OldRows.NONE else _HASHED_OLD
-    count, hashed = connection.execute(query, {"first": ids.first_id, "last": ids.last_id}).one()
-    return Hashed(count, hashed or b"")
+    """Count and hash the rows in this range (producers.storage.ledger_leaves)."""
+    return ledger_leaves.read_leaves(connection, ids, is_old=old is not OldRows.NONE)
 
 
 # ---- sums ------------------------------------------------------------------------------------------------------------
@@ -160,52 +119,3 @@ def _groups_by_request(connection: Connection, ids: Range, types: Collection[str
         Group(business_type, asset_code, campaign, "", False, delta or Decimal(0), count)
         for business_type, asset_code, campaign, delta, count in connection.execute(query)
     ]
-
-
-# ---- leaves ----------------------------------------------------------------------------------------------------------
-
-
-def _stored_rows(ids: Range) -> Any:
-    """The rows as SQLite has them, whatever they hold."""
-    columns = [type_coerce(transactions.c[name], NullType()) for name in FIELDS]
-    return select(*columns).where(transactions.c.transaction_id.between(*ids)).order_by(transactions.c.transaction_id)
-
-
-def _text(field: str, value: Any) -> str | None:
-    """The text of a field as MySQL prints it. SQLite has amounts in hundredths."""
-    if field in leaves.AMOUNTS and isinstance(value, int):
-        return f"{Decimal(value).scaleb(-2):.2f}"
-    return None if value is None else str(value)
-
-
-def _printed(field: str, *, is_old: bool) -> list[str]:
-    """The SQL of a field in a leaf, as arguments of CONCAT_WS. Of our columns only notes may be NULL.
-
-    In a ledger of old code, any column may be NULL or of another type.
-    """
-    value = field
-    if is_old and field in leaves.TIMES:
-        value = f"CAST({field} AS DATETIME(6))"
-    elif is_old and field in leaves.AMOUNTS:
-        value = f"CAST({field} AS DECIMAL(20,2))"
-    elif is_old and field in leaves.TEXTS:
-        value = f"CONVERT({field} USING utf8mb4)"
-    has_null = is_old or field == "notes"
-    printed = f"IFNULL({value}, '')" if has_null else value
-    if field in leaves.NUMBERS:
-        return [printed]
-    return [f"IFNULL(LENGTH({value}), '-')" if has_null else f"LENGTH({value})", printed]
-
-
-def _hashing(*, is_old: bool) -> TextClause:
-    printed = [it for field in FIELDS for it in _printed(field, is_old=is_old)]
-    # The separator and the prefix are binary, so that no argument is converted.
-    return text(
-        f"SELECT COUNT(*), GROUP_CONCAT(UNHEX(SHA2(CONCAT_WS(X'7c', X'00', {', '.join(printed)}), 256)) "
-        "ORDER BY transaction_id SEPARATOR '') "
-        "FROM asset_transactions WHERE transaction_id BETWEEN :first AND :last"
-    )
-
-
-_HASHED: Final = _hashing(is_old=False)
-_HASHED_OLD: Final = _hashing(is_old=True)

@@ -1,4 +1,6 @@
-"""The sealer: seals, signs the head, writes it outside, takes snapshots; once a second, as Celery's task or in a relay.
+"""The sealer: seals, signs the head, writes it outside, takes snapshots, counts draws.
+
+It runs once a second, as Celery's task or in a relay.
 
 Any number of sealers may run. One without a key leaves signing to the others, and one without a folder the writing.
 """
@@ -21,12 +23,14 @@ from tombola.producers.storage import books
 from tombola.producers.storage.engines import open_engine
 from tombola.worker.books import anchors, snapshots
 from tombola.worker.books.sealing import seal
+from tombola.worker.conformity import counting
 
 log = logging.getLogger(__name__)
 
 EVERY_S: Final = 1.0
 RUN_S_MAX: Final = 0.5  # a run that catches up leaves the other half of a second to everything else
 SNAPSHOT_EVERY_S: Final = 60.0
+COUNT_EVERY_S: Final = 60.0
 BACKOFF_S_MAX: Final = 30.0
 
 
@@ -40,7 +44,8 @@ class Sealer:
         self._key = signing_key(settings)
         self._folder = Path(settings.books_anchor) if settings.books_anchor else None
         self._anchored: str | None = None
-        self._next_anchor = self._next_snapshot = 0.0
+        self._versions = counting.Versions(engine)
+        self._next_anchor = self._next_snapshot = self._next_count = 0.0
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Sealer:
@@ -62,6 +67,10 @@ class Sealer:
             self._next_anchor = time.monotonic() + self._settings.books_anchor_every_s
             self._anchor(self._folder)
             self._next_anchor = 0.0
+        if time.monotonic() >= self._next_count:
+            # Past days alone, a part at a time, so that no sealing waits for it by day.
+            is_done = counting.count_once(self._engine, self._versions, past_days=True) is None
+            self._next_count = time.monotonic() + (COUNT_EVERY_S if is_done else 0.0)
         return sealed
 
     def _anchor(self, folder: Path) -> None:

@@ -28,12 +28,12 @@ from tombola.producers.domain.errors import DrawError
 from tombola.producers.storage import books, clock
 from tombola.producers.storage.books import Sealed
 from tombola.producers.storage.faults import Fault, explain, fault_of
+from tombola.producers.storage.ledger_leaves import ROWS_MAX, Range
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.producers.storage.schema import books_blocks, books_house
 from tombola.worker.books import head as heads
 from tombola.worker.books import rows
 from tombola.worker.books.head import Head
-from tombola.worker.books.rows import ROWS_MAX, Range
 from tombola.worker.ledger.old_rows import OldRows, may_still_change
 
 log = logging.getLogger(__name__)

@@ -31,11 +31,11 @@ from tombola.producers.domain.draw import DEFAULT_CAMPAIGN
 from tombola.producers.storage import books
 from tombola.producers.storage.books import Sealed
 from tombola.producers.storage.faults import explain
+from tombola.producers.storage.ledger_leaves import Range
 from tombola.producers.storage.schema import asset_transactions as transactions
 from tombola.producers.storage.schema import books_house
 from tombola.worker.books import head as heads
 from tombola.worker.books import rows
-from tombola.worker.books.rows import Range
 from tombola.worker.books.sealing import FIRST_ID
 from tombola.worker.ledger.old_rows import OldRows
 

@@ -44,6 +44,12 @@ def _receipts() -> typer.Typer:
     return receipts.app
 
 
+def _proofs() -> typer.Typer:
+    from tombola.worker.cli import proofs
+
+    return proofs.app
+
+
 def _dead_letters() -> typer.Typer:
     from tombola.worker.cli import dead_letters
 
@@ -117,6 +123,7 @@ MODULES: Final[dict[str, Callable[[], typer.Typer]]] = {
     "result": _draws,
     "transactions": _draws,
     "receipt": _receipts,
+    "proof": _proofs,
     "draw": _refunds,
     "audit": _books,
     "books": _sealed_books,

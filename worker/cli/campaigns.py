@@ -28,10 +28,12 @@ from tombola.worker.cli.base import (
     out,
     print_json,
     print_table,
+    settings_with,
     when,
 )
 from tombola.worker.cli.campaign_codes import codes_app
-from tombola.worker.cli.campaign_conformity import is_manifest, show_conformity
+from tombola.worker.cli.campaign_conformity import SinceOption, UntilOption, period_of, show_conformity
+from tombola.worker.cli.campaign_fit import is_manifest, show_fit
 from tombola.worker.cli.odds_shown import show_figures, show_live, show_prizes, show_returns, simulated
 from tombola.worker.cli.shared_options import options_as
 from tombola.worker.operators.actions import shell_operator
@@ -126,8 +128,8 @@ def _write_chart(file: Path, found: Simulation) -> None:
         raise InvalidRequest(f"{file} cannot be written: {error.strerror}") from None
 
 
-@campaign_app.command("conformity")
-def conformity_command(
+@campaign_app.command("fit")
+def fit_command(
     what: Annotated[
         str, typer.Argument(help="A manifest in TOML, or a campaign's name.", metavar="FILE|NAME", show_default=False)
     ],
@@ -136,7 +138,7 @@ def conformity_command(
 ) -> None:
     """Draw by fresh seeds, and test whether the frequencies fit the exact chances. Exit code 1 if they do not."""
     odds = odds_of(Path(what)) if is_manifest(what) else _live(engine_of(), what)[1]
-    raise typer.Exit(0 if show_conformity(odds, draws, as_json=as_json) else 1)
+    raise typer.Exit(0 if show_fit(odds, draws, as_json=as_json) else 1)
 
 
 # ---- publish and run -------------------------------------------------------------------------------------------------
@@ -262,6 +264,17 @@ def show(name: NameArgument, as_json: JsonOption = False) -> None:
     for code, units in left.items():
         out.print(f"{code}: {units:,} units left")
     show_live(outlook, now)
+
+
+@campaign_app.command("conformity")
+def conformity_command(
+    name: NameArgument, since: SinceOption = None, until: UntilOption = None, as_json: JsonOption = False
+) -> None:
+    """Test whether players' draws came as often as the odds say. Exit code 1 if they did not."""
+    settings = settings_with("database_url")
+    period = period_of(since, until)
+    conforms = show_conformity(engine_of(settings), settings, name, period, as_json=as_json)
+    raise typer.Exit(0 if conforms else 1)
 
 
 def _live(engine: Engine, name: str) -> tuple[Campaign, Odds]:

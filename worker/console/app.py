@@ -37,6 +37,7 @@ from tombola.worker.console.accounts import AccountsPage
 from tombola.worker.console.books import BooksPage
 from tombola.worker.console.campaign_editor import EditorPage
 from tombola.worker.console.campaigns import CampaignsPage
+from tombola.worker.console.conformity import ConformityPage
 from tombola.worker.console.jobs import ForecastRunner, ReplayRunner
 from tombola.worker.console.letters import LettersPage
 from tombola.worker.console.overview import OverviewPage
@@ -84,7 +85,7 @@ class Admin(BaseAdmin):
         self.templates.env.add_extension(Nonces)
         self.templates.env.filters.update(shown.FILTERS)
         # The editor after the campaigns: a view's routes come before those of the views added before it.
-        campaigns = (CampaignsPage, EditorPage, WebhooksPage, FulfilmentsPage)
+        campaigns = (CampaignsPage, EditorPage, ConformityPage, WebhooksPage, FulfilmentsPage)
         accounts = (AccountsPage, BooksPage, StoryPage, RefundPage)
         for view in (LettersPage, ReplaysPage, *campaigns, *accounts, ActionsPage, UsersPage):
             self.add_view(view(services))

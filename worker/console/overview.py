@@ -20,6 +20,7 @@ from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.producers.telemetry import pulse
 from tombola.worker.audit import audits
+from tombola.worker.conformity import nightly
 from tombola.worker.console import shown
 from tombola.worker.console.pages import Page, Services, page
 from tombola.worker.console.threads import in_thread
@@ -91,12 +92,16 @@ class Live:
             oldest = self._desk.read(_oldest_accepted)
             counts = self._desk.read(dead_letters.counts)
             audited = self._desk.read(audits.last)
+            examined = self._desk.read(nightly.last)
             now = self._desk.read(clock.now)
         except DrawError as error:
             warnings.append(str(error))
-            return {"backlog": None, "oldest": None, "open": None, "causes": [], "audit": None}
+            return {"backlog": None, "oldest": None, "open": None, "causes": [], "audit": None, "conformity": None}
         lapse = housekeeping.of_audit(audited, now)
         if lapse and (self._has_beat or (audited and not audited.is_clean)):
+            warnings.append(_warning(lapse))
+        lapse = housekeeping.of_conformity(examined, now)
+        if lapse and (self._has_beat or (examined and examined.deviations)):
             warnings.append(_warning(lapse))
         open_by_cause: dict[str, int] = {}
         for (state, cause), count in counts.items():
@@ -108,6 +113,7 @@ class Live:
             "open": sum(open_by_cause.values()),
             "causes": sorted(open_by_cause.items(), key=lambda it: -it[1]),
             "audit": f"{shown.ago(audited.at)}: {audited}" if audited else "none on record",
+            "conformity": f"{shown.ago(examined.at)}: {examined}" if examined else "none on record",
         }
 
     def _from_redis(self, warnings: list[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tombola.producers.storage.schema import account_asset_balances as accounts
 from tombola.producers.storage.schema import api_idempotency_requests as requests_table
 from tombola.producers.storage.schema import dead_letters
 from tombola.worker.audit import audits
+from tombola.worker.conformity import nightly
 from tombola.worker.doctor.books import look_at_anchors, look_at_sealing
 from tombola.worker.doctor.checks import (
     MIGRATE,
@@ -48,7 +49,7 @@ Look = Callable[[Connection, Settings, Facts], Verdict]
 
 
 def examine_draws(engine: Engine, settings: Settings, found: Facts) -> Iterator[Check]:
-    """Every check of requests, dead letters, fulfilments, audits, books, receipts and the ledger's last draw."""
+    """Every check of requests, dead letters, fulfilments, audits, conformity, books, receipts and the last draw."""
     names = [name for name, _ in LOOKS]
     if not found.has_database:
         yield from skipped(names, "the database does not answer")
@@ -156,6 +157,17 @@ def _audit(connection: Connection, _settings: Settings, _found: Facts) -> Verdic
     return warn(*lapse) if last is None or last.is_clean else fail(*lapse)
 
 
+def _conformity(connection: Connection, _settings: Settings, _found: Facts) -> Verdict:
+    last = nightly.last(connection)
+    if connection.dialect.name == "sqlite" and (last is None or not last.deviations):
+        raise CannotLook("skipped: SQLite")  # where no beat runs to ask for a report every night
+    lapse = housekeeping.of_conformity(last, clock.now(connection))
+    if lapse is None:
+        assert last is not None
+        return ok(f"{last.at:%Y-%m-%d %H:%M} UTC, by {last.by}: {last}")
+    return warn(*lapse) if last is None or not last.deviations else fail(*lapse)
+
+
 def _balances(connection: Connection, _settings: Settings, _found: Facts) -> Verdict:
     account = connection.execute(select(accounts.c.id, accounts.c.balance).where(accounts.c.balance < 0).limit(1))
     if (row := account.first()) is not None:
@@ -178,6 +190,7 @@ LOOKS: Final[tuple[tuple[str, Look], ...]] = (
     ("holds", look_at_holds),
     ("balances", _balances),
     ("audit", _audit),
+    ("conformity", _conformity),
     ("sealing", look_at_sealing),
     ("anchors", look_at_anchors),
     ("receipt keys", look_at_receipt_keys),

@@ -9,13 +9,17 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import platformdirs
 
 from tombola import migrations
+from tombola.producers.domain.books.checkpoints import PrivateKey
 from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.domain.receipt_keys import SigningKey
 from tombola.producers.settings import HOME_VARIABLE, PREFIX, Settings, settings_in
+
+BOOKS_KEY_NAME: Final = "tombola-up"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Home:
             "seed": self._secret("seed"),
             "result_secret": self._secret("result_secret"),
             "receipt_key": self._secret("receipt_key", lambda: SigningKey.make().text),
+            "books_key": self._secret("books_key", lambda: PrivateKey.make(BOOKS_KEY_NAME).text),
             "webhook_private": "true",  # receivers that are tried out run on this machine, too
         }
         with contextlib.suppress(OSError, ValueError):

@@ -22,6 +22,11 @@ START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 20.0
 
 
+# Settings of each part; and the secrets that a part alone needs.
+SHARED: Final = ("database_url", "broker_url", "result_secret")
+SECRETS: Final = {"worker": ("seed", "books_key"), "relay": ("books_key",), "gateway": ("receipt_key",), "console": ()}
+
+
 class Part(NamedTuple):
     """A process of an embedded tombola, and its log."""
 
@@ -32,10 +37,11 @@ class Part(NamedTuple):
 
 @contextlib.contextmanager
 def part(home: Home, settings: Settings, name: str, *command: str, **more: str) -> Iterator[Part]:
-    """Run `command` as a Python program, with `settings` and the environment variables `more`."""
-    environment = {
-        PREFIX + name.upper(): settings.need(name) for name in ("database_url", "broker_url", "seed", "result_secret")
-    }
+    """Run `command` as a Python program, with the `settings` that a part of this name needs, and with `more`.
+
+    `more` are environment variables.
+    """
+    environment = {PREFIX + it.upper(): settings.need(it) for it in (*SHARED, *SECRETS[name])}
     environment[f"{PREFIX}WEBHOOK_PRIVATE"] = str(settings.webhook_private).lower()
     environment[f"{PREFIX}LOG_FORMAT"] = "text"  # for people, although it goes to a file
     log = home.path / f"{name}.log"

@@ -1,4 +1,4 @@
-"""Whether housekeeping is done: does a relay run, does beat run, and what did the last nightly audit find?
+"""Whether housekeeping is done: does a relay run, does beat run, what did the last audit and conformity reports find?
 
 For the console's overview and for `tombola doctor`; the alert rules in monitoring/ say the same in PromQL.
 """
@@ -10,8 +10,10 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from tombola.worker.audit.audits import Audited
+from tombola.worker.conformity.nightly import Examined
 
 AUDIT_AGE_S_MAX: Final = 26 * 3600.0  # one audit a night, and two hours to spare
+CONFORMITY_AGE_S_MAX: Final = 26 * 3600.0  # reports every night, and two hours to spare
 EVERYTHING_AGE_S_MAX: Final = 8 * 86_400.0  # one audit of everything a week, and a day to spare
 
 
@@ -59,5 +61,23 @@ def of_audit(last: Audited | None, now: datetime) -> Lapse | None:
         return Lapse(
             f"everything was {since} audited: the other audits go on from the one before",
             "run `tombola audit --all`, and check that beat and a worker run: they do it every Sunday",
+        )
+    return None
+
+
+def of_conformity(last: Examined | None, now: datetime) -> Lapse | None:
+    """The lapse when the last conformity reports are missing or too old, or draws deviate from their odds."""
+    if last is None:
+        return Lapse("no conformity report is on record", "beat and a worker make one every night: check that they run")
+    if last.deviations:
+        return Lapse(
+            f"draws are not as their odds say ({last})",
+            "run `tombola campaign conformity` for that campaign: it says what deviates, and how far",
+        )
+    age_s = (now - last.at).total_seconds()
+    if age_s > CONFORMITY_AGE_S_MAX:
+        return Lapse(
+            f"the last conformity reports were {age_s / 3600:,.0f} hours ago",
+            "check that beat and a worker run: they make them every night",
         )
     return None

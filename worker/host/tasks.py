@@ -28,6 +28,7 @@ from tombola.producers.results import ResultStore, StoredResult
 from tombola.producers.settings import Settings
 from tombola.producers.storage.engines import open_engine
 from tombola.worker.books.sealer import Sealer
+from tombola.worker.conformity import nightly
 from tombola.worker.deliveries.streams import forget_consumers
 from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.movements import expiry
@@ -63,6 +64,7 @@ def register(app: Celery) -> None:
     app.task(run_archive, name="tombola.archive", bind=True)
     app.task(run_expire, name="tombola.expire", bind=True)
     app.task(run_reveal_seeds, name="tombola.reveal_seeds", bind=True)
+    app.task(run_conformity, name="tombola.conformity", bind=True)
     app.task(run_seal, name="tombola.seal", bind=True, ignore_result=True)  # every second: a result would be a write
 
 
@@ -251,6 +253,23 @@ def run_reveal_seeds(task: Task) -> list[str]:
     for name in revealed:
         log.info("the secret of epoch %s is public: its draws can be verified", name)
     return [str(name) for name in revealed]
+
+
+def run_conformity(task: Task) -> dict[str, list[str]]:
+    """`tombola.conformity`: report on every campaign's draws, on record; return what deviates, by campaign.
+
+    Deviations are logged as well.
+    """
+    settings: Settings = task.app.draw_settings
+    reports = nightly.examine(_engine(settings), settings)
+    try:
+        nightly.record(_engine(settings), reports, by=task.name)
+    except DrawError as error:  # the alert rules notice the missing record
+        log.error("these conformity reports are not on record: %s", error)
+    for report in reports:
+        for deviation in report.deviations:
+            log.error("conformity: campaign %s, %s", report.campaign, deviation)
+    return {report.campaign: report.deviations for report in reports}
 
 
 def run_seal(task: Task) -> int:

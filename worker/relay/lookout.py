@@ -14,9 +14,11 @@ from tombola.producers.storage.schema import dead_letters, replays
 from tombola.producers.telemetry.metrics import Throttle
 from tombola.worker.audit import audits
 from tombola.worker.books.standing import standing
+from tombola.worker.conformity import nightly
 from tombola.worker.fulfilments import fulfilments
 from tombola.worker.metrics import (
     AUDIT_VIOLATIONS,
+    CONFORMITY_DEVIATIONS,
     DEAD_LETTERS,
     FULFILMENTS_DEAD,
     FULFILMENTS_OLDEST,
@@ -27,6 +29,7 @@ from tombola.worker.metrics import (
     LAST_AUDIT,
     LAST_AUDIT_OF_EVERYTHING,
     LAST_BLOCK,
+    LAST_CONFORMITY,
     OUTCOMES,
     REPLAYED,
     SEALING_LAG,
@@ -39,7 +42,8 @@ HOLDS_COUNTED_MAX: Final = 10_000
 
 
 class OperatorsLookout:
-    """Gauges of dead letters, fulfilments, holds, the books and the last audit, and a counter of replays' outcomes.
+    """Gauges of dead letters, fulfilments, holds, the books, the last audit and the last conformity reports, and a
+    counter of replays' outcomes.
 
     Replays run in shells and in the console, which Prometheus does not scrape: their outcomes are counted from their
     rows, from the first `look` on.
@@ -66,12 +70,13 @@ class OperatorsLookout:
                 ).all()
                 sums = connection.execute(select(*(func.sum(replays.c[name]).label(name) for name in OUTCOMES))).one()
                 audit = audits.last(connection)
+                conformity = nightly.last(connection)
                 waiting, now = fulfilments.counts(connection), clock.now(connection)
                 holds_overdue = count_overdue(connection, count_max=HOLDS_COUNTED_MAX)
                 books = standing(connection)
         except SQLAlchemyError as error:
             log.warning(
-                "the metrics of dead letters, fulfilments, holds, books and the last audit are out of date: %s",
+                "the metrics of dead letters, fulfilments, holds, books, audit and conformity are out of date: %s",
                 explain(error),
             )
             return
@@ -89,6 +94,8 @@ class OperatorsLookout:
         everything_at = None if audit is None else audit.everything_at
         LAST_AUDIT_OF_EVERYTHING.set(0 if everything_at is None else everything_at.timestamp())
         AUDIT_VIOLATIONS.set(0 if audit is None else audit.violations + len(audit.not_looked_at))
+        LAST_CONFORMITY.set(0 if conformity is None else conformity.at.timestamp())
+        CONFORMITY_DEVIATIONS.set(0 if conformity is None else conformity.deviations)
         HOLDS_OVERDUE.set(holds_overdue)
         SEALING_LAG.set(books.lag_s)
         LAST_BLOCK.set(books.blocks)

@@ -108,7 +108,7 @@ def losing_streak(odds: Odds, length: int, tier: str = "") -> float:
     chance = 1.0
     counters = tuple(0 for _ in odds.guarantees)
     for _ in range(length):
-        chances_now = _chances(odds, tier, counters)
+        chances_now = chances_at(odds, tier, counters)
         chance *= sum(chances_now[code] for code in losing)
         counters = tuple(
             min(count + 1, guarantee.hard_at) for guarantee, count in zip(odds.guarantees, counters, strict=True)
@@ -176,7 +176,7 @@ def _cycle_steps(odds: Odds, tier: str) -> Iterator[tuple[int, float, Mapping[st
     while states:
         following: dict[tuple[int, ...], float] = defaultdict(float)
         for counters, reached in states.items():
-            chances = _chances(odds, tier, counters)
+            chances = chances_at(odds, tier, counters)
             yield number, reached, chances
             for code, chance in chances.items():
                 if chance and code not in narrowest:
@@ -189,7 +189,7 @@ def _cycle_steps(odds: Odds, tier: str) -> Iterator[tuple[int, float, Mapping[st
         number += 1
 
 
-def _chances(odds: Odds, tier: str, since_hit: Sequence[int]) -> dict[str, float]:
+def chances_at(odds: Odds, tier: str, since_hit: Sequence[int]) -> dict[str, float]:
     """The chances at one pull, by code, with these counters: what Drawing.pull draws by."""
     weights = dict(zip((prize.code for prize in odds.prizes), odds.weights_of(tier), strict=True))
     due = next((it for it, count in zip(odds.guarantees, since_hit, strict=True) if it.is_due(count)), None)

@@ -99,6 +99,7 @@
         none.append(cell);
         at("members").replaceChildren(...(members.length ? members.map(member) : [none]));
         text("audit", live.audit);
+        text("conformity", live.conformity);
         if (live.minutes) draw(live.minutes);
     };
     const lost = () => {

@@ -1,4 +1,4 @@
-"""Does the drawing do what the odds say? Many pulls by fresh seeds, and a chi-squared test against the exact chances.
+"""Goodness of fit: does the drawing do what the odds say? Many pulls by fresh seeds, and a chi-squared test.
 
 Pulls without a guarantee are independent, and Pearson's test fits. With a guarantee the pulls of an account depend on
 each other; independent are its cycles, from one hit of the narrowest guarantee to the next. So each account draws one
@@ -8,7 +8,6 @@ Every prize is available here, as for the effective chances.
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from tombola.producers.domain.campaigns import figures
 from tombola.producers.domain.campaigns.drawing import Drawing
 from tombola.producers.domain.campaigns.odds import Odds
 from tombola.producers.domain.errors import InvalidRequest
+from tombola.worker.conformity.tails import chi_squared_tail
 
 # How often a prize is to come at least, to be tested by itself; rarer prizes are tested as one. Pearson's test needs
 # fewer, as it knows the variance.
@@ -30,7 +30,7 @@ PROGRESS_EVERY: Final = 1_000  # pulls
 
 
 @dataclass(frozen=True, slots=True)
-class Conformity:
+class Fit:
     """What `pulls` pulls of accounts in `tier` came to: how often each prize was drawn, and whether that fits.
 
     `p_value` is the probability that right odds give frequencies at least as far from the `expected` shares.
@@ -49,14 +49,14 @@ class Conformity:
         return self.p_value >= p_min
 
 
-def conformity(
+def fit(
     odds: Odds,
     *,
     draws: int,
     tier: str = "",
     seed: bytes | None = None,
     on_progress: Callable[[int], None] = lambda _pulls: None,
-) -> Conformity:
+) -> Fit:
     """Draw at least `draws` pulls of accounts in `tier`, and compare. A fresh seed is made if none is given.
 
     `on_progress` gets the number of pulls since its last call. Raises InvalidRequest for too few draws to test.
@@ -80,7 +80,7 @@ def conformity(
     test = tally.wald if odds.guarantees else tally.pearson
     chi_squared, degrees = test(chances)
     p_value = 0.0 if impossible else chi_squared_tail(chi_squared, degrees)
-    return Conformity(tier, tally.pulls, tally.drawn, chances, chi_squared, degrees, p_value)
+    return Fit(tier, tally.pulls, tally.drawn, chances, chi_squared, degrees, p_value)
 
 
 def _cycle(seed: bytes, odds: Odds, tier: str, account_id: int) -> Counter[str]:
@@ -182,22 +182,3 @@ def _quadratic_form(matrix: list[list[float]], vector: list[float]) -> tuple[flo
             for column in range(at + 1, len(vector)):
                 matrix[row][column] -= factor * matrix[at][column]
     return value, rank
-
-
-def chi_squared_tail(statistic: float, degrees: int) -> float:
-    """The probability that a chi-squared variable with so many degrees of freedom exceeds `statistic`: exact.
-
-    Degrees of freedom are whole numbers, so the incomplete gamma function is a finite sum.
-    """
-    half = statistic / 2
-    if half <= 0:
-        return 1.0
-    tail = math.erfc(math.sqrt(half)) if degrees % 2 else 0.0
-    step = 0.5 if degrees % 2 else 0.0
-    return min(
-        1.0,
-        tail
-        + math.fsum(
-            math.exp((k + step) * math.log(half) - half - math.lgamma(k + step + 1)) for k in range(degrees // 2)
-        ),
-    )
