@@ -54,6 +54,8 @@ from tombola.worker.doctor.checks import Facts
 from tombola.worker.doctor.streams import examine_consumers, examine_stream
 from tombola.worker.ledger.accounts import open_account
 from tombola.worker.operators import actions
+from tombola.worker.seeds import chains
+from tombola.worker.seeds.masters import Masters
 
 SECRET = "5ec2e7" * 12
 SEALED = {
@@ -136,6 +138,7 @@ def test_a_deployment_in_order(mariadb_url: str) -> None:
         consuming(house),
         Redis.from_url(redis.url) as client,
     ):
+        chains.begin_first(house.engine, Masters(house.settings.seeds))
         settle(house, DrawRequest(account_id=house.accounts(1)[0]), store=False)
         audits.record(house.engine, audited(house.engine, house.wheels), by="tombola.audit")
         nightly.record(house.engine, [], by="tombola.conformity")

@@ -451,9 +451,9 @@ def test_an_unknown_campaign_is_refused_before_anything_is_written(engine: Engin
     # What was accepted while there was such a campaign is told as the first time, and a key stays its owner's.
     assert isinstance(told[2], Acceptance)
     assert told[2].record is not None
-    assert told[2] == Acceptance(
-        old, RequestRecord(old.fingerprint(), "", Status.ACCEPTED, accepted_at=told[2].record.accepted_at)
-    )
+    moment = told[2].record.accepted_at
+    as_then = RequestRecord(old.fingerprint(), "", Status.ACCEPTED, accepted_at=moment, created_at=moment)
+    assert told[2] == Acceptance(old, as_then)
     assert told[3] == Acceptance(other, None)
     assert set(rows(engine)) == {"good", "known", "old"}
     with engine.connect() as connection, pytest.raises(UnknownCampaign):
