@@ -468,6 +468,9 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         "/v1/draws/batch",
         "/v1/draws/{session_id}",
         "/v1/draws/{session_id}/events",
+        "/.well-known/tombola-keys.json",
+        "/v1/draws/{session_id}/receipt",
+        "/v1/draws/{session_id}/proof",
         "/v1/draws/{session_id}/transactions",
         "/v1/draws/{session_id}/refund",
         "/v1/accounts",
@@ -496,6 +499,7 @@ def test_the_documents_ask_no_other_host(open_gateway: Gateway) -> None:
         *("listAccounts", "getAccount", "listAccountTransactions", "getStatement"),
         *("openAccount", "recharge", "transfer", "adjust", "getMovement", "hold", "getHold", "postHold", "voidHold"),
         *("listCampaigns", "getCampaign", "getOdds", "getCheckpoint", "listSeeds", "getHealth", "getReadiness"),
+        *("getProof", "getReceipt", "listReceiptKeys"),
     }
 
 
