@@ -247,7 +247,7 @@ def written_counters(since_hit: tuple[int, ...]) -> str:
 
 
 def _write(connection: Connection, part: Part, odds_hash: str, tally: Tally) -> None:
-    in_part = {"odds_hash": odds_hash, "block": part.block}
+    in_part: dict[str, Any] = {"odds_hash": odds_hash, "block": part.block}
     counts = [
         in_part
         | {
@@ -263,7 +263,7 @@ def _write(connection: Connection, part: Part, odds_hash: str, tally: Tally) -> 
     counts.sort(key=lambda it: it["hour"])  # the order of the primary key
     for some in chunks(counts):
         connection.execute(insert(conformity_counts), some)
-    # A row for nearly every draw: as literals, which are numbers. Bound as parameters, they double the time of counting.
+    # A row for nearly every draw: literals, which are numbers. Bound as parameters, they double the time of counting.
     begin, columns = f"('{odds_hash}','", ",".join(it.name for it in conformity_accounts.columns)
     rows = [
         f"{begin}{time_text(day)}',{account_id},{part.block},{luck.pulls},{luck.wins},{luck.expected!r},{luck.variance!r},"
