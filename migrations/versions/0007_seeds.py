@@ -1,5 +1,4 @@
-"""Seeds: chains of seed epochs, the epoch that a draw is bound to, the keys of receipts, the counts of conformity: an
-expansion, as 0005.
+"""Seeds: epochs of seeds, the epoch of a draw, keys of receipts, counts of conformity: an expansion, as 0005.
 
 The previous release runs beside this schema: the new column is nullable, a draw without an epoch binds when it settles,
 and no other release reads the new tables. Column types are spelled out here: this revision must build the same tables

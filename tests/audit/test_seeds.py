@@ -263,6 +263,10 @@ def test_a_chain_that_no_operator_has_begun(shop: SeededShop) -> None:
     (found,) = shop.audit(OTHER, SEED).violations
     assert str(found) == "I12 chain 2: its beginning is not on record with this anchor"
     execute(shop, "UPDATE operator_actions SET action = 'seed rotate' WHERE action = 'seed wrote'")
-    execute(shop, "UPDATE operator_actions SET details = REPLACE(details, ':2,', ':3,') WHERE action = 'seed rotate'")
+    execute(
+        shop, "UPDATE operator_actions SET details = REPLACE(details, '\\:2,', '\\:3,') WHERE action = 'seed rotate'"
+    )
     assert {it.subject for it in shop.audit(OTHER, SEED).violations} == {"chain 2", "chain 3"}
-    execute(shop, "UPDATE operator_actions SET details = REPLACE(details, ':3,', ':2,') WHERE action = 'seed rotate'")
+    execute(
+        shop, "UPDATE operator_actions SET details = REPLACE(details, '\\:3,', '\\:2,') WHERE action = 'seed rotate'"
+    )

@@ -374,12 +374,6 @@ def test_a_forecast_gives_a_reason_in_its_own_words(tombola: Tombola, house: Hou
     assert told["reasons"] == {"unknown campaign: there is no campaign 'spring' here": 2}
 
 
-def test_forecast_without_the_seed_says_so(tombola: Tombola, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    park(house, good(draws(house.accounts(1), 1)[0]))
-    monkeypatch.delenv("TOMBOLA_SEED")
-    assert "TOMBOLA_SEED is not set here" in tombola("forecast").out
-
-
 def test_replay_prints_the_forecast_and_asks(tombola: Tombola, house: House) -> None:
     park(house, good(draws(house.accounts(1), 1)[0]))
     ended = tombola("replay", "--reason", "rolled back")

@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import cast
 
 import pytest
 from playwright.sync_api import Browser, Page
+from sqlalchemy import select
 
 from tests import servers
 from tests.gateway.test_demo_page import browser  # noqa: F401
@@ -17,6 +19,8 @@ from tests.gateways import OPEN_TO_ALL, gateway, settle
 from tests.processes import House, wait_for
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.gateway.routes.page import PAGE
+from tombola.producers.storage.requests import request_of
+from tombola.producers.storage.schema import api_idempotency_requests as requests
 
 DRAW = """([base, account]) => import('/draw.js').then(({ draw }) => {
     window.told = [];
@@ -77,9 +81,9 @@ def pending(page: Page) -> list[str]:
     return names
 
 
-def rows(house: House) -> list[str]:
+def rows(house: House) -> list[DrawRequest]:
     with house.engine.connect() as connection:
-        return list(connection.exec_driver_sql("SELECT request_key FROM api_idempotency_requests").scalars())
+        return [cast(DrawRequest, request_of(it)) for it in connection.execute(select(requests))]
 
 
 def test_a_page_that_may_not_is_told_so_at_once(browser: Browser, house: House, account: int) -> None:  # noqa: F811
@@ -98,7 +102,7 @@ def test_a_page_that_may_draws(browser: Browser, house: House, account: int) -> 
     with gateway(house, **OPEN_TO_ALL, TOMBOLA_CORS_ORIGINS=origin) as started, shop(browser, port) as page:
         page.evaluate(DRAW, [started.url, account])
         wait_for(lambda: len(rows(house)) == 1, within_s=30, what=lambda: page.evaluate("() => window.told"))
-        settle(house, DrawRequest(account_id=account, request_key=rows(house)[0]))
+        settle(house, *rows(house))
         page.wait_for_function("() => window.end !== undefined")
         assert page.evaluate("() => window.end") == "completed"
         assert pending(page) == []

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Engine, func, select
 
 from tests.ledgers import migrated

@@ -304,6 +304,9 @@ class Sender:
 
     def _draw(self, account: int, campaign: str, pulls: int | None) -> DrawRequest:
         is_default = campaign == "default"
+        # Here every request settles. A draw that wins more than an account may have is parked, and the third account
+        # has nearly all of it.
+        account = 0 if account == 2 else account
         draw = DrawRequest(account_id=self.accounts[account], campaign=campaign, pulls=None if is_default else pulls)
         self.draws.append(draw)
         return draw
