@@ -73,6 +73,7 @@ def test_an_audit_beside_workers_that_settle(shop: Shop, monkeypatch: pytest.Mon
             while not stopping.is_set():
                 shop.settle(*requests_of(lane, number, shared))
                 number += 1
+                stopping.wait(0.05)  # the audit shares the interpreter with the lanes
         except BaseException as error:
             failed.append(error)
 

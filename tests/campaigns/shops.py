@@ -91,10 +91,11 @@ class Shop:
 
 
 @contextmanager
-def open_shop(url: str, *, balances: bool = True) -> Iterator[Shop]:
+def open_shop(database: Engine | str, *, balances: bool = True) -> Iterator[Shop]:
     """A shop on a new ledger; the books balance at its end, unless the test says that they do not."""
-    migrated(url)
-    shop = Shop(open_engine(url, lock_wait_s=LOCK_WAIT_S))
+    engine = open_engine(database, lock_wait_s=LOCK_WAIT_S) if isinstance(database, str) else database
+    migrated(engine)
+    shop = Shop(engine)
     try:
         yield shop
         found = shop.violations() if balances else []

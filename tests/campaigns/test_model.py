@@ -16,12 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 
-from tests.campaigns.shops import SEED, Shop, open_shop
+from tests.campaigns.shops import LOCK_WAIT_S, SEED, Shop, open_shop
 from tombola.producers.domain.campaigns.drawing import Drawing
 from tombola.producers.domain.campaigns.odds import Odds, Prize
 from tombola.producers.domain.contract import DrawRequest, DrawResult, PullsResult
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import account_asset_balances
 
 VERSION = """
@@ -147,17 +148,18 @@ def outcome(result: DrawResult) -> tuple[str | None, list[str] | None]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("model")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """One for all examples, each with a new file: what it has compiled stays."""
+    return open_engine(f"sqlite:///{tmp_path_factory.mktemp('model')}/ledger.db", lock_wait_s=LOCK_WAIT_S)
 
 
 @given(first=VERSIONS, steps=st.lists(STEP, min_size=1, max_size=8))
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_mix_in_any_batching_equals_one_at_a_time(folder: Path, first: dict[str, int], steps: list[Any]) -> None:
-    path = folder / "ledger.db"
-    for it in folder.glob("ledger.db*"):
+@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_mix_in_any_batching_equals_one_at_a_time(engine: Engine, first: dict[str, int], steps: list[Any]) -> None:
+    engine.dispose()
+    for it in Path(engine.url.database or "").parent.glob("ledger.db*"):
         it.unlink()
-    with open_shop(f"sqlite:///{path}") as shop:
+    with open_shop(engine) as shop:
         run(shop, first, steps)
 
 

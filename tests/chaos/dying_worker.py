@@ -8,6 +8,8 @@ the product, which has no failpoints.
     after_results    its results are put, it is not acked
     in_task          a pool process has committed a `tombola.draw` and put nothing: it alone dies, and once
     on_key           draws are settled and DIE_ON is the request key among them (before anything is written)
+
+With TOGETHER=8 the first eight deliveries are one batch, however slowly the broker hands them over.
 """
 
 import os
@@ -31,6 +33,7 @@ from tombola.worker.settle import batch, consumer, tries
 
 DIE_AT = os.environ["DIE_AT"]
 DIE_ON = os.environ["DIE_ON"]
+TOGETHER = int(os.environ.get("TOGETHER", "0"))
 
 _calls = 0
 _counting = threading.Lock()
@@ -74,8 +77,23 @@ class DyingTaskResultStore(ResultStore):
         super().put(results)
 
 
-def dying_deliveries(*args: Any, **kwargs: Any) -> Deliveries:
+def gathered_deliveries(*args: Any, **kwargs: Any) -> Deliveries:
     source = open_deliveries(*args, **kwargs)
+    fetch = source.fetch
+    gathered: list[Delivery] = []
+
+    def fetch_together(count_max: int, *, wait_s: float) -> list[Delivery]:
+        source.fetch = fetch  # type: ignore[method-assign]
+        while len(gathered) < TOGETHER:
+            gathered.extend(fetch(count_max, wait_s=wait_s))
+        return gathered
+
+    source.fetch = fetch_together  # type: ignore[method-assign]
+    return source
+
+
+def dying_deliveries(*args: Any, **kwargs: Any) -> Deliveries:
+    source = gathered_deliveries(*args, **kwargs)
     ack = source.ack
 
     def dying_ack(deliveries: Sequence[Delivery]) -> None:
@@ -105,6 +123,7 @@ PATCHES: dict[str, tuple[Any, str, Any]] = {
 }
 
 if __name__ == "__main__":
+    consumer.open_deliveries = gathered_deliveries
     module, name, replacement = PATCHES[DIE_AT]
     assert hasattr(module, name), f"{module.__name__} has no {name}: this would kill nobody"
     setattr(module, name, replacement)

@@ -111,7 +111,7 @@ def test_a_worker_dies_with_a_movement_of_each_kind_in_hand(house: House, place:
     shop = shop_of(house)
     before, settled_before = balances(house), house.settled()
     house.publish(*[it.encode() for it in shop.asked])
-    dying = house.env | {"DIE_AT": place, "DIE_ON": "1"}
+    dying = house.env | {"DIE_AT": place, "DIE_ON": "1", "TOGETHER": str(len(shop.asked))}
     with processes.worker(dying, command=DYING, until="") as worker:
         assert_killed(worker)
     is_settled = place != "before_commit"

@@ -15,7 +15,7 @@ from tests import processes
 from tests.kept_results import keep_results
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DrawRequest
-from tombola.producers.storage import requests
+from tombola.producers.storage import clock, requests
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.requests import Submission, accept
 from tombola.producers.storage.schema import (
@@ -49,8 +49,8 @@ def tell(house: processes.House, query: str) -> Story:
 
 
 def accepted(house: processes.House, draw: DrawRequest, caller: str = "shop") -> None:
+    now = clock.now(house.engine)  # as the door and the worker: the database's
     with transaction(house.engine) as open_transaction:
-        now = utc_now()
         accept(open_transaction, [Submission(draw, caller)], now, publish_at=now, is_published=True)
 
 

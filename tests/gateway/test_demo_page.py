@@ -7,11 +7,13 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -158,11 +160,26 @@ class Deployment:
     @contextmanager
     def worker_paused(self) -> Iterator[None]:
         """Draws are accepted and stay so."""
-        os.killpg(self.worker.process.pid, signal.SIGSTOP)
+        group = self.worker.process.pid
         try:
+            os.killpg(group, signal.SIGSTOP)
+            # SQLite has one writer at a time: a worker that is stopped in mid-write would stop the gateway too.
+            while not self._writable():
+                os.killpg(group, signal.SIGCONT)
+                time.sleep(0.05)
+                os.killpg(group, signal.SIGSTOP)
             yield
         finally:
-            os.killpg(self.worker.process.pid, signal.SIGCONT)
+            os.killpg(group, signal.SIGCONT)
+
+    def _writable(self) -> bool:
+        assert self.house.engine.url.database is not None
+        with closing(sqlite3.connect(self.house.engine.url.database, timeout=0.2, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+            return True
 
     def _rows(self, account_id: int, business_type: str) -> list[str]:
         table = asset_transactions

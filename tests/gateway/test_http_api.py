@@ -909,7 +909,7 @@ def test_every_answer_is_in_the_document(document: Any, mode: GenerationMode) ->
     for operation in [found.ok() for found in document.get_all_operations()]:
 
         @hypothesis_settings(
-            max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+            max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
         )
         @given(case=operation.as_strategy(generation_mode=mode))
         def check(case: Any) -> None:

@@ -548,6 +548,8 @@ def test_queues_that_are_deleted_under_the_worker_come_back(
                 for name in names:
                     connection.channel().queue_delete(name)
             settle_some(house, worker, accounts, prefix=f"deleted.{round_}")
+            # A shop declares a queue once for each connection, and is not told of messages that no queue takes.
+            wait_for(lambda: all(has_queue(rabbitmq_url, it) for it in names), within_s=WITHIN_S, what=worker.log)  # noqa: B023
             with plain_shop(house) as shop, plain_shop(house, **QUORUM) as careful_shop:
                 key = f"{round_}.shops"
                 assert drawn(shop, account_id=accounts[0], request_key=key).request_key == key

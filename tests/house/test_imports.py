@@ -300,9 +300,16 @@ def test_the_command_works_with_the_base_alone() -> None:
     assert listed.returncode == 0, listed.stderr
     assert all(re.search(rf"^\W*{name}\b", listed.stdout, re.MULTILINE) for name in MODULES)
     assert tombola("--version").stdout.startswith("tombola ")
-    for name in MODULES.keys() - EXTRAS.keys():
-        done = tombola(name, "--help")
-        assert (done.returncode, done.stderr) == (0, ""), name
+    names = sorted(MODULES.keys() - EXTRAS.keys())
+    script = (
+        "from tombola.worker.cli import main\n"
+        f"for name in {names}:\n"
+        "    sys.argv = ['tombola', name, '--help']\n"
+        "    try: main()\n"
+        "    except SystemExit as done: print(f'{name}={done.code}')\n"
+    )
+    printed = python(blocked_without() + script)  # one interpreter: most of a call is its start
+    assert {it for it in printed if it.endswith("=0")} == {f"{name}=0" for name in names}, printed
     done = tombola("transactions", "s-1")  # it comes as far as the database, which is not there
     assert done.stderr == "error: the SQLite file cannot be opened: check the folder in TOMBOLA_DATABASE_URL\n"
 

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, select, text
 
 from tests.audits import EMPTY_STORE
 from tests.campaigns.shops import LOCK_WAIT_S, SEED, WHEELS, Shop
 from tests.ledgers import migrated
+from tombola.producers.domain import seeds as domain_seeds
 from tombola.producers.domain.draw import blind_wheels, wheels
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import api_idempotency_requests as requests
@@ -147,4 +149,14 @@ def open_seeded_shop(url: str, *seeds: bytes) -> Iterator[SeededShop]:
         shop.entry.close()
 
 
-__all__ = ["EPOCHS_ALONE", "LENGTH", "PRIZES", "SEED", "WHEELS", "SeededShop", "open_seeded_shop"]
+@pytest.fixture
+def short_chains(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Chains of so many epochs, not of ten years: for tests that read all of them many times."""
+    for module in (domain_seeds, chains):
+        monkeypatch.setattr(module, "EPOCHS", 40)
+    domain_seeds.secret_of.cache_clear()
+    yield
+    domain_seeds.secret_of.cache_clear()
+
+
+__all__ = ["EPOCHS_ALONE", "LENGTH", "PRIZES", "SEED", "WHEELS", "SeededShop", "open_seeded_shop", "short_chains"]

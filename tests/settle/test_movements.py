@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 
-from tests.campaigns.shops import Shop, open_shop
+from tests.campaigns.shops import LOCK_WAIT_S, Shop, open_shop
 from tests.kept_results import keep_results, results_of
 from tombola.producers.domain import operations
 from tombola.producers.domain.contract import (
@@ -39,6 +39,7 @@ from tombola.producers.domain.operations.recharge import RechargeRequest
 from tombola.producers.domain.operations.refund import RefundRequest
 from tombola.producers.domain.operations.transfer import TransferRequest
 from tombola.producers.domain.operations.void import VoidRequest
+from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import (
     account_asset_balances,
@@ -447,21 +448,22 @@ def _is_as_the_model_says(shop: Shop, model: Model) -> None:
         assert {key: state == "open" for key, state in states.items()} == {
             key: it.is_open for key, it in model.holds.items()
         }
-    assert shop.violations() == []
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("movements")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """One for all examples, each with a new file: what it has compiled stays."""
+    return open_engine(f"sqlite:///{tmp_path_factory.mktemp('movements')}/ledger.db", lock_wait_s=LOCK_WAIT_S)
 
 
 @pytest.mark.slow
 @given(steps=st.lists(STEP, min_size=1, max_size=8))
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_any_mix_in_any_batching_equals_one_at_a_time(folder: Path, steps: list[Any]) -> None:
-    for it in folder.glob("ledger.db*"):
+@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_mix_in_any_batching_equals_one_at_a_time(engine: Engine, steps: list[Any]) -> None:
+    engine.dispose()
+    for it in Path(engine.url.database or "").parent.glob("ledger.db*"):
         it.unlink()
-    with open_shop(f"sqlite:///{folder / 'ledger.db'}") as shop:
+    with open_shop(engine, balances=False) as shop:  # run() has looked
         run(shop, steps)
 
 
