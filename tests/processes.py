@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, func, select
 
+from tests import forks
 from tests.kept_results import results_of
 from tests.ledgers import migrated
 from tombola.producers.brokers.registry import open_broker
@@ -58,7 +59,7 @@ class Timeout(AssertionError):
 class Worker:
     """One process and its output."""
 
-    process: subprocess.Popen[bytes]
+    process: forks.Fork
     output: Path
 
     def log(self) -> str:
@@ -101,15 +102,7 @@ def worker(env: Mapping[str, str], *, command: Sequence[str] = (), until: str = 
     with tempfile.TemporaryDirectory(prefix="tombola-worker-") as folder:
         output = Path(folder) / "log"
         with output.open("wb") as log:
-            process = subprocess.Popen(
-                list(command) or CELERY,
-                cwd=folder,
-                env=environment(env),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            process = forks.start(command or CELERY, env=environment(env), cwd=folder, log=log)
         started = Worker(process, output)
         try:
             wait_for(

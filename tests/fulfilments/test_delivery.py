@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -380,7 +381,12 @@ def test_a_certificate_must_fit_the_name(engine: Engine, account: int, receiver:
 
 def test_a_receiver_that_hangs_holds_up_no_other(engine: Engine, account: int, receiver: Receiver) -> None:
     released = threading.Event()
-    with Receiver(lambda _: lambda handler: released.wait(WITHIN_S) and breaks_off(handler)) as stuck:
+
+    def hangs_until_released(handler: BaseHTTPRequestHandler) -> None:
+        released.wait(WITHIN_S)
+        breaks_off(handler)
+
+    with Receiver(lambda _: hangs_until_released) as stuck:
         add_webhook(engine, "stuck", stuck.url, "*")
         add_webhook(engine, "quick", receiver.url, "*")
         keys = coupons(engine, account, 3 * CALLS_AT_ONCE)

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 import urllib.request
@@ -24,7 +23,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, expect, sync_playwright
 from sqlalchemy import select
 
-from tests import processes, servers
+from tests import forks, processes, servers
 from tests.books import assert_books
 from tombola.producers.domain.contract import DrawRequest
 from tombola.producers.domain.operations.draw import CONSUME, REWARD
@@ -95,7 +94,7 @@ class Gateway:
     env: dict[str, str]
     folder: Path
     port: int
-    process: subprocess.Popen[bytes] | None = None
+    process: forks.Fork | None = None
 
     @property
     def url(self) -> str:
@@ -103,15 +102,8 @@ class Gateway:
 
     def start(self) -> None:
         with (self.folder / "gateway.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*GATEWAY, "--host", servers.HOST, "--port", str(self.port)],
-                cwd=self.folder,
-                env=processes.environment(self.env),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            command = [*GATEWAY, "--host", servers.HOST, "--port", str(self.port)]
+            self.process = forks.start(command, env=processes.environment(self.env), cwd=self.folder, log=log)
         processes.wait_for(self._answers, within_s=GATEWAY_TIMEOUT_S, what=self.log)
 
     def kill(self) -> None:
