@@ -7,12 +7,14 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
+import jinja2
 import pytest
 import uvicorn
 from argon2 import PasswordHasher
+from jinja2.bccache import Bucket
 
 from tests import processes, servers
 from tombola.producers.settings import Settings
@@ -32,12 +34,28 @@ def quick_hashes() -> Iterator[None]:
         yield
 
 
+class Compiled(jinja2.BytecodeCache):
+    """Compiled templates, for all consoles of this process: compiling them anew takes most of a short test."""
+
+    kept: ClassVar[dict[str, bytes]] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        if bucket.key in self.kept:
+            bucket.bytecode_from_string(self.kept[bucket.key])
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self.kept[bucket.key] = bucket.bytecode_to_string()
+
+
 class Console:
     """A console under `settings`, on its own port."""
 
     def __init__(self, settings: Settings) -> None:
         self.port = servers._free_port()
-        self._server = uvicorn.Server(configured(settings, servers.HOST, self.port))
+        with pytest.MonkeyPatch.context() as patch:
+            made = jinja2.Environment.__init__
+            patch.setattr(jinja2.Environment, "__init__", functools.partialmethod(made, bytecode_cache=Compiled()))
+            self._server = uvicorn.Server(configured(settings, servers.HOST, self.port))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
     @property

@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 PROJECT = Path(__file__).parents[1]
 LIBRARIES = (
@@ -39,6 +39,19 @@ LIBRARIES = (
 )
 READ_THE_ENVIRONMENT = ("prometheus_client", "tombola.worker.celery")
 LOOK_EVERY_S = 0.02
+
+
+class Process(Protocol):
+    """What tests ask of a process, whether it is a Fork or subprocess.Popen."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int, /) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 class Fork:
@@ -74,8 +87,21 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-def start(command: Sequence[str], *, env: Mapping[str, str], cwd: Path | str, log: IO[bytes]) -> Fork:
-    """Run `command`, a module or a script of this interpreter's, with `log` as its output, in a session of its own."""
+def start(command: Sequence[str], *, env: Mapping[str, str], cwd: Path | str, log: IO[bytes]) -> Process:
+    """Run `command` with `log` as its output, in a session of its own.
+
+    What is neither a module nor a script of this interpreter's environment is started, not forked.
+    """
+    if Path(command[0]).parent != Path(sys.executable).parent:
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     sys.audit("subprocess.Popen", command[0], list(command), None, None)  # a test that may start none is refused here
     return _forker().start(list(command), dict(env), str(cwd), log.fileno())
 

@@ -59,7 +59,7 @@ class Timeout(AssertionError):
 class Worker:
     """One process and its output."""
 
-    process: forks.Fork
+    process: forks.Process
     output: Path
 
     def log(self) -> str:

@@ -42,6 +42,8 @@ from tombola.worker.operators.actions import Act, act_once
 from tombola.worker.settle import tries
 from tombola.worker.settle.rules import Rules
 
+pytestmark = pytest.mark.slow
+
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, bytes.fromhex(SEED))}
 DRAWS = 40  # of which some win
 

@@ -32,6 +32,8 @@ from tombola.worker.seeds.masters import Masters
 from tombola.worker.settle import tries
 from tombola.worker.settle.rules import Rules
 
+pytestmark = pytest.mark.slow
+
 DRAWS = 12
 COLUMNS = {
     "asset_transactions": (

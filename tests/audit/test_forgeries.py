@@ -39,6 +39,8 @@ from tombola.worker.fulfilments import webhooks
 from tombola.worker.ledger import accounts
 from tombola.worker.settle.answers import Settled
 
+pytestmark = pytest.mark.slow
+
 MANIFEST = """
 name = "one"
 asset = "POINT"

@@ -20,7 +20,7 @@ from tombola.worker.audit.report import Report
 
 OTHER = b"other" * 8
 
-pytestmark = pytest.mark.usefixtures("short_chains")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_chains")]
 
 __all__ = ["short_chains"]
 

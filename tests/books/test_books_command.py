@@ -34,6 +34,8 @@ from tombola.worker.books.reconciling import Payment, reconcile
 from tombola.worker.books.sealer import Sealer
 from tombola.worker.ledger import accounts
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., tuple[int, str, str]]
 
 

@@ -22,6 +22,8 @@ from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Settled
 from tombola.worker.settle.rules import Rules
 
+pytestmark = pytest.mark.slow
+
 LEDGER, BLOCKS, HOUSE, HEAD = "asset_transactions", "books_blocks", "books_house", "books_head"
 COLUMNS = (
     "transaction_id, account_id, business_id, lottery_session_id, idempotency_key, business_type, asset_code, "

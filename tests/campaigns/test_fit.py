@@ -17,6 +17,8 @@ from tombola.producers.domain.errors import InvalidRequest
 from tombola.worker.campaigns.fit import CELLS_MAX, Fit, _cells, fit
 from tombola.worker.cli import app
 
+pytestmark = pytest.mark.slow
+
 ODDS = manifest.parse(WINTER)
 PLAIN = dataclasses.replace(ODDS, guarantees=(), tiers=())
 SEED = b"the same seed, the same pulls"

@@ -25,6 +25,8 @@ from tombola.producers.domain.contract import DrawRequest, DrawResult, PullsResu
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import account_asset_balances
 
+pytestmark = pytest.mark.slow
+
 VERSION = """
 name = "mix"
 asset = "POINT"

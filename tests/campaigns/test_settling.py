@@ -45,6 +45,8 @@ from tombola.worker.settle.answers import Refused, Settled
 from tombola.worker.settle.rehearsal import Rehearsal
 from tombola.worker.settle.rules import Rules
 
+pytestmark = pytest.mark.slow
+
 WINTER = """
 name = "winter"
 asset = "POINT"

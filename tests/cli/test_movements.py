@@ -25,6 +25,8 @@ from tombola.worker.operators import actions, once
 from tombola.worker.settle import tries
 from tombola.worker.settle.rules import Rules
 
+pytestmark = pytest.mark.slow
+
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"seed" * 8)}
 
 

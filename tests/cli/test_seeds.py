@@ -17,6 +17,8 @@ from tombola.worker.cli import app
 from tombola.worker.operators import actions
 from tombola.worker.seeds.masters import Masters
 
+pytestmark = pytest.mark.slow
+
 OTHER = b"other" * 8
 
 

@@ -26,6 +26,8 @@ from tombola.worker.deliveries import Delivery
 from tombola.worker.operators import actions
 from tombola.worker.operators import users as operators
 
+pytestmark = pytest.mark.slow
+
 LONG_KEY = "lottery_req_1795424054123_1c80fef5_694"
 LONGEST_KEY = "x" * 64
 EMOJI = "🎰 für Jörg … → \ud83c"  # and half a character

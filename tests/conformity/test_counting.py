@@ -30,6 +30,8 @@ from tombola.worker.cli import app
 from tombola.worker.conformity import counting, nightly, reading, revealed
 from tombola.worker.conformity.report import ALPHA, Period, Report
 
+pytestmark = pytest.mark.slow
+
 NARROW = """
 name = "narrow"
 asset = "POINT"

@@ -20,6 +20,8 @@ from tombola.worker.conformity.nightly import NIGHTS
 from tombola.worker.conformity.report import ALPHA, Report
 from tombola.worker.conformity.tally import Tally
 
+pytestmark = pytest.mark.slow
+
 # A guarantee that often decides, tiers that are soon reached, stock that is soon gone, and a limit per account.
 CROWDED = manifest.parse(
     """

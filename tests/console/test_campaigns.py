@@ -29,6 +29,8 @@ from tombola.worker.ledger.accounts import open_account
 from tombola.worker.operators import actions
 from tombola.worker.operators import users as operators
 
+pytestmark = pytest.mark.slow
+
 OPERATOR, VIEWER = "ann", "val"
 ODDS = manifest.parse(WINTER)
 RICHER_TEXT = WINTER.replace("weight = 7000", "weight = 6000")

@@ -25,6 +25,8 @@ from tombola.worker.operators import users as operators
 from tombola.worker.settle import tries
 from tombola.worker.settle.rules import Rules
 
+pytestmark = pytest.mark.slow
+
 CLOSED = f"redis://{servers.HOST}:1/0"  # these pages need no Redis
 
 

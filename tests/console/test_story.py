@@ -36,6 +36,8 @@ from tombola.worker.operators import actions
 from tombola.worker.settle.rules import Rules
 from tombola.worker.settle.tries import settle
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def house(database_url: str) -> Iterator[processes.House]:

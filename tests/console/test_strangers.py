@@ -17,6 +17,8 @@ from tests.processes import House, wait_for
 from tombola.worker.console.security import login
 from tombola.worker.operators import users as operators
 
+pytestmark = pytest.mark.slow
+
 OPERATOR, OTHER = "ann", "ben"
 ONE, TWO = {"X_Forwarded_For": "192.0.2.1"}, {"X_Forwarded_For": "6.6.6.6, 192.0.2.2"}
 

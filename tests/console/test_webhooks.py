@@ -19,6 +19,8 @@ from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.schema import fulfilments
 from tombola.worker.operators import users as operators
 
+pytestmark = pytest.mark.slow
+
 CLOSED = f"redis://{servers.HOST}:1/0"  # these pages need no Redis
 URL = "https://shop.example/hook/of-the-shop?token=abc"
 FORM = {"name": "shop", "url": URL, "events": "coupon-won, grant.coupon", "campaign": "", "reason": "it ships"}

@@ -52,6 +52,8 @@ from tombola.worker.relay import fulfilling
 from tombola.worker.relay.fulfilling import CALLS_AT_ONCE, DELAY_S_MAX, Fulfilling, delay_after
 from tombola.worker.relay.retention import forget_fulfilments
 
+pytestmark = pytest.mark.slow
+
 WITHIN_S = 30.0
 
 

@@ -94,7 +94,7 @@ class Gateway:
     env: dict[str, str]
     folder: Path
     port: int
-    process: forks.Fork | None = None
+    process: forks.Process | None = None
 
     @property
     def url(self) -> str:

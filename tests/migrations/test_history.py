@@ -18,6 +18,8 @@ from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.schema import metadata
 
+pytestmark = pytest.mark.slow
+
 SHOPS = "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"
 
 

@@ -17,6 +17,8 @@ from tombola.producers.domain.errors import ConfigurationError
 from tombola.producers.storage.engines import open_engine
 from tombola.worker.cli import app
 
+pytestmark = pytest.mark.slow
+
 NOWHERE = "mysql+pymysql://nobody@127.0.0.1:1/nothing"
 
 

@@ -51,6 +51,8 @@ from tombola.producers.storage.schema import (
 from tombola.worker.ledger.accounts import open_account
 from tombola.worker.relay.retention import archive_once
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 TABLES_BY_REVISION = {
     "0001": {"account_asset_balances", "api_idempotency_requests", "asset_transactions", "dead_letters"},

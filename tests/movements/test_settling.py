@@ -37,6 +37,8 @@ from tombola.worker.settle import tries
 from tombola.worker.settle.answers import Settled
 from tombola.worker.settle.rules import Rules
 
+pytestmark = pytest.mark.slow
+
 WHEELS = {DEFAULT_CAMPAIGN.name: Wheel(DEFAULT_CAMPAIGN, b"seed" * 8)}
 RULES = Rules(WHEELS)
 

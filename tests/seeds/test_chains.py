@@ -29,6 +29,8 @@ from tombola.worker.seeds.masters import Masters
 from tombola.worker.settle import tries
 from tombola.worker.settle.rules import Rules
 
+pytestmark = pytest.mark.slow
+
 OTHER, THIRD = b"other" * 8, b"third" * 8
 
 

@@ -26,6 +26,8 @@ from tombola.worker.seeds.binding import EpochSeeds
 from tombola.worker.seeds.masters import Masters
 from tombola.worker.settle.answers import Deferred, Settled
 
+pytestmark = pytest.mark.slow
+
 OTHER = b"other" * 8
 
 

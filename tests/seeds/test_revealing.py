@@ -22,6 +22,8 @@ from tombola.producers.storage.transactions import transaction
 from tombola.worker.seeds.binding import LONG_OVER, _revealed
 from tombola.worker.seeds.masters import Masters
 
+pytestmark = pytest.mark.slow
+
 OTHER = b"other" * 8
 
 

@@ -19,6 +19,8 @@ from tombola.worker.seeds.binding import EpochSeeds
 from tombola.worker.seeds.masters import Masters
 from tombola.worker.settle.answers import Settled
 
+pytestmark = pytest.mark.slow
+
 SEEDS = [bytes([number]) * 32 for number in (4, 3, 2)]  # the newest first
 ROTATIONS = 3
 BATCH = 20
@@ -51,6 +53,7 @@ class Load:
             self._shop.accept(*some)
             self.accepted += [it.request_key for it in some]
             self._queue.put(some)
+            self._stopping.wait(0.02)  # a load, and time for those who rotate
         self._queue.put(None)
 
     def _settle(self) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 SOURCES = sorted(path for folder in ("producers", "worker", "migrations") for path in (PROJECT / folder).rglob("*.py"))
 # Built in no longer, or never, in MySQL 9: SHA2 and what is here besides are. (`SHA` is another name of SHA1.)

@@ -20,6 +20,8 @@ from tombola.producers.storage.requests import Submission
 from tombola.producers.storage.schema import api_idempotency_requests as table
 from tombola.worker.settle.answers import Answer, Refused, Settled
 
+pytestmark = pytest.mark.slow
+
 # Half of the pulls want the cup: it is stocked in the one campaign, and guaranteed in the other, which keeps counters.
 RAFFLE = """
 name = "raffle"

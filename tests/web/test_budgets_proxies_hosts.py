@@ -15,6 +15,8 @@ from tombola.producers.web.headers import once
 from tombola.producers.web.hosts import Hosts
 from tombola.producers.web.proxies import Proxies, subscriber
 
+pytestmark = pytest.mark.slow
+
 # ---- budgets ---------------------------------------------------------------------------------------------------------
 
 

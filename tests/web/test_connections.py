@@ -21,6 +21,8 @@ from tombola.producers.web import protocol, serving
 from tombola.producers.web.problems import BEFORE_ANY_APPLICATION
 from tombola.producers.web.protocol import HEAD_BYTES_MAX, HEADERS_MAX, Protocol
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 0.5
 CONNECTIONS_MAX = 8
 DEADLINE_S = 20.0
