@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ResultNotReady,
         ServiceUnavailable,
         SessionNotFound,
+        TransactionOutdated,
         UnknownCampaign,
         UnknownVersion,
     )
@@ -83,6 +84,7 @@ __all__ = [
     "SessionNotFound",
     "Settings",
     "Ticket",
+    "TransactionOutdated",
     "UnknownCampaign",
     "UnknownVersion",
 ]

@@ -81,7 +81,8 @@ class DrawClient(MovementClient):
         for an alias of another caller, UnknownCampaign, CampaignPaused, CampaignClosed, CampaignNotOpen or PullsNotSold
         before anything is written, and ServiceUnavailable when the
         database does not answer, or (RequestBusy) another transaction holds the key for seconds: enqueuing the same
-        request again does no harm. InternalError is a bug in tombola that concerns this one draw.
+        request again does no harm. TransactionOutdated, with `connection` alone: the database has rolled your
+        transaction back. InternalError is a bug in tombola that concerns this one draw.
         """
         submission = Submission(request, self._caller)
         if connection is not None:

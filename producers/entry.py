@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cachetools import LRUCache
 from sqlalchemy import Connection, Engine
@@ -27,12 +27,19 @@ from tombola.producers.domain import keys
 from tombola.producers.domain.causes import Status
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.draw import CAMPAIGNS
-from tombola.producers.domain.errors import DrawError, InternalError, InvalidKey, PullsNotSold, RequestBusy
+from tombola.producers.domain.errors import (
+    DrawError,
+    InternalError,
+    InvalidKey,
+    PullsNotSold,
+    RequestBusy,
+    TransactionOutdated,
+)
 from tombola.producers.forks import in_child
 from tombola.producers.storage import clock, requests
 from tombola.producers.storage.campaigns import Campaigns
 from tombola.producers.storage.engines import SHORT_READ_TIMEOUT_S, open_engine
-from tombola.producers.storage.faults import Fault, explain, fault_of, is_lock_timeout
+from tombola.producers.storage.faults import Fault, explain, fault_of, is_lock_timeout, is_outdated
 from tombola.producers.storage.requests import Acceptance, Clash, RequestRecord, SessionState, Submission
 from tombola.producers.storage.seeds import Epochs
 from tombola.producers.storage.transactions import Transaction, conflict_pause_s, statement, transaction
@@ -48,6 +55,7 @@ BUSY_PAUSE_S_MAX: Final = 0.25
 BISECT_S_MAX: Final = 0.5
 # An error that takes longer is not from a stale connection of the pool: a second try would take as long again.
 STALE_WITHIN_S: Final = 1.0
+SNAPSHOT_ISOLATION_SINCE: Final = (11, 6, 2)  # MariaDB's innodb_snapshot_isolation is on by default
 
 EntryAnswer = Acceptance | DrawError
 Numbered = tuple[int, Submission]
@@ -304,7 +312,8 @@ class Entry:
         """Accept one request inside a transaction of the application; once it commits, the relay publishes the request.
 
         With `is_published` the calling code publishes it once, after the commit. Raises the errors of `accept_each`
-        before anything is written, and the driver's errors, after which the application must roll its transaction back.
+        before anything is written, and TransactionOutdated or the driver's errors, after which the application must
+        roll its transaction back.
         """
         if not connection.in_transaction():
             connection.begin()  # otherwise the application's commit() would commit nothing
@@ -316,11 +325,18 @@ class Entry:
             if found is None:
                 raise bound
             return found
+        if _may_be_outdated(connection) and (known := self.find_known(bound)) is not None:
+            return known  # found past the application's transaction, which the attempt to insert it would roll back
         publish_at = now + self._relay_after if is_published else now
         # Not remembered: the request is accepted only when the application commits.
-        (answer,) = accept_under_own_names(
-            joined, [bound], now, publish_at=publish_at, is_published=is_published, seed_epoch=self._seed_epoch(now)
-        )
+        try:
+            (answer,) = accept_under_own_names(
+                joined, [bound], now, publish_at=publish_at, is_published=is_published, seed_epoch=self._seed_epoch(now)
+            )
+        except Exception as error:
+            if not is_outdated(error):
+                raise
+            raise TransactionOutdated from error
         return answer
 
     def state_of(self, lottery_session_id: str) -> SessionState | None:
@@ -360,6 +376,12 @@ class Entry:
                     fingerprint = it.request.fingerprint() if is_renamed else record.fingerprint
                     remembered = _Remembered(fingerprint, answer.request, record, now)
                     self._remembered[it.caller, it.request.request_key] = remembered
+
+
+def _may_be_outdated(connection: Connection) -> bool:
+    """Whether the server rolls a transaction back for a row that its snapshot cannot see (faults.is_outdated)."""
+    dialect: Any = connection.dialect
+    return bool(getattr(dialect, "is_mariadb", False)) and dialect.server_version_info >= SNAPSHOT_ISOLATION_SINCE
 
 
 def _all(part: Sequence[Numbered], error: DrawError) -> dict[int, EntryAnswer]:

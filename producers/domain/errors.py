@@ -252,5 +252,12 @@ class RequestBusy(ServiceUnavailable):
     """Another open transaction holds this request key or its lottery session. Try again when it has ended."""
 
 
+class TransactionOutdated(DrawError):
+    """Your transaction began before another one accepted this request, and the database has rolled yours back.
+
+    Roll it back here, too, begin a new one, and do all of it again: the same request then gets the first ticket.
+    """
+
+
 class BrokerBlocked(PublishFailed):
     """The broker takes no messages now, and says so. They are published when it takes messages again."""

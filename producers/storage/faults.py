@@ -93,6 +93,14 @@ def is_lock_conflict(error: BaseException) -> bool:
     return (code := code_of(error)) is not None and code != 1062 and fault_of(error) is Fault.CONFLICT
 
 
+def is_outdated(error: BaseException) -> bool:
+    """Whether the transaction's snapshot is older than a row that it wanted to lock: MariaDB has rolled all of it back.
+
+    https://mariadb.com/docs/server/server-usage/storage-engines/innodb/innodb-system-variables#innodb_snapshot_isolation
+    """
+    return code_of(error) == 1020
+
+
 def is_lock_timeout(error: BaseException) -> bool:
     """Whether the statement reached its time limit, which here is spent waiting for locks."""
     return code_of(error) in _TIMEOUTS

@@ -18,8 +18,10 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, select, text
+from sqlalchemy.exc import OperationalError
 
+import tombola.producers.entry
 from tests.books import Row, assert_books, table
 from tests.kept_results import keep_results
 from tests.ledgers import migrated, recharge
@@ -27,13 +29,14 @@ from tombola.producers.domain import keys
 from tombola.producers.domain.causes import DeadReason, Status
 from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.domain.draw import wheels
-from tombola.producers.domain.errors import InternalError, InvalidKey, RequestBusy, UnknownCampaign
+from tombola.producers.domain.errors import InternalError, InvalidKey, RequestBusy, TransactionOutdated, UnknownCampaign
 from tombola.producers.entry import Entry
 from tombola.producers.results import KEY_PREFIX, ResultStore, StoredResult
 from tombola.producers.storage import requests
 from tombola.producers.storage.clock import utc_now
 from tombola.producers.storage.engines import open_engine
 from tombola.producers.storage.requests import Acceptance, RequestRecord, SessionState, Submission, accepting, records
+from tombola.producers.storage.schema import api_idempotency_requests
 from tombola.producers.storage.transactions import transaction
 from tombola.worker.audit.audit import audit
 from tombola.worker.ledger import post as ledger
@@ -348,6 +351,68 @@ def test_an_accept_meets_the_worker_that_settles_the_same_key(mariadb: Engine) -
     assert all(isinstance(answer, Settled) for answer in working.result())
     assert not any(answer.is_conflict for answer in asking.result())
     assert {row["status"] for row in rows(mariadb).values()} == {Status.COMPLETED}
+
+
+# ---- a snapshot that is older than the request -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def application(mariadb: Engine) -> Iterator[Connection]:
+    """An application's transaction in MariaDB's default isolation, as of 11.6.2, whose snapshot is of now."""
+    engine = create_engine(mariadb.url, isolation_level="REPEATABLE READ")
+    with engine.connect() as connection:
+        try:
+            connection.exec_driver_sql("SET SESSION innodb_snapshot_isolation = ON")
+        except OperationalError as error:
+            pytest.skip(f"this server cannot do that: {error.orig}")
+        connection.commit()
+        assert connection.execute(select(api_idempotency_requests.c.request_key)).all() == []
+        yield connection
+    engine.dispose()
+
+
+def orders(engine: Engine) -> list[str]:
+    with engine.connect() as connection:
+        return [str(row[0]) for row in connection.exec_driver_sql("SELECT kid FROM receipt_keys")]
+
+
+ORDER = "INSERT INTO receipt_keys VALUES ('order', 'of the application', NOW(6), NULL)"
+
+
+def test_a_repeat_that_the_applications_snapshot_cannot_see_gets_the_first_ticket(
+    mariadb: Engine, application: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tombola.producers.entry, "SNAPSHOT_ISOLATION_SINCE", (0,))
+    entry = entry_of(mariadb)
+    draw, other = (DrawRequest(account_id=account_id, request_key="k") for account_id in (1, 2))
+    entry.accept([Submission(draw)])
+    application.exec_driver_sql(ORDER)
+    again = entry.accept_with(application, Submission(draw))
+    assert (again.request, again.is_new, again.is_conflict) == (draw, False, False)
+    assert entry.accept_with(application, Submission(other)).is_conflict
+    mine = DrawRequest(account_id=1, request_key="mine")
+    assert entry.accept_with(application, Submission(mine)).is_new
+    assert not entry.accept_with(application, Submission(mine)).is_new, "it sees its own"
+    application.commit()
+    assert orders(mariadb) == ["order"], "nothing of the application's was lost"
+    assert set(rows(mariadb)) == {"k", "mine"}
+
+
+def test_a_transaction_that_the_server_has_rolled_back_says_so(mariadb: Engine, application: Connection) -> None:
+    entry = entry_of(mariadb)
+    draw = DrawRequest(account_id=1, request_key="k")
+    for attempt in range(2):
+        entry.accept([Submission(draw)])  # meanwhile, as far as the first attempt can see
+        application.exec_driver_sql(ORDER)
+        if attempt:
+            assert not entry.accept_with(application, Submission(draw)).is_new
+            application.commit()
+            break
+        with pytest.raises(TransactionOutdated, match="do all of it again"):
+            entry.accept_with(application, Submission(draw))
+        application.rollback()
+        assert orders(mariadb) == []
+    assert orders(mariadb) == ["order"]
 
 
 # ---- what others hold ------------------------------------------------------------------------------------------------
