@@ -13,9 +13,9 @@ run: .venv/run  ## draws from end to end on an embedded default: no server, no r
 check: .venv/dev lint  ## lint, types and the tests that need no server: an answer within a minute
 	$(BIN)/python -m pytest -m 'not (chaos or process or slow)' -n auto -q $(ARGS)
 
-# One process more than cores: tests wait for servers more than they compute.
+# Two processes more than cores: tests wait for servers and processes.
 test: .venv/dev lint  ## everything; finds or starts the servers it needs
-	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(1 + (os.cpu_count() or 1))') --dist loadfile \
+	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 + (os.cpu_count() or 1))') --dist loadfile \
 		--no-loadscope-reorder $(ARGS)
 
 lint: .venv/dev  ## ruff and mypy
