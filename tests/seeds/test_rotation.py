@@ -12,18 +12,19 @@ from datetime import timedelta
 import pytest
 
 from tests.seeds.shops import LENGTH, PRIZES, SEED, SeededShop, open_seeded_shop
-from tombola.producers.domain.contract import DrawRequest
+from tombola.producers.domain.contract import DrawRequest, Request
 from tombola.producers.storage import seeds as storage
 from tombola.worker.seeds import chains
 from tombola.worker.seeds.binding import EpochSeeds
 from tombola.worker.seeds.masters import Masters
-from tombola.worker.settle.answers import Settled
+from tombola.worker.settle.answers import Refused, Settled
 
 pytestmark = pytest.mark.slow
 
 SEEDS = [bytes([number]) * 32 for number in (4, 3, 2)]  # the newest first
 ROTATIONS = 3
 BATCH = 20
+DELIVERIES_MAX = 50
 
 
 class Load:
@@ -58,8 +59,16 @@ class Load:
 
     def _settle(self) -> None:
         while (some := self._queue.get()) is not None:
-            answers = self._shop.settle(*some)
-            self.settled += [it.request.request_key for it in answers if isinstance(it, Settled)]
+            left: list[Request] = list(some)
+            for _ in range(DELIVERIES_MAX):
+                answers = self._shop.settle(*left)
+                self.settled += [it.request.request_key for it in answers if isinstance(it, Settled)]
+                left = [it.request for it in answers if not isinstance(it, Settled)]
+                assert not [it for it in answers if isinstance(it, Refused)], answers
+                if not left:
+                    break
+                time.sleep(0.1)  # deferred until the worker knows the new chain, too: a broker delivers it again
+            assert not left, left
 
     @contextmanager
     def running(self) -> Iterator[None]:
