@@ -49,8 +49,8 @@ class OperatorsLookout:
     rows, from the first `look` on.
     """
 
-    def __init__(self) -> None:
-        self._throttle = Throttle()
+    def __init__(self, throttle: Throttle | None = None) -> None:
+        self._throttle = throttle or Throttle()
         self._known: set[tuple[str, str]] = set()
         self._outcomes: dict[str, int] | None = None
 
