@@ -54,6 +54,19 @@ end
 return full or #KEYS
 """
 
+# The positions of keys without a result; the other results stay for as long as new ones.
+_RENEW: Final = """
+local lacking, head, ttl = {}, ARGV[1], ARGV[2]
+for i = 1, #KEYS do
+  if redis.pcall('GETRANGE', KEYS[i], 0, #head - 1) == head then
+    redis.call('EXPIRE', KEYS[i], ttl)
+  else
+    lacking[#lacking + 1] = i
+  end
+end
+return lacking
+"""
+_HEAD: Final = b'{"status":"SUCCESS",'
 
 # The envelope of a dead draw, for Celery shops. NX: it never replaces a result that has come meanwhile.
 _PUT_DEAD: Final = """
@@ -89,7 +102,8 @@ class StoredResult(NamedTuple):
 
         With a secret the envelope is sealed by a field `mac`, which Celery ignores.
         """
-        return b'{"status":"SUCCESS","result":%b,"traceback":null,"children":[],"date_done":"%b","task_id":"%b"%b}' % (
+        return b'%b"result":%b,"traceback":null,"children":[],"date_done":"%b","task_id":"%b"%b}' % (
+            _HEAD,
             self.body,
             _date_done(self.settled_at),
             self.task_id.encode(),
@@ -129,6 +143,7 @@ class ResultStore:
         self._engine = engine
         self._secret = secret
         self._put = client.register_script(_PUT)
+        self._renew = client.register_script(_RENEW)
         self._put_dead = client.register_script(_PUT_DEAD)
         self._forget_dead = client.register_script(_FORGET_DEAD)
 
@@ -168,6 +183,21 @@ class ResultStore:
             )
         except redis.RedisError as error:
             raise ServiceUnavailable(f"the result store does not answer: {error}") from error
+
+    def renew(self, lottery_session_ids: Sequence[str]) -> list[str]:
+        """Keep the results of these sessions for as long as new ones; return the sessions without a result.
+
+        For requests that were settled before: whoever waits for one subscribes first and reads then, so a result that
+        is stored is not announced again. Raises ServiceUnavailable when Redis does not answer.
+        """
+        lacking: list[str] = []
+        for some in chunks(lottery_session_ids, SCRIPT_KEYS_MAX):
+            try:
+                positions: Any = self._renew(keys=[KEY_PREFIX + it for it in some], args=[_HEAD, self._ttl_s])
+            except redis.RedisError as error:
+                raise ServiceUnavailable(f"the result store does not answer: {error}") from error
+            lacking += [some[position - 1] for position in positions]
+        return lacking
 
     def put_dead(self, dead: Sequence[Request], reason: str) -> None:
         """Store and announce that these draws are dead, for waiting clients and Celery shops; call it after the commit.

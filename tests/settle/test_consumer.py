@@ -116,6 +116,12 @@ class Store:
             raise ServiceUnavailable("the result store does not answer")
         self.put_results |= {it.task_id: it.body for it in results}
 
+    def renew(self, lottery_session_ids: Sequence[str]) -> list[str]:
+        self._events.append("renew")
+        if self.is_away:
+            raise ServiceUnavailable("the result store does not answer")
+        return [it for it in lottery_session_ids if it not in self.put_results]
+
     def put_dead(self, dead: Sequence[Request], reason: str) -> None:
         self._events.append("put dead")
 
@@ -169,14 +175,14 @@ def settled_in(engine: Engine) -> int:
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     made = House(tmp_path)
-    settle = tries.settle
+    settle = tries.settle_unread
 
     def recorded(engine: Engine, draws: Sequence[Request], *how: Any, **more: Any) -> Any:
         if draws:
             made.events.append("settle")
         return settle(engine, draws, *how, **more)
 
-    monkeypatch.setattr(tries, "settle", recorded)
+    monkeypatch.setattr(tries, "settle_unread", recorded)
     yield made
     made.engine.dispose()
 
@@ -252,7 +258,7 @@ def test_a_result_store_that_is_away_keeps_no_draw_from_its_ack(house: House) ->
 
 
 def test_a_short_outage_of_the_database_is_waited_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tries, "settle", fail(AWAY, AWAY, instead=tries.settle))
+    monkeypatch.setattr(tries, "settle_unread", fail(AWAY, AWAY, instead=tries.settle_unread))
     bodies = house.publish(2)
     assert house.consumer.consume_once(wait_s=0).settled == 2
     assert house.source.acked == bodies
@@ -264,7 +270,7 @@ def test_a_long_outage_gives_back_and_fetches_no_more_until_it_is_over(
 ) -> None:
     bodies = house.publish(2)
     with monkeypatch.context() as away:
-        away.setattr(tries, "settle", fail(*3 * [AWAY], instead=tries.settle))
+        away.setattr(tries, "settle_unread", fail(*3 * [AWAY], instead=tries.settle_unread))
         house.consumer.consume_once(wait_s=0)
     assert house.events == ["fetch", "release"]
     assert (house.source.acked, house.source.in_hand) == ([], [])
@@ -293,7 +299,7 @@ def test_an_outage_that_goes_on_counts_no_delivery_against_the_message_that_it_i
 ) -> None:
     (body,) = house.publish(1)
     with monkeypatch.context() as away:
-        away.setattr(tries, "settle", fail(*6 * [AWAY], instead=tries.settle))
+        away.setattr(tries, "settle_unread", fail(*6 * [AWAY], instead=tries.settle_unread))
         house.consumer.consume_once(wait_s=0)
         assert house.source.requeued == [], "given back, and counted"
         house.consumer.consume_once(wait_s=0)
@@ -312,7 +318,7 @@ def test_a_broker_that_is_away_is_tried_again(house: House) -> None:
 
 def test_an_unexpected_error_gives_back_and_the_loop_goes_on(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     bodies = house.publish(2)
-    monkeypatch.setattr(tries, "settle", fail(ZeroDivisionError("our own mistake"), instead=tries.settle))
+    monkeypatch.setattr(tries, "settle_unread", fail(ZeroDivisionError("our own mistake"), instead=tries.settle_unread))
     run_until(house, lambda: len(house.source.acked) == 2)
     assert house.source.acked == bodies
     assert house.events == ["fetch", "release", "fetch", "settle", "put", "ack"]
@@ -342,14 +348,14 @@ def test_stop_acks_what_is_settled_and_takes_no_further_deliveries(
 ) -> None:
     bodies = house.publish(BATCH_SIZE + 2)
     began, may_go_on = threading.Event(), threading.Event()
-    settle = tries.settle
+    settle = tries.settle_unread
 
     def slowly(*arguments: Any, **options: Any) -> Any:
         began.set()
         assert may_go_on.wait(WITHIN_S)
         return settle(*arguments, **options)
 
-    monkeypatch.setattr(tries, "settle", slowly)
+    monkeypatch.setattr(tries, "settle_unread", slowly)
     house.consumer.start()
     assert began.wait(WITHIN_S)
     assert not house.consumer.stop(timeout_s=0.05), "the batch is still under way"
@@ -369,7 +375,7 @@ def test_stop_during_an_outage_leaves_the_batch_unacked(house: House, monkeypatc
         house.consumer._stopping.set()
         raise AWAY
 
-    monkeypatch.setattr(tries, "settle", away)
+    monkeypatch.setattr(tries, "settle_unread", away)
     with pytest.raises(Stopping):
         house.consumer.consume_once(wait_s=0)
     assert (house.source.acked, len(house.source.in_hand)) == ([], 2)
@@ -423,7 +429,7 @@ def test_a_draw_whose_account_is_held_is_set_aside_and_the_others_flow(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = house.account_ids[0]
-    settle, tried = tries.settle, []
+    settle, tried = tries.settle_unread, []
 
     def settle_others(engine: Engine, draws: Sequence[Request], *how: Any, **more: Any) -> list[Any]:
         tried.append([draw.request_key for draw in draws])
@@ -437,7 +443,7 @@ def test_a_draw_whose_account_is_held_is_set_aside_and_the_others_flow(
         ]
 
     with monkeypatch.context() as holding:
-        holding.setattr(tries, "settle", settle_others)
+        holding.setattr(tries, "settle_unread", settle_others)
         waiting = house.publish(1)
         others = house.publish(2, account=1)
         done = house.consumer.consume_once(wait_s=0)

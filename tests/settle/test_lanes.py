@@ -24,7 +24,7 @@ COUNT = 4
 
 
 class Transactions:
-    """In place of tries.settle: which draws it was given together, and what was going on at the same time."""
+    """In place of tries.settle_unread: which draws it was given together, and what was going on at the same time."""
 
     def __init__(self) -> None:
         self.given: list[list[str]] = []
@@ -55,7 +55,7 @@ class Transactions:
 @pytest.fixture
 def transactions(monkeypatch: pytest.MonkeyPatch) -> Transactions:
     made = Transactions()
-    monkeypatch.setattr(tries, "settle", made.settle)
+    monkeypatch.setattr(tries, "settle_unread", made.settle)
     return made
 
 

@@ -92,7 +92,7 @@ def test_a_shutdown_while_the_database_is_away_parks_no_suspect(
         raise ServiceUnavailable("the database does not answer")
 
     with monkeypatch.context() as away:
-        away.setattr(tries, "settle", settle)
+        away.setattr(tries, "settle_unread", settle)
         consumer.deliveries = source = Handed(delivery)
         with pytest.raises(Stopping):
             consumer.consume_once(wait_s=0)
@@ -108,7 +108,7 @@ def test_an_outage_that_lasts_parks_no_suspect(
 ) -> None:
     """This worker parked it before it tried: that it is known now is no reason to give it up."""
     delivery = suspect(house)
-    settle, failures = tries.settle, 0
+    settle, failures = tries.settle_unread, 0
 
     def settle_later(*args: Any, **options: Any) -> Any:
         nonlocal failures
@@ -117,7 +117,7 @@ def test_an_outage_that_lasts_parks_no_suspect(
             raise ServiceUnavailable("the database does not answer")
         return settle(*args, **options)
 
-    monkeypatch.setattr(tries, "settle", settle_later)
+    monkeypatch.setattr(tries, "settle_unread", settle_later)
     unpark = parking.unpark
 
     def unpark_later(*args: Any) -> None:

@@ -38,7 +38,7 @@ from tombola.worker.ledger.post import lock_accounts
 from tombola.worker.movements.settling import movement_rules
 from tombola.worker.operators import actions
 from tombola.worker.operators.once import explained, once
-from tombola.worker.settle.answers import Answer, Deferred, Refused, Settled
+from tombola.worker.settle.answers import Answer, Deferred, Refused, Repeat, Settled
 from tombola.worker.settle.batch import Handling, settle_in
 from tombola.worker.settle.rules import Rules
 
@@ -243,13 +243,13 @@ def _due(engine: Engine, expiry: Expiry, ids: Sequence[int]) -> list[Due]:
 # ---- settling --------------------------------------------------------------------------------------------------------
 
 
-def _settle(engine: Engine, requests: Sequence[ExpireRequest], rules: Rules, by: str) -> list[Answer]:
+def _settle(engine: Engine, requests: Sequence[ExpireRequest], rules: Rules, by: str) -> list[Answer | Repeat]:
     """Settle these in one transaction, without waiting for accounts that others hold.
 
     Where the database refuses a row, such as by a trigger, they settle one by one.
     """
 
-    def act(connection: Connection) -> list[Answer]:
+    def act(connection: Connection) -> list[Answer | Repeat]:
         return settle_in(
             Transaction.joining(connection),
             requests,
@@ -268,9 +268,11 @@ def _settle(engine: Engine, requests: Sequence[ExpireRequest], rules: Rules, by:
         return [answer for it in requests for answer in _settle(engine, [it], rules, by)]
 
 
-def _count(done: Expired, answer: Answer) -> None:
+def _count(done: Expired, answer: Answer | Repeat) -> None:
     if isinstance(answer, Deferred):
         done.held += 1
+    elif isinstance(answer, Repeat):
+        done.repeated += 1
     elif not isinstance(answer, Settled):
         done.refused += 1
         log.error("account %d: %s", answer.request.account_id, answer.error, extra=about(answer.request))

@@ -28,6 +28,7 @@ from tombola.worker.campaigns.desk import Desk
 from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.operators import actions
 from tombola.worker.operators.once import explained, once
+from tombola.worker.settle import repeats
 from tombola.worker.settle.answers import Answer, Settled
 from tombola.worker.settle.batch import Handling, settle_in
 from tombola.worker.settle.rehearsal import Rehearsal
@@ -81,14 +82,16 @@ def settle(engine: Engine, request: Request, *, operator: str, reason: str = "")
     def act(connection: Connection) -> Moved:
         if (earlier := _of_older_release(connection, request)) is not None:
             return earlier
-        (answer,) = settle_in(
-            Transaction.joining(connection),
+        joining = Transaction.joining(connection)
+        answers = settle_in(
+            joining,
             [request],
             rules,
             clock.now(connection),
             Handling(f"{SETTLED_BY}{operator}"[:SETTLED_BY_LENGTH_MAX]),
             is_careful=True,
         )
+        (answer,) = repeats.tell_in(joining, answers, rules)
         moved = _moved(request, answer)
         if moved.result.status == "rejected":
             _reject(moved)  # rolls back
@@ -106,9 +109,10 @@ def foretell(engine: Engine, request: Request) -> Moved:
     `is_repeat`: the request has settled before. Raises as `settle` does, but no MovementRejected.
     """
     with explained():
-        rehearsal = Rehearsal(movement_rules(engine))
+        rules = movement_rules(engine)
+        rehearsal = Rehearsal(rules)
         with transaction(engine, read_only=True) as reading:
-            (answer,) = rehearsal.answers(reading, [request])
+            (answer,) = repeats.tell_in(reading, rehearsal.answers(reading, [request]), rules)
         return _moved(request, answer)
 
 

@@ -32,7 +32,7 @@ from tombola.worker.dead_letters.states import ROWS_MAX
 from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.replays.selected import Letter, letters_of, originals_settled, selected_ids
 from tombola.worker.replays.vouching import NOTHING_ASKED, Vouching
-from tombola.worker.settle.answers import Answer, Refused, Settled
+from tombola.worker.settle.answers import Answer, Refused, Repeat, Settled
 from tombola.worker.settle.rehearsal import Rehearsal
 from tombola.worker.settle.rules import Rules
 
@@ -196,9 +196,9 @@ def _lines(engine: Engine, rehearsal: Rehearsal, letters: Sequence[Letter], vouc
         yield Line(letter.id, key, account_id, outcome, why)
 
 
-def _outcome(answer: Answer) -> tuple[str, str]:
+def _outcome(answer: Answer | Repeat) -> tuple[str, str]:
     match answer:
-        case Settled(is_repeat=True):
+        case Settled(is_repeat=True) | Repeat():
             return ALREADY_SETTLED, ""
         case Settled():
             if not answer.is_rejected:

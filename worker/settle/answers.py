@@ -1,4 +1,4 @@
-"""What settling a draw comes to: an outcome, a refusal, or a deferral."""
+"""What settling a draw comes to: an outcome, a refusal, or a deferral; and that it has settled before."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 
 from tombola.producers.domain.causes import Cause
 from tombola.producers.domain.contract import DUPLICATE_REQUEST_IDEMPOTENT, Request
+from tombola.producers.storage.requests import RequestRecord
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -47,6 +48,21 @@ class Deferred:
     request: Request
     error: str
     is_account_held: bool = False
+
+
+class Repeat(msgspec.Struct, frozen=True):
+    """The request has settled before, as its row says; its result is not read yet (worker.settle.repeats)."""
+
+    request: Request
+    known: RequestRecord
+
+    @property
+    def is_repeat(self) -> bool:
+        return True
+
+    @property
+    def is_rejected(self) -> bool:
+        return False  # by this batch
 
 
 Answer = Settled | Refused | Deferred

@@ -29,7 +29,7 @@ from tombola.worker.fulfilments import subscriptions
 from tombola.worker.ledger import changes, earlier
 from tombola.worker.ledger import post as ledger
 from tombola.worker.seeds.binding import UNBOUND
-from tombola.worker.settle.answers import Answer, Deferred
+from tombola.worker.settle.answers import Answer, Deferred, Repeat
 from tombola.worker.settle.book import Book
 from tombola.worker.settle.rules import Rules
 
@@ -53,7 +53,7 @@ def settle_in(
     *,
     has_patience: bool = True,
     is_careful: bool = False,
-) -> list[Answer]:
+) -> list[Answer | Repeat]:
     """Settle `draws` inside `open_transaction`; return an answer for each, in their order.
 
     The caller commits; nothing is visible before that. With `has_patience`, raises the driver's error when the accounts

@@ -35,7 +35,7 @@ from tombola.worker.fulfilments.subscriptions import Row, Subscriptions
 from tombola.worker.ledger import earlier
 from tombola.worker.ledger import post as ledger
 from tombola.worker.seeds.binding import NO_SEED, UNBOUND, Bound, epoch_noted
-from tombola.worker.settle.answers import Answer, Deferred, Refused, Settled
+from tombola.worker.settle.answers import Answer, Deferred, Refused, Repeat, Settled
 from tombola.worker.settle.rules import Rules
 
 
@@ -84,21 +84,16 @@ class Book:
         )
 
     def read_ledger(self, open_transaction: Transaction, draws: Sequence[Request]) -> None:
-        """Read which of `draws` are charged already; draws that old code has charged, and their sessions, as well.
+        """Read which of `draws` are charged though no row says so; draws of old code, and their sessions, as well.
 
         The ledger's keys never expire: a request whose own row is gone is not charged again.
         """
-        asking: list[Request] = []
-        completed: list[Request] = []
-        for it in draws:
-            known = self.known.get(it.request_key)
-            if known is None or known.status == Status.ACCEPTED:
-                asking.append(it)
-            elif known.status == Status.COMPLETED and known.result is None:
-                completed.append(it)
-        self.charged = ledger.charged(open_transaction, asking) | ledger.completed(open_transaction, completed)
+        asking = [
+            it for it in draws if (known := self.known.get(it.request_key)) is None or known.status == Status.ACCEPTED
+        ]
+        self.charged = ledger.charged(open_transaction, asking)
         if self.rules.old_draws is not None:
-            met = self.rules.old_draws.meet(open_transaction, [*asking, *completed])
+            met = self.rules.old_draws.meet(open_transaction, asking)
             if met.owners:
                 self.owners = (self.owners or {}) | met.owners
                 self.charged |= met.charged
@@ -110,7 +105,7 @@ class Book:
         self.rows.update(found)
         self.lifetimes.update(earlier.lifetimes(open_transaction, needs))
 
-    def answer(self, draw: Request, fingerprint: str) -> Answer:
+    def answer(self, draw: Request, fingerprint: str) -> Answer | Repeat:
         """The answer for `draw`; a draw that settles now is in the rows to write."""
         known = self.known.get(draw.request_key)
         if known is not None:
@@ -119,7 +114,7 @@ class Book:
             if known.status == Status.DEAD:
                 return Refused(draw, Cause.NEVER_SETTLED, f"this request was given up ({known.reason}): replay it")
             if known.is_settled:
-                return self._repeat(draw, known)
+                return _repeat(draw, known)
         operation = operations.operation_of(draw)
         charged = self.charged.get(draw.request_key)
         outcome: Outcome
@@ -178,21 +173,6 @@ class Book:
             return True
         return self.owners.setdefault(draw.lottery_session_id, draw.request_key) == draw.request_key
 
-    def _repeat(self, draw: Request, known: RequestRecord) -> Answer:
-        """The first result of a settled draw, rebuilt from what it wrote: equal to the byte."""
-        assert known.settled_at is not None
-        if known.result is not None:
-            return Settled(draw, known.result, known.settled_at, is_repeat=True)
-        outcome: Outcome
-        if known.status == Status.REJECTED:
-            outcome = Rejection(known.reason or "", known.balance_told)
-        elif (charged := self.charged.get(draw.request_key)) is not None:
-            outcome = charged.rows
-        else:
-            return Refused(draw, Cause.FAILED_ALONE, "this request is completed, and the ledger has no rows of it")
-        body = operations.operation_of(draw).result(draw, outcome)
-        return Settled(draw, body, known.settled_at, is_repeat=True)
-
     def _move(self, request: Request, decision: Sequence[Movement] | Play | Moves) -> list[Posting]:
         """The ledger rows of a decision, each continuing the balance that the last row left its account with."""
         movements: Sequence[Movement]
@@ -239,6 +219,13 @@ class Book:
                 self.lifetimes[asked] = expire.after(
                     self.lifetimes[asked], it.business_type, it.delta, is_earned=is_earned
                 )
+
+
+def _repeat(draw: Request, known: RequestRecord) -> Settled | Repeat:
+    if known.result is None:
+        return Repeat(draw, known)
+    assert known.settled_at is not None
+    return Settled(draw, known.result, known.settled_at, is_repeat=True)
 
 
 def _has_alias(draw: Request) -> bool:

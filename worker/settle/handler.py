@@ -20,7 +20,7 @@ from tombola.worker.dead_letters.message import Parking
 from tombola.worker.dead_letters.parking import Unparkable
 from tombola.worker.deliveries import Delivery
 from tombola.worker.deliveries.losses import REASON_HEADER
-from tombola.worker.settle.answers import Deferred, Refused, Settled
+from tombola.worker.settle.answers import Answer, Deferred, Refused, Repeat, Settled
 from tombola.worker.settle.aside import Aside, Held
 from tombola.worker.settle.batch import Handling
 from tombola.worker.settle.lanes import Lanes
@@ -89,10 +89,10 @@ class Handler:
             if committing is not None:
                 wait([committing])
         parkings: list[Parking] = []
-        settled: list[Settled] = []
-        for (delivery, _), answer in zip(parsed, answers, strict=True):
+        settled: list[Settled | Repeat] = []
+        for (delivery, _), answer in zip(parsed, self._with_lacking(answers), strict=True):
             match answer:
-                case Settled():
+                case Settled() | Repeat():
                     settled.append(answer)
                 case Refused():
                     is_echo = answer.cause == Cause.NEVER_SETTLED
@@ -102,20 +102,32 @@ class Handler:
                 case Deferred():
                     request = answer.request
                     later.append(Later(request.account_id if answer.is_account_held else request.request_key, delivery))
-        self._results.put(
-            [StoredResult(answer.request.lottery_session_id, answer.result, answer.settled_at) for answer in settled]
-        )
+        read = [it for it in settled if isinstance(it, Settled)]
+        self._results.put([StoredResult(it.request.lottery_session_id, it.result, it.settled_at) for it in read])
         unparked = self.park(parkings)
         if committing is not None:
             unparked += self._announce(unreadable, committing.result())
             parkings += unreadable
         later += [Later(it.sha256, it.delivery) for it in unparked]
         self._watch.count(settled, len(later))
-        repeats = sum(answer.is_repeat for answer in settled)
+        repeats = sum(it.is_repeat for it in settled)
         if repeats:
             log.info("%d of %d draws were repeats, answered with their first result", repeats, len(settled))
         strangers = sum(it.is_strangers for it in parkings)
         return Round(len(settled), repeats, len(parkings) - len(unparked), len(later), strangers), later
+
+    def _with_lacking(self, answers: Sequence[Answer | Repeat]) -> Sequence[Answer | Repeat]:
+        """`answers` with the results that the result store lacks; the other repeats stay as they are."""
+        sessions = [it.request.lottery_session_id for it in answers if isinstance(it, Repeat)]
+        lacking = set(self._results.renew(sessions)) if sessions else ()
+        if not lacking:
+            return answers
+        positions = [i for i, it in enumerate(answers) if it.request.lottery_session_id in lacking]
+        told = self._lanes.tell([answers[i] for i in positions])
+        merged = list(answers)
+        for i, answer in zip(positions, told, strict=True):
+            merged[i] = answer
+        return merged
 
     def _sort(
         self, fetched: Sequence[Delivery], *, has_patience: bool

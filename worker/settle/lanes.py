@@ -13,8 +13,8 @@ from sqlalchemy import Engine
 
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.operations import operation_of
-from tombola.worker.settle import tries
-from tombola.worker.settle.answers import Answer
+from tombola.worker.settle import repeats, tries
+from tombola.worker.settle.answers import Answer, Repeat
 from tombola.worker.settle.batch import Handling
 from tombola.worker.settle.rules import Rules
 
@@ -31,14 +31,19 @@ class Lanes:
         self._count = 1 if engine.dialect.name == "sqlite" else count
         self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="lane")
 
-    def settle(self, draws: Sequence[Request], handling: Handling, *, has_patience: bool = True) -> list[Answer]:
-        """An answer for each draw, in their order. Raises what tries.settle raises, after all lanes have ended."""
-        if self._count == 1 or len(draws) < SPLIT_SIZE_MIN:
-            return tries.settle(self._engine, draws, self._rules, handling, has_patience=has_patience)
+    def settle(
+        self, draws: Sequence[Request], handling: Handling, *, has_patience: bool = True
+    ) -> list[Answer | Repeat]:
+        """An answer for each draw, in their order, repeats without their results: `tell` reads these.
 
-        def settle(positions: Sequence[int]) -> list[Answer]:
+        Raises what tries.settle raises, after all lanes have ended.
+        """
+        if self._count == 1 or len(draws) < SPLIT_SIZE_MIN:
+            return tries.settle_unread(self._engine, draws, self._rules, handling, has_patience=has_patience)
+
+        def settle(positions: Sequence[int]) -> list[Answer | Repeat]:
             some = [draws[i] for i in positions]
-            return tries.settle(self._engine, some, self._rules, handling, has_patience=has_patience)
+            return tries.settle_unread(self._engine, some, self._rules, handling, has_patience=has_patience)
 
         needed = [operation_of(draw).needs(draw, self._rules.wheels).accounts for draw in draws]
         partners = _Partners()
@@ -50,10 +55,14 @@ class Lanes:
             by_lane.setdefault(_lane_of(partners.of(accounts[0]), self._count), []).append(position)
         under_way = [(positions, self._pool.submit(settle, positions)) for positions in by_lane.values()]
         wait([future for _, future in under_way])
-        answers: dict[int, Answer] = {}
+        answers: dict[int, Answer | Repeat] = {}
         for positions, future in under_way:
             answers.update(zip(positions, future.result(), strict=True))
         return [answers[position] for position in range(len(draws))]
+
+    def tell(self, answers: Sequence[Answer | Repeat]) -> list[Answer]:
+        """`answers` with the results of the repeats among them. Raises as repeats.tell does."""
+        return repeats.tell(self._engine, answers, self._rules)
 
 
 class _Partners:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from sqlalchemy import Engine, or_, select
@@ -54,6 +54,16 @@ class Putting:
             self.store.put(results)
         except ServiceUnavailable as error:
             self._begin_outage(error, results)
+
+    def renew(self, lottery_session_ids: Sequence[str]) -> Collection[str]:
+        """As ResultStore.renew. Never raises: a store that is away lacks all results."""
+        if self._is_away or not lottery_session_ids:
+            return lottery_session_ids
+        try:
+            return self.store.renew(lottery_session_ids)
+        except ServiceUnavailable as error:
+            self._begin_outage(error, ())
+            return lottery_session_ids
 
     def put_dead(self, dead: Sequence[Request], reason: str) -> None:
         """Announce draws that were given up. While the store is away, only the database says so."""

@@ -17,7 +17,7 @@ from tombola.producers.storage.transactions import Transaction
 from tombola.worker.campaigns.scene import BatchScene
 from tombola.worker.ledger import earlier
 from tombola.worker.ledger import post as ledger
-from tombola.worker.settle.answers import Answer
+from tombola.worker.settle.answers import Answer, Repeat
 from tombola.worker.settle.book import Book
 from tombola.worker.settle.rules import Rules
 
@@ -37,7 +37,7 @@ class Rehearsal:
         self._scene: BatchScene | None = None
         self._made: dict[str, list[Posting]] = {}  # what requests other than draws would have written, by ledger key
 
-    def answers(self, open_transaction: Transaction, draws: Sequence[Request]) -> list[Answer]:
+    def answers(self, open_transaction: Transaction, draws: Sequence[Request]) -> list[Answer | Repeat]:
         """What `settle_in` would answer. `open_transaction` may be read-only. Raises the driver's errors."""
         if not draws:
             return []

@@ -27,8 +27,8 @@ from tombola.producers.storage.transactions import Transaction, conflict_pause_s
 from tombola.producers.telemetry.fields import about
 from tombola.worker import metrics
 from tombola.worker.ledger import post as ledger
-from tombola.worker.settle import batch
-from tombola.worker.settle.answers import Answer, Deferred, Refused
+from tombola.worker.settle import batch, repeats
+from tombola.worker.settle.answers import Answer, Deferred, Refused, Repeat
 from tombola.worker.settle.batch import UNTOLD, Handling
 from tombola.worker.settle.rules import Rules
 
@@ -54,6 +54,20 @@ def settle(
     Raises ServiceUnavailable or ConfigurationError when the database cannot be used. Then it is unknown which draws
     have settled; the same call later finds out.
     """
+    answers = settle_unread(engine, draws, rules, handling, has_patience=has_patience, sleep=sleep)
+    return repeats.tell(engine, answers, rules)
+
+
+def settle_unread(
+    engine: Engine,
+    draws: Sequence[Request],
+    rules: Rules,
+    handling: Handling = UNTOLD,
+    *,
+    has_patience: bool = True,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[Answer | Repeat]:
+    """As `settle`, but repeats are answered without their results: worker.settle.repeats reads them."""
     if not draws:
         return []
     tries = _Tries(engine, rules, handling, sleep)
@@ -75,7 +89,7 @@ class _Tries:
     held: set[str] = field(default_factory=set)  # request keys that another transaction holds
     began_at: float = field(default_factory=time.monotonic)
 
-    def run(self, draws: Sequence[Request], error: Exception | None = None) -> list[Answer]:
+    def run(self, draws: Sequence[Request], error: Exception | None = None) -> list[Answer | Repeat]:
         """Settle `draws`: the whole batch, or a part of a batch that has failed with `error`."""
         is_part = error is not None
         if error is not None and is_lock_conflict(error) and self.is_late:
@@ -123,10 +137,10 @@ class _Tries:
         """Whether the time for waiting is over: `lock_wait_s` for the first lock, and once more for each try."""
         return time.monotonic() - self.began_at > self.rules.lock_wait_s * (self.rules.tries_max + 1)
 
-    def _try(self, draws: Sequence[Request]) -> list[Answer]:
+    def _try(self, draws: Sequence[Request]) -> list[Answer | Repeat]:
         """One transaction."""
         free = [draw for draw in draws if draw.request_key not in self.held] if self.held else draws
-        settled: Iterator[Answer] = iter(())
+        settled: Iterator[Answer | Repeat] = iter(())
         if free:
             now = clock.now(self.engine)
             # What is read once in a while is read here: no lock waits for it.

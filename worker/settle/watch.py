@@ -11,7 +11,7 @@ from tombola.producers.telemetry import tracing
 from tombola.producers.telemetry.pulse import Pulse
 from tombola.worker import metrics
 from tombola.worker.deliveries import Delivery
-from tombola.worker.settle.answers import Settled
+from tombola.worker.settle.answers import Repeat, Settled
 
 
 class Watch:
@@ -32,7 +32,7 @@ class Watch:
             yield
         metrics.BATCH_SECONDS.observe(time.perf_counter() - began)
 
-    def count(self, settled: Sequence[Settled], deferred: int) -> None:
+    def count(self, settled: Sequence[Settled | Repeat], deferred: int) -> None:
         """Count draws and movements that are settled, with their results put, and those to try again later."""
         repeats = sum(it.is_repeat for it in settled)
         rejected = sum(it.is_rejected for it in settled)
@@ -52,7 +52,7 @@ class Watch:
             # began: add the time since then.
             since_s = time.perf_counter() - self._began
             for it in settled:
-                if it.accepted_at is not None:
+                if isinstance(it, Settled) and it.accepted_at is not None:
                     metrics.LATENCY.observe((it.settled_at - it.accepted_at).total_seconds() + since_s)
 
     def count_parked(self, cause: str) -> None:
