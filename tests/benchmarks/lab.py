@@ -92,6 +92,7 @@ class Contestant:
     fill: Callable[[Sequence[DrawRequest]], None]
     backlog: Callable[[], int]
     options: tuple[str, ...] = ()
+    runner: str = "celery"  # a module that takes the options of `celery`
 
 
 @dataclass
@@ -283,7 +284,7 @@ class Lab:
     def worker(self, contestant: Contestant) -> Iterator[Worker]:
         """`celery worker` in a process of its own, ended by a warm shutdown."""
         log = self.folder / f"{contestant.name}.log"
-        argv = [sys.executable, "-m", "celery", "-A", contestant.module, "worker", "--loglevel=WARNING"]
+        argv = [sys.executable, "-m", contestant.runner, "-A", contestant.module, "worker", "--loglevel=WARNING"]
         argv += ["--without-gossip", "--without-mingle", *contestant.options]
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("TOMBOLA_")}
         with log.open("wb") as output:

@@ -32,6 +32,7 @@ from tests.benchmarks.lab import (
 )
 from tests.benchmarks.legacy import legacy
 from tests.benchmarks.movements import movements
+from tests.benchmarks.parts import parts
 from tests.benchmarks.report import Finding, at_least, at_most
 from tests.benchmarks.webhooks import webhooks
 from tombola.producers import DrawClient, DrawRequest
@@ -400,6 +401,7 @@ def tune(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
 Measurement = Callable[[Lab, Sizes, Say], Sequence[Finding]]
 MEASUREMENTS: Final[dict[str, Measurement]] = {
     "throughput": throughput,
+    "parts": parts,
     "redeliveries": redeliveries,
     "latency": latency,
     "publish": publish,
