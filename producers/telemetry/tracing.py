@@ -95,8 +95,8 @@ def publishing(count: int) -> Iterator[dict[str, str] | None]:
 
 
 @contextmanager
-def settling(carriers: Iterable[Mapping[str, Any]], count: int) -> Iterator[None]:
-    """A consumer's span around one batch, with a link to the trace of each of its messages."""
+def settling(carriers: Iterable[Mapping[str, Any]], count: int, *, since: float) -> Iterator[None]:
+    """A consumer's span of one batch, which began at this `perf_counter`, with a link to the trace of each message."""
     if not is_on():
         yield
         return
@@ -108,7 +108,11 @@ def settling(carriers: Iterable[Mapping[str, Any]], count: int) -> Iterator[None
         if context.is_valid and len(links) < LINKS_MAX:
             links.append(trace.Link(context))
     with _tracer().start_as_current_span(
-        "settle draws", links=links, kind=trace.SpanKind.CONSUMER, attributes=_messaging("settle", "process", count)
+        "settle draws",
+        links=links,
+        kind=trace.SpanKind.CONSUMER,
+        attributes=_messaging("settle", "process", count),
+        start_time=time.time_ns() - int((time.perf_counter() - since) * 1e9),
     ):
         yield
 

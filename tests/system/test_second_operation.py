@@ -300,7 +300,8 @@ def test_lanes_share_no_account(mariadb_house: House) -> None:
         else DrawRequest(account_id=accounts[number % 8], request_key=f"d{number}")
         for number in range(160)
     ]
-    answers = Lanes(house.engine, Rules(house.wheels, tries_max=1, lock_wait_s=20), 4).settle(asked, Handling())
+    lanes = Lanes(house.engine, Rules(house.wheels, tries_max=1, lock_wait_s=20), 4)
+    answers = lanes.begin(asked, Handling()).answers()
     assert [it.request.request_key for it in answers] == [it.request_key for it in asked]
     assert all(isinstance(it, Settled) for it in answers)
     assert_books(house.engine, SHAPES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def test_what_somebody_else_sent_beside_it_does_no_harm(
 
 def test_numbers_in_place_of_a_context_do_no_harm(spans: Callable[[], Sequence[ReadableSpan]]) -> None:
     """AMQP headers are of any type."""
-    with tracing.settling([{"traceparent": 7}, {"traceparent": None, "tracestate": b"\xff"}, {}], 3):
+    with tracing.settling([{"traceparent": 7}, {"traceparent": None, "tracestate": b"\xff"}, {}], 3, since=0.0):
         pass
     (span,) = named(spans(), "settle draws")
     assert span.links == ()
@@ -169,7 +170,7 @@ def test_numbers_in_place_of_a_context_do_no_harm(spans: Callable[[], Sequence[R
 
 def test_a_batch_keeps_a_bounded_number_of_links(spans: Callable[[], Sequence[ReadableSpan]]) -> None:
     carriers = [{"traceparent": f"00-{number + 1:032x}-{number + 1:016x}-01"} for number in range(800)]
-    with tracing.settling(carriers, 800):
+    with tracing.settling(carriers, 800, since=time.perf_counter()):
         pass
     (span,) = named(spans(), "settle draws")
     assert len(span.links) == tracing.LINKS_MAX
@@ -218,7 +219,7 @@ assert not tracing.HAS_API and not tracing.is_on()
 assert tracing.headers() is None and tracing.ids() == {}
 with tracing.serving("POST /v1/draws", [(b"traceparent", b"x")]) as span, tracing.publishing(1) as beside:
     assert span is None and beside is None
-with tracing.settling([{"traceparent": "x"}], 1):
+with tracing.settling([{"traceparent": "x"}], 1, since=0.0):
     pass
 logging.basicConfig()
 tracing.set_up("worker")

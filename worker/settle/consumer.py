@@ -3,6 +3,8 @@
 There is no flush timer: a batch is what has piled up while the last batch was under way, one draw in quiet times and
 hundreds under load. The order is the guarantee: commit, then results, then ack. A worker that dies in between leaves
 its draws unacked; the draws are delivered again, found settled, and answered with their first result.
+
+Under load the lanes never rest: while the results of one full batch are put, the lanes settle the next one.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from tombola.worker.deliveries import Deliveries, Delivery, open_deliveries
 from tombola.worker.deliveries.losses import left_to_relay
 from tombola.worker.ledger.old_rows import OldDraws
 from tombola.worker.settle.aside import Aside
-from tombola.worker.settle.handler import Handler, Later, Round, about_message
+from tombola.worker.settle.handler import Begun, Handler, Later, Round, about_message
 from tombola.worker.settle.lanes import Lanes
 from tombola.worker.settle.outages import CutOff, Outages, Stopping
 from tombola.worker.settle.putting import Putting
@@ -77,6 +79,7 @@ class Consumer:
         self._next_look_for_dead = 0.0
         self._next_keep = 0.0
         self._outages_in_row = 0  # how often in a row what was in hand had to be given back
+        self._ahead: Begun | None = None  # a full batch that the lanes settle, begun before the last one was finished
         self._trying: set[str] = set()  # suspects that are parked, and not tried to the end, by their SHA-256
         self._stopping = threading.Event()
         self._outages = Outages(engine, self._stopping)
@@ -131,9 +134,13 @@ class Consumer:
                     failures += 1
                     log.exception("unexpected error in the consumer; trying again (%d)", failures)
                     # What is in hand is delivered again and counted: a message that is to blame is soon handled alone.
-                    self._aside.clear()
-                    self.deliveries.release()
+                    self._let_go()
                     self._outages.back_off(failures)
+            self._finish_ahead()
+        except (ServiceUnavailable, ConfigurationError, Stopping) as error:
+            log.warning("%s; what this worker holds is delivered again", error)
+        except Exception:
+            log.exception("unexpected error in the last batch; what this worker holds is delivered again")
         finally:
             self.results.close()
             self.deliveries.close()
@@ -141,8 +148,9 @@ class Consumer:
     def consume_once(self, *, wait_s: float = IDLE_WAIT_S) -> Round:
         """Try again what was set aside and is due; then fetch one batch, settle it, put the results and ack.
 
-        Returns what became of the fetched batch. Waits up to `wait_s` for a first message. Raises Stopping when the
-        worker shuts down while the database is away, and ServiceUnavailable when the broker is away.
+        A full batch may only have begun when this returns: the next call finishes it. Returns what became of the
+        batches that are finished, without what was set aside before. Waits up to `wait_s` for a first message. Raises
+        Stopping when the worker shuts down while the database is away, and ServiceUnavailable when the broker is away.
         """
         if self._outages_in_row:
             self._outages.await_database(self._outages_in_row)
@@ -152,33 +160,64 @@ class Consumer:
             self._give_back([], error)
             return Round()
         self._keep()
+        done = self._finish_ahead() if len(self._aside) else Round()
         if due := self._aside.take_due(self.settings.batch_size_max):
-            with self._watch.batch(due):
-                self._see_through(due, has_patience=False)
+            self._see_through(due, has_patience=False)
             self._aside.end_try()
             metrics.ASIDE.set(len(self._aside))
         count_max = 1 if self._outages_in_row else self.settings.batch_size_max
-        fetched = self.deliveries.fetch(count_max, wait_s=min(wait_s, self._aside.due_in_s))
-        if not fetched:
-            return Round()
-        with self._watch.batch(fetched):
-            return self._see_through(fetched)
-
-    def _see_through(self, fetched: Sequence[Delivery], *, has_patience: bool = True) -> Round:
-        """Settle what was fetched, put the results, ack. When an outage lasts, give back what is in hand."""
         try:
-            done = self._see_some_through(fetched, has_patience=has_patience)
+            fetched = self.deliveries.fetch(count_max, wait_s=0 if self._ahead else min(wait_s, self._aside.due_in_s))
+        except ServiceUnavailable:
+            self._finish_ahead()  # its results are waited for, whatever the broker does
+            raise
+        if self._may_run_ahead(fetched):
+            before, self._ahead = self._ahead, self._handler.begin(fetched)
+            return done if before is None else done + self._see_through(before.fetched, before)
+        done += self._finish_ahead()
+        return done + self._see_through(fetched) if fetched else done
+
+    def _may_run_ahead(self, fetched: Sequence[Delivery]) -> bool:
+        """Whether the lanes settle this batch while other work goes on: it is full, and all is in order."""
+        return (
+            len(fetched) == self.settings.batch_size_max
+            and self._handler.are_split(len(fetched))
+            and not len(self._aside)
+            and not any(it.count > self.settings.deliveries_max for it in fetched)
+        )
+
+    def _finish_ahead(self) -> Round:
+        """See the batch through that has begun, if any."""
+        begun, self._ahead = self._ahead, None
+        return Round() if begun is None else self._see_through(begun.fetched, begun)
+
+    def _see_through(
+        self, fetched: Sequence[Delivery], begun: Begun | None = None, *, has_patience: bool = True
+    ) -> Round:
+        """Settle what was fetched, put the results, ack. When an outage lasts, give back what is in hand.
+
+        What has `begun` is not settled again, except after an outage.
+        """
+        try:
+            with self._watch.batch(fetched, time.perf_counter() if begun is None else begun.began_at):
+                done = self._see_some_through(fetched, begun, has_patience=has_patience)
         except CutOff as error:
             self._give_back(fetched, error)
             return Round()
         self._outages_in_row = 0
         return done
 
-    def _see_some_through(self, fetched: Sequence[Delivery], *, has_patience: bool) -> Round:
+    def _see_some_through(self, fetched: Sequence[Delivery], begun: Begun | None, *, has_patience: bool) -> Round:
         suspects = [delivery for delivery in fetched if delivery.count > self.settings.deliveries_max]
         regular = [delivery for delivery in fetched if delivery.count <= self.settings.deliveries_max]
         later = [it for suspect in suspects for it in self._handle_suspect(suspect)]
-        done, others = self._outages.persist(lambda: self._handler.handle(regular, has_patience=has_patience))
+
+        def handle() -> tuple[Round, list[Later]]:
+            nonlocal begun
+            taken, begun = begun, None
+            return self._handler.finish(taken or self._handler.begin(regular, has_patience=has_patience))
+
+        done, others = self._outages.persist(handle)
         later += others
         left = {it.delivery.tag for it in later}
         self.deliveries.ack([delivery for delivery in fetched if delivery.tag not in left])
@@ -219,9 +258,16 @@ class Consumer:
             regular = [it for it in fetched if it.count <= self.settings.deliveries_max and it.whole is None]
             with suppress(ServiceUnavailable):
                 self.deliveries.requeue(regular)
+        self._let_go()
+        self._outages_in_row += 1
+
+    def _let_go(self) -> None:
+        """Give back all that is in hand. What the lanes settle meanwhile is found settled when it is delivered."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.under_way.wait()
         self._aside.clear()
         self.deliveries.release()
-        self._outages_in_row += 1
 
     def _handle_suspect(self, delivery: Delivery) -> list[Later]:
         """Handle alone a message that was delivered too often: perhaps it kills the workers.

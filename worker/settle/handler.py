@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import operator
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 from sqlalchemy import Engine
@@ -23,7 +25,7 @@ from tombola.worker.deliveries.losses import REASON_HEADER
 from tombola.worker.settle.answers import Answer, Deferred, Refused, Repeat, Settled
 from tombola.worker.settle.aside import Aside, Held
 from tombola.worker.settle.batch import Handling
-from tombola.worker.settle.lanes import Lanes
+from tombola.worker.settle.lanes import Lanes, UnderWay
 from tombola.worker.settle.putting import Putting, announce_dead
 from tombola.worker.settle.watch import Watch
 
@@ -40,12 +42,27 @@ class Round:
     deferred: int = 0
     strangers: int = 0  # parked messages that are neither signed nor accepted
 
+    def __add__(self, other: Round) -> Round:
+        return Round(*map(operator.add, astuple(self), astuple(other)))
+
 
 class Later(NamedTuple):
     """A delivery to try again later, and what the delivery waits for."""
 
     held: Held
     delivery: Delivery
+
+
+class Begun(NamedTuple):
+    """Fetched messages that are being handled: the draws among them are being settled, in lanes."""
+
+    fetched: Sequence[Delivery]
+    parsed: Sequence[tuple[Delivery, Request]]
+    unreadable: list[Parking]
+    later: list[Later]
+    committing: Future[list[Parking]] | None
+    under_way: UnderWay
+    began_at: float
 
 
 class Handler:
@@ -70,21 +87,38 @@ class Handler:
             self._keyring.check(request, delivery.headers.get(SIGNATURE))
         return request
 
-    def handle(self, fetched: Sequence[Delivery], *, has_patience: bool = True) -> tuple[Round, list[Later]]:
-        """Settle the draws among `fetched`, put their results, park the other messages.
+    def are_split(self, draws: int) -> bool:
+        """As Lanes.are_split."""
+        return self._lanes.are_split(draws)
 
-        Returns what was done, and the deliveries to try again later; all others can be acked. With `has_patience`,
-        draws of accounts that others wait for already are not tried. Raises ServiceUnavailable or ConfigurationError
-        when the database cannot be used; it is safe to repeat.
+    def begin(self, fetched: Sequence[Delivery], *, has_patience: bool = True) -> Begun:
+        """Begin to settle the draws among `fetched`, and to park the other messages; `finish` sees to the rest.
+
+        With `has_patience`, draws of accounts that others wait for already are not tried. Never raises.
         """
+        began_at = time.perf_counter()
         parsed, unreadable, later = self._sort(fetched, has_patience=has_patience)
         # Messages that are no draws are parked while the draws settle, so that garbage does not make them wait.
         committing = self._parker.submit(self._commit, unreadable) if unreadable else None
         redelivered = {draw.request_key: delivery.count for delivery, draw in parsed if delivery.count > 1}
+        under_way = self._lanes.begin(
+            [draw for _, draw in parsed], Handling(self._name, redelivered), has_patience=has_patience
+        )
+        return Begun(fetched, parsed, unreadable, later, committing, under_way, began_at)
+
+    def handle(self, fetched: Sequence[Delivery], *, has_patience: bool = True) -> tuple[Round, list[Later]]:
+        """`begin`, and `finish` at once."""
+        return self.finish(self.begin(fetched, has_patience=has_patience))
+
+    def finish(self, begun: Begun) -> tuple[Round, list[Later]]:
+        """Wait until the draws are settled, and put their results.
+
+        Returns what was done, and the deliveries to try again later; all others can be acked. Raises ServiceUnavailable
+        or ConfigurationError when the database cannot be used; it is safe to begin again.
+        """
+        _, parsed, unreadable, later, committing, under_way, began_at = begun
         try:
-            answers = self._lanes.settle(
-                [draw for _, draw in parsed], Handling(self._name, redelivered), has_patience=has_patience
-            )
+            answers = under_way.answers()
         finally:
             if committing is not None:
                 wait([committing])
@@ -109,7 +143,7 @@ class Handler:
             unparked += self._announce(unreadable, committing.result())
             parkings += unreadable
         later += [Later(it.sha256, it.delivery) for it in unparked]
-        self._watch.count(settled, len(later))
+        self._watch.count(settled, len(later), since=began_at)
         repeats = sum(it.is_repeat for it in settled)
         if repeats:
             log.info("%d of %d draws were repeats, answered with their first result", repeats, len(settled))

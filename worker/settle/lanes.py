@@ -1,12 +1,13 @@
 """Lanes: a large batch is settled in transactions side by side that share no account.
 
-So lanes never wait for each other's locks, as two batches of random accounts nearly always do.
+So lanes never wait for each other's locks, as two batches of random accounts nearly always do. An account stays in its
+lane, and each lane takes one part after the other: so a second batch can begin while the first one is under way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Final
 
 from sqlalchemy import Engine
@@ -14,11 +15,36 @@ from sqlalchemy import Engine
 from tombola.producers.domain.contract import Request
 from tombola.producers.domain.operations import operation_of
 from tombola.worker.settle import repeats, tries
-from tombola.worker.settle.answers import Answer, Repeat
+from tombola.worker.settle.answers import Answer, Deferred, Repeat
 from tombola.worker.settle.batch import Handling
 from tombola.worker.settle.rules import Rules
 
 SPLIT_SIZE_MIN: Final = 64  # one transaction settles a smaller batch sooner
+
+
+Answers = list[Answer | Repeat]
+
+
+class UnderWay:
+    """A batch that is being settled, in a part for each lane: the positions of its draws, and their answers."""
+
+    def __init__(self, parts: Sequence[tuple[Sequence[int], Future[Answers]]]) -> None:
+        self._parts = parts
+
+    def wait(self) -> None:
+        """Return when all parts have ended, well or not."""
+        wait([future for _, future in self._parts])
+
+    def answers(self) -> Answers:
+        """An answer for each draw, in their order, repeats without their results: Lanes.tell reads these.
+
+        Raises what tries.settle raises, after all parts have ended.
+        """
+        self.wait()
+        answers: dict[int, Answer | Repeat] = {}
+        for positions, future in self._parts:
+            answers.update(zip(positions, future.result(), strict=True))
+        return [answers[position] for position in range(len(answers))]
 
 
 class Lanes:
@@ -29,22 +55,17 @@ class Lanes:
         self._rules = rules
         # SQLite has one writer at a time.
         self._count = 1 if engine.dialect.name == "sqlite" else count
-        self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="lane")
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"lane_{it}") for it in range(self._count)]
+        self._has_met_locks = [False] * self._count  # in its last part
 
-    def settle(
-        self, draws: Sequence[Request], handling: Handling, *, has_patience: bool = True
-    ) -> list[Answer | Repeat]:
-        """An answer for each draw, in their order, repeats without their results: `tell` reads these.
+    def are_split(self, draws: int) -> bool:
+        """Whether a batch of so many draws is settled by the lanes' threads, and not by the caller's."""
+        return self._count > 1 and draws >= SPLIT_SIZE_MIN
 
-        Raises what tries.settle raises, after all lanes have ended.
-        """
-        if self._count == 1 or len(draws) < SPLIT_SIZE_MIN:
-            return tries.settle_unread(self._engine, draws, self._rules, handling, has_patience=has_patience)
-
-        def settle(positions: Sequence[int]) -> list[Answer | Repeat]:
-            some = [draws[i] for i in positions]
-            return tries.settle_unread(self._engine, some, self._rules, handling, has_patience=has_patience)
-
+    def begin(self, draws: Sequence[Request], handling: Handling, *, has_patience: bool = True) -> UnderWay:
+        """Begin to settle `draws`. Never raises. A batch that is not split has ended when this returns."""
+        if not self.are_split(len(draws)):
+            return UnderWay([(range(len(draws)), self._settled(draws, handling, has_patience=has_patience))])
         needed = [operation_of(draw).needs(draw, self._rules.wheels).accounts for draw in draws]
         partners = _Partners()
         for accounts in needed:
@@ -53,12 +74,34 @@ class Lanes:
         by_lane: dict[int, list[int]] = {}
         for position, accounts in enumerate(needed):
             by_lane.setdefault(_lane_of(partners.of(accounts[0]), self._count), []).append(position)
-        under_way = [(positions, self._pool.submit(settle, positions)) for positions in by_lane.values()]
-        wait([future for _, future in under_way])
-        answers: dict[int, Answer | Repeat] = {}
-        for positions, future in under_way:
-            answers.update(zip(positions, future.result(), strict=True))
-        return [answers[position] for position in range(len(draws))]
+        return UnderWay(
+            [
+                (
+                    positions,
+                    self._threads[lane].submit(
+                        self._settle, lane, [draws[i] for i in positions], handling, has_patience=has_patience
+                    ),
+                )
+                for lane, positions in by_lane.items()
+            ]
+        )
+
+    def _settle(self, lane: int, draws: Sequence[Request], handling: Handling, *, has_patience: bool) -> Answers:
+        # The part before has waited in full for locks that another transaction holds: this one does not wait as well.
+        has_patience = has_patience and not self._has_met_locks[lane]
+        answers = tries.settle_unread(self._engine, draws, self._rules, handling, has_patience=has_patience)
+        self._has_met_locks[lane] = any(isinstance(it, Deferred) for it in answers)
+        return answers
+
+    def _settled(self, draws: Sequence[Request], handling: Handling, *, has_patience: bool) -> Future[Answers]:
+        """The outcome of settling `draws` in the caller's thread."""
+        future: Future[Answers] = Future()
+        try:
+            answers = tries.settle_unread(self._engine, draws, self._rules, handling, has_patience=has_patience)
+            future.set_result(answers)
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
     def tell(self, answers: Sequence[Answer | Repeat]) -> list[Answer]:
         """`answers` with the results of the repeats among them. Raises as repeats.tell does."""

@@ -20,20 +20,21 @@ class Watch:
     def __init__(self, pulse: Pulse | None = None, *, with_latency: bool = False) -> None:
         self._pulse = pulse
         self._with_latency = with_latency
-        self._began = time.perf_counter()
 
     @contextmanager
-    def batch(self, fetched: Sequence[Delivery]) -> Iterator[None]:
-        """A context for all work on one batch: counts it, and spans it."""
-        self._began = began = time.perf_counter()
+    def batch(self, fetched: Sequence[Delivery], began_at: float) -> Iterator[None]:
+        """A context for the work on one batch, which `began_at` this `perf_counter`: counts it, and spans it."""
         metrics.BATCH_DRAWS.observe(len(fetched))
         metrics.REDELIVERED.inc(sum(delivery.count > 1 for delivery in fetched))
-        with tracing.settling((delivery.headers for delivery in fetched), len(fetched)):
+        with tracing.settling((delivery.headers for delivery in fetched), len(fetched), since=began_at):
             yield
-        metrics.BATCH_SECONDS.observe(time.perf_counter() - began)
+        metrics.BATCH_SECONDS.observe(time.perf_counter() - began_at)
 
-    def count(self, settled: Sequence[Settled | Repeat], deferred: int) -> None:
-        """Count draws and movements that are settled, with their results put, and those to try again later."""
+    def count(self, settled: Sequence[Settled | Repeat], deferred: int, *, since: float) -> None:
+        """Count draws and movements that are settled, with their results put, and those to try again later.
+
+        Their batch began at this `perf_counter`.
+        """
         repeats = sum(it.is_repeat for it in settled)
         rejected = sum(it.is_rejected for it in settled)
         counts = {"settled": len(settled) - repeats - rejected, "rejected": rejected, "repeats": repeats}
@@ -50,7 +51,7 @@ class Watch:
         if self._with_latency:
             # Both times are by the database's clock (producers.storage.clock), and `settled_at` is when the batch
             # began: add the time since then.
-            since_s = time.perf_counter() - self._began
+            since_s = time.perf_counter() - since
             for it in settled:
                 if isinstance(it, Settled) and it.accepted_at is not None:
                     metrics.LATENCY.observe((it.settled_at - it.accepted_at).total_seconds() + since_s)
