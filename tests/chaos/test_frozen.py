@@ -24,7 +24,7 @@ from tombola.producers.storage.faults import explain
 from tombola.worker.cli import app
 from tombola.worker.operators import users as operators
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.process]
 
 SAID_WITHIN_S = 10.0  # 8 s, and some for a machine that others use
 NO_DATABASE = "the database does not answer"

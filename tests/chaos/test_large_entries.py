@@ -6,5 +6,6 @@ from tests.deliveries.test_streams import read_large_entries
 
 
 @pytest.mark.chaos
+@pytest.mark.process
 def test_a_stream_of_gigabytes_flows_on() -> None:
     read_large_entries(150, grown_mib_max=250)

@@ -26,7 +26,7 @@ SLOWER_MAX = 4.0
 QUIET_P99_MS_MIN = 8.0  # below, four times as much is what another process on this machine does
 MEMORY_KB_MAX = 150 * 1024
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.process, pytest.mark.timeout(600)]
 
 
 def honest_p99_ms(url: str, api_key: str) -> float:
