@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from tests.benchmarks.lab import ACCOUNTS, Lab, Say, Sizes, make_draws
-from tests.benchmarks.report import Finding, at_least
+from tests.benchmarks.report import Finding, beside
+from tests.benchmarks.rounds import interleaved
 from tombola.producers import DrawRequest
 from tombola.producers.domain.campaigns import manifest
 from tombola.producers.storage.campaigns import CampaignState
@@ -45,28 +45,16 @@ def campaigns(lab: Lab, sizes: Sizes, say: Say) -> list[Finding]:
         "one row": lambda: _rate(lab, _draws(sizes.draws), IN_ONE_ROW),
         "ten-pulls": lambda: 10 * _rate(lab, _draws(pulls, pulls=10), IN_EIGHT_ROWS),
     }
-    seen: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for number in range(1, sizes.rounds + 1):
-        # The order changes from round to round: the second contestant meets another machine than the first.
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            seen[name].append(contenders[name]())
-            say(f"round {number}: {name} {seen[name][-1]:,.0f}/s")
-    rates = {name: statistics.median(values) for name, values in seen.items()}
-
-    def beside(name: str, other: str) -> float:
-        """Round by round: what else this machine did then hit both."""
-        return statistics.median(one / two for one, two in zip(seen[name], seen[other], strict=True))
-
+    rounds = interleaved(contenders, sizes.rounds, say)
     group = "campaigns"
     return [
-        Finding(group, "the built-in campaign", rates["default"], "draws/s"),
-        Finding(group, "a stocked prize, eight rows", rates["eight rows"], "draws/s"),
-        Finding(group, "a stocked prize, one row", rates["one row"], "draws/s"),
-        Finding(group, "ten-pulls of a stocked prize", rates["ten-pulls"], "pulls/s"),
-        at_least(group, "eight rows : built-in", beside("eight rows", "default"), "×", 0.9),
-        at_least(group, "one row : built-in", beside("one row", "default"), "×", 0.7),
-        at_least(group, "ten-pulls : single draws, in pulls", beside("ten-pulls", "eight rows"), "×", 4),
+        Finding(group, "the built-in campaign", rounds.median("default"), "draws/s"),
+        Finding(group, "a stocked prize, eight rows", rounds.median("eight rows"), "draws/s"),
+        Finding(group, "a stocked prize, one row", rounds.median("one row"), "draws/s"),
+        Finding(group, "ten-pulls of a stocked prize", rounds.median("ten-pulls"), "pulls/s"),
+        beside(group, "eight rows : built-in", rounds.beside("eight rows", "default"), 0.9),
+        beside(group, "one row : built-in", rounds.beside("one row", "default"), 0.7),
+        beside(group, "ten-pulls : single draws, in pulls", rounds.beside("ten-pulls", "eight rows"), 4),
     ]
 
 

@@ -65,6 +65,8 @@ class Sizes:
 
     rounds: int
     draws: int
+    slices: int  # of throughput: many and small, so that all contestants meet the same machine
+    slice_draws: int
     baseline_draws: int
     calibration_draws: int
     latency_s: float

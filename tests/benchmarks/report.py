@@ -12,6 +12,8 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.rounds import Ratio
+
 GREY: Final = "#767676"  # readable on white and on black alike
 OURS, THEIRS = "#2f81f7", "#a0a0a0"
 
@@ -27,16 +29,26 @@ class Finding:
     target: str = ""
     reached: bool | None = None
     bar: str = ""  # its label in the chart, if it is in there
+    spread: tuple[float, float] | None = None  # the lowest and the highest of the rounds
 
     @property
     def measured(self) -> str:
         digits = 0 if abs(self.value) >= 100 else 2
-        return f"{self.value:,.{digits}f} {self.unit}"
+        spread = "" if self.spread is None else f" ({self.spread[0]:,.{digits}f} to {self.spread[1]:,.{digits}f})"
+        return f"{self.value:,.{digits}f}{spread} {self.unit}"
 
 
 def at_least(group: str, what: str, value: float, unit: str, bound: float) -> Finding:
     """A finding that should not be below `bound`."""
     return Finding(group, what, value, unit, f"≥ {bound:,g}", value >= bound)
+
+
+def beside(group: str, what: str, ratio: Ratio, bound: float | None = None) -> Finding:
+    """A finding of the rounds' ratios, which should not be below `bound`."""
+    spread = (ratio.low, ratio.high) if ratio.low != ratio.high else None
+    if bound is None:
+        return Finding(group, what, ratio.median, "×", spread=spread)
+    return Finding(group, what, ratio.median, "×", f"≥ {bound:,g}", ratio.median >= bound, spread=spread)
 
 
 def at_most(group: str, what: str, value: float, unit: str, bound: float) -> Finding:
