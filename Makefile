@@ -4,7 +4,7 @@ ARGS ?=
 # The tests start workers and gateways by the dozen: what they import is compiled once, also where the environment says no.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run check test bench chaos lint sbom audit-deps lock clean help
+.PHONY: run check test bench chaos matrix lint sbom audit-deps lock clean help
 .DEFAULT_GOAL := run
 
 run: .venv/run  ## draws from end to end on an embedded default: no server, no root
@@ -28,6 +28,9 @@ bench: .venv/dev  ## the figures of the README, and its chart
 
 chaos: .venv/dev  ## the longer fault runs
 	$(BIN)/python -m pytest -m chaos $(ARGS)
+
+matrix: .venv/dev  ## the server tests on other releases' servers, which it fetches: MySQL, newer MariaDB, Redis, RabbitMQ
+	$(BIN)/python -m tests.matrix $(ARGS)
 
 sbom: .venv/dev  ## a bill of materials of what is locked: build/tombola.cdx.json
 	@mkdir -p build

@@ -50,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # Fixtures that start a server. A test has the mark `process` if it asks for one of them, also by way of others.
 SERVERS = {"mariadb_server", "redis_server", "rabbitmq_server", "own_server"}
+KINDS = ("mariadb", "redis", "rabbitmq")  # marks of the tests that use such a server, for tests/matrix
 UNMARKED = "starts a process or uses a server: set pytest.mark.process"
 
 _unmarked: list[str] = []  # the test that runs, if it may start nothing
@@ -58,6 +59,9 @@ _unmarked: list[str] = []  # the test that runs, if it may start nothing
 def pytest_itemcollected(item: pytest.Item) -> None:
     if SERVERS.intersection(getattr(item, "fixturenames", ())):
         item.add_marker(pytest.mark.process)
+    for kind in KINDS:
+        if f"{kind}_server" in getattr(item, "fixturenames", ()) or kind in item.name.partition("[")[2]:
+            item.add_marker(getattr(pytest.mark, kind))
 
 
 @pytest.hookimpl(wrapper=True)

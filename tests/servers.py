@@ -6,10 +6,11 @@
         server.restart()    # same port, same data; returns when the server answers
     # the process and its folder are gone
 
-`TEST_MARIADB_URL`, `TEST_REDIS_URL` and `TEST_RABBITMQ_URL` name servers to use as they are. Other servers
-are started from the binaries of this machine (on Debian, root installs missing ones), each on its own port
-on 127.0.0.1 with its data in a temporary folder. A server that cannot be found or started raises
-`Unavailable` with the reason. This module does not depend on pytest.
+`TEST_MARIADB_URL`, `TEST_REDIS_URL` and `TEST_RABBITMQ_URL` name servers to use as they are. `TEST_SERVER_PATH` is a
+folder of programs that come before this machine's own (tests/matrix). Other servers are started from the binaries of
+this machine (on Debian, root installs missing ones), each on its own port on 127.0.0.1 with its data in a temporary
+folder. A server that cannot be found or started raises `Unavailable` with the reason. This module does not depend on
+pytest.
 """
 
 import ctypes
@@ -54,7 +55,10 @@ PORTS = range(15_000, 32_000)
 # Debian keeps daemons out of users' PATH. Its rabbitmq-server in PATH is a wrapper that changes to the user
 # rabbitmq, which may not read our folder; the original script is in the first folder here.
 SEARCH_PATH = os.pathsep.join(
-    ("/usr/lib/rabbitmq/bin", os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin")
+    (
+        *filter(None, [os.environ.get("TEST_SERVER_PATH")]),
+        *("/usr/lib/rabbitmq/bin", os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"),
+    )
 )
 
 MARIADB_PACKAGES = ("mariadb-server-core", "mariadb-client-core")  # the programs without the service
