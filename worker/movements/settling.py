@@ -82,16 +82,15 @@ def settle(engine: Engine, request: Request, *, operator: str, reason: str = "")
     def act(connection: Connection) -> Moved:
         if (earlier := _of_older_release(connection, request)) is not None:
             return earlier
-        joining = Transaction.joining(connection)
         answers = settle_in(
-            joining,
+            Transaction.joining(connection),
             [request],
             rules,
             clock.now(connection),
             Handling(f"{SETTLED_BY}{operator}"[:SETTLED_BY_LENGTH_MAX]),
             is_careful=True,
         )
-        (answer,) = repeats.tell_in(joining, answers, rules)
+        (answer,) = repeats.tell_in(Transaction.joining(connection), answers, rules)
         moved = _moved(request, answer)
         if moved.result.status == "rejected":
             _reject(moved)  # rolls back
