@@ -326,7 +326,10 @@ class Entry:
                 raise bound
             return found
         if _may_be_outdated(connection) and (known := self.find_known(bound)) is not None:
-            return known  # found past the application's transaction, which the attempt to insert it would roll back
+            # Found past the application's transaction, which the attempt to insert it would roll back. A request that
+            # came by the broker alone becomes the caller's there, too.
+            is_nobodys = known.record is not None and not known.record.caller
+            return self.accept([submission])[0] if is_nobodys and submission.caller else known
         publish_at = now + self._relay_after if is_published else now
         # Not remembered: the request is accepted only when the application commits.
         try:

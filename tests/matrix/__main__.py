@@ -62,7 +62,7 @@ def main() -> int:
     console.print(table)
     for it in outcomes:
         for name in it.failed:
-            console.print(f"{it.release.name}: {name}", highlight=False)
+            console.print(f"{it.release.name}: {name}", highlight=False, markup=False, soft_wrap=True)
     return 1 if any(it.fails for it in outcomes) else 0
 
 

@@ -390,6 +390,9 @@ def test_a_repeat_that_the_applications_snapshot_cannot_see_gets_the_first_ticke
     again = entry.accept_with(application, Submission(draw))
     assert (again.request, again.is_new, again.is_conflict) == (draw, False, False)
     assert entry.accept_with(application, Submission(other)).is_conflict
+    # A request without a caller becomes the caller's, as it does in a transaction that sees it.
+    assert entry.accept_with(application, Submission(draw, "shop")).request == draw
+    assert entry.accept_with(application, Submission(other, "shop")).is_conflict
     mine = DrawRequest(account_id=1, request_key="mine")
     assert entry.accept_with(application, Submission(mine)).is_new
     assert not entry.accept_with(application, Submission(mine)).is_new, "it sees its own"
@@ -398,7 +401,11 @@ def test_a_repeat_that_the_applications_snapshot_cannot_see_gets_the_first_ticke
     assert set(rows(mariadb)) == {"k", "mine"}
 
 
-def test_a_transaction_that_the_server_has_rolled_back_says_so(mariadb: Engine, application: Connection) -> None:
+def test_a_transaction_that_the_server_has_rolled_back_says_so(
+    mariadb: Engine, application: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a server that is older than the default, and has the variable set."""
+    monkeypatch.setattr(tombola.producers.entry, "SNAPSHOT_ISOLATION_SINCE", (99,))
     entry = entry_of(mariadb)
     draw = DrawRequest(account_id=1, request_key="k")
     for attempt in range(2):

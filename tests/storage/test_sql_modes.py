@@ -77,7 +77,9 @@ def shop_in(mode: str, url: str) -> Iterator[Engine]:
 def test_literals_arrive_as_they_are(mariadb_url: str) -> None:
     for mode in MODES:
         with shop_in(mode, mariadb_url) as theirs, theirs.begin() as connection:
-            connection.execute(text("CREATE TEMPORARY TABLE odd (number INT, value TEXT CHARACTER SET utf8mb4)"))
+            connection.execute(
+                text("CREATE TEMPORARY TABLE odd (number INT PRIMARY KEY, value TEXT CHARACTER SET utf8mb4)")
+            )
             joined = Transaction(connection.connection.driver_connection, is_sqlite=False)
             joined.insert("odd", ("number", "value"), list(enumerate(ODD)))
             assert [value for (value,) in joined.select(ALL, NUMBERS)] == ODD, mode

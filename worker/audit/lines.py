@@ -141,7 +141,8 @@ def _sql(*, is_sqlite: bool) -> tuple[str, str, str]:
         f"AND (r.kind IS NULL OR r.kind = '{DrawRequest.kind}') "
         f"AND r.reason IS NULL AND r.status = '{Status.COMPLETED}'"
     )
-    lone = "CAST(t.transaction_id AS CHAR)"
+    # Not a CAST on servers: a text that is cast has a collation of its own, which does not mix with old tables'.
+    lone = "CAST(t.transaction_id AS CHAR)" if is_sqlite else "CONCAT(t.transaction_id, '')"
     return f"COALESCE({line}, {lone})", rows, f"COALESCE({without}, {lone})"
 
 

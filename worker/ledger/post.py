@@ -44,10 +44,8 @@ def lock_free_accounts(
 
 
 _ACCOUNTS: Final = "SELECT id, asset_code, balance FROM account_asset_balances WHERE id IN (??) ORDER BY id"
-# Along the primary key, as with ORDER BY: so the locks are taken in the order of the ids.
-_JOINED: Final = (
-    f"SELECT {joined('id', 'asset_code', 'balance')} FROM account_asset_balances FORCE INDEX (PRIMARY) WHERE id IN (??)"
-)
+# Locked along the primary key: so the locks are taken in the order of the ids, as with ORDER BY.
+_JOINED: Final = f"SELECT {joined('id', 'asset_code', 'balance')} FROM account_asset_balances WHERE id IN (??)"
 
 
 def _accounts(

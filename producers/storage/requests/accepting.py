@@ -197,6 +197,7 @@ def _owners(transaction: Transaction, sessions: Sequence[str], *, lock: bool = F
         f"SELECT lottery_session_id, request_key, caller FROM {table.name} WHERE lottery_session_id IN (??)",
         sorted(sessions),
         lock=lock,
+        index="uk_request_lottery_session_id",
     )
     return {session: (key, caller) for session, key, caller in rows}
 
