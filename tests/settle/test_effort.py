@@ -59,12 +59,9 @@ def _counted(engine: Engine) -> dict[str, int]:
     proxy = engine.raw_connection()
     connection: Any = proxy.driver_connection
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT 'id', CONNECTION_ID() UNION ALL SELECT VARIABLE_NAME, VARIABLE_VALUE "
-            "FROM information_schema.SESSION_STATUS "
-            "WHERE VARIABLE_NAME IN ('Questions', 'Bytes_received', 'Bytes_sent')"
-        )
-        counted = {name.capitalize() if name != "id" else name: int(value) for name, value in cursor.fetchall()}
+        names = "'Questions', 'Bytes_received', 'Bytes_sent'"
+        cursor.execute(f"SHOW SESSION STATUS WHERE Variable_name IN ({names})")
+        counted = {name: int(value) for name, value in cursor.fetchall()} | {"id": connection.thread_id()}
     proxy.close()
     return counted
 
